@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: MIT
+"""What BigEarthNet v1 and v2 share: the class table, multi-hot labels, reading lists, the base Dataset.
+
+Classes: the 43 CORINE Land Cover level-3 classes and the 19-class nomenclature of Sumbul et al., BigEarthNet-MM, IEEE
+GRSM 2021; datasets/README.md.
+"""
+
+import csv
+import hashlib
+import logging
+import os
+import re
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.rasters import read_band
+
+CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
+SPLITS = ("train", "val", "test", "train_val", "all")
+THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
+
+_S1_NAME = re.compile(r"S1[A-Z](_[A-Za-z0-9-]+){3,}")
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+_EMPTY_LIST = re.compile(r"\[[\s,]*\]")
+
+log = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# classes and labels
+
+
+def _read_class_table():
+    """(the 19 class names in official order, {43-class name: index of its 19-class name, or None if dropped})."""
+    with open(CLASS_TABLE, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {int(row["ben19_id"]): row["ben19"] for row in rows if row["ben19"]}
+    clc43 = {row["clc43"]: int(row["ben19_id"]) if row["ben19"] else None for row in rows}
+    return tuple(names[i] for i in sorted(names)), clc43
+
+
+CLASSES, CLC43 = _read_class_table()
+BEN19 = {name: index for index, name in enumerate(CLASSES)}
+
+
+def multi_hot(names, nomenclature=BEN19):
+    """(19,) uint8, 1 for each class named. nomenclature: BEN19, or CLC43, some of whose classes have no 19-class one.
+
+    Raises DataError for a name that is not in the nomenclature.
+    """
+    row = np.zeros(len(CLASSES), np.uint8)
+    for name in names:
+        if name not in nomenclature:
+            raise DataError(f"unknown label {quoted(name)}")
+        if nomenclature[name] is not None:
+            row[nomenclature[name]] = 1
+    return row
+
+
+def parse_labels(text):
+    """Names in a printed list: Python's ['a', 'b'] or numpy's ['a' 'b'], over any number of lines.
+
+    Names may contain commas. Raises DataError for anything else.
+    """
+    if not _EMPTY_LIST.fullmatch(_QUOTED.sub("", text).strip()):
+        raise DataError(f"not a printed list of quoted names {quoted(text)}")
+    return [single or double for single, double in _QUOTED.findall(text)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# lists
+
+
+@dataclass
+class Listing:
+    """Samples in the order of the metadata or lists that name them, and where each was named.
+
+    ids (N,) str; labels (N, 19) uint8, or None when they are read later; line (N,), in the file of index file (N,),
+    whose printed form, up to the line, is places[file]. A listing made from folders has no lines.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray | None
+    places: tuple
+    file: np.ndarray | None = None
+    line: np.ndarray | None = None
+
+    def where(self, i):
+        """Where row i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
+        if self.line is None:
+            return f"{self.places[0]}{self.ids[i]}"
+        return f"{self.places[self.file[i]]}{self.line[i]}"
+
+    def take(self, rows):
+        """The listing of these rows alone; rows: indices or a boolean mask."""
+        parts = [None if x is None else x[rows] for x in (self.ids, self.labels, self.file, self.line)]
+        return Listing(parts[0], parts[1], self.places, *parts[2:])
+
+
+def join_listings(listings):
+    """One listing out of several, each of one file, in this order."""
+    labels = [listing.labels for listing in listings]
+    return Listing(
+        np.concatenate([listing.ids for listing in listings]),
+        None if labels[0] is None else np.concatenate(labels),
+        tuple(listing.places[0] for listing in listings),
+        np.concatenate([np.full(len(listing.ids), k, np.int16) for k, listing in enumerate(listings)]),
+        np.concatenate([listing.line for listing in listings]),
+    )
+
+
+def place_name(path, root):
+    """How messages call a list: by its path inside the root, or as it was given."""
+    path, root = Path(path), Path(root)
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+def read_csv_rows(path):
+    """(1-based line a record starts at, its cells) for every record that is not blank.
+
+    Raises DataError, which names the file, if it does not exist, is not UTF-8 or is not a CSV.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader, line = csv.reader(file), 1
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1  # a quoted cell may span lines
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a CSV file ({error}); check the path and the file") from error
+
+
+def check_names(names, where, pattern=_S1_NAME, kind="S1 patch"):
+    """DataError listing the names that cannot be patch names: too few parts, or characters that could leave the folder.
+
+    where: row -> where it was named.
+    """
+    bad = [i for i, name in enumerate(names) if not (name and len(name) <= 100 and pattern.fullmatch(name))]
+    if bad:
+        raise data_error(
+            f"{len(bad)} of {len(names)} rows have no {kind} name",
+            [f"{quoted(names[i])} ({where(i)})" for i in bad[:5]] + [""] * (len(bad) - 5),
+            "correct the rows, or say with --id_col which column (0-based) holds the S1 names",
+        )
+
+
+def in_threads(function, items):
+    """Results of `function` for every item, in order. Many at a time: for work that waits for the file system."""
+    chunks = [items[k : k + 256] for k in range(0, len(items), 256)]  # a future per item would cost more than its work
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [result for results in pool.map(lambda chunk: [function(x) for x in chunk], chunks) for result in results]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the dataset
+
+
+class BigEarthNet(Dataset):
+    """Sentinel-1 patches with 19-class labels: what BigEarthNetv1 and BigEarthNetv2 do alike.
+
+    An item is (sar, labels): (2, 120, 120) float32 in dB, order VH, VV; (19,) float32, 1 for each class present.
+    Item i is the sample named `ids[i]`; the order is that of the metadata. NaN in the files stays in the items.
+    """
+
+    CHANNELS, UNITS = ("VH", "VV"), "dB"
+    CLASSES = CLASSES
+    SIZE = 120
+
+    def __init__(self, root, split, listing, max_nonfinite):
+        self.root, self.split, self.max_nonfinite = Path(root), split, max_nonfinite
+        self.ids = listing.ids
+        self._listing = listing
+        self._refuse_duplicates()
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        try:
+            return torch.from_numpy(self._read(i)), torch.from_numpy(self._labels(i).astype(np.float32))
+        except DataError as error:
+            raise DataError(f"{error} ({self.where(i)})") from error
+
+    def where(self, i):
+        """Where sample i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
+        return self._listing.where(i)
+
+    def files(self, i):
+        """Paths of sample i, one for each of CHANNELS."""
+        raise NotImplementedError
+
+    def describe(self):
+        """What a run records about its data; can be written as JSON. class_counts is None while labels are unread."""
+        labels = self._listing.labels
+        return {
+            "name": type(self).__name__,
+            "root": str(self.root),
+            "metadata": [str(path) for path in self.metadata],
+            "split": self.split,
+            "samples": len(self),
+            "class_counts": None if labels is None else dict(zip(CLASSES, labels.sum(0, dtype=int).tolist())),
+            "fingerprint": hashlib.sha256("\n".join(self.ids.tolist()).encode()).hexdigest(),
+        }
+
+    def check_files(self, start=0, step=1):
+        """Raises DataError if a file of every step-th sample from `start` is missing or empty: count, first five, where.
+
+        Ranks share the work as (rank, world size).
+        """
+        rows = range(len(self))[start::step]
+        missing = [(i, lost) for i, lost in zip(rows, in_threads(self._missing_channels, rows)) if lost]
+        if missing:
+            raise data_error(
+                f"{len(missing)} of {len(rows)} samples lack data",
+                [f"{self.ids[i]} {' and '.join(lost)} ({self.where(i)})" for i, lost in missing],
+                f"copy the files to {self.root}, or remove these rows",
+            )
+
+    def check_units(self, samples=32):
+        """{"mean", "std", "min", "max": [VH, VV] in dB, "nonfinite": pixels} of up to `samples` evenly spaced samples.
+
+        Raises DataError if a channel, which should be in dB, is never negative there.
+        """
+        rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
+        values = np.stack([self[i][0].numpy() for i in rows], axis=1).reshape(len(self.CHANNELS), -1).astype(np.float64)
+        values[~np.isfinite(values)] = np.nan
+        report = {
+            name: [float(x) for x in function(values, axis=1)]
+            for name, function in (("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax))
+        }
+        for channel, lowest in zip(self.CHANNELS, report["min"]):
+            if lowest >= 0:
+                raise DataError(
+                    f"{self.files(rows[0])[self.CHANNELS.index(channel)]} and the other {len(rows) - 1} samples looked "
+                    f"at: {channel} is never negative, it looks linear, but BigEarthNet is read as dB; store "
+                    "10*log10(value) as the dataset's authors do, or check --dataset and --data_path"
+                )
+        return report | {"nonfinite": int(np.isnan(values).sum())}
+
+    def _labels(self, i):
+        """(19,) uint8 of sample i."""
+        return self._listing.labels[i]
+
+    def _read(self, i):
+        """(2, 120, 120) float32, dB."""
+        bands = []
+        for channel, path in zip(self.CHANNELS, self.files(i)):
+            band = self._read_channel(path, channel)
+            if band.shape != (self.SIZE, self.SIZE):
+                raise DataError(
+                    f"{path}: is {band.shape[0]}x{band.shape[1]} pixels, not {self.SIZE}x{self.SIZE}; "
+                    "restore the patch, or remove its row"
+                )
+            bands.append(band)
+        return np.stack(bands)
+
+    def _read_channel(self, path, channel):
+        return read_band(path, self.max_nonfinite, band=channel)
+
+    def _has_data(self, path):
+        try:
+            status = os.stat(path)
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+    def _missing_channels(self, i):
+        return [channel for channel, path in zip(self.CHANNELS, self.files(i)) if not self._has_data(path)]
+
+    def _refuse_duplicates(self):
+        names = self.ids.tolist()
+        if len(set(names)) == len(names):
+            return
+        first, repeated = {}, []
+        for i, name in enumerate(names):
+            if first.setdefault(name, i) != i:
+                repeated.append(f"{name} ({self.where(first[name])} and {self.where(i)})")
+        raise data_error(f"{len(repeated)} of {len(names)} rows repeat an id", repeated, "remove the repeated rows")
+
+
+def check_root(root):
+    """The folder as a Path. Raises DataError if it does not exist."""
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the dataset's folder with --data_path")
+    return root
+
+
+def check_split(split):
+    """The split under its own name: "validation" is "val". Raises DataError for an unknown one."""
+    split = "val" if split == "validation" else split
+    if split not in SPLITS:
+        raise DataError(f"unknown split {quoted(split)}; choose one of {', '.join(SPLITS)}")
+    return split

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""Reads one band of a GeoTIFF, and says which file it was when that fails."""
+
+import os
+import warnings
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from sarwmix.errors import DataError
+
+POLARISATIONS = ("VH", "VV", "HH", "HV")
+
+
+def check_nonfinite(values, source, max_nonfinite):
+    """DataError naming `source` if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
+    fraction = 1 - np.count_nonzero(np.isfinite(values)) / values.size
+    if fraction > max_nonfinite:
+        raise DataError(
+            f"{source}: {fraction:.2%} of the pixels are NaN, infinite or no data, more than the {max_nonfinite:.2%} "
+            "allowed; remove its row from the list, or raise --max_nonfinite"
+        )
+
+
+def _band_number(src, path, band):
+    """1-based number of the wanted band: the only one, or the one that is described by the wanted name."""
+    names = [(description or "").strip().upper() for description in src.descriptions]
+    if src.count == 1:
+        if band and names[0] in POLARISATIONS and names[0] != band:
+            raise DataError(f"{path}: holds {names[0]} by its band description, not {band}; restore the right file")
+        return 1
+    matching = [number for number, name in enumerate(names, start=1) if band and name == band]
+    if len(matching) != 1:
+        raise DataError(
+            f"{path}: has {src.count} bands, and {len(matching)} of them are described as {band or 'the wanted one'} "
+            f"(descriptions: {', '.join(name or 'none' for name in names)}); store one band per file, or describe them"
+        )
+    return matching[0]
+
+
+def read_band(path, max_nonfinite=0.01, band=None):
+    """One band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
+
+    Pixels that are NaN or infinite stay as they are, up to the fraction `max_nonfinite` of the image; what takes their
+    place is decided where batches are prepared.
+    band: name of the wanted band ("VH"). A file of several bands is read only if exactly one is described by it; bands
+    are never taken by position.
+    Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, too many
+    non-finite pixels.
+    """
+    try:
+        # Neither the warning about plain TIFFs without a CRS nor a search for other drivers' and sidecar files.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff") as src:
+                number = _band_number(src, path, band)
+                values, nodata = src.read(number), src.nodatavals[number - 1]
+    except (RasterioError, OSError) as error:
+        if not os.path.exists(path):
+            raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again") from error
+    values = values.astype(np.float32, copy=False)
+    if nodata is not None:
+        values[values == np.float32(nodata)] = np.nan
+    check_nonfinite(values, path, max_nonfinite)
+    return values

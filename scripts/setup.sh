@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Sets up everything the programs and the tests need, in .venv at the root of the checkout.
+# Safe to run again: what is already there and works is left alone. INSTALL.md explains each step.
+#   PYTHON=python3.12 bash scripts/setup.sh     another interpreter (3.11 or newer)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '[setup] %s\n' "$*"; }
+die() { printf '[setup] error: %s\n' "$*" >&2; exit 2; }
+
+PYTHON=${PYTHON:-python3}
+VENV_PYTHON=.venv/bin/python
+STAMP=.venv/.set-up-for
+
+# What a finished set-up was made from: these two files, the interpreter, and the system's Open MPI and GDAL.
+fingerprint() {
+    { cat scripts/setup.sh requirements.txt; "$PYTHON" -VV; mpirun --version; gdal-config --version; } 2>/dev/null | sha256sum
+}
+
+command -v "$PYTHON" >/dev/null || die "no $PYTHON found; install Python 3.11 or newer, or set PYTHON=/path/to/python"
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || die "$PYTHON is older than 3.11; install a newer Python, or set PYTHON=/path/to/python"
+
+if [ -x "$VENV_PYTHON" ] && [ "$(cat $STAMP 2>/dev/null)" = "$(fingerprint)" ]; then
+    exit 0
+fi
+
+# 1. System packages: Open MPI (mpirun, and headers for mpi4py), GDAL (headers for its Python binding), a compiler, venv.
+missing=()
+command -v mpirun >/dev/null || missing+=(openmpi-bin)
+command -v mpicc >/dev/null || missing+=(libopenmpi-dev)
+command -v gdal-config >/dev/null || missing+=(gdal-bin libgdal-dev)
+command -v g++ >/dev/null || missing+=(build-essential)
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+"$PYTHON" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file())' \
+    || missing+=(python3-dev)
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ]; then as_root=(); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else as_root=(no); fi
+    if [ "${as_root[*]:-}" = no ] || ! command -v apt-get >/dev/null; then
+        die "these system packages are missing: ${missing[*]}. Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Without root')"
+    fi
+    say "installing system packages: ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
+
+# 2. The virtual environment. A PyTorch that already works in the base interpreter (built for this machine's CUDA) is used.
+torch_works() {  # an interpreter; torchvision's compiled operators load only beside the torch they were built for
+    "$1" -W ignore -c 'import torch, torchvision; v = tuple(map(int, torch.__version__.split(".")[:2])); assert v >= (2, 10)
+torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), 0.5)' 2>/dev/null
+}
+if ! "$VENV_PYTHON" -c '' 2>/dev/null; then
+    share=(); if torch_works "$PYTHON"; then share=(--system-site-packages); fi
+    say "creating .venv with $("$PYTHON" -V)${share[0]:+, sharing the PyTorch installed with it}"
+    "$PYTHON" -m venv --clear "${share[@]}" .venv
+fi
+pip() { "$VENV_PYTHON" -m pip --disable-pip-version-check "$@"; }
+
+# 3. PyTorch and torchvision, always as a pair from one pip call.
+if ! torch_works "$VENV_PYTHON"; then
+    say "installing torch and torchvision (minutes, several GB for a CUDA build)"
+    pip install -q --upgrade 'torch>=2.10' torchvision
+    torch_works "$VENV_PYTHON" \
+        || die "torch and torchvision do not load together after 'pip install torch torchvision'; install a matching pair into .venv by hand (INSTALL.md, 'PyTorch first') and run this again"
+fi
+
+# 4. Everything else. The wheel of mpi4py finds the system's Open MPI at run time, or else it is compiled against it;
+#    GDAL's binding must have the version of the system's library, and is always compiled.
+say "installing requirements.txt"
+pip install -q -r requirements.txt
+if ! "$VENV_PYTHON" -c 'from mpi4py import MPI; assert "Open MPI" in MPI.Get_library_version()' 2>/dev/null; then
+    say "compiling mpi4py for $(mpirun --version | head -n 1)"
+    pip install -q --no-binary mpi4py --no-cache-dir --force-reinstall --no-deps mpi4py
+fi
+gdal_version=$(gdal-config --version)
+if [ "$("$VENV_PYTHON" -W ignore -c 'from osgeo import gdal, gdal_array; print(gdal.__version__)' 2>/dev/null)" != "$gdal_version" ]; then
+    say "compiling the GDAL $gdal_version binding"
+    pip install -q setuptools wheel
+    pip install -q --no-build-isolation --no-cache-dir --force-reinstall --no-deps "GDAL==$gdal_version"
+fi
+
+fingerprint > $STAMP
+say "done: $("$VENV_PYTHON" -c 'import torch; print("torch", torch.__version__)'), GDAL $gdal_version, $(mpirun --version | head -n 1)"

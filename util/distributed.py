@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Starting one process or many: which rank this is, where the others are, and what ranks say to each other."""
+import datetime
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as td
+
+from util.errors import UsageError
+
+# launcher → variables of (rank, world size, rank on this node, ranks on this node), in the order they are looked for
+LAUNCHERS = {
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says of this process."""
+    launcher: str = "single process"
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def detect_launch(env=os.environ):
+    """Rank and world size from Open MPI's variables, else torchrun's, else Slurm's, else a single process.
+
+    Raises UsageError when a launcher's variables are incomplete or contradict each other.
+    """
+    for launcher, names in LAUNCHERS.items():
+        if names[0] not in env or names[1] not in env:
+            continue
+        try:
+            rank, world_size = int(env[names[0]]), int(env[names[1]])
+            local_rank = int(env.get(names[2], 0))
+            local_size = int(env.get(names[3], world_size if launcher != "Slurm" else 1))
+        except ValueError:
+            if launcher == "Slurm" and not env[names[3]].isdigit():      # "4(x2)": four tasks on each of two nodes
+                local_size = int(env[names[3]].split("(")[0])
+            else:
+                raise UsageError(f"{launcher}'s variables {', '.join(names)} must be integers: "
+                                 f"{', '.join(str(env.get(name)) for name in names)}") from None
+        if not 0 <= rank < world_size:
+            raise UsageError(f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset them, or "
+                             f"start all ranks with one launcher")
+        return Launch(launcher, rank, world_size, local_rank, local_size)
+    return Launch()
+
+
+def job_port(env=os.environ):
+    """A port between 20000 and 59999 that all ranks of a batch job derive alike from its id; None outside of one."""
+    job = env.get("PBS_JOBID") or env.get("SLURM_JOB_ID")
+    return 20000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 40000 if job else None
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def rendezvous(launch, port=None, env=os.environ):
+    """Where the ranks meet: (address, port).
+
+    The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py;
+    the port is --port, else MASTER_PORT, else made from the job id, else (with the broadcast) one that is free.
+    Raises UsageError where nothing tells.
+    """
+    address = env.get("MASTER_ADDR")
+    if not address and env.get("PBS_NODEFILE"):
+        try:
+            with open(env["PBS_NODEFILE"]) as nodes:
+                address = nodes.readline().strip()
+        except OSError as error:
+            raise UsageError(f"PBS_NODEFILE {env['PBS_NODEFILE']}: {error.strerror}; set MASTER_ADDR instead") from None
+    port = port or int(env.get("MASTER_PORT", 0)) or job_port(env)
+    if launch.launcher == "Open MPI" and not (address and port):
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise UsageError(f"mpi4py is needed to find rank 0 ({error}); set MASTER_ADDR and MASTER_PORT, or install it "
+                             f"as scripts/setup.sh does") from None
+        here = "127.0.0.1" if launch.local_size == launch.world_size else socket.gethostname()
+        address, port = MPI.COMM_WORLD.bcast((address or here, port or _free_port()))
+    if not address:
+        raise UsageError(f"{launch.launcher} says there are {launch.world_size} ranks, but not where: set MASTER_ADDR to "
+                         f"the host of rank 0")
+    return address, port or 29500
+
+
+class Ranks:
+    """The process group as the programs see it; with one process every call is the identity."""
+
+    def __init__(self, launch, device):
+        self.launch, self.device = launch, device
+        self.rank, self.world_size = launch.rank, launch.world_size
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def mean(self, tensor):
+        """The mean over ranks of a tensor that lies on the device, in place."""
+        if self.world_size > 1:
+            td.all_reduce(tensor)
+            tensor /= self.world_size
+        return tensor
+
+    def gather(self, value):
+        """The picklable values of all ranks, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        td.all_gather_object(values, value)
+        return values
+
+    def barrier(self):
+        if self.world_size > 1:
+            td.barrier()
+
+    def close(self):
+        if self.world_size > 1 and td.is_initialized():
+            td.destroy_process_group()
+
+
+def pick_device(name, local_rank):
+    """--device as a torch.device: "auto" is CUDA where there is a GPU, else the CPU. Raises UsageError if it is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is unknown; choose auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError("--device cuda: this PyTorch sees no GPU; use --device cpu, or install PyTorch for your CUDA")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UsageError(f"--device cuda:{index}: this node has {torch.cuda.device_count()} GPUs; start as many ranks "
+                             f"a node as it has GPUs")
+        return torch.device("cuda", index)
+    return device
+
+
+def start_ranks(args):
+    """Join the process group the launcher started, over NCCL on GPUs and gloo on CPUs. Returns Ranks.
+
+    args: device, world_size, local_rank, dist_on_itp, dist_url, port, dist_timeout (minutes). Raises UsageError for
+    flags that contradict the launcher.
+    """
+    launch = detect_launch()
+    if args.dist_on_itp and launch.launcher != "Open MPI":
+        raise UsageError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
+    if args.world_size not in (None, launch.world_size):
+        raise UsageError(f"--world_size {args.world_size} contradicts the launcher ({launch.launcher}, "
+                         f"{launch.world_size} ranks); leave the flag out")
+    local_rank = launch.local_rank if args.local_rank is None else args.local_rank
+    device = pick_device(args.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
+    if launch.world_size > 1:
+        if launch.launcher != "torchrun" and args.dist_url == "env://":
+            address, port = rendezvous(launch, args.port)
+            os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+        try:
+            td.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=args.dist_url,
+                                  rank=launch.rank, world_size=launch.world_size,
+                                  timeout=datetime.timedelta(minutes=args.dist_timeout),
+                                  device_id=device if device.type == "cuda" else None)
+        except (RuntimeError, ValueError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if args.dist_url == "env://" else args.dist_url
+            raise UsageError(f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
+                             f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR") from None
+    return Ranks(launch, device)

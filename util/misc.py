@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""Console logging, durations, memory, and the record of what a run was."""
+import datetime
+import logging
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+class _ClockFormatter(logging.Formatter):
+    """Lines that begin `[HH:MM:SS.ffffff] `, which existing log readers expect."""
+
+    def format(self, record):
+        clock = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"[{clock}] {level}{super().format(record)}"
+
+
+def setup_logging(is_main):
+    """Log to the console: rank 0 from INFO, other ranks errors only. Python warnings go the same way."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_ClockFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def duration(seconds):
+    """H:MM:SS."""
+    return str(datetime.timedelta(seconds=int(seconds)))
+
+
+def peak_memory(device):
+    """The most memory taken so far, in bytes: of the GPU by tensors, or of the process (resident) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _commit():
+    """The checkout's commit, with "+changes" if files differ from it; None outside of a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment(ranks):
+    """Versions, devices, launcher and commit of this run, for run.json."""
+    device = ranks.device
+    return {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "launcher": ranks.launch.launcher,
+        "world_size": ranks.world_size,
+    }

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""What the main programs share: flags, one-line errors, exit statuses."""
+import argparse
+import logging
+import os
+import sys
+import time
+
+from util.distributed import detect_launch
+from util.errors import TrainingError, UsageError
+from util.misc import duration
+
+log = logging.getLogger(__name__)
+
+
+def _fail(line, status):
+    """One line on stderr, its line breaks folded; the status to exit with."""
+    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
+    return status
+
+
+class _Help(argparse.HelpFormatter):
+    """Appends each flag's default, unless its help names it or there is none worth naming."""
+
+    def _get_help_string(self, action):
+        shown = action.default not in (None, False, "", argparse.SUPPRESS)
+        return action.help + (" (default: %(default)s)" if shown and "default" not in action.help else "")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line (from rank 0 only) and exit status 2."""
+
+    def __init__(self, description):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118))
+
+    def error(self, message):
+        try:
+            rank = detect_launch().rank
+        except UsageError:
+            rank = 0
+        if rank == 0:
+            _fail(f"{self.prog}: error: {message} (see --help)", 2)
+        sys.exit(2)
+
+
+def run_program(main, *input_errors):
+    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 for TrainingError.
+
+    Bad input is reported by rank 0 and by whichever rank alone saw it, in one line each.
+    """
+    started = time.monotonic()
+    name = os.path.basename(sys.argv[0])
+    try:
+        main()
+        log.info("Training time %s", duration(time.monotonic() - started))
+        return 0
+    except (UsageError, *input_errors) as error:
+        # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
+        line = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
+        return _fail(f"{name}: error: {line}", 2)
+    except TrainingError as error:
+        return _fail(f"{name}: stopped: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail(f"{name}: interrupted", 130)
+
+
+def add_schedule_flags(parser, *, epochs, warmup_epochs, blr, min_lr):
+    """Flags of the optimiser and the learning-rate schedule, with a recipe's defaults."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--batch_size", type=int, default=64, help="images per rank and micro-batch")
+    group.add_argument("--accum_iter", type=int, default=1, metavar="N",
+                       help="micro-batches whose gradients are summed for one step; global batch = batch_size × accum_iter × ranks")
+    group.add_argument("--epochs", type=int, default=epochs, help="epochs the learning-rate schedule spans")
+    group.add_argument("--stop_epoch", type=int, metavar="N",
+                       help="stop after this many epochs; the schedule still spans --epochs (default: --epochs)")
+    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, help="epochs of linear warm-up")
+    group.add_argument("--lr", type=float, help="learning rate (default: blr × global batch / 256)")
+    group.add_argument("--blr", type=float, default=blr, help="base learning rate, per 256 images of a global batch")
+    group.add_argument("--min_lr", type=float, default=min_lr, help="learning rate at the end of the schedule")
+    group.add_argument("--weight_decay", type=float, default=0.05, help="AdamW weight decay; none on biases and 1-D parameters")
+    group.add_argument("--clip_grad", type=float, metavar="NORM", help="clip gradients to this norm (default: no clipping)")
+    group.add_argument("--amp", choices=("bf16", "fp16", "off"),
+                       help="mixed precision; fp16 scales the loss (default: bf16 on CUDA, off on a CPU)")
+    return group
+
+
+def add_run_flags(parser, *, output_dir):
+    """Flags of a run: where it writes, how it starts and goes on."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--output_dir", default=output_dir, metavar="DIR", help="checkpoints, log.txt and run.json")
+    group.add_argument("--log_dir", metavar="DIR", help="TensorBoard events (default: OUTPUT_DIR/tensorboard)")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that output_dir holds")
+    group.add_argument("--resume", default="", metavar="auto|PATH",
+                       help="continue a run exactly: from PATH, or 'auto' from output_dir if there is something to continue")
+    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint")
+    group.add_argument("--start_epoch", type=int, default=0, metavar="N", help="epoch to start at, 0-based; --resume sets it")
+    group.add_argument("--seed", type=int, default=0, help="of the initialisation, the sample order, flips and masks")
+    group.add_argument("--log_freq", type=int, default=20, metavar="N", help="steps between console lines")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--num_workers", type=int, metavar="N",
+                       help="loader processes per rank (default: the CPU cores of a rank, at most 10)")
+    group.add_argument("--pin_mem", action="store_true", default=True,
+                       help="page-locked batches for faster copies to a GPU (the default)")
+    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
+    return group
+
+
+def add_distributed_flags(parser):
+    """Flags for starting many ranks; under mpirun, torchrun or srun none is needed."""
+    group = parser.add_argument_group("distributed", "ranks are found from mpirun's, torchrun's or Slurm's variables")
+    group.add_argument("--world_size", type=int, metavar="N", help="ranks expected: an error if the launcher started others")
+    group.add_argument("--local_rank", type=int, metavar="N", help="GPU of this rank on its node (default: from the launcher)")
+    group.add_argument("--dist_on_itp", action="store_true", help="insist on Open MPI's variables")
+    group.add_argument("--dist_url", default="env://", metavar="URL", help="rendezvous, env:// or tcp://HOST:PORT")
+    group.add_argument("--port", type=int, metavar="N",
+                       help="rendezvous port (default: MASTER_PORT, or made from the job id, or a free one)")
+    group.add_argument("--dist_timeout", type=float, default=10, metavar="MIN",
+                       help="minutes after which ranks give up on one that does not answer")
+    return group
+
+
+def check_common_flags(args):
+    """Refuse values and pairs of shared flags that cannot be meant, before any work. Raises UsageError."""
+    def need(ok, message):
+        if not ok:
+            raise UsageError(message)
+
+    for name, least in (("batch_size", 1), ("accum_iter", 1), ("epochs", 1), ("log_freq", 1), ("start_epoch", 0), ("seed", 0),
+                        ("warmup_epochs", 0), ("weight_decay", 0), ("min_lr", 0), ("blr", 0)):
+        need(getattr(args, name) >= least, f"--{name} {getattr(args, name)}: must be at least {least}")
+    for name in ("lr", "clip_grad", "dist_timeout"):
+        value = getattr(args, name)
+        need(value is None or value > 0, f"--{name} {value}: must be above 0")
+    need(args.num_workers is None or args.num_workers >= 0, f"--num_workers {args.num_workers}: must be at least 0")
+    need(args.port is None or 0 < args.port < 65536, f"--port {args.port}: must be between 1 and 65535")
+    if args.stop_epoch is None:
+        args.stop_epoch = args.epochs
+    need(1 <= args.stop_epoch <= args.epochs,
+         f"--stop_epoch {args.stop_epoch}: must be between 1 and --epochs {args.epochs}, which the schedule spans")
+    need(args.warmup_epochs <= args.epochs, f"--warmup_epochs {args.warmup_epochs:g}: more than --epochs {args.epochs}")
+    need(args.start_epoch < args.stop_epoch, f"--start_epoch {args.start_epoch}: there is no epoch left before {args.stop_epoch}")
+    need(not (args.resume and args.overwrite), "--resume and --overwrite contradict each other: one continues the run in "
+                                               "--output_dir, the other removes it")
+    need(not (args.resume and args.start_epoch), "--resume and --start_epoch contradict each other: a resumed run knows its epoch")
+    need(not (args.resume not in ("", "auto") and args.finetune),
+         "--resume PATH and --finetune contradict each other: one continues a run, the other starts one from weights")
+    for flag, path in (("resume", args.resume if args.resume != "auto" else ""), ("finetune", args.finetune)):
+        need(not path or os.path.isfile(path), f"--{flag} {path}: there is no such checkpoint")

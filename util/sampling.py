@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+"""Which samples a step sees, and its random streams: functions of (seed, epoch, step, micro-batch), of nothing else.
+
+An epoch is one permutation, cut into global batches, each cut into world_size · accum_iter micro-batches; rank r takes
+the micro-batches r, r + world_size, … So one process that accumulates two micro-batches and two processes that take
+one each see the same micro-batches, and a run can be continued from any step.
+"""
+import numpy as np
+import torch
+
+
+def stream_seed(seed, *place):
+    """A 63-bit seed for the random stream at a place (non-negative integers: which stream, epoch, step, …)."""
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def epoch_order(num_samples, seed, epoch):
+    """The order of an epoch: a permutation of range(num_samples), int64."""
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+class MicroBatchSampler(torch.utils.data.Sampler):
+    """Yields the ids of this rank's micro-batches, epoch by epoch; the last, incomplete global batch is left out."""
+
+    def __init__(self, num_samples, batch_size, accum_iter=1, rank=0, world_size=1, seed=0):
+        self.num_samples, self.batch_size, self.accum_iter = num_samples, batch_size, accum_iter
+        self.rank, self.world_size, self.seed, self.epoch = rank, world_size, seed, 0
+        self.steps = num_samples // (batch_size * accum_iter * world_size)
+
+    def __len__(self):
+        return self.steps * self.accum_iter
+
+    def global_batch(self, epoch, step):
+        """The ids of one step, all ranks together: (world_size · accum_iter, batch_size)."""
+        size = self.batch_size * self.accum_iter * self.world_size
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        return order[step * size:(step + 1) * size].reshape(-1, self.batch_size)
+
+    def __iter__(self):
+        order = epoch_order(self.num_samples, self.seed, self.epoch)
+        order = order[:self.steps * self.batch_size * self.accum_iter * self.world_size]
+        for ids in order.reshape(-1, self.world_size, self.batch_size)[:, self.rank]:
+            yield ids.tolist()
