@@ -149,8 +149,8 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x, layout):
         B, L, C = x.shape
@@ -191,7 +191,7 @@ class MixMIMEncoder(nn.Module):
         for grid, window in zip(self.grids, self.windows):
             if grid % window:
                 raise ValueError(f"img_size {img_size}: its grid of {grid}×{grid} tokens cannot be cut into windows "
-                                 f"of {window}×{window}; 32, 64, 128, 256 and 512 can")
+                                 f"of {window}×{window}; 32, 64, 128, 256, 384 and 512 can")
         dims = [embed_dim * 2 ** i for i in range(len(depths))]
         self.num_features = dims[-1]
         self.absolute_pos_embed = nn.Parameter(get_2d_sincos_pos_embed(embed_dim, self.grids[0]), requires_grad=False)

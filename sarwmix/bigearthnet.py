@@ -147,9 +147,40 @@ def check_names(names, where, pattern=_S1_NAME, kind="S1 patch"):
     if bad:
         raise data_error(
             f"{len(bad)} of {len(names)} rows have no {kind} name",
-            [f"{quoted(names[i])} ({where(i)})" for i in bad[:5]] + [""] * (len(bad) - 5),
+            [f"{quoted(names[i])} ({where(i)})" for i in bad],
             "correct the rows, or say with --id_col which column (0-based) holds the S1 names",
         )
+
+
+def check_root(root):
+    """The folder as a Path. Raises DataError if it does not exist."""
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; give the dataset's folder with --data_path")
+    return root
+
+
+def check_split(split):
+    """The split under its own name: "validation" is "val". Raises DataError for an unknown one."""
+    split = "val" if split == "validation" else split
+    if split not in SPLITS:
+        raise DataError(f"unknown split {quoted(split)}; choose one of {', '.join(SPLITS)}")
+    return split
+
+
+def as_paths(files):
+    """A list of paths, from one path or several."""
+    return [Path(files)] if isinstance(files, (str, os.PathLike)) else [Path(file) for file in files]
+
+
+def split_lists(folder, prefix, split):
+    """Paths of the CSV files a split consists of: <prefix>_train.csv, _val, _test, and _train_val if it is there."""
+    if split == "all":
+        return split_lists(folder, prefix, "train_val") + split_lists(folder, prefix, "test")
+    path = folder / f"{prefix}_{split}.csv"
+    if split == "train_val" and not path.exists():
+        return split_lists(folder, prefix, "train") + split_lists(folder, prefix, "val")
+    return [path]
 
 
 def in_threads(function, items):
@@ -236,12 +267,11 @@ class BigEarthNet(Dataset):
             name: [float(x) for x in function(values, axis=1)]
             for name, function in (("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax))
         }
-        for channel, lowest in zip(self.CHANNELS, report["min"]):
+        for channel, path, lowest in zip(self.CHANNELS, self.files(rows[0]), report["min"]):
             if lowest >= 0:
                 raise DataError(
-                    f"{self.files(rows[0])[self.CHANNELS.index(channel)]} and the other {len(rows) - 1} samples looked "
-                    f"at: {channel} is never negative, it looks linear, but BigEarthNet is read as dB; store "
-                    "10*log10(value) as the dataset's authors do, or check --dataset and --data_path"
+                    f"{path} and {len(rows) - 1} more: {channel} is never negative, so it looks linear, but BigEarthNet "
+                    "is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path"
                 )
         return report | {"nonfinite": int(np.isnan(values).sum())}
 
@@ -285,18 +315,3 @@ class BigEarthNet(Dataset):
                 repeated.append(f"{name} ({self.where(first[name])} and {self.where(i)})")
         raise data_error(f"{len(repeated)} of {len(names)} rows repeat an id", repeated, "remove the repeated rows")
 
-
-def check_root(root):
-    """The folder as a Path. Raises DataError if it does not exist."""
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the dataset's folder with --data_path")
-    return root
-
-
-def check_split(split):
-    """The split under its own name: "validation" is "val". Raises DataError for an unknown one."""
-    split = "val" if split == "validation" else split
-    if split not in SPLITS:
-        raise DataError(f"unknown split {quoted(split)}; choose one of {', '.join(SPLITS)}")
-    return split

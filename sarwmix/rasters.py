@@ -50,10 +50,11 @@ def read_band(path, max_nonfinite=0.01, band=None):
     non-finite pixels.
     """
     try:
-        # Neither the warning about plain TIFFs without a CRS nor a search for other drivers' and sidecar files.
-        with warnings.catch_warnings():
+        # Where the image lies is not needed: parsing its coordinate system takes longer than all the rest, and looking
+        # for sidecar files lists the folder, which a parallel file system is slow at.
+        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff") as src:
+            with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
                 number = _band_number(src, path, band)
                 values, nodata = src.read(number), src.nodatavals[number - 1]
     except (RasterioError, OSError) as error:
@@ -61,6 +62,8 @@ def read_band(path, max_nonfinite=0.01, band=None):
             raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
         reason = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again") from error
+    if np.iscomplexobj(values):
+        raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     values = values.astype(np.float32, copy=False)
     if nodata is not None:
         values[values == np.float32(nodata)] = np.nan

@@ -2,9 +2,9 @@
 """A second, deliberately plain MixMIM pretraining forward, for models_mixmim.py to agree with.
 
 Written to be checked against the papers line by line and for nothing else: no window views, no fused attention, no
-shared tricks. Tokens are always in raster order (index = row*grid + column), windows are lists of token numbers, and the
-embedding, the position index, softmax, LayerNorm, mixing and unmixing are spelled out. It owns no parameters: it reads those of
-the model by their state-dict names, so that gradients of both routes are taken at the same tensors, in their dtype.
+shared tricks. Tokens are always in raster order (index = row*grid + column), windows are lists of token numbers, and
+the embedding, the position index, softmax, LayerNorm, mixing and unmixing are spelled out. It owns no parameters: it
+reads those of the model by their state-dict names, so that gradients of both routes are taken at the same tensors.
 
 Papers: MixMAE (arXiv 2205.13137), Swin (2103.14030), MAE (2111.06377), SAR-W-MixMAE (2503.01181).
 """
@@ -94,7 +94,7 @@ def sincos_embedding(dim, grid):
 
 
 def relative_position_index(w):
-    """Row of the bias table for (query i, key j) of a w*w window, Swin section 3.2: both offsets query - key, shifted to >= 0."""
+    """Row of the bias table for (query i, key j) of a w*w window, Swin section 3.2: offsets query - key, shifted to >= 0."""
     index = torch.zeros(w * w, w * w, dtype=torch.int64)
     for i in range(w * w):
         for j in range(w * w):
@@ -171,8 +171,9 @@ def encode(p, config, images, mask):
     x = x + fixed_embedding(p, "absolute_pos_embed", config.embed_dim, grid)
     for stage in range(4):
         w = min(config.window_sizes[stage], grid)
+        token_mask = mask_at(mask, cells, grid)
         for block in range(config.depths[stage]):
-            x = encoder_block(p, f"layers.{stage}.blocks.{block}", x, grid, w, config.num_heads[stage], mask_at(mask, cells, grid))
+            x = encoder_block(p, f"layers.{stage}.blocks.{block}", x, grid, w, config.num_heads[stage], token_mask)
         if stage < 3:
             x = layer_norm(p, f"layers.{stage}.downsample.norm", merge(x, grid))
             x = linear(p, f"layers.{stage}.downsample.reduction", x)
@@ -181,7 +182,7 @@ def encode(p, config, images, mask):
 
 
 def fixed_embedding(p, name, dim, grid):
-    """The stored embedding, once it is seen to be the sin-cos one: it is stored in float32, so its last bits are the model's."""
+    """The stored embedding, once seen to be the sin-cos one: it was rounded to float32, so its last bits are the model's."""
     stored = p[name]
     expected = sincos_embedding(dim, grid)[None]
     assert (stored.double() - expected).abs().max() < 1e-5, f"{name} is not the sin-cos embedding"
@@ -191,7 +192,7 @@ def fixed_embedding(p, name, dim, grid):
 # ---- decoder: MixMAE, "dual reconstruction" ----------------------------------------------------------------------------
 
 def decode(p, config, z, mask):
-    """(B, L, C4) -> (2B, L, 2048): first the sequences that keep the cells of image b, then those that keep its partner's."""
+    """(B, L, C4) -> (2B, L, 2048): first the sequences that keep the cells of image b, then those of its partner."""
     z = linear(p, "decoder_embed", z)
     m = mask[0].to(z.dtype)      # (L, 1)
     keeps_own = z * (1 - m) + p["mask_token"] * m

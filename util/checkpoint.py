@@ -128,13 +128,26 @@ def initialise(model, state, path):
     return resampled
 
 
-def check_same_run(saved, current, flags):
-    """Refuse to continue a run with flags that would make it another one.
+def restore(state, path, model, optimizer, scaler):
+    """Put a checkpoint's whole state into a run that continues it. Raises UsageError naming the file if it does not fit."""
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
+        int(state["epoch"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: does not fit this run ({str(error).splitlines()[0][:160]}); to start from its weights only, "
+                         f"use --finetune") from None
 
-    saved, current: dicts of flags; flags: the names that must agree. Raises UsageError naming the flags and values.
+
+def check_same_run(saved, current):
+    """Refuse to continue a run as another one. saved, current: dicts of what must agree, by the names of the flags.
+
+    Raises UsageError naming the flags and both values.
     """
-    changed = [f"--{name} {current[name]} (was {saved[name]})" for name in flags
-               if name in saved and name in current and saved[name] != current[name]]
+    changed = [f"--{name} {current[name]} (was {saved[name]})" for name in saved
+               if name in current and saved[name] != current[name]]
     if changed:
         raise UsageError(f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "
                          f"or start a new one in another --output_dir with --finetune")

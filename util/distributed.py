@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as td
+from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UsageError
 
@@ -121,9 +122,27 @@ class Ranks:
         td.all_gather_object(values, value)
         return values
 
-    def barrier(self):
-        if self.world_size > 1:
-            td.barrier()
+    def together(self, work):
+        """Run work() on every rank and return its result; if it fails anywhere, every rank raises the first failure.
+
+        The failure carries `reported_by`, the rank it happened on, so that it is reported once.
+        """
+        if self.world_size == 1:
+            return work()
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:  # whatever it is, the other ranks must not wait for this one
+            failure = error
+        for rank, error in enumerate(self.gather(failure)):
+            if error is not None:
+                error.reported_by = rank
+                raise error
+        return result
+
+    def on_main(self, work):
+        """Run work() on rank 0 and return its result on every rank; what it raises is raised on every rank."""
+        return self.gather(self.together(lambda: work() if self.is_main else None))[0]
 
     def close(self):
         if self.world_size > 1 and td.is_initialized():
@@ -154,15 +173,9 @@ def pick_device(name, local_rank):
 def start_ranks(args):
     """Join the process group the launcher started, over NCCL on GPUs and gloo on CPUs. Returns Ranks.
 
-    args: device, world_size, local_rank, dist_on_itp, dist_url, port, dist_timeout (minutes). Raises UsageError for
-    flags that contradict the launcher.
+    args: device, local_rank, dist_url, port, dist_timeout (minutes). Raises UsageError where that cannot be done.
     """
     launch = detect_launch()
-    if args.dist_on_itp and launch.launcher != "Open MPI":
-        raise UsageError("--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
-    if args.world_size not in (None, launch.world_size):
-        raise UsageError(f"--world_size {args.world_size} contradicts the launcher ({launch.launcher}, "
-                         f"{launch.world_size} ranks); leave the flag out")
     local_rank = launch.local_rank if args.local_rank is None else args.local_rank
     device = pick_device(args.device, local_rank)
     if device.type == "cuda":
@@ -183,3 +196,11 @@ def start_ranks(args):
             raise UsageError(f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
                              f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR") from None
     return Ranks(launch, device)
+
+
+def distribute(model, ranks):
+    """The model under DDP, gradients averaged over ranks; the model itself where there is one rank."""
+    if ranks.world_size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+                                   broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -19,6 +19,12 @@ def _fail(line, status):
     return status
 
 
+def _reports(error):
+    """Whether this rank reports an error: not if it happened on another one."""
+    rank = detect_launch().rank
+    return getattr(error, "reported_by", rank) == rank
+
+
 class _Help(argparse.HelpFormatter):
     """Appends each flag's default, unless its help names it or there is none worth naming."""
 
@@ -47,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 def run_program(main, *input_errors):
     """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 for TrainingError.
 
-    Bad input is reported by rank 0 and by whichever rank alone saw it, in one line each.
+    Each failure is reported in one line, by the rank it happened on.
     """
     started = time.monotonic()
     name = os.path.basename(sys.argv[0])
@@ -58,9 +64,9 @@ def run_program(main, *input_errors):
     except (UsageError, *input_errors) as error:
         # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
         line = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        return _fail(f"{name}: error: {line}", 2)
+        return _fail(f"{name}: error: {line}", 2) if _reports(error) else 2
     except TrainingError as error:
-        return _fail(f"{name}: stopped: {error}", 1)
+        return _fail(f"{name}: stopped: {error}", 1) if detect_launch().rank == 0 else 1
     except KeyboardInterrupt:
         return _fail(f"{name}: interrupted", 130)
 
@@ -145,5 +151,10 @@ def check_common_flags(args):
     need(not (args.resume and args.start_epoch), "--resume and --start_epoch contradict each other: a resumed run knows its epoch")
     need(not (args.resume not in ("", "auto") and args.finetune),
          "--resume PATH and --finetune contradict each other: one continues a run, the other starts one from weights")
+    launch = detect_launch()
+    need(not args.dist_on_itp or launch.launcher == "Open MPI",
+         "--dist_on_itp: Open MPI's variables are not set; start with mpirun, or leave the flag out")
+    need(args.world_size in (None, launch.world_size), f"--world_size {args.world_size} contradicts the launcher "
+                                                       f"({launch.launcher}, {launch.world_size}); leave the flag out")
     for flag, path in (("resume", args.resume if args.resume != "auto" else ""), ("finetune", args.finetune)):
         need(not path or os.path.isfile(path), f"--{flag} {path}: there is no such checkpoint")

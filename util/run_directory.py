@@ -7,34 +7,66 @@ import os
 import socket
 from pathlib import Path
 
-from util.checkpoint import LATEST, PREVIOUS, write_atomically
+from torch.utils.tensorboard import SummaryWriter
+
+from util.checkpoint import LATEST, PREVIOUS, save_checkpoint, write_atomically
 from util.errors import UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
-# What a program of ours writes; --overwrite removes this and nothing else.
+# What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
 OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_*.pth", "reconstruction_*.png", ".*.tmp")
 
 log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The output directory, locked for this process (rank 0) until `close`.
+    """The output directory of a run, held by rank 0 from `open` to `close`; other ranks call the same and do nothing.
 
-    Raises UsageError if it cannot be made, if another run holds it, or if it holds a run already and neither `resume`
-    nor `overwrite` is set. Nothing is removed before `clear`.
+    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it holds
+    a run already and neither resume nor overwrite is asked for, or a file cannot be written.
+    writer: of TensorBoard, from `begin` on, on rank 0.
     """
 
-    def __init__(self, path, resume=False, overwrite=False):
-        self.path = Path(path)
+    def __init__(self, path, ranks):
+        self.path, self.ranks, self.writer, self._lock = Path(path), ranks, None, None
+
+    def open(self, resume=False, overwrite=False):
+        """Lock the folder. Nothing in it is touched before `begin`."""
+        self.ranks.on_main(lambda: self._open(resume, overwrite))
+
+    def begin(self, record, start_epoch=0, log_dir=None, overwrite=False):
+        """Clear an earlier run away (overwrite), or cut its logs back to start_epoch; write run.json, open TensorBoard."""
+        self.ranks.on_main(lambda: self._begin(record, start_epoch, log_dir or self.path / "tensorboard", overwrite))
+
+    def save(self, state, entry, name=None):
+        """At an epoch's end: the latest checkpoint, also as `name` if given, and a line in log.txt."""
+        def work():
+            save_checkpoint(self.path, state, name)
+            with open(self.path / LOG, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.writer.flush()
+
+        self.ranks.on_main(work)
+
+    def close(self):
+        """Close the logs and free the folder for another run."""
+        for resource in (self.writer, self._lock):
+            if resource is self._lock and resource:
+                resource.truncate(0)
+            if resource:
+                resource.close()
+
+    def _open(self, resume, overwrite):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
         except OSError as error:
-            raise UsageError(f"--output_dir {path}: {error.strerror}; choose a folder that can be written") from None
+            raise UsageError(f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written") from None
         self._acquire()
-        if self.own_files() and not (resume or overwrite):
+        earlier = self._own_files()
+        if earlier and not (resume or overwrite):
             self.close()
-            raise UsageError(f"--output_dir {path} already holds a run ({self.own_files()[0].name}); continue it with "
+            raise UsageError(f"--output_dir {self.path} already holds a run ({earlier[0].name}); continue it with "
                              f"--resume auto, replace it with --overwrite, or choose another folder")
 
     def _acquire(self):
@@ -62,43 +94,30 @@ class RunDirectory:
         self._lock.seek(0)
         return self._lock.read().strip()
 
-    def own_files(self):
+    def _own_files(self):
         return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
 
-    def clear(self, log_dir=None):
-        """Remove what an earlier run left: its logs, records, checkpoints and pictures, and its TensorBoard events."""
-        for path in self.own_files():
-            path.unlink()
-        for events in Path(log_dir).glob("events.out.tfevents.*") if log_dir else ():
-            events.unlink()
-
-    def cut_log(self, epochs):
-        """Drop the lines of log.txt from epoch `epochs` (0-based) on, which a continued run will write again."""
-        path = self.path / LOG
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if line.strip()]
-            kept = [line for line in lines if _epoch_of(line, path) < epochs]
-            if len(kept) < len(lines):
-                log.info("log.txt: %d lines after epoch %d are cut off", len(lines) - len(kept), epochs - 1)
-            write_atomically(path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
-
-    def append_log(self, entry):
-        """One JSON object on a line of log.txt."""
-        with open(self.path / LOG, "a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def write_record(self, record):
-        """run.json: what this run was. A continued run keeps the records of its earlier parts under "earlier"."""
+    def _begin(self, record, start_epoch, log_dir, overwrite):
+        if overwrite:
+            for path in (*self._own_files(), *Path(log_dir).glob("events.out.tfevents.*")):
+                path.unlink()
+        self._cut_log(start_epoch)
         path = self.path / RECORD
         if path.exists():
             before = json.loads(path.read_text())
             record = {**record, "earlier": [*before.pop("earlier", []), before]}
         write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        self.writer = SummaryWriter(log_dir, purge_step=start_epoch * 1000)
 
-    def close(self):
-        if not self._lock.closed:
-            self._lock.truncate(0)
-            self._lock.close()
+    def _cut_log(self, start_epoch):
+        path = self.path / LOG
+        if not path.exists():
+            return
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        kept = [line for line in lines if _epoch_of(line, path) < start_epoch]
+        if len(kept) < len(lines):
+            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(kept), start_epoch)
+        write_atomically(path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
 
 
 def _epoch_of(line, path):

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: MIT
+"""Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.optim import param_groups_weight_decay
+
+from engine_pretrain import reconstruct, train_one_epoch
+from models_mixmim import SIZES
+from sarwmix.errors import DataError
+from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
+from sarwmix.quicklook import draw_reconstructions, pixels
+from sarwmix.weighting import WEIGHT_MODES
+from util.checkpoint import check_same_run, initialise, load_checkpoint, load_latest, restore, write_atomically
+from util.datasets import add_data_flags, build_dataset, build_loader, spread_ids
+from util.distributed import distribute, start_ranks
+from util.errors import UsageError
+from util.misc import environment, setup_logging
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
+                          run_program)
+from util.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+# Flags that a continued run must repeat; batch_size counts by itself, as images are mixed within a micro-batch.
+SAME_RUN = ("model", "input_size", "mask_ratio", "range_mask_ratio", "norm_pix_loss", "drop_path", "weight_mode", "weight_level",
+            "weight_domain", "weight_clip", "exp_scale", "dataset", "split", "mean", "std", "batch_size", "epochs",
+            "warmup_epochs", "lr", "min_lr", "weight_decay", "clip_grad", "amp", "seed")
+PICTURE_SAMPLES = 4
+
+
+def parse_flags(argv=None):
+    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    group.add_argument("--input_size", type=int, default=128, metavar="PIXELS", help="side of the input: 32, 64, 128, 256, 384 or 512")
+    group.add_argument("--mask_ratio", type=float, default=0.5, help="share of the cells taken from the partner image")
+    group.add_argument("--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this")
+    group.add_argument("--norm_pix_loss", action="store_true",
+                       help="standardise the target of each token by its own mean and variance (the published recipe)")
+    group.add_argument("--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block")
+    group = parser.add_argument_group("polarization weights")
+    group.add_argument("--weight_mode", choices=WEIGHT_MODES, default="per_channel",
+                       help="VH and VV by their own weights, both by the mean of the two, or plain MixMAE")
+    group.add_argument("--weight_level", choices=("token", "pixel"), default="token",
+                       help="average the weights over each token and channel, or weigh each pixel")
+    group.add_argument("--weight_domain", choices=WEIGHT_DOMAINS, default="linear",
+                       help="weights from linear backscatter, or from standardised values taken for dB, as the released code does")
+    group.add_argument("--weight_clip", type=float, default=100.0, metavar="PERCENTILE",
+                       help="clip backscatter at this percentile of image and channel before the weights are made")
+    group.add_argument("--exp_scale", type=float, default=1.0, metavar="S", help="weights lie between 1 and e^S")
+    add_data_flags(parser, split="train_val")
+    add_schedule_flags(parser, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
+    group = add_run_flags(parser, output_dir="output/pretrain")
+    group.add_argument("--save_epochs", type=int, nargs="*", metavar="N",
+                       help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
+                            "600 and the last)")
+    group.add_argument("--inference", nargs="*", metavar="CHECKPOINT",
+                       help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples")
+    group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
+    add_distributed_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        check_flags(args)
+    except UsageError as error:
+        parser.error(str(error))
+    return args
+
+
+def check_flags(args):
+    """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
+    check_common_flags(args)
+    if args.data_path is None:
+        raise UsageError("--data_path is missing: the folder of the patches; 'python -m sarwmix.simulate' makes some to try")
+    if args.batch_size % 2:
+        raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
+    if not 0 <= args.mask_ratio <= 1 or args.range_mask_ratio < 0 or args.mask_ratio + args.range_mask_ratio > 1:
+        raise UsageError(f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
+                         f"together at most 1")
+    if not 0 <= args.drop_path < 1:
+        raise UsageError(f"--drop_path {args.drop_path}: must be at least 0 and below 1")
+    if not 0 < args.weight_clip <= 100:
+        raise UsageError(f"--weight_clip {args.weight_clip}: a percentile above 0 and up to 100 is needed")
+    if not 0 <= args.max_nonfinite <= 1:
+        raise UsageError(f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")
+    if args.std and min(args.std) <= 0:
+        raise UsageError(f"--std {args.std[0]} {args.std[1]}: must be above 0")
+    if args.save_epochs is None:
+        args.save_epochs = sorted({2 ** k for k in range(args.epochs.bit_length())} | {40, 600, args.stop_epoch})
+    if min(args.save_epochs, default=1) < 1:
+        raise UsageError(f"--save_epochs {min(args.save_epochs)}: epochs are counted from 1")
+    if args.inference is not None:
+        args.inference = args.inference or [path for path in (args.resume,) if path not in ("", "auto")]
+        if not args.inference:
+            raise UsageError("--inference: name the checkpoints to draw, or one with --resume PATH")
+        if args.inference_samples < 2 or args.inference_samples % 2:
+            raise UsageError(f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs")
+    build_model(args, meta=True)
+
+
+def build_model(args, meta=False):
+    """The model of the flags, on the CPU; meta: without memory, to find out whether it can be."""
+    try:
+        with torch.device("meta" if meta else "cpu"):
+            return SIZES[args.model](img_size=args.input_size, norm_pix_loss=args.norm_pix_loss, weight_level=args.weight_level,
+                                     range_mask_ratio=args.range_mask_ratio, drop_path_rate=args.drop_path)
+    except ValueError as error:
+        raise UsageError(f"--input_size: {error}") from None
+
+
+def build_preparation(args):
+    return BatchPreparation(args.input_size, args.mean, args.std, args.seed, args.weight_mode, args.weight_domain,
+                            args.exp_scale, args.weight_clip)
+
+
+def build_optimizer(model, args):
+    """AdamW with (0.9, 0.95); no weight decay on biases and 1-D parameters."""
+    return torch.optim.AdamW(param_groups_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True)
+
+
+def prepare_data(args, ranks):
+    """The dataset, its loader and a summary for run.json, every check of FAULTS done. Raises DataError, UsageError."""
+    dataset = ranks.together(lambda: build_dataset(args))
+    if args.check_files == "all":
+        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
+    summary = {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+    loader = build_loader(dataset, args, ranks)
+    global_batch = args.batch_size * args.accum_iter * ranks.world_size
+    if loader.batch_sampler.steps == 0:
+        raise UsageError(f"--batch_size {args.batch_size}: the {len(dataset)} samples of split '{args.split}' do not fill one "
+                         f"global batch of {global_batch} ({args.accum_iter} micro-batches on {ranks.world_size} ranks)")
+    return dataset, loader, summary
+
+
+def same_run_facts(flags, world_size, data):
+    """What must not change between the parts of one run: flags, the batches of a step, the samples."""
+    return {**{name: flags[name] for name in SAME_RUN if name in flags},
+            "accum_iter × ranks": flags.get("accum_iter", 1) * world_size, "data_path (its samples)": data}
+
+
+def initial_state(args, ranks, facts, model, optimizer, scaler):
+    """Fill model, optimizer and scaler from --resume or --finetune; the epoch to start with. Raises UsageError."""
+    state, path = None, args.resume
+    if args.resume == "auto":
+        state, path = load_latest(args.output_dir)
+    elif args.resume:
+        state = load_checkpoint(path)
+    if state is None:
+        if args.finetune:
+            resampled = initialise(model, load_checkpoint(args.finetune), args.finetune)
+            log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
+        return args.start_epoch
+    check_same_run(state.get("run", {}), facts)
+    restore(state, path, model, optimizer, scaler)
+    log.info("continuing %s after epoch %d", path, state["epoch"])
+    return state["epoch"] + 1
+
+
+def draw_samples(model, prepare, dataset, ids, args):
+    """Reconstructions of some samples under a mask that depends on the seed alone."""
+    mask = model.draw_mask(args.mask_ratio, torch.Generator().manual_seed(args.seed))
+    return reconstruct(model, prepare, torch.stack([dataset[i][0] for i in ids]), mask, args.amp)
+
+
+def short_name(s1_name):
+    """The tile and place of a patch name, for a label."""
+    return "_".join(str(s1_name).split("_")[-3:])
+
+
+def save_picture(path, results, names, args):
+    """Draw results of `draw_samples` (dict title → result) into a PNG; returns its pixels, (H, W, 3) uint8."""
+    note = "each token's own mean and standard deviation are put back (norm_pix_loss)" if args.norm_pix_loss else ""
+    figure = draw_reconstructions(results, names, note)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    log.info("wrote %s", path)
+    return pixels(figure)
+
+
+def run_inference(args, ranks):
+    """Draw what one or several checkpoints reconstruct of the same samples, under the same masks, into PNGs.
+
+    Model, input size and statistics are those a checkpoint says it was trained with; the numbers go into an .npz.
+    """
+    dataset = build_dataset(args)
+    ids = spread_ids(len(dataset), args.inference_samples)
+    results = {}
+    for path in args.inference:
+        state = load_checkpoint(path)
+        trained = argparse.Namespace(**{**vars(args), **{name: state["args"][name] for name in ("model", "input_size", "norm_pix_loss")
+                                                         if name in state.get("args", {})}, **state.get("input", {})})
+        model = build_model(trained)
+        initialise(model, state, path)
+        results[f"{Path(path).parent.name}/{Path(path).stem}"] = draw_samples(
+            model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained)
+        log.info("%s: %s, input %d, epoch %s", path, trained.model, trained.input_size, state.get("epoch"))
+    if len({result["original"].shape for result in results.values()}) > 1:
+        raise UsageError("--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw "
+                         "them one by one")
+    folder = Path(args.output_dir) / "inference"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [str(dataset.ids[i]) for i in ids]
+    for page, start in enumerate(range(0, len(ids), PICTURE_SAMPLES), 1):
+        rows = slice(start, start + PICTURE_SAMPLES)
+        part = {title: {name: value if name == "visible" else value[rows] for name, value in result.items()}
+                for title, result in results.items()}
+        save_picture(folder / f"reconstructions_{page}.png", part, [short_name(name) for name in names[rows]], trained)
+    arrays = {f"{title}/{name}": value.numpy() for title, result in results.items() for name, value in result.items()}
+    write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
+
+
+def pretrain(args, ranks):
+    """The whole job, from flags to checkpoints."""
+    dataset, loader, summary = prepare_data(args, ranks)
+    steps, global_batch = loader.batch_sampler.steps, args.batch_size * args.accum_iter * ranks.world_size
+    rule = f"blr {args.blr:g} × {global_batch}/256" if args.lr is None else "--lr"
+    args.lr = args.blr * global_batch / 256 if args.lr is None else args.lr
+    log.info("%d samples of %s, split %s: %d steps an epoch", len(dataset), args.dataset, args.split, steps)
+    log.info("global batch %d = %d images × %d micro-batches × %d ranks; lr %.4g (%s); %s, amp %s", global_batch,
+             args.batch_size, args.accum_iter, ranks.world_size, args.lr, rule, ranks.device, args.amp)
+
+    torch.manual_seed(args.seed)
+    model = build_model(args).to(ranks.device)
+    prepare = build_preparation(args).to(ranks.device)
+    optimizer = build_optimizer(model, args)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=args.amp == "fp16")
+    facts = same_run_facts(vars(args), ranks.world_size, summary["fingerprint"])
+    directory = RunDirectory(args.output_dir, ranks)
+    directory.open(resume=bool(args.resume), overwrite=args.overwrite)
+    start_epoch = ranks.together(lambda: initial_state(args, ranks, facts, model, optimizer, scaler))
+    directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
+                     "n_parameters": sum(p.numel() for p in model.parameters())}, start_epoch, args.log_dir, args.overwrite)
+    wrapped = distribute(model, ranks)
+
+    for epoch in range(start_epoch, args.stop_epoch):
+        stats = train_one_epoch(wrapped, prepare, loader, optimizer, scaler, epoch, ranks, args, directory.writer)
+        filled = sum(ranks.gather(int(prepare.filled)))
+        if filled:
+            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
+        done = epoch + 1
+        directory.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                        "epoch": epoch, "args": dict(vars(args)), "input": prepare.describe(), "run": facts},
+                       {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled},
+                       f"checkpoint_{done}.pth" if done in args.save_epochs else None)
+        if done in args.save_epochs and ranks.is_main:
+            ids = spread_ids(len(dataset), PICTURE_SAMPLES)
+            picture = save_picture(directory.path / f"reconstruction_{done}.png",
+                                   {"prediction": draw_samples(model, prepare, dataset, ids, args)},
+                                   [short_name(dataset.ids[i]) for i in ids], args)
+            directory.writer.add_image("reconstruction", picture, done, dataformats="HWC")
+    if start_epoch >= args.stop_epoch:
+        log.info("all %d epochs are done already", args.stop_epoch)
+    directory.close()
+
+
+def main():
+    args = parse_flags()
+    ranks = start_ranks(args)
+    setup_logging(ranks.is_main)
+    if args.amp is None:
+        args.amp = "bf16" if ranks.device.type == "cuda" else "off"
+    (pretrain if args.inference is None else run_inference)(args, ranks)
+    ranks.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, DataError))

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: MIT
+"""BigEarthNet v1 (BigEarthNet-MM), Sentinel-1: patch folders with their JSON files, or one Zarr group per patch."""
+
+import json
+import logging
+import os
+import re
+import zlib
+
+import numpy as np
+import zarr
+
+from sarwmix.bigearthnet import (
+    CLC43,
+    BigEarthNet,
+    Listing,
+    as_paths,
+    check_names,
+    check_root,
+    check_split,
+    in_threads,
+    join_listings,
+    multi_hot,
+    place_name,
+    read_csv_rows,
+    split_lists,
+)
+from sarwmix.errors import DataError, data_error
+from sarwmix.rasters import check_nonfinite
+
+INNER = "BigEarthNet-S1-v1.0"
+S1_START, S2_START = re.compile(r"S1[A-Z]_"), re.compile(r"S2[A-Z]_")
+_S2_NAME = re.compile(r"S2[A-Z](_[A-Za-z0-9-]+){3,}")
+
+log = logging.getLogger(__name__)
+
+
+class BigEarthNetv1(BigEarthNet):
+    """BigEarthNet v1: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
+
+    root: the folder of patch folders, or that holds BigEarthNet-S1-v1.0; or a Zarr store (format 2 or 3) with groups
+    sentinel1/<patch>, their arrays VH and VV and attribute `labels`.
+    split: train, val (or validation), test, train_val, all. split_file: one list of patches or several, which are taken
+    whole; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store. Lists are the official ones
+    (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col (0-based; by default the second
+    one, else the first that holds such names). S2 names are looked up in the JSON files, which reads all of them:
+    lists with S1 names start faster. Without any list, the splits all and train_val are every patch there is, sorted.
+    keep_unlabelled: a patch left without a 19-class label stays (pretraining; labels are then read per item), or is
+    dropped (supervised work; reads all labels first).
+    max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
+    Raises DataError for lists and labels that cannot be used; `check_files` and `check_units` look at the images.
+    Source: Sumbul et al., BigEarthNet-MM, IEEE GRSM 2021.
+    """
+
+    MEAN = (-19.2309, -12.5951)
+    STD = (3.1672, 2.9644)  # what the released v1 checkpoints were trained with; measured elsewhere: about 5.46, 5.12
+
+    def __init__(
+        self, root, split="train_val", split_file=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01
+    ):
+        root, split = check_root(root), check_split(split)
+        self._store = _open_store(root)
+        self.metadata = _default_lists(root, split) if split_file is None else as_paths(split_file)
+        if self.metadata:
+            listing = join_listings([self._read_list(path, place_name(path, root), id_col) for path in self.metadata])
+        else:
+            listing = self._every_patch()
+            log.info("%s: no split lists: split %s is every patch, %d", root, split, len(listing.ids))
+        if not keep_unlabelled:
+            listing = self._labelled(listing)
+        super().__init__(root, split, listing, max_nonfinite)
+
+    def files(self, i):
+        """Paths of VH and VV of sample i: files, or arrays of the Zarr store."""
+        return [self._store.path(str(self.ids[i]), channel) for channel in self.CHANNELS]
+
+    def check_files(self, start=0, step=1):
+        """As in BigEarthNet; also the labels of these samples, where they have not been read yet."""
+        super().check_files(start, step)
+        if self._listing.labels is None:
+            rows = range(len(self))[start::step]
+            _read_all_labels(self._store, [str(self.ids[i]) for i in rows])
+
+    def _labels(self, i):
+        if self._listing.labels is None:
+            return _labels_of(self._store, str(self.ids[i]))
+        return super()._labels(i)
+
+    def _read_channel(self, path, channel):
+        if isinstance(self._store, ZarrStore):
+            return self._store.read(path, self.max_nonfinite)
+        return super()._read_channel(path, channel)
+
+    def _has_data(self, path):
+        if isinstance(self._store, ZarrStore):
+            return self._store.has_data(path)
+        return super()._has_data(path)
+
+    def _every_patch(self):
+        names = self._store.patches()
+        place = f"{self._store.folder.name}/"
+        if not names:
+            raise DataError(f"{self._store.folder}: holds no patch folders (S1A_… or S1B_…); check --data_path")
+        check_names(names, lambda i: f"{place}{names[i]}")
+        return Listing(np.array(names, dtype=str), None, (place,))
+
+    def _read_list(self, path, place, id_col):
+        """Listing of one split list, by S1 name."""
+        lines, names, are_s2 = _read_names(path, id_col)
+        if not names:
+            raise DataError(f"{path}: lists no patch; copy the list again")
+
+        def where(i):
+            return f"{place}:{lines[i]}"
+
+        if are_s2:
+            check_names(names, where, _S2_NAME, "S2 patch")
+            names = self._s1_names(names, where)
+        else:
+            check_names(names, where)
+        return Listing(np.array(names, dtype=str), None, (f"{place}:",), line=np.array(lines, np.int64))
+
+    def _s1_names(self, s2_names, where):
+        """S1 names of these S2 names, from the metadata of every patch: one cannot be derived from the other."""
+        patches = self._store.patches()
+        log.info("%s: reading the metadata of %d patches for their S2 names", self._store.folder, len(patches))
+        pairs = {}
+        for patch, s2_name in zip(patches, in_threads(self._store.s2_name, patches)):
+            if s2_name in pairs:
+                raise DataError(
+                    f"{self._store.folder}: {pairs[s2_name]} and {patch} both belong to {s2_name}; "
+                    "give a list with S1 names"
+                )
+            pairs[s2_name] = patch
+        lost = [f"{name} ({where(i)})" for i, name in enumerate(s2_names) if name not in pairs]
+        if lost:
+            raise data_error(
+                f"{len(lost)} of {len(s2_names)} S2 names belong to none of the {len(patches)} patches",
+                lost,
+                f"copy the missing patches to {self._store.folder}, or remove these rows",
+            )
+        return [pairs[name] for name in s2_names]
+
+    def _labelled(self, listing):
+        """The rows that have a 19-class label, with their labels."""
+        listing.labels = _read_all_labels(self._store, listing.ids.tolist())
+        keep = listing.labels.any(axis=1)
+        log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
+        if not keep.any():
+            raise DataError(f"{self._store.folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
+        return listing.take(keep)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# where the patches are
+
+
+class FolderStore:
+    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def path(self, patch, channel):
+        return f"{self.folder}/{patch}/{patch}_{channel}.tif"
+
+    def patches(self):
+        """Sorted names of the patches there are."""
+        return _patch_folders(self.folder)
+
+    def attributes(self, patch):
+        """(path, content) of the patch's JSON file."""
+        path = f"{self.folder}/{patch}/{patch}_labels_metadata.json"
+        return path, _read_json(path)
+
+    def s2_name(self, patch):
+        path, attributes = self.attributes(patch)
+        name = attributes.get("corresponding_s2_patch")
+        if not isinstance(name, str):
+            raise DataError(f"{path}: has no corresponding_s2_patch; copy it again, or give a list with S1 names")
+        return name
+
+
+class ZarrStore(FolderStore):
+    """A Zarr store in a folder: groups sentinel1/<patch> with arrays VH and VV and attributes.
+
+    Metadata are read as the JSON files that they are in formats 2 and 3, by the format's definition: through the zarr
+    package it would take 20 minutes for the whole dataset. Arrays are read through the package.
+    """
+
+    def __init__(self, root):
+        super().__init__(root / "sentinel1")
+
+    def path(self, patch, channel):
+        return f"{self.folder}/{patch}/{channel}"
+
+    def attributes(self, patch):
+        path = f"{self.folder}/{patch}/zarr.json"
+        if os.path.exists(path):
+            return path, _read_json(path).get("attributes", {})
+        path = f"{self.folder}/{patch}/.zattrs"
+        return path, _read_json(path)
+
+    def has_data(self, path):
+        """Whether the array at this path exists and has a chunk. One without chunks reads as its fill value."""
+        try:
+            names = set(os.listdir(path))
+        except OSError:
+            return False
+        return bool(names & {"zarr.json", ".zarray"}) and bool(names - {"zarr.json", ".zarray", ".zattrs"})
+
+    def read(self, path, max_nonfinite):
+        """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
+        try:
+            values = zarr.open_array(path, mode="r")[:].astype(np.float32, copy=False)
+        except (OSError, EOFError, KeyError, ValueError, RuntimeError, zlib.error) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
+        check_nonfinite(values, path, max_nonfinite)
+        return values
+
+
+def _open_store(root):
+    if any((root / marker).exists() for marker in ("zarr.json", ".zgroup", ".zmetadata", "sentinel1")):
+        if not (root / "sentinel1").is_dir():
+            raise DataError(f"{root}: this Zarr store has no group sentinel1; check --data_path")
+        return ZarrStore(root)
+    return FolderStore(root / INNER if (root / INNER).is_dir() else root)
+
+
+def _patch_folders(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check --data_path") from error
+
+
+def _read_json(path):
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); copy it again, or remove its patch") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds no JSON object; copy it again, or remove its patch")
+    return content
+
+
+def _labels_of(store, patch):
+    """(19,) uint8 of a patch, from its 43-class names."""
+    path, attributes = store.attributes(patch)
+    names = attributes.get("labels")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: has no list of labels; copy it again, or remove its patch")
+    try:
+        return multi_hot(names, CLC43)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; use the 43-class names in datasets/bigearthnet_classes.csv") from None
+
+
+def _read_all_labels(store, patches):
+    """(N, 19) uint8. Raises DataError for those that cannot be read: count and the first five."""
+
+    def read(patch):
+        try:
+            return _labels_of(store, patch)
+        except DataError as error:
+            return error
+
+    labels = in_threads(read, patches)
+    problems = [str(label) for label in labels if isinstance(label, DataError)]
+    if problems:
+        raise data_error(
+            f"{len(problems)} of {len(patches)} patches have labels that cannot be read",
+            problems,
+            "restore them, or take these patches out of the lists",
+        )
+    return np.array(labels, np.uint8)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# split lists
+
+
+def _default_lists(root, split):
+    """Paths of the split's lists; none if there are no lists at all and the split can do without."""
+    for folder in [root] if (root / INNER).is_dir() else [root, root.parent]:
+        if any((folder / f"benv1_{part}.csv").exists() for part in ("train", "val", "test", "train_val")):
+            lists = split_lists(folder, "benv1", split)
+            missing = [str(path) for path in lists if not path.exists()]
+            if missing:
+                raise data_error(f"split {split} lacks {len(missing)} of its lists", missing, "copy them there")
+            return lists
+    if split in ("all", "train_val"):
+        return []
+    raise DataError(
+        f"{root / f'benv1_{split}.csv'}: no such file; put the official split lists there, or name one with --split_file"
+    )
+
+
+def _read_names(path, id_col):
+    """(1-based lines, names, whether they are S2 names) of a split list."""
+    rows = list(read_csv_rows(path))
+    column = _name_column(path, rows[:2], id_col)
+    if rows and not any(S1_START.match(cell) or S2_START.match(cell) for cell in _cells(rows[0])):
+        rows = rows[1:]  # a header: no name in it
+    short = [f"{path.name}:{line}" for line, row in rows if len(row) <= column]
+    if short:
+        raise data_error(
+            f"{path}: {len(short)} of {len(rows)} rows have no column {column}", short, "correct the rows, or --id_col"
+        )
+    names = [row[column].strip() for _, row in rows]
+    return [line for line, _ in rows], names, bool(names) and bool(S2_START.match(names[0]))
+
+
+def _cells(numbered_row):
+    return [cell.strip() for cell in numbered_row[1]]
+
+
+def _name_column(path, first_rows, id_col):
+    """The column with the patch names: the given one; else, in the first two rows, the one with S1 or else S2 names."""
+    if id_col is not None:
+        if id_col < 0:
+            raise DataError(f"{path}: has no column {id_col}; --id_col counts from 0")
+        return id_col
+    for start in (S1_START, S2_START):
+        for row in map(_cells, first_rows):
+            for column in sorted(range(len(row)), key=lambda k: k != 1):  # the second column first
+                if start.match(row[column]):
+                    return column
+    if first_rows:
+        raise DataError(f"{path}: no S1 or S2 patch name in its first two rows; say with --id_col where they are")
+    return 0

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""BigEarthNet v2 (reBEN), Sentinel-1: metadata as the official parquet file or as CSV dumps of it."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sarwmix.bigearthnet import (
+    CLASSES,
+    BigEarthNet,
+    Listing,
+    as_paths,
+    check_names,
+    check_root,
+    check_split,
+    join_listings,
+    multi_hot,
+    parse_labels,
+    place_name,
+    read_csv_rows,
+    split_lists,
+)
+from sarwmix.errors import DataError, data_error, quoted
+
+PARTS = {split: (split,) for split in ("train", "val", "test")}
+PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
+
+log = logging.getLogger(__name__)
+
+
+class BigEarthNetv2(BigEarthNet):
+    """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
+
+    root: the folder that holds BigEarthNet-S1/. split: train, val (or validation), test, train_val, all.
+    metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
+    in root, else the split's benv2_*.csv there. Files with a `split` column are filtered by it, also those given here:
+    split="all" takes every row. A CSV without that column is taken whole, for whatever split it is given.
+    id_col: number (0-based) of the column with the S1 names, for files that do not call it s1_name.
+    max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
+    Raises DataError for metadata that cannot be used; `check_files` and `check_units` look at the images.
+    Source: Clasen et al., reBEN: Refined BigEarthNet, 2025.
+    """
+
+    MEAN, STD = (-19.1966, -12.5144), (5.4501, 5.0019)
+
+    def __init__(self, root, split="train_val", metadata=None, id_col=None, max_nonfinite=0.01):
+        root, split = check_root(root), check_split(split)
+        self.metadata = _default_metadata(root, split) if metadata is None else as_paths(metadata)
+        images = root / "BigEarthNet-S1"
+        if not images.is_dir():
+            raise DataError(f"{images}: no such folder; give the folder that holds BigEarthNet-S1 with --data_path")
+        self._images = str(images)
+        parts, listed = [], Counter()
+        for path in self.metadata:
+            listing, splits = _read_metadata(path, place_name(path, root), id_col)
+            listed.update(splits)
+            parts.append(_of_split(listing, splits, split, path))
+        listing = join_listings(parts)
+        if len(listing.ids) == 0:
+            raise DataError(
+                f"{', '.join(map(str, self.metadata))}: no row of split '{split}' (rows: "
+                f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
+                "choose another split, or give other metadata"
+            )
+        super().__init__(root, split, listing, max_nonfinite)
+
+    def files(self, i):
+        """Paths of the VH and the VV file of sample i."""
+        name = str(self.ids[i])
+        folder = f"{self._images}/{name.rsplit('_', 3)[0]}/{name}"
+        return [f"{folder}/{name}_{channel}.tif" for channel in self.CHANNELS]
+
+
+def _default_metadata(root, split):
+    """metadata.parquet, else the CSV dumps of the split. Raises DataError if neither is there."""
+    official = root / "metadata.parquet"
+    if official.exists():
+        return [official]
+    lists = split_lists(root, "benv2", split)
+    missing = [path.name for path in lists if not path.exists()]
+    if missing:
+        raise DataError(
+            f"{root}: neither metadata.parquet nor {', '.join(missing)} is there; copy the dataset's metadata into it"
+        )
+    return lists
+
+
+def _read_metadata(path, place, id_col):
+    """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages."""
+    is_parquet = path.suffix.lower() in (".parquet", ".pq")
+    read = _read_parquet if is_parquet else _read_csv
+    lines, names, printed, splits = read(path, id_col)
+    place += ": row " if is_parquet else ":"
+
+    def where(i):
+        return f"{place}{lines[i]}"
+
+    check_names(names, where)
+    unknown = [i for i, value in enumerate(splits) if value not in PARTS["all"]]
+    if unknown:
+        raise data_error(
+            f"{len(unknown)} of {len(names)} rows have an unknown split",
+            [f"{quoted(splits[i])} ({where(i)})" for i in unknown],
+            "it must be train, validation or test",
+        )
+    return Listing(np.array(names, dtype=str), _encode(printed, where), (place,), line=np.array(lines, np.int64)), splits
+
+
+def _columns(path, header, id_col):
+    """Numbers of the columns with the S1 name, the labels and, or None, the split. Raises DataError if one is missing."""
+    if id_col is not None and not 0 <= id_col < len(header):
+        raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
+    for name in ("labels",) if id_col is not None else ("labels", "s1_name"):
+        if name not in header:
+            remedy = "restore its header" + (", or give the column's number with --id_col" if name == "s1_name" else "")
+            raise DataError(f"{path}: has no column {name} (columns: {', '.join(map(quoted, header))}); {remedy}")
+    split = header.index("split") if "split" in header else None
+    return header.index("s1_name") if id_col is None else id_col, header.index("labels"), split
+
+
+def _read_parquet(path, id_col):
+    """(row numbers from 0, S1 names, labels as lists, splits) of a parquet file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            header = file.schema_arrow.names
+            columns = [None if k is None else header[k] for k in _columns(path, header, id_col)]
+            table = file.read(columns=[name for name in columns if name])
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the path, copy it again") from error
+    names = ["" if name is None else str(name) for name in table[columns[0]].to_pylist()]
+    labels = [tuple(value) if isinstance(value, list) else str(value) for value in table[columns[1]].to_pylist()]
+    splits = [_split_name(value) for value in table[columns[2]].to_pylist()] if columns[2] else ()
+    return range(len(names)), names, labels, splits
+
+
+def _read_csv(path, id_col):
+    """(line numbers from 1, S1 names, labels as printed lists, splits) of a CSV dump with a header row."""
+    lines, names, labels, splits, ragged = [], [], [], [], []
+    rows = read_csv_rows(path)
+    header = [name.strip() for name in next(rows, (0, ()))[1]]
+    if not header:
+        raise DataError(f"{path}: is empty; copy it again")
+    id_at, labels_at, split_at = _columns(path, header, id_col)
+    for line, row in rows:
+        if len(row) != len(header):
+            ragged.append(f"{Path(path).name}:{line}")
+            continue
+        lines.append(line)
+        names.append(row[id_at].strip())
+        labels.append(row[labels_at])
+        if split_at is not None:
+            splits.append(_split_name(row[split_at].strip()))
+    if ragged:
+        raise data_error(
+            f"{path}: {len(ragged)} of {len(lines) + len(ragged)} rows have not {len(header)} cells as the header has",
+            ragged,
+            "correct the rows, or copy the file again",
+        )
+    return lines, names, labels, splits
+
+
+def _split_name(value):
+    return "val" if value == "validation" else value
+
+
+def _encode(labels, where):
+    """(N, 19) uint8 from N tuples of names or printed lists. Each of the few thousand different ones is parsed once."""
+    codes, table, problems, found = {}, [], {}, []
+    rows = np.empty(len(labels), np.int64)
+    for i, value in enumerate(labels):
+        if value not in codes:
+            codes[value] = len(table)
+            try:
+                table.append(multi_hot(value if isinstance(value, tuple) else parse_labels(value)))
+            except DataError as error:
+                problems[value] = str(error)
+                table.append(np.zeros(len(CLASSES), np.uint8))
+        if value in problems:
+            found.append(f"{problems[value]} ({where(i)})")
+        rows[i] = codes[value]
+    if found:
+        raise data_error(
+            f"{len(found)} of {len(labels)} rows have labels that cannot be read",
+            found,
+            "use lists of the 19-class names in datasets/bigearthnet_classes.csv",
+        )
+    return np.array(table, np.uint8).reshape(-1, len(CLASSES))[rows]
+
+
+def _of_split(listing, splits, split, path):
+    """The rows of the split, all if the file does not say."""
+    if len(splits) == 0:
+        log.info("%s has no split column: all its %d rows are taken as split %s", path, len(listing.ids), split)
+        return listing
+    kept = listing.take(np.array([value in PARTS[split] for value in splits]))
+    log.info("%s: %d of %d rows are of split %s", path, len(kept.ids), len(listing.ids), split)
+    return kept

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""Pictures of radar images as people know them: σ⁰ in dB, in grey, each channel in its own range."""
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+RANGES = {"VH": (-28.0, -8.0), "VV": (-22.0, 0.0)}      # dB shown from black to white
+HIDDEN = (0.16, 0.24, 0.36)                              # colour of cells the model did not see
+
+
+def grey(sar_db, channel, visible=None):
+    """(H, W) dB → (H, W, 3) in [0, 1]; with `visible` (H, W), 0 where a pixel was hidden."""
+    low, high = RANGES[channel]
+    image = np.clip((np.asarray(sar_db, dtype=np.float32) - low) / (high - low), 0, 1)[..., None].repeat(3, axis=-1)
+    if visible is not None:
+        image = np.where(np.asarray(visible)[..., None] > 0.5, image, np.array(HIDDEN, dtype=np.float32))
+    return image
+
+
+def false_colour(sar_db):
+    """(2, H, W) dB, VH and VV → (H, W, 3): red VV, green VH, blue VV/VH, the usual composite."""
+    vh, vv = (np.asarray(channel, dtype=np.float32) for channel in sar_db)
+    bands = [(vv, *RANGES["VV"]), (vh, *RANGES["VH"]), (vv - vh, 1.0, 14.0)]
+    return np.stack([np.clip((band - low) / (high - low), 0, 1) for band, low, high in bands], axis=-1)
+
+
+def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0):
+    """A figure with a grid of bare axes: (figure, axes (rows, columns)). cell, left, top: inches."""
+    width, height = columns * cell + left, rows * cell + top
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
+        left=left / width, right=1, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04))
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    return figure, axes
+
+
+def draw_reconstructions(results, names=None, note=""):
+    """Original, visible cells and reconstructions of the same images, VV and VH side by side, one image a row.
+
+    results: dict title → result of `engine_pretrain.reconstruct`, all of the same images and mask; the first gives the
+    original. names: of the images. note: a line below the heading. Returns a matplotlib Figure.
+    """
+    first = next(iter(results.values()))
+    several = len(results) > 1
+    images = len(first["original"])
+    per_channel = 2 + (len(results) if several else 2)
+    figure, axes = new_figure(images, 2 * per_channel, left=0.25 if names else 0, top=0.75)
+    for c, channel in enumerate(("VH", "VV")):
+        offset = 0 if channel == "VV" else per_channel
+        for row in range(images):
+            panels = [("original", first["original"], None), ("visible to the model", first["original"], first["visible"][0, 0])]
+            for title, result in results.items():
+                panels.append((title if several else "hidden cells predicted", result["completed"], None))
+                if not several:
+                    panels.append(("every cell predicted", result["predicted"], None))
+            for k, (title, values, visible) in enumerate(panels):
+                axis = axes[row, offset + k]
+                axis.imshow(grey(values[row, c], channel, visible), interpolation="nearest")
+                if row == 0:
+                    axis.set_title(f"{channel}: {title}" if k == 0 else title, fontsize=8, pad=3)
+        low, high = RANGES[channel]
+        figure.text((offset * 1.0 + per_channel / 2) / (2 * per_channel), 1 - 0.2 / figure.get_figheight(),
+                    f"{channel}, {low:g} … {high:g} dB", ha="center", va="center", fontsize=10, weight="bold")
+    for row, name in enumerate(names or ()):
+        axes[row, 0].set_ylabel(name, fontsize=7, labelpad=3)
+    if note:
+        figure.text(0.5, 1 - 0.4 / figure.get_figheight(), note, ha="center", va="center", fontsize=7.5, color="0.35")
+    return figure
+
+
+def pixels(figure):
+    """A figure as an array (H, W, 3) uint8, for TensorBoard."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
