@@ -7,7 +7,6 @@ GRSM 2021; datasets/README.md.
 
 import csv
 import hashlib
-import logging
 import os
 import re
 import stat
@@ -29,9 +28,6 @@ THREADS = 32  # for file systems whose every answer takes a millisecond, not for
 _S1_NAME = re.compile(r"S1[A-Z](_[A-Za-z0-9-]+){3,}")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
-
-log = logging.getLogger(__name__)
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # classes and labels
@@ -187,7 +183,8 @@ def in_threads(function, items):
     """Results of `function` for every item, in order. Many at a time: for work that waits for the file system."""
     chunks = [items[k : k + 256] for k in range(0, len(items), 256)]  # a future per item would cost more than its work
     with ThreadPoolExecutor(THREADS) as pool:
-        return [result for results in pool.map(lambda chunk: [function(x) for x in chunk], chunks) for result in results]
+        done = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
+        return [result for results in done for result in results]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -242,9 +239,9 @@ class BigEarthNet(Dataset):
         }
 
     def check_files(self, start=0, step=1):
-        """Raises DataError if a file of every step-th sample from `start` is missing or empty: count, first five, where.
+        """Raises DataError if files of every step-th sample from `start` are missing or empty: count, first five.
 
-        Ranks share the work as (rank, world size).
+        Ranks share the work with start=rank, step=world size.
         """
         rows = range(len(self))[start::step]
         missing = [(i, lost) for i, lost in zip(rows, in_threads(self._missing_channels, rows)) if lost]
@@ -270,8 +267,9 @@ class BigEarthNet(Dataset):
         for channel, path, lowest in zip(self.CHANNELS, self.files(rows[0]), report["min"]):
             if lowest >= 0:
                 raise DataError(
-                    f"{path} and {len(rows) - 1} more: {channel} is never negative, so it looks linear, but BigEarthNet "
-                    "is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path"
+                    f"{path} and {len(rows) - 1} more: {channel} is never negative, so it looks linear, but "
+                    "BigEarthNet is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset "
+                    "and --data_path"
                 )
         return report | {"nonfinite": int(np.isnan(values).sum())}
 

@@ -40,11 +40,12 @@ class BigEarthNetv1(BigEarthNet):
 
     root: the folder of patch folders, or that holds BigEarthNet-S1-v1.0; or a Zarr store (format 2 or 3) with groups
     sentinel1/<patch>, their arrays VH and VV and attribute `labels`.
-    split: train, val (or validation), test, train_val, all. split_file: one list of patches or several, which are taken
-    whole; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store. Lists are the official ones
-    (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col (0-based; by default the second
-    one, else the first that holds such names). S2 names are looked up in the JSON files, which reads all of them:
-    lists with S1 names start faster. Without any list, the splits all and train_val are every patch there is, sorted.
+    split: train, val (or validation), test, train_val, all. metadata: one list of patches or several, which are taken
+    whole; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
+    Lists are the official ones (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col
+    (0-based; by default the second one, else the first that holds such names). S2 names are looked up in the JSON
+    files, which reads all of them: lists with S1 names start faster. Without any list, the splits all and train_val are
+    every patch there is, sorted.
     keep_unlabelled: a patch left without a 19-class label stays (pretraining; labels are then read per item), or is
     dropped (supervised work; reads all labels first).
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
@@ -56,11 +57,11 @@ class BigEarthNetv1(BigEarthNet):
     STD = (3.1672, 2.9644)  # what the released v1 checkpoints were trained with; measured elsewhere: about 5.46, 5.12
 
     def __init__(
-        self, root, split="train_val", split_file=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01
+        self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01
     ):
         root, split = check_root(root), check_split(split)
         self._store = _open_store(root)
-        self.metadata = _default_lists(root, split) if split_file is None else as_paths(split_file)
+        self.metadata = _default_lists(root, split) if metadata is None else as_paths(metadata)
         if self.metadata:
             listing = join_listings([self._read_list(path, place_name(path, root), id_col) for path in self.metadata])
         else:
@@ -147,7 +148,8 @@ class BigEarthNetv1(BigEarthNet):
         keep = listing.labels.any(axis=1)
         log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
         if not keep.any():
-            raise DataError(f"{self._store.folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
+            folder = self._store.folder
+            raise DataError(f"{folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
         return listing.take(keep)
 
 
@@ -294,9 +296,8 @@ def _default_lists(root, split):
             return lists
     if split in ("all", "train_val"):
         return []
-    raise DataError(
-        f"{root / f'benv1_{split}.csv'}: no such file; put the official split lists there, or name one with --split_file"
-    )
+    path = root / f"benv1_{split}.csv"
+    raise DataError(f"{path}: no such file; put the official split lists there, or name one with --metadata")
 
 
 def _read_names(path, id_col):

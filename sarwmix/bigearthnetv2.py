@@ -107,11 +107,12 @@ def _read_metadata(path, place, id_col):
             [f"{quoted(splits[i])} ({where(i)})" for i in unknown],
             "it must be train, validation or test",
         )
-    return Listing(np.array(names, dtype=str), _encode(printed, where), (place,), line=np.array(lines, np.int64)), splits
+    labels = _encode(printed, where)
+    return Listing(np.array(names, dtype=str), labels, (place,), line=np.array(lines, np.int64)), splits
 
 
 def _columns(path, header, id_col):
-    """Numbers of the columns with the S1 name, the labels and, or None, the split. Raises DataError if one is missing."""
+    """Numbers of the columns with the S1 name, the labels and the split (or None). Raises DataError if one lacks."""
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
     for name in ("labels",) if id_col is not None else ("labels", "s1_name"):
@@ -131,7 +132,7 @@ def _read_parquet(path, id_col):
             table = file.read(columns=[name for name in columns if name])
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the path, copy it again") from error
+        raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the path and the file") from error
     names = ["" if name is None else str(name) for name in table[columns[0]].to_pylist()]
     labels = [tuple(value) if isinstance(value, list) else str(value) for value in table[columns[1]].to_pylist()]
     splits = [_split_name(value) for value in table[columns[2]].to_pylist()] if columns[2] else ()

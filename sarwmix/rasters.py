@@ -15,7 +15,7 @@ POLARISATIONS = ("VH", "VV", "HH", "HV")
 
 def check_nonfinite(values, source, max_nonfinite):
     """DataError naming `source` if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
-    fraction = 1 - np.count_nonzero(np.isfinite(values)) / values.size
+    fraction = (values.size - np.count_nonzero(np.isfinite(values))) / values.size
     if fraction > max_nonfinite:
         raise DataError(
             f"{source}: {fraction:.2%} of the pixels are NaN, infinite or no data, more than the {max_nonfinite:.2%} "
@@ -61,7 +61,9 @@ def read_band(path, max_nonfinite=0.01, band=None):
         if not os.path.exists(path):
             raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
         reason = " ".join(str(error.__cause__ or error).split())
-        raise DataError(f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again") from error
+        raise DataError(
+            f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again"
+        ) from error
     if np.iscomplexobj(values):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     values = values.astype(np.float32, copy=False)

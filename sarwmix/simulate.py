@@ -13,7 +13,6 @@ import logging
 import math
 import multiprocessing
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,11 +26,12 @@ import pyarrow.parquet as pq
 import rasterio
 
 from sarwmix.errors import DataError
-from sarwmix.simulate_landcover import LandCover, draw_geography
+from sarwmix.simulate_landcover import LANDSCAPES, LandCover, draw_geography
 from sarwmix.simulate_radar import BANDS, PSF_REACH, observe
 
 log = logging.getLogger(__name__)
 
+SCENE_PIXELS = 1200             # side of a scene at most
 VERSION = 1                     # of the generator: another one gives other images for the same parameters
 PIXEL = 10.0                    # m
 LABEL_SHARE = 0.03              # a class that covers less of a patch is not one of its labels
@@ -90,6 +90,7 @@ class Scene:
     patches: int
     side: int
     split: str
+    landscape: str
     tile: int       # index into TILES
     row: int        # of its first patch in the tile, in patches
     col: int
@@ -100,7 +101,8 @@ def plan_scenes(parameters):
 
     Raises ValueError when there are fewer scenes than splits.
     """
-    side = min(parameters.scene_side, max(1, math.isqrt(parameters.patches // 10)), max(1, 1200 // parameters.size))
+    fits = max(1, SCENE_PIXELS // parameters.size)
+    side = min(parameters.scene_side, max(1, math.isqrt(parameters.patches // 10)), fits)
     count = math.ceil(parameters.patches / side ** 2)
     per_row = (TILE_PIXELS // parameters.size + 1) // (side + 1)    # a gap of one patch between scenes
     places = min(count, len(TILES) * per_row ** 2)                  # after that, scenes come back to the same places
@@ -112,13 +114,18 @@ def plan_scenes(parameters):
     names = [split for split, number in numbers for _ in range(number)]
     names += ["train"] * (places - len(names))
     split_of_place = np.random.default_rng((parameters.seed, VERSION)).permutation(names)
-    scenes = []
+    frequency = np.cumsum([weight for weight, _ in LANDSCAPES.values()])
+    scenes, members = [], {split: 0 for split in set(names)}
     for index in range(count):
         place = index % places
+        split = str(split_of_place[place])
+        # Steps of the golden ratio rather than chance: even a few scenes of a split have the landscapes in proportion.
+        landscape = list(LANDSCAPES)[np.searchsorted(frequency, (0.1 + 0.618034 * members[split]) % 1 * frequency[-1])]
+        members[split] += 1
         block, tile = divmod(place, len(TILES))
         row, col = (n * (side + 1) for n in divmod(block, per_row))
         patches = min(side ** 2, parameters.patches - index * side ** 2)
-        scenes.append(Scene(index, patches, side, str(split_of_place[place]), tile, row, col))
+        scenes.append(Scene(index, patches, side, split, landscape, tile, row, col))
     return scenes
 
 
@@ -130,7 +137,8 @@ def _labels(land_cover):
 def write_scene(scene, out, parameters):
     """Simulate one scene and write its patches under out. Returns rows of (tile and position, date, split, labels)."""
     size, (tile, epsg, west, north) = parameters.size, TILES[scene.tile]
-    sigma0_db, land_cover = simulate_scene((parameters.seed, scene.index), scene.side, scene.side, size)
+    seed = parameters.seed, scene.index
+    sigma0_db, land_cover = simulate_scene(seed, scene.side, scene.side, size, scene.landscape)
     date = f"{FIRST_DATE + scene.index * REVISIT:%Y%m%dT%H%M%S}"
     scene_name = f"S1A_IW_GRDH_1SDV_{date}"
     crs = rasterio.CRS.from_epsg(epsg)
@@ -144,7 +152,9 @@ def write_scene(scene, out, parameters):
         folder.mkdir(parents=True, exist_ok=True)
         corner = west + (scene.col + col) * size * PIXEL, north - (scene.row + row) * size * PIXEL
         for band, image in zip(BANDS, sigma0_db):
-            with rasterio.open(folder / f"{name}_{band}.tif", "w", driver="GTiff", width=size, height=size, count=1,
+            path = folder / f"{name}_{band}.tif"
+            path.unlink(missing_ok=True)                # GDAL would open what an interrupted run left, and fail
+            with rasterio.open(path, "w", driver="GTiff", width=size, height=size, count=1,
                                dtype="float32", crs=crs,
                                transform=rasterio.Affine(PIXEL, 0, corner[0], 0, -PIXEL, corner[1])) as file:
                 file.set_band_description(1, band)      # before the pixels: afterwards GDAL writes the header twice
@@ -205,8 +215,7 @@ def simulate_dataset(out, parameters, workers=1):
     the patches are too few for the splits.
     """
     out, scenes = Path(out), plan_scenes(parameters)
-    if _claim(out, {"generator": __name__ if __name__ != "__main__" else "sarwmix.simulate", "version": VERSION,
-                    "parameters": asdict(parameters)}):
+    if _claim(out, {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}):
         return False
     work = partial(write_scene, out=out, parameters=parameters)
     rows, start = [], time.monotonic()
@@ -236,11 +245,13 @@ def get_args_parser():
     parser = _Parser(prog="python -m sarwmix.simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                      description="Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
+    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS,
+                       help="folder to write, new or empty")
     group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
                        help="processes; the files do not depend on it")
     group = parser.add_argument_group("content")
-    group.add_argument("--patches", type=int, required=True, help="number of patches, all splits together")
+    group.add_argument("--patches", type=int, required=True, default=argparse.SUPPRESS,
+                       help="number of patches, all splits together")
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
     group.add_argument("--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m")
     group.add_argument("--scene_side", type=int, default=Parameters.scene_side,
@@ -259,10 +270,15 @@ def main(argv=None):
     if workers < 1:
         parser.error(f"--workers {workers}: must be at least 1")
     try:
-        wrote = simulate_dataset(out, Parameters(**flags), workers)
-    except (OSError, ValueError) as error:
+        parameters = Parameters(**flags)
+        plan_scenes(parameters)
+    except ValueError as error:
         parser.error(str(error))
-    log.info("%s: %d patches", out, flags["patches"]) if wrote else log.info("%s is complete; nothing to do", out)
+    try:
+        wrote = simulate_dataset(out, parameters, workers)
+    except (OSError, DataError) as error:
+        parser.error(str(error))
+    log.info("%s: %s", out, f"{parameters.patches} patches written" if wrote else "complete already, nothing to do")
 
 
 if __name__ == "__main__":

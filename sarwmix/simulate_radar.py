@@ -42,12 +42,9 @@ BACKSCATTER = {
 # rape, root crops.
 CROPS = ((0.30, -2.2, -1.4), (0.30, -0.6, -1.8), (0.15, 2.0, 1.2), (0.12, 3.2, 1.4), (0.13, 2.6, 2.2))
 
-# Sentinel-1 IW GRDH averages 5 looks in range whose spectra overlap; the product specification gives 4.4 equivalent
-# looks. Fields with pairwise correlation ρ are, for a sum of intensities, the same as independent ones weighted by the
-# eigenvalues of their correlation matrix, 1 + 4ρ and four times 1 − ρ; ENL = 25/Σ eigenvalue² (Goodman 1975).
-LOOKS, EQUIVALENT_LOOKS = 5, 4.4
-LOOK_CORRELATION = np.sqrt((LOOKS / EQUIVALENT_LOOKS - 1) / (LOOKS - 1))
-LOOK_WEIGHTS = (1 + np.array([LOOKS - 1, -1, -1, -1, -1]) * LOOK_CORRELATION) / LOOKS
+# Sentinel-1 IW GRDH averages five overlapping looks; its product specification gives 4.4 equivalent looks. A look is
+# the sum of two squared real Gaussian fields, so nine of them make exactly a gamma distribution of 4.5 looks.
+FIELDS = 9
 
 # Width of the Gaussian point-spread function of the field. The intensity of the speckle then correlates as
 # exp(−d²/2s²): 0.71, 0.26, 0.05 at 1, 2, 3 pixels, as measured on terrain-corrected patches (−3 dB: 20 m).
@@ -63,28 +60,26 @@ def _psf():
 def detect(rng, sigma0, targets=None):
     """Multilooked intensity of a scene: speckle with the statistics and the correlation of a GRD image.
 
-        I = Σ_l w_l |h ∗ (√σ⁰·n_l + a)|²,   n_l complex Gaussian of unit variance, Σ w_l = Σ h² = 1
+        I = 1/K · Σ_k (h ∗ (√σ⁰·n_k + a))²,   n_k real Gaussian of unit variance, k = 1 … K = FIELDS, Σ h² = 1
 
-    so that E[I] = h² ∗ σ⁰, and over uniform ground I is gamma distributed with EQUIVALENT_LOOKS equivalent looks.
-    sigma0: (H, W), linear. targets: (H, W) complex amplitudes a of coherent reflectors, the same in all looks, or None.
+    so that E[I] = h² ∗ σ⁰, and over uniform ground I is gamma distributed with K/2 equivalent looks.
+    sigma0: (H, W), linear. targets: (H, W), signed amplitudes a of coherent reflectors, equal in all fields, or None.
     Returns (H − 2·PSF_REACH, W − 2·PSF_REACH) float32: a border is used up, so that no edge shows in the speckle.
     Source: Goodman, "Statistical properties of laser speckle patterns" (1975); Oliver and Quegan, "Understanding SAR
     Images" (2004), chapter 4.
     """
-    amplitude = np.sqrt(np.asarray(sigma0, np.float32) / 2)
+    amplitude = np.sqrt(np.asarray(sigma0, np.float32))
     psf, inner = _psf(), slice(PSF_REACH, -PSF_REACH)
-    steady = (None, None) if targets is None else (targets.real.astype(np.float32), targets.imag.astype(np.float32))
     intensity = 0
-    for weight in LOOK_WEIGHTS.astype(np.float32):
-        for part in steady:
-            field = rng.standard_normal(amplitude.shape, dtype=np.float32)
-            field *= amplitude
-            if part is not None:
-                field += part
-            field = ndimage.convolve1d(field, psf, axis=0)[inner]
-            field = ndimage.convolve1d(field, psf, axis=1)[:, inner]
-            intensity += weight * field ** 2
-    return intensity
+    for _ in range(FIELDS):
+        field = rng.standard_normal(amplitude.shape, dtype=np.float32)
+        field *= amplitude
+        if targets is not None:
+            field += targets
+        field = ndimage.convolve1d(field, psf, axis=0)[inner]
+        field = ndimage.convolve1d(field, psf, axis=1)[:, inner]
+        intensity += field ** 2
+    return intensity / FIELDS
 
 
 def _normal(*keys):
@@ -120,7 +115,7 @@ def _natural_offsets(rng, seed, scene):
     """dB of what varies within parcels and classes, (2, H, W): moisture and biomass, trees, sea state."""
     cover, shape = scene.land_cover, scene.land_cover.shape
     texture = np.array([row[4] for row in BACKSCATTER.values()], np.float32)[cover]
-    moisture = fractal(rng, shape, largest=90, slope=2.4)
+    moisture = fractal(rng, shape, largest=90, slope=2.4, step=2)
     biomass = fractal(rng, shape, largest=25, slope=2.0, step=2)
     vh, vv = texture * (0.6 * moisture + 0.8 * biomass), texture * (0.9 * moisture + 0.44 * biomass)
 
@@ -136,7 +131,6 @@ def _natural_offsets(rng, seed, scene):
 
     sea = cover == C.SEA
     wind = fractal(rng, shape, largest=500, slope=3.0, step=4)
-    wind += 0.35 * ndimage.shift(wind, rng.uniform(-9, 9, 2), order=0, mode="nearest") * moisture
     vv[sea] += rng.uniform(0.4, 1.6) * wind[sea]
     vh[sea] += 0.4 * wind[sea]
     return np.stack([vh, vv])
@@ -182,19 +176,23 @@ def backscatter(rng, scene):
 
 
 def reflectors(rng, scene):
-    """Complex amplitudes of the single reflectors, (2, H, W): what `detect` needs for peaks of −3 … +22 dB in VV."""
+    """Signed amplitudes of the single reflectors, (2, H, W): what `detect` needs for peaks of −3 … +22 dB in VV."""
     shape, count = scene.land_cover.shape, len(scene.target_rows)
     peak_vv = np.minimum(-3 + 4.0 * rng.exponential(size=count), 22)
     peak_vh = peak_vv - 5 - 3 * rng.exponential(size=count)
-    amplitudes = np.zeros((2, *shape), np.complex64)
+    sign = rng.choice([-1, 1], count)            # neighbours add up or cancel
+    amplitudes = np.zeros((2, *shape), np.float32)
     for band, peak in zip(amplitudes, (peak_vh, peak_vv)):
         amplitude = 10 ** (peak / 20) / _psf().max() ** 2
-        np.add.at(band, (scene.target_rows, scene.target_cols), amplitude * np.exp(2j * np.pi * rng.random(count)))
+        np.add.at(band, (scene.target_rows, scene.target_cols), sign * amplitude)
     return amplitudes
 
 
 def noise_floor(rng, shape):
-    """Noise-equivalent σ⁰ (H, W), linear: −25 … −30 dB, rising away from the middle of the beam across the swath."""
+    """Noise-equivalent σ⁰ (H, W), linear: −25 … −30 dB, rising away from the middle of the beam across the swath.
+
+    Lower than the −22 … −28 dB of the instrument, since products are corrected for most of it.
+    """
     middle, height = rng.uniform(-0.5, 1.5), rng.uniform(-30, -27)
     across = np.linspace(0, 1, shape[1]) - middle
     return np.broadcast_to(10 ** ((height + across ** 2) / 10), shape).astype(np.float32)

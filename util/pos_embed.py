@@ -3,7 +3,7 @@
 import math
 
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 
 
 def get_2d_sincos_pos_embed(dim, grid):
@@ -47,7 +47,7 @@ def fit_position_weights(state, target):
             resampled.append(name)
         elif name.endswith("relative_position_bias_table") and wanted.shape[1] == value.shape[1]:
             window = (math.isqrt(wanted.shape[0]) + 1) // 2
-            fitted[name] = resize_rel_pos_bias_table(value, (window, window), wanted.shape)
+            fitted[name] = resize_rel_pos_bias_table_simple(value, (window, window), wanted.shape)
             resampled.append(name)
         else:
             fitted[name] = value

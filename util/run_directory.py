@@ -14,7 +14,7 @@ from util.errors import UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
-OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_*.pth", "reconstruction_*.png", ".*.tmp")
+OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "reconstruction_*.png", ".*.tmp")
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class RunDirectory:
             before = json.loads(path.read_text())
             record = {**record, "earlier": [*before.pop("earlier", []), before]}
         write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-        self.writer = SummaryWriter(log_dir, purge_step=start_epoch * 1000)
+        self.writer = SummaryWriter(log_dir, purge_step=start_epoch * 1000 + 1)
 
     def _cut_log(self, start_epoch):
         path = self.path / LOG

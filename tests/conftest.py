@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: MIT
+"""What several test files need: a small simulated dataset, and the main programs run as a user runs them."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """A folder with 48 simulated patches in the BigEarthNet v2 layout, all in split train or val."""
+    folder = tmp_path_factory.mktemp("simulated") / "scenes"
+    subprocess.run([sys.executable, "-m", "sarwmix.simulate", "--out", str(folder), "--patches", "48", "--seed", "1",
+                    "--test_fraction", "0"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """program(module, *flags) → (exit status, stdout, stderr), run in this process."""
+    from sarwmix.errors import DataError
+    from util.program import run_program
+
+    def run(module, *flags):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
+        capsys.readouterr()
+        try:
+            status = run_program(module.main, DataError)
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: MIT
+"""The pretraining program from flags to checkpoints: results, resuming, ranks, and what it says to wrong input."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main_pretrain
+from conftest import ROOT
+from dataset_fixtures import needs_samples, sample_path
+from engine_pretrain import reconstruct
+from models_mixmim import mixmim_tiny
+from sarwmix.preparation import BatchPreparation
+from util.checkpoint import load_checkpoint
+
+TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 8, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3,
+        "--log_freq", 1, "--device", "cpu")
+
+
+def scalars(folder, name="train_loss"):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def same_states(one, other, skip=("args",)):
+    """Whether two checkpoints are bitwise equal, all but `skip`."""
+    def equal(a, b):
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+
+    return equal(*({key: value for key, value in state.items() if key not in skip} for state in (one, other)))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What it leaves behind
+# --------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def finished(simulated, tmp_path_factory):
+    """A run of four epochs and its console output."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = subprocess.run([sys.executable, "main_pretrain.py", "--data_path", str(simulated), "--output_dir", str(folder),
+                             *map(str, TINY), "--epochs", "4", "--save_epochs", "2", "4", "--drop_path", "0.2"],
+                            cwd=ROOT, text=True, capture_output=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_files_of_a_run(finished, simulated):
+    folder, result = finished
+    names = set(os.listdir(folder)) - {".lock"}
+    assert names == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth", "log.txt", "run.json",
+                     "reconstruction_2.png", "reconstruction_4.png", "tensorboard"}
+    entries = log_of(folder)
+    assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
+    assert entries[-1]["train_loss"] < entries[0]["train_loss"] and entries[0]["train_lr"] > 0
+    record = json.loads((folder / "run.json").read_text())
+    assert record["flags"]["model"] == "mixmim_tiny" and record["data"]["samples"] == 48 and record["world_size"] == 1
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert list(scalars(folder)) == [int((epoch + (step + 1) / 6) * 1000) for epoch in range(4) for step in range(6)]
+    assert scalars(folder, "lr")[4000] < scalars(folder, "lr")[1000] == pytest.approx(1e-3 * 5 / 6)
+
+
+def test_console_of_a_run(finished):
+    _, result = finished
+    lines = result.stdout.splitlines()
+    assert all(line[0] == "[" and line[9] == "." and line[16:18] == "] " for line in lines)
+    assert "global batch 8 = 8 images × 1 micro-batches × 1 ranks; lr 0.001 (--lr)" in result.stdout
+    step = next(line for line in lines if "step 6/6" in line)
+    assert all(word in step for word in ("loss", "lr", "grad", "images/s", "ETA", "memory"))
+    assert "Training time 0:" in lines[-1]
+    assert "warning" not in result.stdout.lower() and result.stderr == ""
+
+
+def test_checkpoint_says_how_to_feed_it(finished):
+    folder, _ = finished
+    state = load_checkpoint(folder / "checkpoint.pth")
+    assert {"model", "optimizer", "epoch", "scaler", "args", "input"} <= set(state)
+    assert state["epoch"] == 3 and type(state["args"]) is dict and state["args"]["batch_size"] == 8
+    assert state["input"] == {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144],
+                              "std": [5.4501, 5.0019]}
+    decays = [group["weight_decay"] for group in state["optimizer"]["param_groups"]]
+    assert sorted(decays) == [0.0, 0.05]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Resuming, ranks, accumulation
+# --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_continues_bit_for_bit(finished, simulated, tmp_path, program, workers):
+    whole, _ = finished
+    flags = ("--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--save_epochs", 2, 4, "--drop_path", 0.2,
+             "--num_workers", workers, "--resume", "auto")
+    assert program(main_pretrain, *flags, "--stop_epoch", 2)[0] == 0
+    assert program(main_pretrain, *flags)[0] == 0
+    assert same_states(load_checkpoint(whole / "checkpoint.pth"), load_checkpoint(tmp_path / "checkpoint.pth"))
+    assert scalars(whole) == scalars(tmp_path)
+    assert [entry["train_loss"] for entry in log_of(whole)] == [entry["train_loss"] for entry in log_of(tmp_path)]
+
+
+def test_going_back_to_an_earlier_checkpoint_cuts_the_log(finished, simulated, tmp_path, program):
+    whole, _ = finished
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4,
+                               "--drop_path", 0.2, "--resume", tmp_path / "checkpoint_2.pth")
+    assert status == 0 and "2 lines from epoch 2 on are cut off" in out
+    assert [entry["epoch"] for entry in log_of(tmp_path)] == [0, 1, 2, 3]
+    assert same_states(load_checkpoint(whole / "checkpoint.pth"), load_checkpoint(tmp_path / "checkpoint.pth"))
+
+
+def test_the_comparison_of_states_can_fail(finished):
+    folder, _ = finished
+    state = load_checkpoint(folder / "checkpoint.pth")
+    state["optimizer"]["state"][0]["exp_avg"][..., 0] += 1e-7
+    assert not same_states(state, load_checkpoint(folder / "checkpoint.pth"))
+
+
+@pytest.mark.parametrize("flag, value", [("--lr", 2e-3), ("--mask_ratio", 0.25), ("--batch_size", 4), ("--accum_iter", 2),
+                                         ("--epochs", 5), ("--split", "train"), ("--seed", 1), ("--model", "mixmim_base")])
+def test_resume_as_another_run_is_refused(finished, simulated, tmp_path, program, flag, value):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
+                             0.2, "--resume", "auto", flag, value)
+    assert status == 2 and len(err.splitlines()) == 1 and flag in err and "another run" in err
+    assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
+
+
+def launch(command, env=None):
+    result = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=600,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
+    flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
+             "--drop_path", 0.1, "--clip_grad", 1.0, "--norm_pix_loss")
+    launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"])
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    result = launch(["mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", sys.executable, *flags,
+                     "--output_dir", tmp_path / "ranks"])
+    assert "4 images × 1 micro-batches × 2 ranks" in result.stdout
+    alone, ranks = (np.array(list(scalars(tmp_path / name).values())) for name in ("alone", "ranks"))
+    assert len(alone) == 24                                       # 4 epochs of 48 // 8 steps
+    difference = np.abs(alone - ranks).max() / alone.max()
+    print(f"largest relative difference of the loss over 24 steps: {difference:.1e}")
+    assert difference < 2e-6
+    weights = [load_checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("alone", "ranks")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_torchrun_trains_and_ends_cleanly(simulated, tmp_path):
+    result = launch([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "main_pretrain.py",
+                     "--data_path", simulated, *TINY, "--epochs", 1, "--output_dir", tmp_path])
+    assert "× 2 ranks" in result.stdout and len(log_of(tmp_path)) == 1
+    assert json.loads((tmp_path / "run.json").read_text())["launcher"] == "torchrun"
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_on_a_cpu_stays_close(finished, simulated, tmp_path, program, amp):
+    assert program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--stop_epoch", 1,
+                   "--drop_path", 0.2, "--amp", amp)[0] == 0
+    assert log_of(tmp_path)[0]["train_loss"] == pytest.approx(log_of(finished[0])[0]["train_loss"], rel=0.02)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Starting from weights, looking at reconstructions
+# --------------------------------------------------------------------------------------------------------------------
+
+def test_finetune_starts_from_weights_of_another_input_size(finished, simulated, tmp_path, program):
+    status, out, _ = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--input_size", 128, "--epochs",
+                             4, "--stop_epoch", 1, "--finetune", finished[0] / "checkpoint.pth")
+    assert status == 0 and "resampled: " in out and "absolute_pos_embed" in out
+    assert log_of(tmp_path)[0]["train_loss"] < log_of(finished[0])[0]["train_loss"]
+
+
+def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simulated, tmp_path, program):
+    checkpoints = [finished[0] / "checkpoint_2.pth", finished[0] / "checkpoint_4.pth"]
+    status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, "--inference_samples", 6,
+                               "--inference", *checkpoints)
+    assert (status, err) == (0, "")
+    assert sorted(os.listdir(tmp_path / "inference")) == ["reconstructions.npz", "reconstructions_1.png", "reconstructions_2.png"]
+    arrays = np.load(tmp_path / "inference" / "reconstructions.npz")
+    two, four = (f"{finished[0].name}/checkpoint_{epoch}" for epoch in (2, 4))
+    assert np.array_equal(arrays[f"{two}/original"], arrays[f"{four}/original"])
+    assert not np.array_equal(arrays[f"{two}/predicted"], arrays[f"{four}/predicted"])
+    shown = arrays[f"{two}/visible"][0, 0] > 0.5
+    assert np.array_equal(arrays[f"{two}/completed"][..., shown], arrays[f"{two}/original"][..., shown])
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(norm_pix_loss):
+    model, prepare = mixmim_tiny(img_size=64, norm_pix_loss=norm_pix_loss), BatchPreparation(64, (-19.0, -12.0), (5.0, 4.0))
+    images = -15 + 5 * torch.randn(2, 2, 64, 64)
+    mask = torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1)
+    model.forward = lambda x, weights, mask: (None, model.target(x)[0], mask)
+    result = reconstruct(model, prepare, images, mask)
+    torch.testing.assert_close(result["predicted"], images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(result["completed"], images, rtol=0, atol=1e-4)
+    assert result["visible"][0, 0, ::32, ::32].tolist() == [[0, 1], [1, 0]]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A stored loss, against accidents
+# --------------------------------------------------------------------------------------------------------------------
+
+def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
+    """Update tests/golden_pretrain.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
+    class Waves(torch.utils.data.Dataset):
+        """160 images that no other code of the project has a part in."""
+        MEAN, STD, ids = BatchPreparationFacts.mean, BatchPreparationFacts.std, list(range(160))
+
+        def __len__(self):
+            return 160
+
+        def __getitem__(self, i):
+            row, column = np.mgrid[:120, :120] / 120
+            wave = np.sin(2 * np.pi * ((1 + i % 5) * row + (1 + i % 7) * column) + i)
+            return torch.from_numpy(np.stack([-20 + 5 * wave, -12 + 4 * wave * row]).astype(np.float32)), torch.zeros(19)
+
+    def data(args, ranks):
+        args.mean, args.std = Waves.MEAN, Waves.STD
+        return Waves(), main_pretrain.build_loader(Waves(), args, ranks), {"fingerprint": "waves"}
+
+    monkeypatch.setattr(main_pretrain, "prepare_data", data)
+    assert program(main_pretrain, "--data_path", "-", "--output_dir", tmp_path, *TINY, "--epochs", 1, "--warmup_epochs", 0.25,
+                   "--save_epochs", 5, "--norm_pix_loss", "--weight_mode", "per_channel")[0] == 0
+    losses = list(scalars(tmp_path).values())
+    stored = ROOT / "tests" / "golden_pretrain.json"
+    if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
+        stored.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
+    assert losses == pytest.approx(json.loads(stored.read_text()), rel=2e-4)
+
+
+class BatchPreparationFacts:
+    mean, std = [-20.0, -12.0], [5.0, 4.0]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Wrong input
+# --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, said", [
+    (["--model", "mixmim_giant"], "--model"),
+    (["--weight_mode", "vv"], "--weight_mode"),
+    (["--dataset", "benv3"], "--dataset"),
+    (["--amp", "fp8"], "--amp"),
+    (["--epoch", "3"], "--epoch"),
+    (["--batch_size", "many"], "--batch_size"),
+    (["--batch_size", "7"], "--batch_size 7: must be even"),
+    (["--batch_size", "0"], "--batch_size 0"),
+    (["--batch_size", "64"], "--batch_size 64: the 48 samples"),
+    (["--accum_iter", "0"], "--accum_iter 0"),
+    (["--input_size", "100"], "--input_size"),
+    (["--input_size", "224"], "--input_size"),
+    (["--mask_ratio", "1.5"], "--mask_ratio 1.5"),
+    (["--range_mask_ratio", "0.6"], "--range_mask_ratio 0.6"),
+    (["--drop_path", "1"], "--drop_path 1"),
+    (["--weight_clip", "0"], "--weight_clip 0"),
+    (["--mean", "-19"], "--mean"),
+    (["--std", "5", "0"], "--std 5.0 0.0"),
+    (["--lr", "-1"], "--lr -1"),
+    (["--clip_grad", "0"], "--clip_grad 0"),
+    (["--stop_epoch", "9", "--epochs", "4"], "--stop_epoch 9"),
+    (["--warmup_epochs", "9", "--epochs", "4"], "--warmup_epochs 9"),
+    (["--start_epoch", "4", "--epochs", "4"], "--start_epoch 4"),
+    (["--save_epochs", "0"], "--save_epochs 0"),
+    (["--num_workers", "-1"], "--num_workers -1"),
+    (["--port", "70000"], "--port 70000"),
+    (["--device", "tpu"], "--device tpu"),
+    (["--world_size", "4"], "--world_size 4"),
+    (["--dist_on_itp"], "--dist_on_itp"),
+    (["--resume", "absent.pth"], "--resume absent.pth"),
+    (["--finetune", "absent.pth"], "--finetune absent.pth"),
+    (["--resume", "auto", "--overwrite"], "--overwrite"),
+    (["--resume", "auto", "--start_epoch", "1"], "--start_epoch"),
+    (["--inference"], "--inference"),
+    (["--inference", "absent.pth"], "absent.pth"),
+    (["--inference_samples", "3", "--inference", "x.pth"], "--inference_samples 3"),
+    (["--data_path", "absent"], "absent"),
+    (["--metadata", "absent.csv"], "absent.csv"),
+    (["--max_nonfinite", "2"], "--max_nonfinite 2"),
+    (["--output_dir", "/proc/version/run"], "--output_dir /proc/version/run"),
+])
+def test_wrong_flags_are_one_line_and_status_2(simulated, tmp_path, program, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", "run", *TINY, *flags)
+    assert status == 2, out + err
+    assert len(err.splitlines()) == 1 and said in err, err
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert not left, left
+
+
+def test_a_missing_data_path_is_one_line(program):
+    status, _, err = program(main_pretrain)
+    assert status == 2 and len(err.splitlines()) == 1 and "--data_path is missing" in err
+
+
+def break_patch(folder, how):
+    band = sorted((folder / "BigEarthNet-S1").rglob("*_VH.tif"))[3]
+    if how == "missing":
+        band.unlink()
+    elif how == "truncated":
+        band.write_bytes(band.read_bytes()[:-2000])
+    return band
+
+
+@pytest.mark.parametrize("how, workers", [("missing", 0), ("truncated", 0), ("truncated", 2)])
+def test_a_broken_patch_is_named_in_one_line(simulated, tmp_path, program, how, workers):
+    folder = tmp_path / "scenes"
+    shutil.copytree(simulated, folder)
+    band = break_patch(folder, how)
+    status, _, err = program(main_pretrain, "--data_path", folder, "--output_dir", tmp_path / "run", *TINY, "--epochs", 1,
+                             "--num_workers", workers)
+    assert status == 2 and len(err.splitlines()) == 1 and band.name.removesuffix("_VH.tif") in err, err
+    assert "Traceback" not in err and not (tmp_path / "run" / "checkpoint.pth").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(finished, simulated, tmp_path, program):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    before = load_checkpoint(tmp_path / "checkpoint.pth")
+    broken = load_checkpoint(tmp_path / "checkpoint_2.pth")
+    broken["model"]["decoder_pred.bias"][0] = float("nan")
+    torch.save(broken, tmp_path / "broken.pth")
+    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
+                             0.2, "--resume", tmp_path / "broken.pth")
+    assert status == 1 and len(err.splitlines()) == 1 and "epoch 2, step 0: loss nan; sample ids " in err
+    assert same_states(before, load_checkpoint(tmp_path / "checkpoint.pth"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Real samples
+# --------------------------------------------------------------------------------------------------------------------
+
+@needs_samples
+def test_real_v1_patches_pretrain_without_warnings(tmp_path, program):
+    status, out, err = program(main_pretrain, "--dataset", "benv1", "--data_path", sample_path("benv1", "BigEarthNet-S1-v1.0"),
+                               "--output_dir", tmp_path, *TINY, "--batch_size", 2, "--epochs", 2)
+    assert status == 0 and "warning" not in out.lower() and err == "", out + err
+    assert "6 samples" in out and len(log_of(tmp_path)) == 2

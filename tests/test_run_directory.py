@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""The output directory: one run at a time, nothing overwritten unasked, logs cut to the resumed epoch."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from util.distributed import Launch, Ranks
+from util.errors import UsageError
+from util.run_directory import LOCK, RunDirectory
+
+ALONE = Ranks(Launch(), torch.device("cpu"))
+HOLD = ("import sys, time, torch; from util.distributed import Launch, Ranks; from util.run_directory import RunDirectory\n"
+        "RunDirectory(sys.argv[1], Ranks(Launch(), torch.device('cpu'))).open(); print('held', flush=True); time.sleep(100)")
+
+
+def run(path, epochs, start_epoch=0, resume=False, overwrite=False):
+    """A run that saves some epochs."""
+    directory = RunDirectory(path, ALONE)
+    directory.open(resume, overwrite)
+    directory.begin({"what": f"from {start_epoch}"}, start_epoch, overwrite=overwrite)
+    for epoch in range(start_epoch, epochs):
+        directory.save({"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, f"checkpoint_{epoch + 1}.pth")
+    directory.close()
+
+
+def refused(path, match, **kwargs):
+    with pytest.raises(UsageError, match=match) as error:
+        RunDirectory(path, ALONE).open(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+def epochs_logged(path):
+    return [json.loads(line)["epoch"] for line in (path / "log.txt").read_text().splitlines()]
+
+
+def test_a_directory_with_a_run_is_refused_and_left_as_it_was(tmp_path):
+    run(tmp_path, 2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    refused(tmp_path, "already holds a run.*--resume auto.*--overwrite")
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
+    run(tmp_path, 3)
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "my_checkpoint.pth").write_text("mine too")
+    run(tmp_path, 1, overwrite=True)
+    assert epochs_logged(tmp_path) == [0] and not (tmp_path / "checkpoint_3.pth").exists()
+    assert (tmp_path / "notes.md").exists() and (tmp_path / "my_checkpoint.pth").exists()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_continued_run_cuts_the_log_back_and_keeps_the_earlier_record(tmp_path):
+    run(tmp_path, 4)
+    with open(tmp_path / "log.txt", "a") as file:
+        file.write('{"train_loss": 1.0, "epo')            # killed while writing
+    run(tmp_path, 3, start_epoch=2, resume=True)
+    assert epochs_logged(tmp_path) == [0, 1, 2]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["what"] == "from 2" and [part["what"] for part in record["earlier"]] == ["from 0"]
+
+
+def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        refused(tmp_path, f"in use by another run .*pid {holder.pid}")
+        refused(tmp_path, "in use by another run", overwrite=True)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    RunDirectory(tmp_path, ALONE).open()                  # a killed holder leaves its name, but not the lock
+
+
+def test_a_lock_of_another_host_is_explained(tmp_path):
+    (tmp_path / LOCK).write_text("node17 pid 4711\n")
+    refused(tmp_path, "locked by node17 pid 4711.*remove")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/version"), reason="needs /proc")
+def test_a_folder_that_cannot_be_made_is_one_line():
+    refused("/proc/version/run", "--output_dir /proc/version/run")
