@@ -2,7 +2,9 @@
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
 import argparse
 import logging
+import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import check_same_run, initialise, load_checkpoint, load_latest, restore, write_atomically
-from util.datasets import add_data_flags, build_dataset, build_loader, spread_ids
+from util.datasets import add_data_flags, build_dataset, build_loader, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.misc import environment, setup_logging
@@ -118,9 +120,28 @@ def build_preparation(args):
                             args.exp_scale, args.weight_clip)
 
 
-def build_optimizer(model, args):
-    """AdamW with (0.9, 0.95); no weight decay on biases and 1-D parameters."""
-    return torch.optim.AdamW(param_groups_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95), fused=True)
+@dataclass
+class Training:
+    """What is trained and with what, on one rank."""
+    model: torch.nn.Module
+    prepare: BatchPreparation
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def build(cls, args, device):
+        """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from args.seed."""
+        torch.manual_seed(args.seed)
+        model = build_model(args).to(device)
+        optimizer = torch.optim.AdamW(param_groups_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95),
+                                      fused=True)
+        return cls(model, build_preparation(args).to(device), optimizer,
+                   torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
+
+    def state(self, epoch, args, facts):
+        """A checkpoint after an epoch (0-based); `facts` is what a continued run must repeat."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts}
 
 
 def prepare_data(args, ranks):
@@ -143,7 +164,7 @@ def same_run_facts(flags, world_size, data):
             "accum_iter × ranks": flags.get("accum_iter", 1) * world_size, "data_path (its samples)": data}
 
 
-def initial_state(args, ranks, facts, model, optimizer, scaler):
+def initial_state(args, facts, training):
     """Fill model, optimizer and scaler from --resume or --finetune; the epoch to start with. Raises UsageError."""
     state, path = None, args.resume
     if args.resume == "auto":
@@ -152,19 +173,20 @@ def initial_state(args, ranks, facts, model, optimizer, scaler):
         state = load_checkpoint(path)
     if state is None:
         if args.finetune:
-            resampled = initialise(model, load_checkpoint(args.finetune), args.finetune)
+            resampled = initialise(training.model, load_checkpoint(args.finetune), args.finetune)
             log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
         return args.start_epoch
     check_same_run(state.get("run", {}), facts)
-    restore(state, path, model, optimizer, scaler)
+    restore(state, path, training.model, training.optimizer, training.scaler)
     log.info("continuing %s after epoch %d", path, state["epoch"])
     return state["epoch"] + 1
 
 
-def draw_samples(model, prepare, dataset, ids, args):
-    """Reconstructions of some samples under a mask that depends on the seed alone."""
-    mask = model.draw_mask(args.mask_ratio, torch.Generator().manual_seed(args.seed))
-    return reconstruct(model, prepare, torch.stack([dataset[i][0] for i in ids]), mask, args.amp)
+def reconstruct_samples(model, prepare, dataset, ids, args):
+    """Reconstructions of some samples under a chequered mask, which hides every other cell."""
+    grid = math.isqrt(model.num_cells)
+    mask = (torch.arange(grid)[:, None] + torch.arange(grid)) % 2
+    return reconstruct(model, prepare, torch.stack([dataset[i][0] for i in ids]), mask.view(1, -1, 1), args.amp)
 
 
 def short_name(s1_name):
@@ -172,45 +194,68 @@ def short_name(s1_name):
     return "_".join(str(s1_name).split("_")[-3:])
 
 
-def save_picture(path, results, names, args):
-    """Draw results of `draw_samples` (dict title → result) into a PNG; returns its pixels, (H, W, 3) uint8."""
-    note = "each token's own mean and standard deviation are put back (norm_pix_loss)" if args.norm_pix_loss else ""
-    figure = draw_reconstructions(results, names, note)
+def save_picture(path, results, names, standardised):
+    """Draw reconstructions (dict title → result of `reconstruct`) into a PNG; returns its pixels, (H, W, 3) uint8."""
+    note = "each token's own mean and standard deviation are put back (norm_pix_loss)" if standardised else ""
+    figure = draw_reconstructions(results, [short_name(name) for name in names], note)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     log.info("wrote %s", path)
     return pixels(figure)
 
 
 def run_inference(args, ranks):
-    """Draw what one or several checkpoints reconstruct of the same samples, under the same masks, into PNGs.
+    """Draw what one or several checkpoints reconstruct of the same samples, under the same mask, into PNGs.
 
     Model, input size and statistics are those a checkpoint says it was trained with; the numbers go into an .npz.
     """
     dataset = build_dataset(args)
-    ids = spread_ids(len(dataset), args.inference_samples)
-    results = {}
+    ids = telling_ids(dataset, args.inference_samples)
+    names = dataset.ids[ids].tolist()
+    results, standardised = {}, False
     for path in args.inference:
         state = load_checkpoint(path)
-        trained = argparse.Namespace(**{**vars(args), **{name: state["args"][name] for name in ("model", "input_size", "norm_pix_loss")
-                                                         if name in state.get("args", {})}, **state.get("input", {})})
+        known = {name: state["args"][name] for name in ("model", "input_size", "norm_pix_loss") if name in state.get("args", {})}
+        trained = argparse.Namespace(**{**vars(args), **known, **state.get("input", {})})
         model = build_model(trained)
         initialise(model, state, path)
-        results[f"{Path(path).parent.name}/{Path(path).stem}"] = draw_samples(
+        results[f"{Path(path).parent.name}/{Path(path).stem}"] = reconstruct_samples(
             model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained)
+        standardised |= trained.norm_pix_loss
         log.info("%s: %s, input %d, epoch %s", path, trained.model, trained.input_size, state.get("epoch"))
     if len({result["original"].shape for result in results.values()}) > 1:
         raise UsageError("--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw "
                          "them one by one")
     folder = Path(args.output_dir) / "inference"
     folder.mkdir(parents=True, exist_ok=True)
-    names = [str(dataset.ids[i]) for i in ids]
     for page, start in enumerate(range(0, len(ids), PICTURE_SAMPLES), 1):
         rows = slice(start, start + PICTURE_SAMPLES)
         part = {title: {name: value if name == "visible" else value[rows] for name, value in result.items()}
                 for title, result in results.items()}
-        save_picture(folder / f"reconstructions_{page}.png", part, [short_name(name) for name in names[rows]], trained)
+        save_picture(folder / f"reconstructions_{page}.png", part, names[rows], standardised)
     arrays = {f"{title}/{name}": value.numpy() for title, result in results.items() for name, value in result.items()}
     write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
+
+
+def run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts):
+    """Train from start_epoch to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
+    model, prepare = training.model, training.prepare
+    wrapped = distribute(model, ranks)
+    shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
+    for epoch in range(start_epoch, args.stop_epoch):
+        stats = train_one_epoch(wrapped, prepare, loader, training.optimizer, training.scaler, epoch, ranks, args, directory.writer)
+        filled = sum(ranks.gather(int(prepare.filled)))
+        if filled:
+            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
+        done = epoch + 1
+        entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
+        directory.save(training.state(epoch, args, facts), entry, f"checkpoint_{done}.pth" if done in args.save_epochs else None)
+        if done in args.save_epochs and ranks.is_main:
+            result = reconstruct_samples(model, prepare, dataset, shown, args)
+            picture = save_picture(directory.path / f"reconstruction_{done}.png", {"prediction": result},
+                                   dataset.ids[shown].tolist(), args.norm_pix_loss)
+            directory.writer.add_image("reconstruction", picture, done, dataformats="HWC")
+    if start_epoch >= args.stop_epoch:
+        log.info("all %d epochs are done already", args.stop_epoch)
 
 
 def pretrain(args, ranks):
@@ -222,39 +267,15 @@ def pretrain(args, ranks):
     log.info("%d samples of %s, split %s: %d steps an epoch", len(dataset), args.dataset, args.split, steps)
     log.info("global batch %d = %d images × %d micro-batches × %d ranks; lr %.4g (%s); %s, amp %s", global_batch,
              args.batch_size, args.accum_iter, ranks.world_size, args.lr, rule, ranks.device, args.amp)
-
-    torch.manual_seed(args.seed)
-    model = build_model(args).to(ranks.device)
-    prepare = build_preparation(args).to(ranks.device)
-    optimizer = build_optimizer(model, args)
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=args.amp == "fp16")
+    training = Training.build(args, ranks.device)
     facts = same_run_facts(vars(args), ranks.world_size, summary["fingerprint"])
-    directory = RunDirectory(args.output_dir, ranks)
-    directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-    start_epoch = ranks.together(lambda: initial_state(args, ranks, facts, model, optimizer, scaler))
-    directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
-                     "n_parameters": sum(p.numel() for p in model.parameters())}, start_epoch, args.log_dir, args.overwrite)
-    wrapped = distribute(model, ranks)
-
-    for epoch in range(start_epoch, args.stop_epoch):
-        stats = train_one_epoch(wrapped, prepare, loader, optimizer, scaler, epoch, ranks, args, directory.writer)
-        filled = sum(ranks.gather(int(prepare.filled)))
-        if filled:
-            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
-        done = epoch + 1
-        directory.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-                        "epoch": epoch, "args": dict(vars(args)), "input": prepare.describe(), "run": facts},
-                       {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled},
-                       f"checkpoint_{done}.pth" if done in args.save_epochs else None)
-        if done in args.save_epochs and ranks.is_main:
-            ids = spread_ids(len(dataset), PICTURE_SAMPLES)
-            picture = save_picture(directory.path / f"reconstruction_{done}.png",
-                                   {"prediction": draw_samples(model, prepare, dataset, ids, args)},
-                                   [short_name(dataset.ids[i]) for i in ids], args)
-            directory.writer.add_image("reconstruction", picture, done, dataformats="HWC")
-    if start_epoch >= args.stop_epoch:
-        log.info("all %d epochs are done already", args.stop_epoch)
-    directory.close()
+    with RunDirectory(args.output_dir, ranks) as directory:
+        directory.open(resume=bool(args.resume), overwrite=args.overwrite)
+        start_epoch = ranks.together(lambda: initial_state(args, facts, training))
+        directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
+                         "n_parameters": sum(p.numel() for p in training.model.parameters())},
+                        start_epoch, args.log_dir, args.overwrite)
+        run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts)
 
 
 def main():
@@ -263,7 +284,10 @@ def main():
     setup_logging(ranks.is_main)
     if args.amp is None:
         args.amp = "bf16" if ranks.device.type == "cuda" else "off"
-    (pretrain if args.inference is None else run_inference)(args, ranks)
+    if args.inference is None:
+        pretrain(args, ranks)
+    elif ranks.is_main:
+        run_inference(args, ranks)
     ranks.close()
 
 

@@ -372,9 +372,9 @@ class MixMIM(MixMIMEncoder):
 # --------------------------------------------------------------------------------------------------------------------
 
 def mixmim_tiny(**kwargs):
-    """3 M parameters: for a CPU, tests and demonstrations. Not a size of the paper."""
-    return MixMIM(**{**dict(embed_dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), decoder_embed_dim=128,
-                            decoder_depth=2, decoder_num_heads=4), **kwargs})
+    """2.7 M parameters: for a CPU, tests and demonstrations. Not a size of the papers."""
+    return MixMIM(**{**dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), decoder_embed_dim=192,
+                            decoder_depth=2, decoder_num_heads=6), **kwargs})
 
 
 def mixmim_base(**kwargs):

@@ -24,13 +24,13 @@ def false_colour(sar_db):
     return np.stack([np.clip((band - low) / (high - low), 0, 1) for band, low, high in bands], axis=-1)
 
 
-def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0):
-    """A figure with a grid of bare axes: (figure, axes (rows, columns)). cell, left, top: inches."""
-    width, height = columns * cell + left, rows * cell + top
+def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0):
+    """A figure with a grid of bare axes: (figure, axes (rows, columns)). cell and the margins: inches."""
+    width, height = columns * cell + left + right, rows * cell + top
     figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
-        left=left / width, right=1, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04))
+        left=left / width, right=1 - right / width, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04))
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])

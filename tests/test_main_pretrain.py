@@ -226,7 +226,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     """Update tests/golden_pretrain.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
     class Waves(torch.utils.data.Dataset):
         """160 images that no other code of the project has a part in."""
-        MEAN, STD, ids = BatchPreparationFacts.mean, BatchPreparationFacts.std, list(range(160))
+        MEAN, STD, ids = [-20.0, -12.0], [5.0, 4.0], np.arange(160)
 
         def __len__(self):
             return 160
@@ -248,10 +248,6 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
         stored.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
     assert losses == pytest.approx(json.loads(stored.read_text()), rel=2e-4)
-
-
-class BatchPreparationFacts:
-    mean, std = [-20.0, -12.0], [5.0, 4.0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

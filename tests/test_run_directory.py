@@ -15,7 +15,7 @@ from util.run_directory import LOCK, RunDirectory
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 HOLD = ("import sys, time, torch; from util.distributed import Launch, Ranks; from util.run_directory import RunDirectory\n"
-        "RunDirectory(sys.argv[1], Ranks(Launch(), torch.device('cpu'))).open(); print('held', flush=True); time.sleep(100)")
+        "run = RunDirectory(sys.argv[1], Ranks(Launch(), torch.device('cpu'))); run.open(); print('held', flush=True); time.sleep(100)")
 
 
 def run(path, epochs, start_epoch=0, resume=False, overwrite=False):

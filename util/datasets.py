@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from sarwmix.bigearthnetv1 import BigEarthNetv1
@@ -61,9 +62,16 @@ class ImagesWithIds(Dataset):
         return i, self.dataset[i][0]
 
 
-def spread_ids(num_samples, count):
-    """`count` ids spread evenly over a dataset."""
-    return np.linspace(0, num_samples - 1, count).round().astype(int).tolist()
+def telling_ids(dataset, count, among=64):
+    """Ids of samples worth looking at: those with the most contrast between their parts, an even number up to `count`.
+
+    Of `among` samples spread evenly over the dataset, the `count` with the largest variance of 30×30-pixel means, in the
+    dataset's order. Many patches are all forest or all sea, and a picture of them tells little.
+    """
+    spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
+    count = min(count, len(spread) // 2 * 2)
+    contrast = [F.avg_pool2d(dataset[i][0].nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
+    return sorted(spread[np.argsort(contrast)[::-1][:count]].tolist())
 
 
 def build_loader(dataset, args, ranks):

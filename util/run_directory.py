@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The output directory of a run, held by rank 0 from `open` to `close`; other ranks call the same and do nothing.
+    """The output directory of a run, held by rank 0 from `open` to the end of its `with` block.
+
+    Every rank calls the same methods, and only rank 0 does anything.
 
     What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it holds
     a run already and neither resume nor overwrite is asked for, or a file cannot be written.
@@ -29,6 +31,12 @@ class RunDirectory:
 
     def __init__(self, path, ranks):
         self.path, self.ranks, self.writer, self._lock = Path(path), ranks, None, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
 
     def open(self, resume=False, overwrite=False):
         """Lock the folder. Nothing in it is touched before `begin`."""
@@ -50,11 +58,11 @@ class RunDirectory:
 
     def close(self):
         """Close the logs and free the folder for another run."""
-        for resource in (self.writer, self._lock):
-            if resource is self._lock and resource:
-                resource.truncate(0)
-            if resource:
-                resource.close()
+        if self.writer:
+            self.writer.close()
+        if self._lock and not self._lock.closed:
+            self._lock.truncate(0)
+            self._lock.close()
 
     def _open(self, resume, overwrite):
         try:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Draw the overview of the method: two simulated scenes through mixing, encoder, decoder and weighted loss.
+
+    python -m analysis.overview_figure --checkpoint output/pretrain_simulated/checkpoint.pth --output overview.png
+
+The reconstructions are those of the checkpoint.
+"""
+import argparse
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from engine_pretrain import reconstruct
+from models_mixmim import SIZES
+from sarwmix.preparation import BatchPreparation
+from sarwmix.quicklook import grey
+from sarwmix.simulate import simulate_scene
+from sarwmix.weighting import compute_weights
+from util.checkpoint import initialise, load_checkpoint
+from util.errors import UsageError
+
+SCENES = ((36, "coast"), (33, "lakeland"))                       # seed and landscape of the two images
+COLOURS = ("#d95f02", "#1b9e77")
+MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]).view(1, 16, 1).float()
+WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55                            # inches
+
+
+class Canvas:
+    """A figure addressed in inches from its lower left corner."""
+
+    def __init__(self):
+        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=130, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.axis = self.figure.add_axes([0, 0, 1, 1])
+        self.axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+        self.axis.axis("off")
+
+    def image(self, x, y, pixels, title, colour="black", owner=None, **options):
+        """An image with its lower left corner at (x, y); owner (4, 4): whose cells to frame in which colour."""
+        self.axis.imshow(pixels, extent=(x, x + SIDE, y, y + SIDE), interpolation="nearest", zorder=2, **options)
+        self.axis.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=colour, linewidth=2, zorder=4))
+        if owner is not None:
+            cell = SIDE / 4
+            for row, column in np.ndindex(4, 4):
+                self.axis.add_patch(Rectangle((x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015), cell - 0.03,
+                                              cell - 0.03, fill=False, edgecolor=COLOURS[owner[row, column]], linewidth=1.4, zorder=3))
+        self.axis.text(x + SIDE / 2, y + SIDE + 0.07, title, ha="center", va="bottom", fontsize=9)
+
+    def box(self, x, y, width, height, text, colour):
+        self.axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.08", facecolor=colour,
+                                           edgecolor="0.35", zorder=2))
+        self.axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, zorder=3, linespacing=1.5)
+
+    def arrow(self, start, end, colour="0.35"):
+        self.axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, linewidth=1.4, color=colour, zorder=1))
+
+
+def draw_overview(images, result):
+    """images: (2, 2, 128, 128) dB, order VH, VV; result: of `engine_pretrain.reconstruct` under MASK. Returns a Figure."""
+    canvas, owner = Canvas(), MASK.view(4, 4).int().numpy()
+    high, low, middle = 2.85, 0.45, 1.65
+    cells = MASK.view(4, 4).bool().repeat_interleave(32, 0).repeat_interleave(32, 1)
+    mixed = torch.where(cells, images[1, 1], images[0, 1])
+    for i, y in ((0, high), (1, low)):
+        canvas.image(0.15, y, grey(images[i, 1], "VV"), f"image {'AB'[i]}: VV (and VH), dB", COLOURS[i])
+        canvas.arrow((0.2 + SIDE, y + SIDE / 2), (2.25, middle + SIDE / 2), COLOURS[i])
+    canvas.image(2.3, middle, grey(mixed, "VV"), "mixed input", owner=owner)
+    canvas.axis.text(2.3 + SIDE / 2, middle - 0.1, "random mask over 4×4 cells,\nthe same for the batch", ha="center", va="top",
+                     fontsize=7.5, color="0.3")
+    canvas.arrow((2.35 + SIDE, middle + SIDE / 2), (4.25, middle + SIDE / 2))
+    canvas.box(4.3, middle - 0.25, 1.75, SIDE + 0.5, "MixMIM encoder\n4 stages, windows\nof 8×8, 8×8, 8×8, 4×4\n\na token attends only\nto tokens of its\nown image", "#e8eef7")
+    for i, y in ((0, high), (1, low)):
+        canvas.arrow((6.1, middle + SIDE / 2), (6.65, y + SIDE / 2), COLOURS[i])
+        canvas.box(6.7, y + 0.2, 1.45, SIDE - 0.4, f"decoder\ntokens of {'AB'[i]},\nmask tokens\nelsewhere", "#f3ece2")
+        canvas.arrow((8.2, y + SIDE / 2), (8.6, y + SIDE / 2), COLOURS[i])
+        canvas.image(8.65, y, grey(result["predicted"][i, 1], "VV"), f"prediction of {'AB'[i]}", COLOURS[i])
+        weights = compute_weights(images[i], clip=99.0)[1]
+        canvas.arrow((8.7 + SIDE, y + SIDE / 2), (11.15, y + SIDE / 2), COLOURS[i])
+        canvas.axis.text(10.68, y + SIDE / 2 + 0.08, "weighted\nby", ha="center", va="bottom", fontsize=8)
+        canvas.image(11.2, y, weights, f"weights of {'AB'[i]}, VV (clipped at 99 %)", COLOURS[i], cmap="viridis", vmin=1, vmax=torch.e)
+    canvas.axis.text(WIDTH / 2, 0.12, "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
+                     "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1", ha="center", fontsize=9)
+    return canvas.figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
+    parser.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    args = parser.parse_args()
+    try:
+        state = load_checkpoint(args.checkpoint)
+        flags = state.get("args", {})
+        model = SIZES[flags.get("model", "mixmim_base")](norm_pix_loss=flags.get("norm_pix_loss", False))
+        initialise(model, state, args.checkpoint)
+    except UsageError as error:
+        parser.exit(2, f"overview_figure: error: {error}\n")
+    facts = state.get("input", {"mean": (-19.1966, -12.5144), "std": (5.4501, 5.0019)})
+    images = torch.stack([torch.from_numpy(simulate_scene(seed, 1, 1, size=128, landscape=landscape)[0]) for seed, landscape in SCENES])
+    result = reconstruct(model, BatchPreparation(128, facts["mean"], facts["std"]), images, MASK)
+    draw_overview(images, result).savefig(args.output)
+
+
+if __name__ == "__main__":
+    main()
