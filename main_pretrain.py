@@ -79,7 +79,7 @@ def check_flags(args):
     check_common_flags(args)
     if args.data_path is None:
         raise UsageError("--data_path is missing: the folder of the patches; 'python -m sarwmix.simulate' makes some to try")
-    if args.batch_size % 2:
+    if args.batch_size % 2 and args.mask_ratio + args.range_mask_ratio > 0:
         raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
     if not 0 <= args.mask_ratio <= 1 or args.range_mask_ratio < 0 or args.mask_ratio + args.range_mask_ratio > 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "

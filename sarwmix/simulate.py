@@ -253,7 +253,7 @@ def get_args_parser():
     group.add_argument("--patches", type=int, required=True, default=argparse.SUPPRESS,
                        help="number of patches, all splits together")
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
-    group.add_argument("--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m")
+    group.add_argument("--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m; the programs read 120")
     group.add_argument("--scene_side", type=int, default=Parameters.scene_side,
                        help="side of a scene, patches, at most; smaller for few or large patches")
     group = parser.add_argument_group("splits, by whole scenes")

@@ -352,3 +352,29 @@ def test_real_v1_patches_pretrain_without_warnings(tmp_path, program):
                                "--output_dir", tmp_path, *TINY, "--batch_size", 2, "--epochs", 2)
     assert status == 0 and "warning" not in out.lower() and err == "", out + err
     assert "6 samples" in out and len(log_of(tmp_path)) == 2
+
+
+@needs_samples
+def test_real_v2_patches_pretrain_without_warnings(tmp_path, program):
+    """The v2 sample with its neighbours from v1, which have the same files in other folders, listed in a CSV dump."""
+    patches = [*sample_path("benv2", "BigEarthNet-S1").glob("*/*"), *sample_path("benv1", "BigEarthNet-S1-v1.0").glob("S1*")]
+    rows = ["patch_id,labels,split,country,s1_name"]
+    for k, patch in enumerate(patches):
+        scene = tmp_path / "data" / "BigEarthNet-S1" / patch.name.rsplit("_", 3)[0]
+        scene.mkdir(parents=True, exist_ok=True)
+        (scene / patch.name).symlink_to(patch)
+        rows.append(f"S2_{k},\"['Arable land' 'Pastures']\",train,Austria,{patch.name}")
+    (tmp_path / "data" / "benv2_train.csv").write_text("\n".join(rows) + "\n")
+    status, out, err = program(main_pretrain, "--data_path", tmp_path / "data", "--split", "train", "--output_dir", tmp_path / "run", *TINY,
+                               "--batch_size", 2, "--epochs", 2)
+    assert status == 0 and "warning" not in out.lower() and err == "", out + err
+    assert "7 samples" in out and len(log_of(tmp_path / "run")) == 2
+
+
+@needs_samples
+def test_one_real_v2_patch_trains_unmixed(tmp_path, program):
+    patch, = sample_path("benv2", "BigEarthNet-S1").glob("*/*")
+    (tmp_path / "one.csv").write_text(f"labels,s1_name\n\"['Pastures']\",{patch.name}\n")
+    status, out, err = program(main_pretrain, "--data_path", sample_path("benv2"), "--metadata", tmp_path / "one.csv", "--output_dir",
+                               tmp_path / "run", *TINY, "--batch_size", 1, "--mask_ratio", 0, "--epochs", 2)
+    assert status == 0 and "warning" not in out.lower() and err == "", out + err
