@@ -186,7 +186,7 @@ def reconstruct_samples(model, prepare, dataset, ids, args):
     """Reconstructions of some samples under a chequered mask, which hides every other cell."""
     grid = math.isqrt(model.num_cells)
     mask = (torch.arange(grid)[:, None] + torch.arange(grid)) % 2
-    return reconstruct(model, prepare, torch.stack([dataset[i][0] for i in ids]), mask.view(1, -1, 1), args.amp)
+    return reconstruct(model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), args.amp)
 
 
 def short_name(s1_name):

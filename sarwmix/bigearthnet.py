@@ -212,8 +212,16 @@ class BigEarthNet(Dataset):
         return len(self.ids)
 
     def __getitem__(self, i):
+        image = self.image(i)
         try:
-            return torch.from_numpy(self._read(i)), torch.from_numpy(self._labels(i).astype(np.float32))
+            return image, torch.from_numpy(self._labels(i).astype(np.float32))
+        except DataError as error:
+            raise DataError(f"{error} ({self.where(i)})") from error
+
+    def image(self, i):
+        """The image of item i alone, (2, 120, 120) float32 dB, where labels are not needed and may cost a read."""
+        try:
+            return torch.from_numpy(self._read(i))
         except DataError as error:
             raise DataError(f"{error} ({self.where(i)})") from error
 
@@ -258,7 +266,7 @@ class BigEarthNet(Dataset):
         Raises DataError if a channel, which should be in dB, is never negative there.
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
-        values = np.stack([self[i][0].numpy() for i in rows], axis=1).reshape(len(self.CHANNELS), -1).astype(np.float64)
+        values = np.stack([self.image(i).numpy() for i in rows], axis=1).reshape(len(self.CHANNELS), -1).astype(np.float64)
         values[~np.isfinite(values)] = np.nan
         report = {
             name: [float(x) for x in function(values, axis=1)]

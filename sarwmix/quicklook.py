@@ -52,7 +52,7 @@ def draw_reconstructions(results, names=None, note=""):
     for c, channel in enumerate(("VH", "VV")):
         offset = 0 if channel == "VV" else per_channel
         for row in range(images):
-            panels = [("original", first["original"], None), ("visible to the model", first["original"], first["visible"][0, 0])]
+            panels = [("original", first["original"], None), ("visible", first["original"], first["visible"][0, 0])]
             for title, result in results.items():
                 panels.append((title if several else "hidden cells predicted", result["completed"], None))
                 if not several:

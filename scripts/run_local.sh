@@ -38,13 +38,17 @@ if [ -n "$data" ]; then
         --blr 1.5e-4 --weight_decay 0.05 --mask_ratio 0.5 --norm_pix_loss "$@"
 else
     scenes=$OUTPUT/simulated
+    run=$OUTPUT/pretrain_simulated
     "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --seed 0 --val_fraction 0.1 --test_fraction 0.1
-    "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$OUTPUT/pretrain_simulated" --overwrite \
-        --model mixmim_tiny --batch_size 8 --epochs 16 --warmup_epochs 1 --lr 5e-4 --clip_grad 1 --log_freq 32 --save_epochs 1 4 16
-    "$python" -m analysis.logfile_reader --log "$OUTPUT/pretrain_simulated/log.txt" --output "$OUTPUT/pretrain_simulated/loss.png"
+    "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$run" --overwrite \
+        --model mixmim_tiny --batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 4e-4 --clip_grad 1 --log_freq 48 --save_epochs 1 4 11
+    "$python" -m analysis.logfile_reader --log "$run/log.txt" --output "$run/loss.png"
+    "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "$run" --inference_samples 4 \
+        --inference "$run"/checkpoint_{1,4,11}.pth
     echo
     echo "Done in $((SECONDS - started)) s. Look at:"
-    echo "  $OUTPUT/pretrain_simulated/reconstruction_16.png   what the model makes of the cells it did not see"
-    echo "  $OUTPUT/pretrain_simulated/loss.png                the loss, falling"
-    echo "  $OUTPUT/pretrain_simulated/checkpoint.pth          the pretrained encoder"
+    echo "  $run/reconstruction_11.png                 what the model makes of the cells it did not see"
+    echo "  $run/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
+    echo "  $run/loss.png                              the loss, falling"
+    echo "  $run/checkpoint.pth                        the pretrained encoder"
 fi

@@ -231,10 +231,10 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
         def __len__(self):
             return 160
 
-        def __getitem__(self, i):
+        def image(self, i):
             row, column = np.mgrid[:120, :120] / 120
             wave = np.sin(2 * np.pi * ((1 + i % 5) * row + (1 + i % 7) * column) + i)
-            return torch.from_numpy(np.stack([-20 + 5 * wave, -12 + 4 * wave * row]).astype(np.float32)), torch.zeros(19)
+            return torch.from_numpy(np.stack([-20 + 5 * wave, -12 + 4 * wave * row]).astype(np.float32))
 
     def data(args, ranks):
         args.mean, args.std = Waves.MEAN, Waves.STD

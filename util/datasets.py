@@ -50,7 +50,7 @@ def build_dataset(args):
 
 
 class ImagesWithIds(Dataset):
-    """(id, image) of a dataset of (image, label): the id is what flips are drawn from."""
+    """(id, image) of a dataset: flips are drawn from the id, and labels are not read."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -59,7 +59,7 @@ class ImagesWithIds(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, i):
-        return i, self.dataset[i][0]
+        return i, self.dataset.image(i)
 
 
 def telling_ids(dataset, count, among=64):
@@ -70,7 +70,7 @@ def telling_ids(dataset, count, among=64):
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
     count = min(count, len(spread) // 2 * 2)
-    contrast = [F.avg_pool2d(dataset[i][0].nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
+    contrast = [F.avg_pool2d(dataset.image(i).nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
     return sorted(spread[np.argsort(contrast)[::-1][:count]].tolist())
 
 
