@@ -81,9 +81,9 @@ def draw_overview(images, result):
         canvas.arrow((8.7 + SIDE, y + SIDE / 2), (11.15, y + SIDE / 2), COLOURS[i])
         canvas.axis.text(10.68, y + SIDE / 2 + 0.08, "weighted\nby", ha="center", va="bottom", fontsize=8)
         canvas.image(11.2, y, weights, f"weights of {'AB'[i]}, VV*", COLOURS[i], cmap="viridis", vmin=1, vmax=torch.e)
-    canvas.axis.text(WIDTH / 2, 0.12, "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
-                     "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1   (* drawn with --weight_clip 99)",
-                     ha="center", fontsize=8.5)
+    canvas.axis.text(WIDTH / 2, 0.08, "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
+                     "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1", ha="center", fontsize=9)
+    canvas.axis.text(11.2 + SIDE / 2, low - 0.06, "* drawn with --weight_clip 99", ha="center", va="top", fontsize=7, color="0.3")
     return canvas.figure
 
 

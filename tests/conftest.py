@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What several test files need: a small simulated dataset, and the main programs run as a user runs them."""
+import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +29,14 @@ def program(monkeypatch, capsys):
     def run(module, *flags):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
         capsys.readouterr()
+        handlers, on_sigterm = logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)
         try:
             status = run_program(module.main, DataError)
         except SystemExit as end:
             status = end.code
+        finally:
+            logging.getLogger().handlers[:] = handlers
+            signal.signal(signal.SIGTERM, on_sigterm)
         return status, *capsys.readouterr()
 
     return run

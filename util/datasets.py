@@ -2,6 +2,7 @@
 """From `--dataset` to a dataset and its loader. The one place of `util` that knows `sarwmix`."""
 import logging
 import os
+import signal
 
 import numpy as np
 import torch
@@ -82,8 +83,11 @@ def build_loader(dataset, args, ranks):
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
     return DataLoader(ImagesWithIds(dataset), batch_sampler=sampler, num_workers=workers,
                       pin_memory=args.pin_mem and ranks.device.type == "cuda",
-                      persistent_workers=workers > 0, worker_init_fn=_one_thread)
+                      persistent_workers=workers > 0, worker_init_fn=_start_worker)
 
 
-def _one_thread(_):
+def _start_worker(_):
+    """One thread, and no say in how the program ends: signals are the main process's to handle."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

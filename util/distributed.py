@@ -70,8 +70,8 @@ def _free_port():
 def rendezvous(launch, port=None, env=os.environ):
     """Where the ranks meet: (address, port).
 
-    The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py;
-    the port is --port, else MASTER_PORT, else made from the job id, else (with the broadcast) one that is free.
+    The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py,
+    else this node's if it holds all ranks; the port is --port, else MASTER_PORT, else made from the job id, else (with the broadcast) one that is free.
     Raises UsageError where nothing tells.
     """
     address = env.get("MASTER_ADDR")
@@ -81,15 +81,20 @@ def rendezvous(launch, port=None, env=os.environ):
                 address = nodes.readline().strip()
         except OSError as error:
             raise UsageError(f"PBS_NODEFILE {env['PBS_NODEFILE']}: {error.strerror}; set MASTER_ADDR instead") from None
-    port = port or int(env.get("MASTER_PORT", 0)) or job_port(env)
+    if not env.get("MASTER_PORT", "0").isdigit():
+        raise UsageError(f"MASTER_PORT={env['MASTER_PORT']} is not a port number; correct or unset it")
+    port = port or int(env.get("MASTER_PORT", "0")) or job_port(env)
+    one_node = launch.local_size == launch.world_size
     if launch.launcher == "Open MPI" and not (address and port):
         try:
             from mpi4py import MPI
         except ImportError as error:
             raise UsageError(f"mpi4py is needed to find rank 0 ({error}); set MASTER_ADDR and MASTER_PORT, or install it "
                              f"as scripts/setup.sh does") from None
-        here = "127.0.0.1" if launch.local_size == launch.world_size else socket.gethostname()
+        here = "127.0.0.1" if one_node else socket.gethostname()
         address, port = MPI.COMM_WORLD.bcast((address or here, port or _free_port()))
+    if not address and one_node:
+        address = "127.0.0.1"
     if not address:
         raise UsageError(f"{launch.launcher} says there are {launch.world_size} ranks, but not where: set MASTER_ADDR to "
                          f"the host of rank 0")
