@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from util.checkpoint import check_same_run, initialise, load_checkpoint, load_la
 from util.datasets import add_data_flags, build_dataset, build_loader, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
-from util.misc import environment, setup_logging
+from util.misc import duration, environment, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
@@ -260,6 +261,7 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, f
 
 def pretrain(args, ranks):
     """The whole job, from flags to checkpoints."""
+    started = time.monotonic()
     dataset, loader, summary = prepare_data(args, ranks)
     steps, global_batch = loader.batch_sampler.steps, args.batch_size * args.accum_iter * ranks.world_size
     rule = f"blr {args.blr:g} × {global_batch}/256" if args.lr is None else "--lr"
@@ -276,6 +278,7 @@ def pretrain(args, ranks):
                          "n_parameters": sum(p.numel() for p in training.model.parameters())},
                         start_epoch, args.log_dir, args.overwrite)
         run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts)
+    log.info("Training time %s", duration(time.monotonic() - started))
 
 
 def main():

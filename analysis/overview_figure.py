@@ -77,7 +77,7 @@ def draw_overview(images, result):
         canvas.box(6.7, y + 0.2, 1.45, SIDE - 0.4, f"decoder\ntokens of {'AB'[i]},\nmask tokens\nelsewhere", "#f3ece2")
         canvas.arrow((8.2, y + SIDE / 2), (8.6, y + SIDE / 2), COLOURS[i])
         canvas.image(8.65, y, grey(result["predicted"][i, 1], "VV"), f"prediction of {'AB'[i]}", COLOURS[i])
-        weights = compute_weights(images[i], clip=99.0)[1]
+        weights = compute_weights(images[i], clip=99.0)[1].numpy()
         canvas.arrow((8.7 + SIDE, y + SIDE / 2), (11.15, y + SIDE / 2), COLOURS[i])
         canvas.axis.text(10.68, y + SIDE / 2 + 0.08, "weighted\nby", ha="center", va="bottom", fontsize=8)
         canvas.image(11.2, y, weights, f"weights of {'AB'[i]}, VV*", COLOURS[i], cmap="viridis", vmin=1, vmax=torch.e)

@@ -32,10 +32,10 @@ def draw_weights(sar_db):
     titles = ("σ⁰", "pixel weight w", "token weight W\n(the default loss)", f"pixel weight,\n--weight_clip {CLIP:g}")
     figure, axes = new_figure(2, 4, cell=2.2, left=0.3, top=0.5, right=0.8)
     for row, c in ((0, 1), (1, 0)):
-        axes[row, 0].imshow(grey(sar_db[0, c], ("VH", "VV")[c]), interpolation="nearest")
+        axes[row, 0].imshow(grey(sar_db[0, c].numpy(), ("VH", "VV")[c]), interpolation="nearest")
         axes[row, 0].set_ylabel(("VH", "VV")[c], fontsize=11, weight="bold")
         for axis, values in zip(axes[row, 1:], (weights[c], tokens[c], clipped[c])):
-            image = axis.imshow(values, cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
+            image = axis.imshow(values.numpy(), cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
             axis.text(0.03, 0.04, f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}", transform=axis.transAxes,
                       fontsize=7, color="white", bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5))
     for axis, title in zip(axes[0], titles):

@@ -64,15 +64,16 @@ class ImagesWithIds(Dataset):
 
 
 def telling_ids(dataset, count, among=64):
-    """Ids of samples worth looking at: those with the most contrast between their parts, an even number up to `count`.
+    """Ids of samples worth looking at: those with the most contrast between their parts.
 
     Of `among` samples spread evenly over the dataset, the `count` with the largest variance of 30×30-pixel means, in the
-    dataset's order. Many patches are all forest or all sea, and a picture of them tells little.
+    dataset's order. Many patches are all forest or all sea, and a picture of them tells little. Always an even number,
+    as the model takes pairs: if fewer than `count` are there and they are odd, the last one stands there twice.
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
-    count = min(count, len(spread) // 2 * 2)
     contrast = [F.avg_pool2d(dataset.image(i).nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
-    return sorted(spread[np.argsort(contrast)[::-1][:count]].tolist())
+    ids = sorted(spread[np.argsort(contrast)[::-1][:count]].tolist())
+    return ids + ids[-1:] * (len(ids) % 2)
 
 
 def build_loader(dataset, args, ranks):

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What the main programs share: flags, one-line errors, exit statuses."""
 import argparse
-import logging
 import os
 import signal
 import sys
-import time
 
 from util.distributed import detect_launch
 from util.errors import TrainingError, UsageError
-from util.misc import duration
-
-log = logging.getLogger(__name__)
 
 
 def _fail(line, status):
@@ -58,11 +53,9 @@ def run_program(main, *input_errors):
     ends the program with status 143 as an error would: what is open is closed, and the output directory is free again.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    started = time.monotonic()
     name = os.path.basename(sys.argv[0])
     try:
         main()
-        log.info("Training time %s", duration(time.monotonic() - started))
         return 0
     except (UsageError, *input_errors) as error:
         # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
