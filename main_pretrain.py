@@ -190,15 +190,10 @@ def reconstruct_samples(model, prepare, dataset, ids, args):
     return reconstruct(model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), args.amp)
 
 
-def short_name(s1_name):
-    """The tile and place of a patch name, for a label."""
-    return "_".join(str(s1_name).split("_")[-3:])
-
-
 def save_picture(path, results, names, standardised):
     """Draw reconstructions (dict title → result of `reconstruct`) into a PNG; returns its pixels, (H, W, 3) uint8."""
     note = "each token's own mean and standard deviation are put back (norm_pix_loss)" if standardised else ""
-    figure = draw_reconstructions(results, [short_name(name) for name in names], note)
+    figure = draw_reconstructions(results, names, note)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
     log.info("wrote %s", path)
     return pixels(figure)
@@ -213,13 +208,15 @@ def run_inference(args, ranks):
     ids = telling_ids(dataset, args.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
+    one_run = len({Path(path).parent for path in args.inference}) == 1
     for path in args.inference:
         state = load_checkpoint(path)
         known = {name: state["args"][name] for name in ("model", "input_size", "norm_pix_loss") if name in state.get("args", {})}
         trained = argparse.Namespace(**{**vars(args), **known, **state.get("input", {})})
         model = build_model(trained)
         initialise(model, state, path)
-        results[f"{Path(path).parent.name}/{Path(path).stem}"] = reconstruct_samples(
+        title = Path(path).stem if one_run else f"{Path(path).parent.name}/{Path(path).stem}"
+        results[title] = reconstruct_samples(
             model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained)
         standardised |= trained.norm_pix_loss
         log.info("%s: %s, input %d, epoch %s", path, trained.model, trained.input_size, state.get("epoch"))

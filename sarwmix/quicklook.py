@@ -42,33 +42,30 @@ def draw_reconstructions(results, names=None, note=""):
     """Original, visible cells and reconstructions of the same images, VV and VH side by side, one image a row.
 
     results: dict title → result of `engine_pretrain.reconstruct`, all of the same images and mask; the first gives the
-    original. names: of the images. note: a line below the heading. Returns a matplotlib Figure.
+    original. One result is drawn as the image with its hidden cells filled in, and as the prediction of every cell;
+    of several, the prediction of every cell. names: of the images. note: a line below the heading. Returns a Figure.
     """
     first = next(iter(results.values()))
-    several = len(results) > 1
+    panels = [("original", first["original"], None), ("visible", first["original"], first["visible"][0, 0])]
+    if len(results) == 1:
+        panels += [("hidden cells predicted", first["completed"], None), ("every cell predicted", first["predicted"], None)]
+    else:
+        panels += [(title.replace("/", "\n"), result["predicted"], None) for title, result in results.items()]
     images = len(first["original"])
-    per_channel = 2 + (len(results) if several else 2)
-    figure, axes = new_figure(images, 2 * per_channel, left=0.25 if names else 0, top=0.75)
-    for c, channel in enumerate(("VH", "VV")):
-        offset = 0 if channel == "VV" else per_channel
-        for row in range(images):
-            panels = [("original", first["original"], None), ("visible", first["original"], first["visible"][0, 0])]
-            for title, result in results.items():
-                panels.append((title if several else "hidden cells predicted", result["completed"], None))
-                if not several:
-                    panels.append(("every cell predicted", result["predicted"], None))
-            for k, (title, values, visible) in enumerate(panels):
-                axis = axes[row, offset + k]
+    figure, axes = new_figure(images, 2 * len(panels), left=0.25 if names else 0, top=0.8)
+    for side, (channel, c) in enumerate((("VV", 1), ("VH", 0))):
+        for k, (title, values, visible) in enumerate(panels):
+            column = axes[:, side * len(panels) + k]
+            column[0].set_title(title, fontsize=8, pad=3)
+            for row, axis in enumerate(column):
                 axis.imshow(grey(values[row, c], channel, visible), interpolation="nearest")
-                if row == 0:
-                    axis.set_title(f"{channel}: {title}" if k == 0 else title, fontsize=8, pad=3)
         low, high = RANGES[channel]
-        figure.text((offset * 1.0 + per_channel / 2) / (2 * per_channel), 1 - 0.2 / figure.get_figheight(),
-                    f"{channel}, {low:g} … {high:g} dB", ha="center", va="center", fontsize=10, weight="bold")
+        figure.text((side + 0.5) / 2, 1 - 0.15 / figure.get_figheight(), f"{channel}, {low:g} … {high:g} dB", ha="center",
+                    va="center", fontsize=10, weight="bold")
     for row, name in enumerate(names or ()):
-        axes[row, 0].set_ylabel(name, fontsize=7, labelpad=3)
+        axes[row, 0].set_ylabel("_".join(name.split("_")[-3:]), fontsize=7, labelpad=3)      # tile and place of a patch
     if note:
-        figure.text(0.5, 1 - 0.4 / figure.get_figheight(), note, ha="center", va="center", fontsize=7.5, color="0.35")
+        figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=7.5, color="0.35")
     return figure
 
 

@@ -97,6 +97,8 @@ def test_reconstruction_figure_has_a_panel_for_each_picture():
     result = {name: np.full((2, 2, 32, 32), -15.0) for name in ("original", "predicted", "completed")}
     result["visible"] = np.ones((1, 1, 32, 32))
     assert len(draw_reconstructions({"a": result}).axes) == 2 * 8
-    assert len(draw_reconstructions({"a": result, "b": result, "c": result}, ["x", "y"]).axes) == 2 * 10
+    several = draw_reconstructions({"a": result, "run/b": result, "c": result}, ["x", "y"])
+    assert len(several.axes) == 2 * 10
+    assert [axis.get_title() for axis in several.axes[:5]] == ["original", "visible", "a", "run\nb", "c"]
     shown = pixels(new_figure(1, 1)[0])
     assert shown.dtype == np.uint8 and shown.ndim == 3 and (shown == 255).all()
