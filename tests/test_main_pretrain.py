@@ -257,6 +257,8 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
         return Waves(), main_pretrain.build_loader(Waves(), args, ranks), {"fingerprint": "waves"}
 
     monkeypatch.setattr(main_pretrain, "prepare_data", data)
+    # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
     assert program(main_pretrain, "--data_path", "-", "--output_dir", tmp_path, *TINY, "--epochs", 1, "--warmup_epochs", 0.25,
                    "--save_epochs", 5, "--norm_pix_loss", "--weight_mode", "per_channel")[0] == 0
     losses = list(scalars(tmp_path).values())
