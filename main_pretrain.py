@@ -170,6 +170,8 @@ def initial_state(args, facts, training):
     state, path = None, args.resume
     if args.resume == "auto":
         state, path = load_latest(args.output_dir)
+        if state is None:
+            log.info("nothing to continue in %s: starting", args.output_dir)
     elif args.resume:
         state = load_checkpoint(path)
     if state is None:

@@ -164,15 +164,18 @@ def launch(command, env=None):
     return result
 
 
+def mpirun(*command):
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
+
+
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
     flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
              "--drop_path", 0.1, "--clip_grad", 1.0, "--norm_pix_loss")
     launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"])
-    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    result = launch(["mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", sys.executable, *flags,
-                     "--output_dir", tmp_path / "ranks"])
-    assert "4 images × 1 micro-batches × 2 ranks" in result.stdout
+    result = launch(mpirun(sys.executable, *flags, "--output_dir", tmp_path / "ranks"))
+    assert "4 images × 1 micro-batches × 2 ranks" in result.stdout and "warning" not in (result.stdout + result.stderr).lower()
     alone, ranks = (np.array(list(scalars(tmp_path / name).values())) for name in ("alone", "ranks"))
     assert len(alone) == 24                                       # 4 epochs of 48 // 8 steps
     difference = np.abs(alone - ranks).max() / alone.max()
@@ -188,6 +191,18 @@ def test_torchrun_trains_and_ends_cleanly(simulated, tmp_path):
                      "--data_path", simulated, *TINY, "--epochs", 1, "--output_dir", tmp_path])
     assert "× 2 ranks" in result.stdout and len(log_of(tmp_path)) == 1
     assert json.loads((tmp_path / "run.json").read_text())["launcher"] == "torchrun"
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+def test_under_mpirun_bad_input_ends_all_ranks_with_one_line(simulated, tmp_path):
+    folder = tmp_path / "scenes"
+    shutil.copytree(simulated, folder)
+    band = break_patch(folder, "truncated")
+    result = subprocess.run(mpirun(sys.executable, "main_pretrain.py", "--data_path", folder, "--output_dir", tmp_path / "run", *TINY,
+                                   "--batch_size", 4, "--epochs", 1), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    ours = [line for line in result.stderr.splitlines() if line.startswith("main_pretrain.py: error:")]
+    assert result.returncode == 2 and len(ours) == 1 and band.name in ours[0], result.stderr
+    assert "Traceback" not in result.stderr and "Aborted" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -342,8 +357,9 @@ def test_a_broken_patch_is_named_in_one_line(simulated, tmp_path, program, how, 
     folder = tmp_path / "scenes"
     shutil.copytree(simulated, folder)
     band = break_patch(folder, how)
-    status, _, err = program(main_pretrain, "--data_path", folder, "--output_dir", tmp_path / "run", *TINY, "--epochs", 1,
-                             "--num_workers", workers)
+    status, out, err = program(main_pretrain, "--data_path", folder, "--output_dir", tmp_path / "run", *TINY, "--epochs", 1,
+                               "--num_workers", workers)
+    assert "GDAL" not in out
     assert status == 2 and len(err.splitlines()) == 1 and band.name.removesuffix("_VH.tif") in err, err
     assert "Traceback" not in err and not (tmp_path / "run" / "checkpoint.pth").exists()
 

@@ -59,7 +59,9 @@ def test_a_continued_run_cuts_the_log_back_and_keeps_the_earlier_record(tmp_path
     run(tmp_path, 4)
     with open(tmp_path / "log.txt", "a") as file:
         file.write('{"train_loss": 1.0, "epo')            # killed while writing
+    (tmp_path / ".checkpoint.pth.4711.tmp").write_text("half")
     run(tmp_path, 3, start_epoch=2, resume=True)
+    assert not list(tmp_path.glob(".*.tmp"))
     assert epochs_logged(tmp_path) == [0, 1, 2]
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["what"] == "from 2" and [part["what"] for part in record["earlier"]] == ["from 0"]

@@ -2,6 +2,7 @@
 """Starting one process or many: which rank this is, where the others are, and what ranks say to each other."""
 import datetime
 import hashlib
+import inspect
 import os
 import socket
 from dataclasses import dataclass
@@ -207,5 +208,8 @@ def distribute(model, ranks):
     """The model under DDP, gradients averaged over ranks; the model itself where there is one rank."""
     if ranks.world_size == 1:
         return model
+    # The buffers are constants; what keeps DDP from sending them at every step was renamed in PyTorch 2.15.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+                                   gradient_as_bucket_view=True,
+                                   **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})

@@ -2,23 +2,23 @@
 """What the main programs share: flags, one-line errors, exit statuses."""
 import argparse
 import os
-import signal
 import sys
+import time
+import traceback
+
+import torch.distributed as td
 
 from util.distributed import detect_launch
 from util.errors import TrainingError, UsageError
+
+# How gloo and NCCL word it when another rank is gone.
+LOST_RANK_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
 
 
 def _fail(line, status):
     """One line on stderr, its line breaks folded; the status to exit with."""
     print(" ".join(str(line).split()), file=sys.stderr, flush=True)
     return status
-
-
-def _reports(error):
-    """Whether this rank reports an error: not if it happened on another one."""
-    rank = detect_launch().rank
-    return getattr(error, "reported_by", rank) == rank
 
 
 class _Help(argparse.HelpFormatter):
@@ -47,22 +47,42 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(main, *input_errors):
-    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 for TrainingError.
+    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 when training cannot go on.
 
-    Each failure is reported in one line, by the rank it happened on. SIGTERM, which a batch system sends at the walltime,
-    ends the program with status 143 as an error would: what is open is closed, and the output directory is free again.
+    Each failure is reported in one line, by the rank it happened on.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        status = _outcome(main, input_errors)
+    except Exception:
+        if not td.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status and td.is_initialized():
+        # Collectives may be in flight, and their threads abort when the interpreter is taken down under them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _outcome(main, input_errors):
     name = os.path.basename(sys.argv[0])
+    rank = detect_launch().rank
     try:
         main()
         return 0
     except (UsageError, *input_errors) as error:
         # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
         line = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        return _fail(f"{name}: error: {line}", 2) if _reports(error) else 2
+        return _fail(f"{name}: error: {line}", 2) if getattr(error, "reported_by", rank) == rank else 2
     except TrainingError as error:
-        return _fail(f"{name}: stopped: {error}", 1) if detect_launch().rank == 0 else 1
+        return _fail(f"{name}: stopped: {error}", 1) if rank == 0 else 1
+    except RuntimeError as error:
+        if not (td.is_initialized() and any(sign in str(error) for sign in LOST_RANK_SIGNS)):
+            raise
+        time.sleep(2)         # the launcher reports who ends first, which should be the rank that knows why
+        return _fail(f"{name}: rank {rank} ends because another rank is gone; that one's message says why", 1)
     except KeyboardInterrupt:
         return _fail(f"{name}: interrupted", 130)
 

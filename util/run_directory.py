@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from util.errors import UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
-OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "reconstruction_*.png", ".*.tmp")
+OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "reconstruction_*.png")
+HALF_WRITTEN = ".*.[0-9]*.tmp"     # what a killed run was writing
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class RunDirectory:
         if self._lock and not self._lock.closed:
             self._lock.truncate(0)
             self._lock.close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _open(self, resume, overwrite):
         try:
@@ -97,6 +100,17 @@ class RunDirectory:
         self._lock.truncate(0)
         self._lock.write(f"{here} pid {os.getpid()}\n")
         self._lock.flush()
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_):
+        """Batch systems send SIGTERM at the walltime: free the folder and end, status 143.
+
+        Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
+        nothing is lost, as files are put in place whole.
+        """
+        self._lock.truncate(0)
+        os.write(2, b"ended by SIGTERM; continue with --resume auto\n")
+        os._exit(143)
 
     def _holder(self):
         self._lock.seek(0)
@@ -109,6 +123,8 @@ class RunDirectory:
         if overwrite:
             for path in (*self._own_files(), *Path(log_dir).glob("events.out.tfevents.*")):
                 path.unlink()
+        for path in self.path.glob(HALF_WRITTEN):
+            path.unlink()
         self._cut_log(start_epoch)
         path = self.path / RECORD
         if path.exists():
