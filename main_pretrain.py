@@ -146,17 +146,12 @@ class Training:
 
 
 def prepare_data(args, ranks):
-    """The dataset, its loader and a summary for run.json, every check of FAULTS done. Raises DataError, UsageError."""
+    """The dataset, its loader and a summary for run.json, all checked before training. Raises DataError, UsageError."""
     dataset = ranks.together(lambda: build_dataset(args))
+    loader = ranks.together(lambda: build_loader(dataset, args, ranks))
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
-    summary = {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
-    loader = build_loader(dataset, args, ranks)
-    global_batch = args.batch_size * args.accum_iter * ranks.world_size
-    if loader.batch_sampler.steps == 0:
-        raise UsageError(f"--batch_size {args.batch_size}: the {len(dataset)} samples of split '{args.split}' do not fill one "
-                         f"global batch of {global_batch} ({args.accum_iter} micro-batches on {ranks.world_size} ranks)")
-    return dataset, loader, summary
+    return dataset, loader, {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
 
 
 def same_run_facts(flags, world_size, data):

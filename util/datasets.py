@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
+from util.errors import UsageError
 from util.sampling import MicroBatchSampler
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,14 @@ def telling_ids(dataset, count, among=64):
 
 
 def build_loader(dataset, args, ranks):
-    """A loader of (ids (B,), dB images (B, 2, h, w)) micro-batches for this rank."""
+    """A loader of (ids (B,), dB images (B, 2, h, w)) micro-batches for this rank.
+
+    Raises UsageError if the dataset does not fill one global batch.
+    """
     sampler = MicroBatchSampler(len(dataset), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
+    if sampler.steps == 0:
+        raise UsageError(f"--batch_size {args.batch_size}: the {len(dataset)} samples of split '{args.split}' do not fill one "
+                         f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks")
     workers = args.num_workers
     if workers is None:
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
