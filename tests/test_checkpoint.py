@@ -71,6 +71,15 @@ def test_the_last_two_are_kept_and_named_ones_too(tmp_path):
     assert [load_checkpoint(tmp_path / name)["epoch"] for name in (LATEST, PREVIOUS, "checkpoint_2.pth")] == [2, 1, 1]
 
 
+def test_without_hard_links_the_files_are_copied(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError("Operation not supported")
+
+    monkeypatch.setattr(os, "link", link)
+    test_the_last_two_are_kept_and_named_ones_too(tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
 def test_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog):
     for epoch in range(2):
         save_checkpoint(tmp_path, {"model": {"w": torch.arange(1000.0)}, "epoch": epoch})

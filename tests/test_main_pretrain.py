@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The pretraining program from flags to checkpoints: results, resuming, ranks, and what it says to wrong input."""
+import errno
 import json
 import os
 import shutil
@@ -336,6 +337,19 @@ def test_wrong_flags_are_one_line_and_status_2(simulated, tmp_path, program, mon
     assert len(err.splitlines()) == 1 and said in err, err
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
     assert not left, left
+
+
+def test_a_full_disk_anywhere_is_one_line(finished, simulated, tmp_path, program, monkeypatch):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "reconstruction_4.png")
+
+    monkeypatch.setattr(main_pretrain, "write_atomically", full)
+    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
+                             0.2, "--save_epochs", 4, "--resume", tmp_path / "checkpoint_2.pth")
+    assert status == 1 and len(err.splitlines()) == 1 and "No space left" in err
+    assert load_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 3
 
 
 def test_a_missing_data_path_is_one_line(program):

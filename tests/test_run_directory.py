@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The output directory: one run at a time, nothing overwritten unasked, logs cut to the resumed epoch."""
+import fcntl
 import json
 import os
 import signal
@@ -84,6 +85,18 @@ def test_a_lock_of_another_host_is_explained(tmp_path):
     refused(tmp_path, "locked by node17 pid 4711.*remove")
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/version"), reason="needs /proc")
+def test_without_locks_the_name_in_the_file_decides(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError("Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    first = RunDirectory(tmp_path, ALONE)
+    first.open()
+    refused(tmp_path, f"locked by .*pid {os.getpid()}.*remove")
+    first.close()
+    with RunDirectory(tmp_path, ALONE) as second:
+        second.open()
+
+
 def test_a_folder_that_cannot_be_made_is_one_line():
     refused("/proc/version/run", "--output_dir /proc/version/run")

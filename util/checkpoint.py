@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import torch
@@ -41,6 +42,19 @@ def write_atomically(path, write):
         os.close(folder)
 
 
+def _give_second_name(path, name):
+    """Make `name`, beside path, the same file in one step; a copy where the file system has no hard links."""
+    staged = path.with_name(f".{name}.{os.getpid()}.tmp")
+    staged.unlink(missing_ok=True)
+    try:
+        os.link(path, staged)
+    except OSError:
+        with open(path, "rb") as source:
+            write_atomically(path.with_name(name), lambda file: shutil.copyfileobj(source, file))
+    else:
+        os.replace(staged, path.with_name(name))
+
+
 def save_checkpoint(folder, state, name=None):
     """Write `state` as the latest checkpoint of a run, keeping the one before; and under `name`, if that is given.
 
@@ -50,16 +64,10 @@ def save_checkpoint(folder, state, name=None):
     folder = Path(folder)
     try:
         if (folder / LATEST).exists():
-            staged = folder / f".{PREVIOUS}.{os.getpid()}.tmp"
-            staged.unlink(missing_ok=True)
-            os.link(folder / LATEST, staged)         # a second name for it, so that LATEST is there at every moment
-            os.replace(staged, folder / PREVIOUS)
+            _give_second_name(folder / LATEST, PREVIOUS)         # so that LATEST is there at every moment
         write_atomically(folder / LATEST, lambda file: torch.save(state, file))
         if name is not None:
-            staged = folder / f".{name}.{os.getpid()}.tmp"
-            staged.unlink(missing_ok=True)
-            os.link(folder / LATEST, staged)
-            os.replace(staged, folder / name)
+            _give_second_name(folder / LATEST, name)
     except (OSError, RuntimeError) as error:         # torch.save turns a failed write into a RuntimeError
         raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({str(error).splitlines()[0]}); the one "
                          f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the main programs share: flags, one-line errors, exit statuses."""
 import argparse
+import errno
 import os
 import sys
 import time
@@ -78,6 +79,11 @@ def _outcome(main, input_errors):
         return _fail(f"{name}: error: {line}", 2) if getattr(error, "reported_by", rank) == rank else 2
     except TrainingError as error:
         return _fail(f"{name}: stopped: {error}", 1) if rank == 0 else 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(f"{name}: error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room, "
+                     f"then go on with --resume auto", 1)
     except RuntimeError as error:
         if not (td.is_initialized() and any(sign in str(error) for sign in LOST_RANK_SIGNS)):
             raise

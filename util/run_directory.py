@@ -81,17 +81,19 @@ class RunDirectory:
                              f"--resume auto, replace it with --overwrite, or choose another folder")
 
     def _acquire(self):
-        here = socket.gethostname()
+        here, checked = socket.gethostname(), True
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = self._holder()
             self._lock.close()
             raise UsageError(f"--output_dir {self.path} is in use by another run ({holder or 'starting up'}); wait for it or "
                              f"choose another folder") from None
+        except OSError:
+            checked = False       # a file system without locks: the name in the file has to do
         holder = self._holder()
         # The kernel gives a lock back when its holder dies, but on some network file systems only hosts know of their own.
-        if holder and not holder.startswith(f"{here} "):
+        if holder and not (checked and holder.startswith(f"{here} ")):
             self._lock.close()
             raise UsageError(f"--output_dir {self.path} is locked by {holder}, which cannot be checked from {here}; if that "
                              f"run is gone, remove {self.path / LOCK}")
