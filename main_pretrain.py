@@ -5,7 +5,6 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from sarwmix.errors import DataError
 from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
-from util.checkpoint import check_same_run, initialise, load_checkpoint, load_latest, restore, write_atomically
+from util.checkpoint import initialise, load_checkpoint, write_atomically
 from util.datasets import add_data_flags, build_dataset, build_loader, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
@@ -26,13 +25,12 @@ from util.misc import duration, environment, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
+from util.training import Training, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
 
-# Flags that a continued run must repeat; batch_size counts by itself, as images are mixed within a micro-batch.
-SAME_RUN = ("model", "input_size", "mask_ratio", "range_mask_ratio", "norm_pix_loss", "drop_path", "weight_mode", "weight_level",
-            "weight_domain", "weight_clip", "exp_scale", "dataset", "split", "mean", "std", "batch_size", "epochs",
-            "warmup_epochs", "lr", "min_lr", "weight_decay", "clip_grad", "amp", "seed")
+# Flags that a continued run must repeat, besides those of every training.
+SAME_RUN = ("mask_ratio", "range_mask_ratio", "norm_pix_loss", "weight_mode", "weight_level", "weight_domain", "weight_clip", "exp_scale")
 PICTURE_SAMPLES = 4
 
 
@@ -121,28 +119,11 @@ def build_preparation(args):
                             args.exp_scale, args.weight_clip)
 
 
-@dataclass
-class Training:
-    """What is trained and with what, on one rank."""
-    model: torch.nn.Module
-    prepare: BatchPreparation
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-
-    @classmethod
-    def build(cls, args, device):
-        """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from args.seed."""
-        torch.manual_seed(args.seed)
-        model = build_model(args).to(device)
-        optimizer = torch.optim.AdamW(param_groups_weight_decay(model, args.weight_decay), lr=args.lr, betas=(0.9, 0.95),
-                                      fused=True)
-        return cls(model, build_preparation(args).to(device), optimizer,
-                   torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
-
-    def state(self, epoch, args, facts):
-        """A checkpoint after an epoch (0-based); `facts` is what a continued run must repeat."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts}
+def build_training(args, device):
+    """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from args.seed."""
+    torch.manual_seed(args.seed)
+    model = build_model(args)
+    return Training.build(model, build_preparation(args), param_groups_weight_decay(model, args.weight_decay), (0.9, 0.95), args, device)
 
 
 def prepare_data(args, ranks):
@@ -154,30 +135,15 @@ def prepare_data(args, ranks):
     return dataset, loader, {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
 
 
-def same_run_facts(flags, world_size, data):
-    """What must not change between the parts of one run: flags, the batches of a step, the samples."""
-    return {**{name: flags[name] for name in SAME_RUN if name in flags},
-            "accum_iter × ranks": flags.get("accum_iter", 1) * world_size, "data_path (its samples)": data}
-
-
-def initial_state(args, facts, training):
+def start_epoch_of(args, facts, training):
     """Fill model, optimizer and scaler from --resume or --finetune; the epoch to start with. Raises UsageError."""
-    state, path = None, args.resume
-    if args.resume == "auto":
-        state, path = load_latest(args.output_dir)
-        if state is None:
-            log.info("nothing to continue in %s: starting", args.output_dir)
-    elif args.resume:
-        state = load_checkpoint(path)
-    if state is None:
-        if args.finetune:
-            resampled = initialise(training.model, load_checkpoint(args.finetune), args.finetune)
-            log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
-        return args.start_epoch
-    check_same_run(state.get("run", {}), facts)
-    restore(state, path, training.model, training.optimizer, training.scaler)
-    log.info("continuing %s after epoch %d", path, state["epoch"])
-    return state["epoch"] + 1
+    state = training.resume(args, facts)
+    if state is not None:
+        return state["epoch"] + 1
+    if args.finetune:
+        resampled = initialise(training.model, load_checkpoint(args.finetune), args.finetune)
+        log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
+    return args.start_epoch
 
 
 def reconstruct_samples(model, prepare, dataset, ids, args):
@@ -257,17 +223,12 @@ def pretrain(args, ranks):
     """The whole job, from flags to checkpoints."""
     started = time.monotonic()
     dataset, loader, summary = prepare_data(args, ranks)
-    steps, global_batch = loader.batch_sampler.steps, args.batch_size * args.accum_iter * ranks.world_size
-    rule = f"blr {args.blr:g} × {global_batch}/256" if args.lr is None else "--lr"
-    args.lr = args.blr * global_batch / 256 if args.lr is None else args.lr
-    log.info("%d samples of %s, split %s: %d steps an epoch", len(dataset), args.dataset, args.split, steps)
-    log.info("global batch %d = %d images × %d micro-batches × %d ranks; lr %.4g (%s); %s, amp %s", global_batch,
-             args.batch_size, args.accum_iter, ranks.world_size, args.lr, rule, ranks.device, args.amp)
-    training = Training.build(args, ranks.device)
-    facts = same_run_facts(vars(args), ranks.world_size, summary["fingerprint"])
+    global_batch = settle_learning_rate(args, ranks, len(dataset), loader.batch_sampler.steps)
+    training = build_training(args, ranks.device)
+    facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["fingerprint"])
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        start_epoch = ranks.together(lambda: initial_state(args, facts, training))
+        start_epoch = ranks.together(lambda: start_epoch_of(args, facts, training))
         directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
                          "n_parameters": sum(p.numel() for p in training.model.parameters())},
                         start_epoch, args.log_dir, args.overwrite)

@@ -371,25 +371,34 @@ class MixMIM(MixMIMEncoder):
 # Sizes
 # --------------------------------------------------------------------------------------------------------------------
 
+# What tells the sizes apart: the encoder, which every downstream model shares.
+ENCODERS = {
+    "mixmim_tiny": dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)),
+    "mixmim_base": dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    "mixmim_large": dict(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+    "mixmim_huge": dict(embed_dim=352, depths=(2, 2, 18, 2), num_heads=(11, 22, 44, 88)),
+}
+
+
 def mixmim_tiny(**kwargs):
     """2.7 M parameters: for a CPU, tests and demonstrations. Not a size of the papers."""
-    return MixMIM(**{**dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), decoder_embed_dim=192,
-                            decoder_depth=2, decoder_num_heads=6), **kwargs})
+    decoder = dict(decoder_embed_dim=192, decoder_depth=2, decoder_num_heads=6)
+    return MixMIM(**{**ENCODERS["mixmim_tiny"], **decoder, **kwargs})
 
 
 def mixmim_base(**kwargs):
     """113.7 M parameters."""
-    return MixMIM(**{**dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)), **kwargs})
+    return MixMIM(**{**ENCODERS["mixmim_base"], **kwargs})
 
 
 def mixmim_large(**kwargs):
     """222.3 M parameters."""
-    return MixMIM(**{**dict(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)), **kwargs})
+    return MixMIM(**{**ENCODERS["mixmim_large"], **kwargs})
 
 
 def mixmim_huge(**kwargs):
     """683.0 M parameters."""
-    return MixMIM(**{**dict(embed_dim=352, depths=(2, 2, 18, 2), num_heads=(11, 22, 44, 88)), **kwargs})
+    return MixMIM(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
 SIZES = {"mixmim_tiny": mixmim_tiny, "mixmim_base": mixmim_base, "mixmim_large": mixmim_large, "mixmim_huge": mixmim_huge}

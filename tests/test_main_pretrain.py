@@ -84,7 +84,7 @@ def test_console_of_a_run(finished):
     assert all(line[0] == "[" and line[9] == "." and line[16:18] == "] " for line in lines)
     assert "global batch 8 = 8 images × 1 micro-batches × 1 ranks; lr 0.001 (--lr)" in result.stdout
     step = next(line for line in lines if "step 6/6" in line)
-    assert all(word in step for word in ("loss", "lr", "grad", "images/s", "ETA", "memory"))
+    assert all(word in step for word in ("loss", "lr", "grad", "samples/s", "ETA", "memory"))
     assert "Training time 0:" in lines[-1]
     assert "warning" not in result.stdout.lower() and result.stderr == ""
 
