@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
-import argparse
 import logging
 import math
 import sys
@@ -18,9 +17,10 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import initialise, load_checkpoint, write_atomically
-from util.datasets import add_data_flags, build_dataset, build_loader, telling_ids
+from util.datasets import SPLITS, ImagesWithIds, add_data_flags, build_dataset, build_loader, fill_statistics, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
+from util.feeding import add_force_flag, settle_input
 from util.misc import duration, environment, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
@@ -38,11 +38,12 @@ def parse_flags(argv=None):
     """Parse and check the flags; anything wrong is one line and exit status 2."""
     parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    group.add_argument("--input_size", type=int, default=128, metavar="PIXELS", help="side of the input: 32, 64, 128, 256, 384 or 512")
+    group.add_argument("--model", choices=tuple(SIZES), help="size of the model (default: mixmim_base)")
+    group.add_argument("--input_size", type=int, metavar="PIXELS",
+                       help="side of the input: 32, 64, 128 (the default), 256, 384 or 512")
     group.add_argument("--mask_ratio", type=float, default=0.5, help="share of the cells taken from the partner image")
     group.add_argument("--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this")
-    group.add_argument("--norm_pix_loss", action="store_true",
+    group.add_argument("--norm_pix_loss", action="store_true", default=None,
                        help="standardise the target of each token by its own mean and variance (the published recipe)")
     group.add_argument("--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block")
     group = parser.add_argument_group("polarization weights")
@@ -55,15 +56,19 @@ def parse_flags(argv=None):
     group.add_argument("--weight_clip", type=float, default=100.0, metavar="PERCENTILE",
                        help="clip backscatter at this percentile of image and channel before the weights are made")
     group.add_argument("--exp_scale", type=float, default=1.0, metavar="S", help="weights lie between 1 and e^S")
-    add_data_flags(parser, split="train_val")
-    add_schedule_flags(parser, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
+    group = add_data_flags(parser)
+    group.add_argument("--dataset", choices=("benv1", "benv2"), default="benv2", help="BigEarthNet v1 or v2")
+    group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
+    add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
     group = add_run_flags(parser, output_dir="output/pretrain")
+    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint")
     group.add_argument("--save_epochs", type=int, nargs="*", metavar="N",
                        help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
                             "600 and the last)")
     group.add_argument("--inference", nargs="*", metavar="CHECKPOINT",
                        help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples")
     group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
+    add_force_flag(group)
     add_distributed_flags(parser)
     args = parser.parse_args(argv)
     try:
@@ -76,21 +81,13 @@ def parse_flags(argv=None):
 def check_flags(args):
     """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
     check_common_flags(args)
-    if args.data_path is None:
-        raise UsageError("--data_path is missing: the folder of the patches; 'python -m sarwmix.simulate' makes some to try")
     if args.batch_size % 2 and args.mask_ratio + args.range_mask_ratio > 0:
         raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
     if not 0 <= args.mask_ratio <= 1 or args.range_mask_ratio < 0 or args.mask_ratio + args.range_mask_ratio > 1:
         raise UsageError(f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
                          f"together at most 1")
-    if not 0 <= args.drop_path < 1:
-        raise UsageError(f"--drop_path {args.drop_path}: must be at least 0 and below 1")
     if not 0 < args.weight_clip <= 100:
         raise UsageError(f"--weight_clip {args.weight_clip}: a percentile above 0 and up to 100 is needed")
-    if not 0 <= args.max_nonfinite <= 1:
-        raise UsageError(f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")
-    if args.std and min(args.std) <= 0:
-        raise UsageError(f"--std {args.std[0]} {args.std[1]}: must be above 0")
     if args.save_epochs is None:
         args.save_epochs = sorted({2 ** k for k in range(args.epochs.bit_length())} | {40, 600, args.stop_epoch})
     if min(args.save_epochs, default=1) < 1:
@@ -101,7 +98,16 @@ def check_flags(args):
             raise UsageError("--inference: name the checkpoints to draw, or one with --resume PATH")
         if args.inference_samples < 2 or args.inference_samples % 2:
             raise UsageError(f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs")
-    build_model(args, meta=True)
+    else:
+        fill_defaults(args)
+        build_model(args, meta=True)
+
+
+def fill_defaults(args):
+    """What neither a flag nor a checkpoint said."""
+    args.model, args.input_size = args.model or "mixmim_base", args.input_size or 128
+    args.norm_pix_loss = bool(args.norm_pix_loss)
+    fill_statistics(args)
 
 
 def build_model(args, meta=False):
@@ -129,7 +135,7 @@ def build_training(args, device):
 def prepare_data(args, ranks):
     """The dataset, its loader and a summary for run.json, all checked before training. Raises DataError, UsageError."""
     dataset = ranks.together(lambda: build_dataset(args))
-    loader = ranks.together(lambda: build_loader(dataset, args, ranks))
+    loader = ranks.together(lambda: build_loader(ImagesWithIds(dataset), args, ranks))
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
     return dataset, loader, {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
@@ -165,7 +171,8 @@ def save_picture(path, results, names, standardised):
 def run_inference(args, ranks):
     """Draw what one or several checkpoints reconstruct of the same samples, under the same mask, into PNGs.
 
-    Model, input size and statistics are those a checkpoint says it was trained with; the numbers go into an .npz.
+    Model, input size and statistics are those a checkpoint says it was trained with, those of --dataset where it does
+    not say; the numbers go into an .npz.
     """
     dataset = build_dataset(args)
     ids = telling_ids(dataset, args.inference_samples)
@@ -174,8 +181,8 @@ def run_inference(args, ranks):
     one_run = len({Path(path).parent for path in args.inference}) == 1
     for path in args.inference:
         state = load_checkpoint(path)
-        known = {name: state["args"][name] for name in ("model", "input_size", "norm_pix_loss") if name in state.get("args", {})}
-        trained = argparse.Namespace(**{**vars(args), **known, **state.get("input", {})})
+        trained = settle_input(args, state, path)
+        fill_defaults(trained)
         model = build_model(trained)
         initialise(model, state, path)
         title = Path(path).stem if one_run else f"{Path(path).parent.name}/{Path(path).stem}"
@@ -209,7 +216,7 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, f
             log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
         done = epoch + 1
         entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
-        directory.save(training.state(epoch, args, facts), entry, f"checkpoint_{done}.pth" if done in args.save_epochs else None)
+        directory.save(training.state(epoch, args, facts), entry, (f"checkpoint_{done}.pth",) if done in args.save_epochs else ())
         if done in args.save_epochs and ranks.is_main:
             result = reconstruct_samples(model, prepare, dataset, shown, args)
             picture = save_picture(directory.path / f"reconstruction_{done}.png", {"prediction": result},

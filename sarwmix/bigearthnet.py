@@ -5,6 +5,7 @@ Classes: the 43 CORINE Land Cover level-3 classes and the 19-class nomenclature 
 GRSM 2021; datasets/README.md.
 """
 
+import copy
 import csv
 import hashlib
 import os
@@ -228,6 +229,24 @@ class BigEarthNet(Dataset):
     def where(self, i):
         """Where sample i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
         return self._listing.where(i)
+
+    @property
+    def groups(self):
+        """(N,) str: the acquisition of each sample. Patches of one acquisition lie side by side."""
+        return np.array([name.rsplit("_", 3)[0] for name in self.ids.tolist()])
+
+    def label_table(self):
+        """(N, 19) uint8, the labels of all samples. Read at the start, unless patches without a label were kept."""
+        if self._listing.labels is None:
+            return np.stack([self._labels(i) for i in range(len(self))])
+        return self._listing.labels
+
+    def subset(self, rows):
+        """This dataset with some of its samples alone; rows: indices or a boolean mask."""
+        part = copy.copy(self)
+        part._listing = self._listing.take(rows)
+        part.ids = part._listing.ids
+        return part
 
     def files(self, i):
         """Paths of sample i, one for each of CHANNELS."""

@@ -67,7 +67,7 @@ def test_sigkill_while_saving_leaves_a_loadable_checkpoint(tmp_path):
 
 def test_the_last_two_are_kept_and_named_ones_too(tmp_path):
     for epoch in range(3):
-        save_checkpoint(tmp_path, {"model": {}, "epoch": epoch}, "checkpoint_2.pth" if epoch == 1 else None)
+        save_checkpoint(tmp_path, {"model": {}, "epoch": epoch}, ("checkpoint_2.pth",) if epoch == 1 else ())
     assert [load_checkpoint(tmp_path / name)["epoch"] for name in (LATEST, PREVIOUS, "checkpoint_2.pth")] == [2, 1, 1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dataset_fixtures import write_v2
-from util.datasets import DATASETS, build_dataset, build_loader, telling_ids
+from util.datasets import DATASETS, ImagesWithIds, SamplesWithIds, build_dataset, build_loader, build_test_loader, fill_statistics, telling_ids
 from util.distributed import Launch, Ranks
 
 
@@ -33,20 +33,50 @@ def flags(**kwargs):
 def test_statistics_come_from_the_dataset_unless_given(tmp_path):
     root = write_v2(tmp_path)
     args = flags(data_path=root)
-    assert type(build_dataset(args)) is DATASETS["benv2"] and args.std == [5.4501, 5.0019]
-    args = flags(data_path=root, mean=[-1.0, -2.0])
-    build_dataset(args)
+    assert type(build_dataset(args)) is DATASETS["benv2"]
+    fill_statistics(args)
+    assert args.mean == [-19.1966, -12.5144] and args.std == [5.4501, 5.0019]
+    args = flags(mean=[-1.0, -2.0])
+    fill_statistics(args)
     assert args.mean == [-1.0, -2.0] and args.std == [5.4501, 5.0019]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_gives_each_image_with_its_own_id(workers):
-    loader = build_loader(Steps(0, 0, 0, 0, 0), flags(num_workers=workers), Ranks(Launch(), torch.device("cpu")))
+    loader = build_loader(ImagesWithIds(Steps(0, 0, 0, 0, 0)), flags(num_workers=workers), Ranks(Launch(), torch.device("cpu")))
     batches = list(loader)
     assert len(batches) == 2
     for ids, images in batches:
         assert ids.dtype == torch.int64 and torch.equal(images[:, 0, 0, 0], ids.float())
     assert [ids.tolist() for ids, _ in batches] == list(loader.batch_sampler)
+
+
+class Pairs(Steps):
+    """Two images per sample, and its number as label."""
+
+    def __getitem__(self, i):
+        return self.image(i), -self.image(i), torch.tensor(i)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_test_loader_gives_each_sample_once_in_the_same_batches(world_size):
+    seen = {}
+    for rank in range(world_size):
+        ranks = Ranks(Launch("torchrun", rank, world_size, rank, world_size), torch.device("cpu"))
+        for ids, images, labels in build_test_loader(Pairs(0, 0, 0, 0, 0, 0, 0), flags(batch_size=3), ranks):
+            assert torch.equal(ids, labels) and torch.equal(images[0], -images[1])
+            seen[tuple(ids.tolist())] = rank
+    assert sorted(seen) == [(0, 1, 2), (3, 4, 5), (6,)] and set(seen.values()) == set(range(world_size))
+    alone = [len(build_test_loader(Pairs(0, 0), flags(), Ranks(Launch("torchrun", rank, 2, rank, 2), torch.device("cpu")), spread=False))
+             for rank in (0, 1)]
+    assert alone == [1, 0]
+
+
+def test_samples_of_one_image_and_of_two_have_one_form(tmp_path):
+    number, images, label = SamplesWithIds(Pairs(0, 0))[1]
+    assert number == 1 and len(images) == 2 and label == 1
+    number, images, label = SamplesWithIds(build_dataset(flags(data_path=write_v2(tmp_path))))[2]
+    assert number == 2 and len(images) == 1 and images[0].shape == (2, 120, 120) and label.shape == (19,)
 
 
 def test_telling_samples_are_those_with_contrast_and_even_in_number():

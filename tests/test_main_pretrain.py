@@ -11,41 +11,18 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_pretrain
 from conftest import ROOT
 from dataset_fixtures import needs_samples, sample_path
 from engine_pretrain import reconstruct
 from models_mixmim import mixmim_tiny
+from runs import launch, log_of, mpirun, same_states, scalars
 from sarwmix.preparation import BatchPreparation
 from util.checkpoint import load_checkpoint
 
 TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 8, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3,
         "--log_freq", 1, "--device", "cpu")
-
-
-def scalars(folder, name="train_loss"):
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {event.step: event.value for event in events.Scalars(name)}
-
-
-def log_of(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def same_states(one, other, skip=("args",)):
-    """Whether two checkpoints are bitwise equal, all but `skip`."""
-    def equal(a, b):
-        if isinstance(a, torch.Tensor):
-            return torch.equal(a, b)
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-        if isinstance(a, (list, tuple)):
-            return len(a) == len(b) and all(map(equal, a, b))
-        return a == b
-
-    return equal(*({key: value for key, value in state.items() if key not in skip} for state in (one, other)))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -158,18 +135,6 @@ def test_resume_as_another_run_is_refused(finished, simulated, tmp_path, program
     assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
 
 
-def launch(command, env=None):
-    result = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=600,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def mpirun(*command):
-    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
-
-
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
     flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
@@ -270,7 +235,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
 
     def data(args, ranks):
         args.mean, args.std = Waves.MEAN, Waves.STD
-        return Waves(), main_pretrain.build_loader(Waves(), args, ranks), {"fingerprint": "waves"}
+        return Waves(), main_pretrain.build_loader(main_pretrain.ImagesWithIds(Waves()), args, ranks), {"fingerprint": "waves"}
 
     monkeypatch.setattr(main_pretrain, "prepare_data", data)
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.

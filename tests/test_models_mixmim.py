@@ -10,6 +10,7 @@ from torch import nn
 
 import oracle_mixmim as oracle
 from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny
+from released import layout
 
 TINY = dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8),
             decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
@@ -184,62 +185,13 @@ def test_drop_path_is_off_in_evaluation():
 
 # ---- layout ------------------------------------------------------------------------------------------------------------
 
-def released_layout(dim, depths, heads, windows, decoder_dim, decoder_depth, grid=32, cells=16, mlp_ratio=4):
-    """name -> (shape, dtype) of a released pretraining checkpoint, in its order."""
-    layout = {}
-
-    def tensor(name, *shape, dtype=torch.float32):
-        layout[name] = (shape, dtype)
-
-    def norm(name, width):
-        tensor(f"{name}.weight", width)
-        tensor(f"{name}.bias", width)
-
-    def linear(name, n_in, n_out):
-        tensor(f"{name}.weight", n_out, n_in)
-        tensor(f"{name}.bias", n_out)
-
-    def block(name, width, table=None):
-        norm(f"{name}.norm1", width)
-        if table:
-            w, h = table
-            tensor(f"{name}.attn.relative_position_bias_table", (2 * w - 1) ** 2, h)
-            tensor(f"{name}.attn.relative_position_index", w * w, w * w, dtype=torch.int64)
-        linear(f"{name}.attn.qkv", width, 3 * width)
-        linear(f"{name}.attn.proj", width, width)
-        norm(f"{name}.norm2", width)
-        linear(f"{name}.mlp.fc1", width, mlp_ratio * width)
-        linear(f"{name}.mlp.fc2", mlp_ratio * width, width)
-
-    tensor("mask_token", 1, 1, decoder_dim)
-    tensor("absolute_pos_embed", 1, grid * grid, dim)
-    tensor("decoder_pos_embed", 1, cells, decoder_dim)
-    tensor("patch_embed.proj.weight", dim, 2, 4, 4)
-    tensor("patch_embed.proj.bias", dim)
-    norm("patch_embed.norm", dim)
-    for stage in range(4):
-        width = dim * 2 ** stage
-        for b in range(depths[stage]):
-            block(f"layers.{stage}.blocks.{b}", width, (windows[stage], heads[stage]))
-        if stage < 3:
-            tensor(f"layers.{stage}.downsample.reduction.weight", 2 * width, 4 * width)
-            norm(f"layers.{stage}.downsample.norm", 4 * width)
-    norm("norm", 8 * dim)
-    linear("decoder_embed", 8 * dim, decoder_dim)
-    for b in range(decoder_depth):
-        block(f"decoder_blocks.{b}", decoder_dim)
-    norm("decoder_norm", decoder_dim)
-    linear("decoder_pred", decoder_dim, 32 * 32 * 2)
-    return layout
-
-
 @pytest.mark.parametrize("size", FAMILY)
 def test_released_layout_and_parameter_totals(size):
     factory, widths, total, total_trainable = FAMILY[size]
     with torch.device("meta"):      # shapes without memory
         model = factory()
     ours = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
-    expected = released_layout(widths["embed_dim"], (2, 2, 18, 2), widths["num_heads"], (8, 8, 8, 4), 512, 8)
+    expected = layout(widths["embed_dim"], (2, 2, 18, 2), widths["num_heads"], (8, 8, 8, 4), decoder=(512, 8))
     assert ours == expected
     for is_vector in (True, False):      # optimizer states are stored by position within a weight decay group
         in_group = [name for name, p in trainable(model).items() if (p.ndim == 1) is is_vector]

@@ -25,7 +25,7 @@ def run(path, epochs, start_epoch=0, resume=False, overwrite=False):
     directory.open(resume, overwrite)
     directory.begin({"what": f"from {start_epoch}"}, start_epoch, overwrite=overwrite)
     for epoch in range(start_epoch, epochs):
-        directory.save({"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, f"checkpoint_{epoch + 1}.pth")
+        directory.save({"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, (f"checkpoint_{epoch + 1}.pth",))
     directory.close()
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints: written so that a killed run never leaves half of one, read so that nothing in them is executed."""
 import argparse
+import json
 import logging
 import os
 import pickle
@@ -8,11 +9,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from util.errors import UsageError
 from util.pos_embed import fit_position_weights
 
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint_previous.pth"
+EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
@@ -55,31 +59,35 @@ def _give_second_name(path, name):
         os.replace(staged, path.with_name(name))
 
 
-def save_checkpoint(folder, state, name=None):
-    """Write `state` as the latest checkpoint of a run, keeping the one before; and under `name`, if that is given.
+def save_checkpoint(folder, state, names=()):
+    """Write `state` as the latest checkpoint of a run, keeping the one before; and under `names`, if there are any.
 
-    state: dict of tensors and plain values (so that it loads with weights_only). Raises UsageError when it cannot be
-    written, for lack of space or permission; the earlier checkpoint is then intact.
+    state: dict of tensors and plain values (so that it loads with weights_only). LATEST is replaced last: a run that is
+    killed in between repeats the epoch, and writes the other names again. Raises UsageError when it cannot be written,
+    for lack of space or permission; the earlier checkpoint is then intact.
     """
     folder = Path(folder)
     try:
         if (folder / LATEST).exists():
             _give_second_name(folder / LATEST, PREVIOUS)         # so that LATEST is there at every moment
-        write_atomically(folder / LATEST, lambda file: torch.save(state, file))
-        if name is not None:
-            _give_second_name(folder / LATEST, name)
+        first, *others = *names, LATEST
+        write_atomically(folder / first, lambda file: torch.save(state, file))
+        for name in others:
+            _give_second_name(folder / first, name)
     except (OSError, RuntimeError) as error:         # torch.save turns a failed write into a RuntimeError
         raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({str(error).splitlines()[0]}); the one "
                          f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error
 
 
 def load_checkpoint(path):
-    """Read a checkpoint of ours or of the released code onto the CPU; a dict with at least "model".
+    """Read a checkpoint of ours or of the released code, or an exported folder, onto the CPU; a dict with at least "model".
 
     Only tensors, plain containers and argparse.Namespace are unpickled; "args" is returned as a dict. Raises UsageError
     that names the file if it is missing, damaged, not a checkpoint, or holds anything else.
     """
     path = Path(path)
+    if path.is_dir():
+        return _load_exported(path)
     if not path.is_file():
         raise UsageError(f"{path}: there is no such checkpoint")
     try:
@@ -99,6 +107,20 @@ def load_checkpoint(path):
     return state
 
 
+def _load_exported(folder):
+    """What `util.export` wrote, in the form of a checkpoint."""
+    try:
+        config = json.loads((folder / EXPORTED_CONFIG).read_text(encoding="utf-8"))
+        weights = load_file(folder / EXPORTED_WEIGHTS)
+        return {"model": weights, "args": dict(config["args"]), "input": dict(config["input"]), "epoch": config["epoch"]}
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: no exported model, {Path(error.filename).name} is missing; give a checkpoint file, or a folder "
+                         f"that --export wrote") from None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UsageError(f"{folder}: damaged, or not written by --export ({' '.join(str(error).split())[:160]}); export it "
+                         f"again") from None
+
+
 def load_latest(folder):
     """The newest loadable checkpoint of a run, as (state, path), or (None, None) if the run has none yet.
 
@@ -116,14 +138,19 @@ def load_latest(folder):
     return None, None
 
 
-def initialise(model, state, path):
+def initialise(model, state, path, ignore=(), keep=()):
     """Initialise a model from a checkpoint's weights, fitting position weights to its input size.
 
-    state: of `load_checkpoint`. Every parameter must be there with its shape. Returns the names of the resampled
-    entries. Raises UsageError naming the file and the first entries that do not fit.
+    state: of `load_checkpoint`. ignore: beginnings of names that are left out where the model has not got them (a
+    decoder). keep: beginnings of names that the model keeps as they are (a new head). All other parameters must be
+    there with their shapes. Returns the names of the resampled entries. Raises UsageError naming the file and the first
+    entries that do not fit.
     """
-    weights, resampled = fit_position_weights(state["model"], model.state_dict())
     own = model.state_dict()
+    weights = {name: value for name, value in state["model"].items()
+               if not name.startswith(tuple(keep)) and (name in own or not name.startswith(tuple(ignore)))}
+    weights |= {name: value for name, value in own.items() if name.startswith(tuple(keep))}
+    weights, resampled = fit_position_weights(weights, own)
     missing = [name for name in own if name not in weights]
     foreign = [name for name in weights if name not in own]
     misshapen = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in own

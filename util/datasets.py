@@ -11,24 +11,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
-from util.sampling import MicroBatchSampler
+from util.sampling import InOrderSampler, MicroBatchSampler
 
 log = logging.getLogger(__name__)
 
-DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2}
+DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
 SPLITS = ("train", "val", "test", "train_val", "all")
 
 
-def add_data_flags(parser, *, split):
-    """Flags of the data: where it lies, which part, and its statistics."""
+def add_data_flags(parser):
+    """Flags of the data: where it lies and its statistics. A program adds --dataset and --split to the group returned."""
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=tuple(DATASETS), default="benv2", help="BigEarthNet v1 or v2")
-    group.add_argument("--data_path", metavar="DIR", help="benv2: the folder that holds BigEarthNet-S1; benv1: the folder of "
-                                                          "patch folders, or a Zarr store")
+    group.add_argument("--data_path", metavar="DIR",
+                       help="benv2: the folder that holds BigEarthNet-S1; benv1: the folder of patch folders, or a Zarr store; "
+                            "sen12flood: the folder of train/ and test/ with pair files, or of images/ and pairs_*.csv")
     group.add_argument("--metadata", nargs="+", metavar="FILE",
                        help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists (default: those in data_path)")
-    group.add_argument("--split", choices=SPLITS, default=split, help="part of the data to use")
     group.add_argument("--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it")
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
@@ -40,15 +40,25 @@ def add_data_flags(parser, *, split):
     return group
 
 
-def build_dataset(args):
-    """The dataset of `--dataset`, with `--mean` and `--std` filled in from it where they were not given.
-
-    Raises DataError for data that cannot be used.
-    """
+def fill_statistics(args):
+    """Mean and standard deviation of `--dataset` where neither a flag nor a checkpoint gave them."""
     kind = DATASETS[args.dataset]
     args.mean = list(args.mean or kind.MEAN)
     args.std = list(args.std or kind.STD)
-    return kind(args.data_path, split=args.split, metadata=args.metadata, id_col=args.id_col, max_nonfinite=args.max_nonfinite)
+
+
+def build_dataset(args, split=None, metadata=None, supervised=False):
+    """A part of the dataset of `--dataset`: `--split` and `--metadata`, unless others are given.
+
+    supervised: samples without a label are left out. Raises DataError for data that cannot be used.
+    """
+    kind = DATASETS[args.dataset]
+    options = {"split": split or args.split, "metadata": metadata or args.metadata, "max_nonfinite": args.max_nonfinite}
+    if kind is FloodDataset:
+        return kind(args.data_path, val_fraction=args.val_fraction, seed=args.draw_seed, **options)
+    if kind is BigEarthNetv1:
+        options["keep_unlabelled"] = not supervised
+    return kind(args.data_path, id_col=args.id_col, **options)
 
 
 class ImagesWithIds(Dataset):
@@ -64,6 +74,20 @@ class ImagesWithIds(Dataset):
         return i, self.dataset.image(i)
 
 
+class SamplesWithIds(Dataset):
+    """(id, images, label) of a dataset, images being a tuple: one image, or the two of a pair."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        *images, label = self.dataset[i]
+        return i, tuple(images), label
+
+
 def telling_ids(dataset, count, among=64):
     """Ids of samples worth looking at: those with the most contrast between their parts.
 
@@ -77,21 +101,33 @@ def telling_ids(dataset, count, among=64):
     return ids + ids[-1:] * (len(ids) % 2)
 
 
-def build_loader(dataset, args, ranks):
-    """A loader of (ids (B,), dB images (B, 2, h, w)) micro-batches for this rank.
+def build_loader(samples, args, ranks):
+    """A loader of this rank's micro-batches in training. samples: ImagesWithIds or SamplesWithIds.
 
     Raises UsageError if the dataset does not fill one global batch.
     """
-    sampler = MicroBatchSampler(len(dataset), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
+    sampler = MicroBatchSampler(len(samples), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
     if sampler.steps == 0:
-        raise UsageError(f"--batch_size {args.batch_size}: the {len(dataset)} samples of split '{args.split}' do not fill one "
+        raise UsageError(f"--batch_size {args.batch_size}: the {len(samples)} samples of split '{args.split}' do not fill one "
                          f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks")
+    return _loader(samples, sampler, args, ranks, persistent=True)
+
+
+def build_test_loader(dataset, args, ranks, spread=True):
+    """A loader of (ids, images, labels) in the order of the dataset, every sample once; spread over ranks, or all on rank 0."""
+    if spread:
+        sampler = InOrderSampler(len(dataset), args.batch_size, ranks.rank, ranks.world_size)
+    else:
+        sampler = InOrderSampler(len(dataset) if ranks.is_main else 0, args.batch_size)
+    return _loader(SamplesWithIds(dataset), sampler, args, ranks, persistent=False)
+
+
+def _loader(samples, sampler, args, ranks, persistent):
     workers = args.num_workers
     if workers is None:
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
-    return DataLoader(ImagesWithIds(dataset), batch_sampler=sampler, num_workers=workers,
-                      pin_memory=args.pin_mem and ranks.device.type == "cuda",
-                      persistent_workers=workers > 0, worker_init_fn=_start_worker)
+    return DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
+                      persistent_workers=persistent and workers > 0, worker_init_fn=_start_worker)
 
 
 def _start_worker(_):

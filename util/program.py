@@ -93,10 +93,10 @@ def _outcome(main, input_errors):
         return _fail(f"{name}: interrupted", 130)
 
 
-def add_schedule_flags(parser, *, epochs, warmup_epochs, blr, min_lr):
+def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr):
     """Flags of the optimiser and the learning-rate schedule, with a recipe's defaults."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--batch_size", type=int, default=64, help="images per rank and micro-batch")
+    group.add_argument("--batch_size", type=int, default=batch_size, help="samples per rank and micro-batch")
     group.add_argument("--accum_iter", type=int, default=1, metavar="N",
                        help="micro-batches whose gradients are summed for one step; global batch = batch_size × accum_iter × ranks")
     group.add_argument("--epochs", type=int, default=epochs, help="epochs the learning-rate schedule spans")
@@ -114,14 +114,13 @@ def add_schedule_flags(parser, *, epochs, warmup_epochs, blr, min_lr):
 
 
 def add_run_flags(parser, *, output_dir):
-    """Flags of a run: where it writes, how it starts and goes on."""
+    """Flags of a run: where it writes, how it goes on. A program adds --finetune, how it starts."""
     group = parser.add_argument_group("run")
     group.add_argument("--output_dir", default=output_dir, metavar="DIR", help="checkpoints, log.txt and run.json")
     group.add_argument("--log_dir", metavar="DIR", help="TensorBoard events (default: OUTPUT_DIR/tensorboard)")
     group.add_argument("--overwrite", action="store_true", help="replace the run that output_dir holds")
     group.add_argument("--resume", default="", metavar="auto|PATH",
                        help="continue a run exactly: from PATH, or 'auto' from output_dir if there is something to continue")
-    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint")
     group.add_argument("--start_epoch", type=int, default=0, metavar="N", help="epoch to start at, 0-based; --resume sets it")
     group.add_argument("--seed", type=int, default=0, help="of the initialisation, the sample order, flips and masks")
     group.add_argument("--log_freq", type=int, default=20, metavar="N", help="steps between console lines")
@@ -179,4 +178,9 @@ def check_common_flags(args):
     need(args.world_size in (None, launch.world_size), f"--world_size {args.world_size} contradicts the launcher "
                                                        f"({launch.launcher}, {launch.world_size}); leave the flag out")
     for flag, path in (("resume", args.resume if args.resume != "auto" else ""), ("finetune", args.finetune)):
-        need(not path or os.path.isfile(path), f"--{flag} {path}: there is no such checkpoint")
+        need(not path or os.path.exists(path), f"--{flag} {path}: there is no such checkpoint")
+    need(0 <= args.drop_path < 1, f"--drop_path {args.drop_path}: must be at least 0 and below 1")
+    need(0 <= args.max_nonfinite <= 1, f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")
+    need(not args.std or min(args.std) > 0, f"--std {args.std and ' '.join(map(str, args.std))}: must be above 0")
+    need(args.data_path is not None,
+         "--data_path is missing: the folder of the data; 'python -m sarwmix.simulate' makes some to try")

@@ -15,7 +15,8 @@ from util.errors import UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
-OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "reconstruction_*.png")
+OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "checkpoint_best*.pth", "reconstruction_*.png", "train_ids.csv",
+             "eval_*.json")
 HALF_WRITTEN = ".*.[0-9]*.tmp"     # what a killed run was writing
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ class RunDirectory:
         """Clear an earlier run away (overwrite), or cut its logs back to start_epoch; write run.json, open TensorBoard."""
         self.ranks.on_main(lambda: self._begin(record, start_epoch, log_dir or self.path / "tensorboard", overwrite))
 
-    def save(self, state, entry, name=None):
-        """At an epoch's end: the latest checkpoint, also as `name` if given, and a line in log.txt."""
+    def save(self, state, entry, names=()):
+        """At an epoch's end: the latest checkpoint, also under `names` if given, and a line in log.txt."""
         def work():
-            save_checkpoint(self.path, state, name)
+            save_checkpoint(self.path, state, names)
             with open(self.path / LOG, "a") as file:
                 file.write(json.dumps(entry) + "\n")
             self.writer.flush()

@@ -41,3 +41,23 @@ class MicroBatchSampler(torch.utils.data.Sampler):
         order = order[:self.steps * self.batch_size * self.accum_iter * self.world_size]
         for ids in order.reshape(-1, self.world_size, self.batch_size)[:, self.rank]:
             yield ids.tolist()
+
+
+class InOrderSampler(torch.utils.data.Sampler):
+    """Batches of range(num_samples) in order, the last one as long as it comes; rank r takes the batches r, r + world_size, …
+
+    Every sample comes exactly once, and in the same batches whatever the number of ranks.
+    """
+
+    def __init__(self, num_samples, batch_size, rank=0, world_size=1):
+        self.num_samples, self.batch_size, self.rank, self.world_size = num_samples, batch_size, rank, world_size
+
+    def __len__(self):
+        return len(self._starts())
+
+    def _starts(self):
+        return range(self.rank * self.batch_size, self.num_samples, self.world_size * self.batch_size)
+
+    def __iter__(self):
+        for start in self._starts():
+            yield list(range(start, min(start + self.batch_size, self.num_samples)))

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Finetuning loops: one epoch of steps, and the outputs for a whole split. Knows tensors; no file, no dataset."""
+import logging
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from util.errors import TrainingError
+from util.sampling import stream_seed
+from util.steps import MIXUP_STREAM, MOST_IDS, autocast, run_steps
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30
+
+
+def prepare_images(prepare, images, device, ids=None, epoch=None):
+    """dB images of one batch, each (B, 2, h, w) → as many model inputs. Images of a sample are flipped alike."""
+    stacked = torch.cat([image.to(device, non_blocking=True) for image in images])
+    x, _ = prepare(stacked, None if ids is None else ids.to(device, non_blocking=True).repeat(len(images)), epoch)
+    return x.chunk(len(images))
+
+
+def mix(mixup, images, targets, seed):
+    """Mixup and cutmix (1710.09412, 1905.04899) by timm, which knows class numbers only, for any targets.
+
+    images: list of (B, 2, H, W), those of a sample are mixed alike; targets (B, K) float. timm is given the number of
+    each sample as its class, and so returns the shares (B, B) in which samples were mixed.
+    mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from numpy's.
+    """
+    before = np.random.get_state()
+    np.random.seed(seed % 2 ** 32)
+    try:
+        mixed, shares = mixup(torch.cat(images, 1), torch.arange(len(targets), device=targets.device))
+    finally:
+        np.random.set_state(before)
+    return mixed.chunk(len(images), 1), shares @ targets
+
+
+def smooth(targets, smoothing):
+    """Label smoothing towards ½: of each of many labels, or of two classes. targets (B, K) float."""
+    return targets * (1 - smoothing) + smoothing / 2
+
+
+def train_one_epoch(model, prepare, criterion, loader, optimizer, scaler, epoch, ranks, args, mixup=None, writer=None):
+    """Train for one epoch; arguments, result and errors as in `run_steps`.
+
+    model: a classifier of one image, or of two, maybe under DDP. prepare: BatchPreparation. criterion(logits (B, K)
+    float32, targets) → scalar. loader: yields (ids, images, labels), images being a list of dB tensors (B, 2, h, w);
+    labels (B, K) float or (B,) int64. mixup: timm Mixup or None.
+    """
+    def micro_batch_loss(batch, step, micro):
+        ids, images, targets = batch
+        images = prepare_images(prepare, images, ranks.device, ids, epoch)
+        targets = targets.to(ranks.device, non_blocking=True)
+        if mixup is not None or args.smoothing:
+            targets = targets if targets.ndim == 2 else F.one_hot(targets, args.nb_classes).float()
+            targets = smooth(targets, args.smoothing)
+        if mixup is not None:
+            images, targets = mix(mixup, images, targets, stream_seed(args.seed, MIXUP_STREAM, epoch, step, micro))
+        with autocast(ranks.device, args.amp):
+            logits = model(*images)
+        return criterion(logits.float(), targets)
+
+    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer)
+
+
+@torch.no_grad()
+def predict(model, prepare, loader, ranks, amp, features=False):
+    """Logits, or features, of every sample of a split: (outputs (N, K) float32, labels (N, …)), on the CPU of every rank.
+
+    loader: with an InOrderSampler, so that every sample comes exactly once; results are in the order of the dataset.
+    Raises TrainingError if an output is not finite.
+    """
+    was_training = model.training
+    model.eval()
+    forward = model.forward_features if features else model
+    parts, started = [], time.monotonic()
+    logged = started
+    for number, (ids, images, labels) in enumerate(loader, 1):
+        with autocast(ranks.device, amp):
+            outputs = forward(*prepare_images(prepare, images, ranks.device))
+        parts.append((ids, outputs.float(), labels))
+        if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
+            logged = time.monotonic()
+            log.info("batch %d/%d, ETA %.0f s", number, len(loader), (logged - started) / number * (len(loader) - number))
+    model.train(was_training)
+    here = [torch.cat(part).cpu() for part in zip(*parts)]
+    ids, outputs, labels = (torch.cat(part) for part in zip(*filter(None, ranks.gather(here))))
+    order = ids.argsort()
+    if not torch.equal(ids[order], torch.arange(len(ids))):
+        raise RuntimeError("a sample of the split was evaluated twice or not at all")
+    bad = ids[~outputs.isfinite().all(1)].tolist()
+    if bad:
+        raise TrainingError(f"the model's outputs are not finite for {len(bad)} of {len(ids)} samples; sample ids "
+                            f"{', '.join(map(str, sorted(bad)[:MOST_IDS]))}")
+    return outputs[order], labels[order]

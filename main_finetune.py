@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: MIT
+"""Finetune a pretrained encoder, and evaluate, embed or export what came out.
+
+    python main_finetune.py --dataset benv2 --data_path DIR --finetune CHECKPOINT --output_dir DIR
+    python main_finetune.py --eval --split test --data_path DIR --finetune DIR/checkpoint_best.pth
+"""
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tabulate import tabulate
+from timm.data import Mixup
+
+from engine_finetune import predict, train_one_epoch
+from models_mixmim import ENCODERS
+from models_sen12_ft import PATCH_CUTS, PATCH_OPS
+from pretrained import (DATASETS, FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head,
+                        load_weights)
+from sarwmix.errors import DataError
+from sarwmix.helper import FILES, Selection
+from util.checkpoint import load_checkpoint, write_atomically
+from util.datasets import SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader
+from util.distributed import distribute, start_ranks
+from util.errors import UsageError
+from util.export import export
+from util.feeding import add_force_flag, facts_of, settle_input
+from util.lr_decay import param_groups_lrd
+from util.misc import duration, environment, setup_logging
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
+                          run_program)
+from util.run_directory import RunDirectory
+from util.training import Training, same_run_facts, settle_learning_rate
+
+log = logging.getLogger(__name__)
+
+# Flags that a continued run must repeat, besides those of every training.
+SAME_RUN = ("layer_decay", "freeze_encoder", "train_fraction", "draw_seed", "val_split", "val_fraction", "patch_cut", "patch_op",
+            "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode", "smoothing")
+HEAD_STD = 2e-5      # of the new head's weights, so that training starts from nearly equal logits
+FRACTION_STREAM = 4  # of the draw of --train_fraction
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Flags
+# --------------------------------------------------------------------------------------------------------------------
+
+def parse_flags(argv=None):
+    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    parser = Parser(description="Finetune a SAR-W-MixMAE encoder: BigEarthNet (multi-label) or SEN12-FLOOD (image pairs).")
+    group = parser.add_argument_group("what to do", "without any of these: finetune, then evaluate what was selected")
+    group.add_argument("--eval", action="store_true", help="evaluate a checkpoint, named with --finetune or --resume")
+    group.add_argument("--predictions", metavar="FILE", help="with --eval: a row per sample, with id, labels and probabilities "
+                                                             "(.csv or .parquet)")
+    group.add_argument("--embed", metavar="FILE", help="write the features of a checkpoint's encoder with ids and labels "
+                                                       "(.npz or .parquet)")
+    group.add_argument("--export", metavar="DIR", help="write a checkpoint as safetensors with config.json and a model card; "
+                                                       "with --eval, its metrics are put into the card")
+    add_force_flag(group)
+    group = parser.add_argument_group("model")
+    group.add_argument("--finetune", metavar="PATH", help="start from this checkpoint, or exported folder; '' is random initialisation")
+    group.add_argument("--model", choices=tuple(ENCODERS), help="size of the model (default: mixmim_base)")
+    group.add_argument("--input_size", type=int, metavar="PIXELS", help="side of the input; default: 128, or the size of the flood "
+                                                                        "images, which must be a multiple of 128")
+    group.add_argument("--nb_classes", type=int, metavar="N", help="classes (default, and only choice: those of the dataset)")
+    group.add_argument("--drop_path", type=float, default=0.1, metavar="RATE", help="stochastic depth of the last block")
+    group.add_argument("--freeze_encoder", action="store_true", help="train the head alone (linear probe)")
+    group.add_argument("--patch_cut", choices=PATCH_CUTS, help="sen12flood: cut images into patches of VH and VV, or as the released "
+                                                               "code does (default: vhvv; released for its checkpoints)")
+    group.add_argument("--patch_op", choices=PATCH_OPS, help="sen12flood: mean or maximum of the patches' differences (default: avg)")
+    group = add_data_flags(parser)
+    group.add_argument("--dataset", choices=tuple(DATASETS), help="BigEarthNet v1 or v2, or SEN12-FLOOD; can be left out where a "
+                                                                  "checkpoint of ours is evaluated")
+    group.add_argument("--split", choices=SPLITS, help="part to train on (default: train), or to evaluate or embed (default: test)")
+    group.add_argument("--val_split", choices=SPLITS, help="part that selects the checkpoint (default: val; sen12flood without "
+                                                           "--val_fraction: test, as published)")
+    group.add_argument("--test_split", choices=(*SPLITS, "none"), default="test", help="part the selected checkpoint is evaluated on")
+    group.add_argument("--val_metadata", nargs="+", metavar="FILE", help="as --metadata, for --val_split")
+    group.add_argument("--test_metadata", nargs="+", metavar="FILE", help="as --metadata, for --test_split")
+    group.add_argument("--val_fraction", type=float, default=0.0, metavar="SHARE",
+                       help="sen12flood: share of the training folders, whole ones, that becomes the split val")
+    group.add_argument("--train_fraction", type=float, default=1.0, metavar="SHARE",
+                       help="share of the training samples to use, drawn at random; smaller shares are parts of larger ones")
+    group.add_argument("--draw_seed", type=int, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)")
+    group = add_schedule_flags(parser, batch_size=128, epochs=50, warmup_epochs=5, blr=5e-4, min_lr=1e-6)
+    group.add_argument("--layer_decay", type=float, default=0.7, metavar="FACTOR", help="learning rate of a block relative to the next")
+    group = parser.add_argument_group("mixing of samples", "off by default, as in the published recipe")
+    group.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup above 0")
+    group.add_argument("--cutmix", type=float, default=0.0, metavar="ALPHA", help="cutmix above 0")
+    group.add_argument("--cutmix_minmax", type=float, nargs=2, metavar=("MIN", "MAX"), help="cutmix with a share of the side between these")
+    group.add_argument("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of mixing at all")
+    group.add_argument("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="probability of cutmix where both are on")
+    group.add_argument("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="what has a share of its own")
+    group.add_argument("--smoothing", type=float, default=0.0, metavar="S", help="label smoothing: 1 becomes 1 − S/2, 0 becomes S/2")
+    group = add_run_flags(parser, output_dir="output/finetune")
+    group.add_argument("--dist_eval", action="store_true", default=True,
+                       help="spread evaluation over the ranks, every sample exactly once (the default)")
+    group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval", help="evaluate on rank 0 alone")
+    add_distributed_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        check_flags(args)
+    except UsageError as error:
+        parser.error(str(error))
+    return args
+
+
+def check_flags(args):
+    """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
+    def need(ok, message):
+        if not ok:
+            raise UsageError(message)
+
+    args.draw_seed = args.seed if args.draw_seed is None else args.draw_seed
+    if args.export and not (args.eval or args.embed):
+        args.data_path = args.data_path or ""      # not read
+    check_common_flags(args)
+    for name, low, high in (("train_fraction", 0, 1), ("layer_decay", 0, 1)):
+        need(low < getattr(args, name) <= high, f"--{name} {getattr(args, name)}: must be above {low} and at most {high}")
+    for name in ("mixup_prob", "mixup_switch_prob"):
+        need(0 <= getattr(args, name) <= 1, f"--{name} {getattr(args, name)}: a probability is needed")
+    need(args.mixup >= 0 and args.cutmix >= 0, f"--mixup {args.mixup} and --cutmix {args.cutmix}: must be at least 0")
+    need(0 <= args.smoothing < 1, f"--smoothing {args.smoothing}: must be at least 0 and below 1")
+    need(0 <= args.val_fraction < 1, f"--val_fraction {args.val_fraction}: must be at least 0 and below 1")
+    need(args.draw_seed >= 0, f"--draw_seed {args.draw_seed}: must be at least 0")
+    need(not args.cutmix_minmax or 0 < args.cutmix_minmax[0] <= args.cutmix_minmax[1] <= 1,
+         "--cutmix_minmax: two shares above 0 and at most 1 are needed, the smaller one first")
+    need(not mixes(args) or args.batch_size % 2 == 0, f"--batch_size {args.batch_size}: must be even, as samples are mixed in pairs")
+    need(args.eval or not args.predictions, "--predictions: needs --eval")
+    need(not args.export or not Path(args.export).exists() or not any(Path(args.export).iterdir()),
+         f"--export {args.export}: exists and is not empty; choose another folder")
+    for name, kinds in (("predictions", (".csv", ".parquet")), ("embed", (".npz", ".parquet"))):
+        path = getattr(args, name)
+        need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
+        need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
+    if works_with_checkpoint(args):
+        args.checkpoint = args.finetune or args.resume
+        need(args.checkpoint and args.resume != "auto", "name the checkpoint to use with --finetune PATH")
+        args.split = args.split or "test"
+        return
+    need(args.dataset is not None, f"--dataset is missing: one of {', '.join(DATASETS)}")
+    need(args.finetune is not None or args.resume,
+         "--finetune is missing: the checkpoint to start from, or '' for random initialisation")
+    need(args.dataset == "sen12flood" or not args.val_fraction,
+         "--val_fraction: only sen12flood needs it; BigEarthNet has a validation split")
+    need(args.split not in ("test", "all"), f"--split {args.split}: would train on the test split")
+    classes = len(DATASETS[args.dataset].CLASSES)
+    need(args.nb_classes in (None, classes), f"--nb_classes {args.nb_classes}: --dataset {args.dataset} has {classes} classes")
+    published = args.dataset == "sen12flood" and not args.val_fraction
+    args.split, args.val_split = args.split or "train", args.val_split or ("test" if published else "val")
+    if args.freeze_encoder:
+        args.drop_path = 0.0                       # features of a frozen encoder are what they will be in use
+    fill_defaults(args)
+    build_model(args, meta=True)
+
+
+def works_with_checkpoint(args):
+    """Whether a checkpoint is used as it is, and nothing trained."""
+    return bool(args.eval or args.embed or args.export)
+
+
+def mixes(args):
+    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Data
+# --------------------------------------------------------------------------------------------------------------------
+
+def check_data(dataset, args, ranks):
+    """Look for every file, and at some values. Returns what a run records about the data. Raises DataError."""
+    if args.check_files == "all":
+        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
+    return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+
+
+def build_splits(args):
+    """{"train", "val", "test": dataset}, without "test" for --test_split none. Raises DataError where they overlap."""
+    splits = {"train": build_dataset(args, args.split, args.metadata, supervised=True),
+              "val": build_dataset(args, args.val_split, args.val_metadata, supervised=True)}
+    if args.test_split != "none":
+        splits["test"] = build_dataset(args, args.test_split, args.test_metadata, supervised=True)
+    trained_on = set(splits["train"].ids.tolist())
+    for name in [name for name in splits if name != "train"]:
+        both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
+        if both:
+            raise DataError(f"{len(both)} of {len(splits[name])} samples of split '{getattr(args, f'{name}_split')}' would be trained on "
+                            f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of its own "
+                            f"with --{name}_metadata")
+    return splits
+
+
+def draw_fraction(dataset, share, seed):
+    """A random part of a dataset, in its order. Smaller shares are parts of larger ones of the same seed."""
+    order = np.random.default_rng([seed, FRACTION_STREAM]).permutation(len(dataset))
+    return dataset.subset(np.sort(order[:max(1, round(share * len(dataset)))]))
+
+
+def log_class_balance(dataset, part):
+    """A table of how often each class occurs in the whole training split and in what was drawn of it."""
+    whole, drawn = dataset.label_table(), part.label_table()
+    rows = [(name, int(n), int(m), f"{n / len(whole):.3f}", f"{m / len(drawn):.3f}")
+            for name, n, m in zip(dataset.CLASSES, whole.sum(0, dtype=int), drawn.sum(0, dtype=int))]
+    log_table(rows, ["class", f"of {len(whole)}", f"of {len(drawn)} drawn", "share", "share drawn"])
+    absent = [row[0] for row in rows if row[2] == 0]
+    if absent:
+        log.warning("no training sample of %d classes: %s", len(absent), ", ".join(absent))
+
+
+def log_table(rows, headers):
+    for line in tabulate(rows, headers, tablefmt="pipe", floatfmt=".4f", missingval="–", disable_numparse=True).splitlines():
+        log.info("%s", line)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Evaluation
+# --------------------------------------------------------------------------------------------------------------------
+
+def evaluate(task, model, prepare, dataset, args, ranks):
+    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64)."""
+    loader = build_test_loader(dataset, args, ranks, args.dist_eval)
+    logits, labels = predict(model, prepare, loader, ranks, args.amp)
+    probabilities = task.activate(logits.double())
+    try:
+        return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}, probabilities
+    except ValueError as error:
+        raise DataError(f"split '{dataset.split}': {error}") from None
+
+
+def scalars(metrics):
+    """The metrics that are single numbers."""
+    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+
+
+def shown(value):
+    return "–" if value is None else f"{value:.4f}"
+
+
+def log_metrics(task, metrics, classes):
+    """Per class for many labels, with the classes that are undefined; the confusion counts for floods."""
+    if task is FLOOD:
+        counts = metrics["confusion"]
+        log_table([("no flood", counts["tn"], counts["fp"]), ("flood", counts["fn"], counts["tp"])],
+                  ["label", "predicted no flood", "predicted flood"])
+        return
+    per_class = metrics["per_class"]
+    rows = zip(classes, per_class["support"], *(map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall")))
+    log_table(list(rows), ["class", "samples", "AP", "F1", "precision", "recall"])
+    if metrics["undefined"]:
+        log.warning("%d classes do not occur in this split and are left out of the macro means: %s", len(metrics["undefined"]),
+                    ", ".join(classes[k] for k in metrics["undefined"]))
+
+
+def log_headline(task, metrics):
+    headers = ["Metric", "Macro", "Micro"] if task is not FLOOD else ["Metric", "Value"]
+    log_table([(name, *(shown(metrics[key]) for key in keys)) for name, keys in task.headline.items()], headers)
+
+
+def write_metrics(path, metrics, **where):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(json.dumps({**where, **metrics}, indent=1).encode()))
+    log.info("wrote %s", path)
+
+
+def write_frame(path, frame):
+    """A pandas DataFrame as .csv or .parquet, whole or not at all."""
+    def write(file):
+        if Path(path).suffix == ".parquet":
+            frame.to_parquet(file, index=False)
+        else:
+            file.write(frame.to_csv(index=False).encode())
+
+    write_atomically(path, write)
+    log.info("wrote %s: %d rows", path, len(frame))
+
+
+def write_predictions(path, dataset, probabilities):
+    """One row per sample: id, then label and probability of each class."""
+    labels = dataset.label_table()
+    columns = {"id": dataset.ids}
+    columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
+    columns |= {f"probability: {name}": probabilities[:, k].numpy() for k, name in enumerate(dataset.CLASSES)}
+    write_frame(path, pd.DataFrame(columns))
+
+
+def write_features(path, dataset, features):
+    """Features with ids, groups (what lies side by side: acquisition or folder) and labels."""
+    features, labels = features.numpy(), dataset.label_table()
+    if Path(path).suffix == ".parquet":
+        columns = {"id": dataset.ids, "group": dataset.groups}
+        columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
+        columns |= {f"feature {k}": column for k, column in enumerate(features.T)}
+        write_frame(path, pd.DataFrame(columns))
+        return
+    write_atomically(path, lambda file: np.savez(file, ids=dataset.ids, groups=dataset.groups, labels=labels, features=features,
+                                                 classes=np.array(dataset.CLASSES)))
+    log.info("wrote %s: %d samples × %d features", path, *features.shape)
+
+
+def use_checkpoint(args, ranks):
+    """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
+    state = ranks.together(lambda: load_checkpoint(args.checkpoint))
+    args.dataset = args.dataset or state.get("args", {}).get("dataset")
+    if args.dataset not in DATASETS:
+        raise UsageError(f"--dataset is missing, and {args.checkpoint} does not say it: one of {', '.join(DATASETS)}")
+    task, path = TASKS[args.dataset], args.checkpoint
+    if args.eval:
+        check_classes(state, path, args)
+    args = settle_input(args, state, path)
+    fill_defaults(args)
+    metrics = {}
+    if args.eval or args.embed:
+        dataset = ranks.together(lambda: build_dataset(args, supervised=True))
+        args.input_size = args.input_size or dataset.size
+        check_data(dataset, args, ranks)
+        model = build_model(args)
+        load_weights(model, state, path, head=has_head(state))
+        model, prepare = model.to(ranks.device), build_preparation(args).to(ranks.device)
+        log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,
+                 args.split)
+    if args.eval:
+        metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
+        log_metrics(task, metrics, dataset.CLASSES)
+        log_headline(task, metrics)
+        if ranks.is_main:
+            write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
+                          split=args.split, samples=len(dataset), epoch=state.get("epoch"))
+            if args.predictions:
+                write_predictions(args.predictions, dataset, probabilities)
+    if args.embed:
+        features, _ = predict(model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True)
+        if ranks.is_main:
+            write_features(args.embed, dataset, features)
+    if args.export and ranks.is_main:
+        args.input_size = args.input_size or FLOOD_SIZE
+        export(args.export, state, args, DATASETS[args.dataset].CLASSES if has_head(state) else None,
+               {args.split: scalars(metrics)} if metrics else {})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Finetuning
+# --------------------------------------------------------------------------------------------------------------------
+
+def build_training(args, device):
+    """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from args.seed."""
+    torch.manual_seed(args.seed)
+    model = build_model(args)
+    if args.finetune:
+        state = load_checkpoint(args.finetune)
+        resampled = load_weights(model, state, args.finetune, head=False)
+        log.info("initialised from %s, with a new head%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
+        warn_of_other_statistics(args, state)
+    else:
+        log.info("random initialisation")
+    torch.nn.init.trunc_normal_(model.head.weight, std=HEAD_STD)
+    torch.nn.init.zeros_(model.head.bias)
+    if args.freeze_encoder:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = name.startswith("head.")
+    groups = param_groups_lrd(model, args.weight_decay, layer_decay=args.layer_decay)
+    return Training.build(model, build_preparation(args), groups, (0.9, 0.999), args, device)
+
+
+def warn_of_other_statistics(args, state):
+    facts = facts_of(state)
+    for name in ("mean", "std"):
+        if name in facts and not np.allclose(facts[name], getattr(args, name), rtol=1e-5):
+            log.warning("%s was trained with --%s %s; this run uses %s, of --dataset %s or the flag", args.finetune, name,
+                        " ".join(map(str, facts[name])), " ".join(map(str, getattr(args, name))), args.dataset)
+
+
+def build_mixup(args):
+    """timm's Mixup for `engine_finetune.mix`, or None."""
+    if not mixes(args):
+        return None
+    return Mixup(args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode,
+                 label_smoothing=0.0, num_classes=args.batch_size)
+
+
+def run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection):
+    """Train from start_epoch to args.stop_epoch; after each epoch evaluate, select, and save."""
+    task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
+    wrapped, mixup = distribute(training.model, ranks), build_mixup(args)
+    size = sum(p.numel() for p in training.model.parameters())
+    for epoch in range(start_epoch, args.stop_epoch):
+        stats = train_one_epoch(wrapped, training.prepare, task.criterion, loader, training.optimizer, training.scaler, epoch, ranks,
+                                args, mixup, directory.writer)
+        metrics, _ = evaluate(task, training.model, training.prepare, splits["val"], args, ranks)
+        held = selection.update(epoch, metrics)
+        log.info("Epoch %d  %s  loss %.4f  %s%s", epoch, args.val_split, metrics["loss"],
+                 "  ".join(f"{name} {shown(metrics[name])}" for keys in task.headline.values() for name in keys),
+                 f"  best by {', '.join(held)}" if held else "")
+        filled = sum(ranks.gather(int(training.prepare.filled)))
+        if filled:
+            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
+        entry = {**{f"train_{name}": value for name, value in stats.items()},
+                 **{f"test_{name}": value for name, value in scalars(metrics).items()},
+                 "epoch": epoch, "n_parameters": size, "evaluated_split": args.val_split, "filled_pixels": filled}
+        state = training.state(epoch, args, facts)
+        state["input"]["classes"] = classes
+        directory.save({**state, "metrics": scalars(metrics), "selection": selection.state_dict()}, entry, [FILES[rule] for rule in held])
+        if directory.writer is not None:
+            for name, value in scalars(metrics).items():
+                directory.writer.add_scalar(f"test_{name}", value, (epoch + 1) * 1000)
+    if start_epoch >= args.stop_epoch:
+        log.info("all %d epochs are done already", args.stop_epoch)
+
+
+def report(args, ranks, training, splits, selection, folder):
+    """Evaluate what was selected on the test split, and end with the table that log readers look for."""
+    task, rule = TASKS[args.dataset], "best"
+    epoch, metrics = selection.best(rule)
+    for name, file in FILES.items():
+        if name in selection.state_dict():
+            log.info("%s: epoch %d", file, selection.best(name)[0])
+    split = args.val_split
+    if "test" in splits:
+        path, split = folder / FILES[rule], args.test_split
+        state = ranks.together(lambda: load_checkpoint(path))
+        if state["epoch"] != epoch:
+            raise UsageError(f"{path} is of epoch {state['epoch']}, but epoch {epoch} was selected; it was written by another run. "
+                             f"Evaluate the checkpoint you mean with --eval")
+        training.model.load_state_dict(state["model"])
+        metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks)
+        log_metrics(task, metrics, splits["test"].CLASSES)
+        if ranks.is_main:
+            write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset, split=split,
+                          samples=len(splits["test"]), epoch=epoch)
+    log.info("selected on split %s; the figures are of split %s", args.val_split, split)
+    log.info("Best Results Summary: Epoch %d", epoch)
+    log_headline(task, metrics)
+
+
+def finetune(args, ranks):
+    """The whole job, from flags to the evaluation of the selected checkpoint."""
+    started = time.monotonic()
+    splits = ranks.together(lambda: build_splits(args))
+    args.input_size = args.input_size or splits["train"].size
+    if TASKS[args.dataset] is FLOOD and args.val_split == "test":
+        log.warning("the checkpoint is selected on the test split, as published, so its test figures are optimistic; "
+                    "--val_fraction 0.1 selects on training folders instead")
+    if args.train_fraction < 1:
+        whole, splits["train"] = splits["train"], draw_fraction(splits["train"], args.train_fraction, args.draw_seed)
+        log_class_balance(whole, splits["train"])
+    loader = ranks.together(lambda: build_loader(SamplesWithIds(splits["train"]), args, ranks))
+    summary = {name: check_data(dataset, args, ranks) for name, dataset in splits.items()}
+    global_batch = settle_learning_rate(args, ranks, len(splits["train"]), loader.batch_sampler.steps)
+    training = ranks.together(lambda: build_training(args, ranks.device))
+    facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["train"]["fingerprint"])
+    selection = Selection(TASKS[args.dataset].name)
+    with RunDirectory(args.output_dir, ranks) as directory:
+        directory.open(resume=bool(args.resume), overwrite=args.overwrite)
+        state = ranks.together(lambda: training.resume(args, facts))
+        start_epoch = args.start_epoch if state is None else state["epoch"] + 1
+        if state is not None:
+            selection.load_state_dict(state["selection"])
+        directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
+                         "n_parameters": sum(p.numel() for p in training.model.parameters())},
+                        start_epoch, args.log_dir, args.overwrite)
+        if args.train_fraction < 1 and ranks.is_main:
+            write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids}))
+        run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection)
+        log.info("Training time %s", duration(time.monotonic() - started))
+        report(args, ranks, training, splits, selection, directory.path)
+
+
+def main():
+    args = parse_flags()
+    ranks = start_ranks(args)
+    setup_logging(ranks.is_main)
+    if args.amp is None:
+        args.amp = "bf16" if ranks.device.type == "cuda" else "off"
+    if works_with_checkpoint(args):
+        use_checkpoint(args, ranks)
+    else:
+        finetune(args, ranks)
+    ranks.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, DataError))

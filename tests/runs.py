@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""Starting the programs on one or two ranks, and reading and comparing what runs left."""
+import json
+import os
+import subprocess
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import ROOT
+
+
+def launch(command, env=None):
+    result = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=600,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def mpirun(*command):
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
+
+
+def scalars(folder, name="train_loss"):
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {event.step: event.value for event in events.Scalars(name)}
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def same_states(one, other, skip=("args",)):
+    """Whether two checkpoints are bitwise equal, all but `skip`."""
+    def equal(a, b):
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+
+    return equal(*({key: value for key, value in state.items() if key not in skip} for state in (one, other)))

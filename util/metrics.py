@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Figures of merit: multi-label classification (average precision, F1, precision) and flood detection.
+
+What is undefined, and how it is treated:
+- A class without a positive label in the set has no average precision and no recall. It is left out of all three macro
+  means, which so run over one and the same set of classes, its figures per class are None, and it is listed under
+  "undefined". Counting it as 0 would make the score depend on which classes happen to be in the set. The micro means
+  run over all (sample, class) pairs, those of such a class included.
+- A class that occurs but is never predicted has no precision either; that is the model's failure, and counts as 0.
+- Without a flooded sample, recall and F1 of the flood class are None; without a predicted one, its precision is 0.
+
+All values are exact, not binned: every distinct probability is a threshold of the average precision, and samples of
+equal probability (a saturated sigmoid, say) cross it together, as in scikit-learn. torchmetrics divides in float32, so
+they are good to about 1e-7. All are plain floats, ints or None, and fit into JSON.
+"""
+from statistics import fmean
+
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_average_precision,
+    binary_confusion_matrix,
+    binary_f1_score,
+    binary_precision,
+    binary_recall,
+    multilabel_f1_score,
+    multilabel_precision,
+    multilabel_recall,
+)
+
+THRESHOLD = 0.5                # a label is predicted where its probability is greater; at 0.5 itself it is not
+
+
+def _check(probabilities, labels):
+    """ValueError unless the set is not empty, the probabilities are floats in [0, 1] and the labels 0 or 1."""
+    if not labels.numel():
+        raise ValueError("no sample to evaluate: the set is empty")
+    # torchmetrics would take anything else, a NaN included, for logits and apply a sigmoid to all of it.
+    if not (probabilities.is_floating_point() and bool(((probabilities >= 0) & (probabilities <= 1)).all())):
+        raise ValueError("probabilities must be floats from 0 to 1 and not NaN; apply a sigmoid or a softmax to logits first")
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError("labels must be 0 or 1")
+
+
+def multilabel_metrics(probabilities, labels):
+    """Average precision, F1 and precision over classes (macro), over all pairs (micro), and per class.
+
+    probabilities: (N, K) floats in [0, 1], K ≥ 2. labels: (N, K), 0 or 1, of any type, on the same device.
+    Returns a dict: "ap_macro", "ap_micro", "f1_macro", "f1_micro", "precision_macro", "precision_micro" in [0, 1];
+    "per_class": {"ap", "f1", "precision", "recall": lists of K floats or None, "support": list of K positive labels};
+    "undefined": the indices of the classes without a positive label.
+    Raises ValueError for other shapes or values, an empty set, and a set without any positive label.
+    """
+    if probabilities.ndim != 2 or probabilities.shape != labels.shape or probabilities.shape[1] < 2:
+        raise ValueError(f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
+                         "both must be (samples, classes), with two classes or more")
+    _check(probabilities, labels)
+    labels = labels.long()
+    support = labels.sum(0).tolist()
+    if not any(support):
+        raise ValueError(f"none of the {len(labels)} samples has a positive label: there is nothing to evaluate")
+
+    settings = dict(num_labels=len(support), threshold=THRESHOLD, validate_args=False)
+    per_class = {"ap": [
+        binary_average_precision(probabilities[:, k], labels[:, k], validate_args=False).item() if count else None
+        for k, count in enumerate(support)]}
+    for name, metric in (("f1", multilabel_f1_score), ("precision", multilabel_precision), ("recall", multilabel_recall)):
+        values = metric(probabilities, labels, average="none", **settings).tolist()
+        per_class[name] = [value if count else None for value, count in zip(values, support)]
+    macro = {name: fmean(value for value in values if value is not None) for name, values in per_class.items()}
+    return {"ap_macro": macro["ap"],
+            "ap_micro": binary_average_precision(probabilities.flatten(), labels.flatten(), validate_args=False).item(),
+            "f1_macro": macro["f1"],
+            "f1_micro": multilabel_f1_score(probabilities, labels, average="micro", **settings).item(),
+            "precision_macro": macro["precision"],
+            "precision_micro": multilabel_precision(probabilities, labels, average="micro", **settings).item(),
+            "per_class": {**per_class, "support": support},
+            "undefined": [k for k, count in enumerate(support) if not count]}
+
+
+def flood_metrics(probabilities, labels):
+    """Accuracy, and precision, recall and F1 of the flood class.
+
+    probabilities: (N, 2) floats in [0, 1]: no flood, flood. The larger one is predicted, no flood if they are equal.
+    labels: (N,), 1 = flood, of any type, on the same device.
+    Returns a dict: "accuracy", "precision", "recall", "f1" in [0, 1] or None, "confusion": {"tn", "fp", "fn", "tp"},
+    in samples. Raises ValueError for other shapes or values and an empty set.
+    """
+    if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
+        raise ValueError(f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
+                         "(samples, 2) and (samples,) are needed")
+    _check(probabilities, labels)
+    labels, predicted = labels.long(), probabilities.argmax(1)
+    tn, fp, fn, tp = binary_confusion_matrix(predicted, labels).flatten().tolist()
+    flooded = tp + fn > 0
+    return {"accuracy": binary_accuracy(predicted, labels).item(),
+            "precision": binary_precision(predicted, labels).item(),
+            "recall": binary_recall(predicted, labels).item() if flooded else None,
+            "f1": binary_f1_score(predicted, labels).item() if flooded else None,
+            "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
