@@ -59,6 +59,13 @@ def simulate_scene(seed, patches_high, patches_wide, size=120, landscape=None):
     return observe(rng, geography), geography.land_cover[inner, inner].copy()
 
 
+def check_ranges(parameters, **ranges):
+    """ValueError, naming the flag, for a parameter that is not within its range (least, most)."""
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(parameters, name) <= most:
+            raise ValueError(f"--{name} {getattr(parameters, name)}: must be from {least} to {most}")
+
+
 @dataclass(frozen=True)
 class Parameters:
     """All that decides the content of a simulated dataset."""
@@ -71,10 +78,7 @@ class Parameters:
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for values that cannot be."""
-        for name, least, most in (("patches", 1, 10 ** 7), ("seed", 0, 2 ** 63 - 1), ("size", 16, 1024),
-                                  ("scene_side", 1, 32)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be from {least} to {most}")
+        check_ranges(self, patches=(1, 10 ** 7), seed=(0, 2 ** 63 - 1), size=(16, 1024), scene_side=(1, 32))
         for name in ("val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be from 0 to below 1")
@@ -164,7 +168,7 @@ def write_scene(scene, out, parameters):
     return rows
 
 
-def _replace(path, write):
+def put_in_place(path, write):
     """Write a file under a temporary name, then put it in place whole."""
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
@@ -180,11 +184,11 @@ def _write_metadata(path, rows):
                 f"S2A_MSIL2A_{date}_N9999_R022_T{tile}_{position}", sorted(CLASSES[i] for i in labels), split,
                 "Simulated", f"S1A_IW_GRDH_1SDV_{date}_{place}", f"S2A_MSIL2A_{date}_{position}", False, False)):
             columns[name].append(value)
-    _replace(path, partial(pq.write_table, pa.table(columns, METADATA_SCHEMA)))
+    put_in_place(path, partial(pq.write_table, pa.table(columns, METADATA_SCHEMA)))
 
 
-def _claim(out, record):
-    """Make sure that `out` is ours to write into. Returns True when it is already complete.
+def claim(out, record, last):
+    """Make sure that `out` is ours to write into. Returns True when it is already complete: when the file `last` is there.
 
     A folder with the same record is finished or continued. Raises DataError for any other content, and touches nothing.
     """
@@ -201,10 +205,21 @@ def _claim(out, record):
         if found != record:
             raise DataError(f"--out {out} holds a dataset simulated with other parameters ({path}); choose another "
                             "--out, or remove it")
-        return (out / "metadata.parquet").exists()
+        return (out / last).exists()
     out.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
+    put_in_place(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
     return False
+
+
+def in_processes(work, items, workers):
+    """Results of `work` for every item, in order; computed in several processes if workers > 1."""
+    workers = min(workers, len(items))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
+    try:
+        yield from pool.map(work, items) if pool else map(work, items)
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 def simulate_dataset(out, parameters, workers=1):
@@ -215,40 +230,39 @@ def simulate_dataset(out, parameters, workers=1):
     the patches are too few for the splits.
     """
     out, scenes = Path(out), plan_scenes(parameters)
-    if _claim(out, {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}):
+    record = {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}
+    if claim(out, record, last="metadata.parquet"):
         return False
     work = partial(write_scene, out=out, parameters=parameters)
     rows, start = [], time.monotonic()
-    workers = min(workers, len(scenes))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
-    try:
-        for scene, scene_rows in zip(scenes, pool.map(work, scenes) if pool else map(work, scenes)):
-            rows += scene_rows
-            seconds = time.monotonic() - start
-            log.info("scene %d/%d: %d/%d patches, %.0f s, ETA %.0f s", scene.index + 1, len(scenes), len(rows),
-                     parameters.patches, seconds, seconds * (parameters.patches - len(rows)) / len(rows))
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+    for scene, scene_rows in zip(scenes, in_processes(work, scenes, workers)):
+        rows += scene_rows
+        seconds = time.monotonic() - start
+        log.info("scene %d/%d: %d/%d patches, %.0f s, ETA %.0f s", scene.index + 1, len(scenes), len(rows),
+                 parameters.patches, seconds, seconds * (parameters.patches - len(rows)) / len(rows))
     _write_metadata(out / "metadata.parquet", rows)
     return True
 
 
-class _Parser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def get_args_parser():
-    parser = _Parser(prog="python -m sarwmix.simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                     description="Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
+def add_output_flags(parser):
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS,
                        help="folder to write, new or empty")
     group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
                        help="processes; the files do not depend on it")
+
+
+def get_args_parser():
+    parser = OneLineParser(prog="python -m sarwmix.simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                           description="Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
+    add_output_flags(parser)
     group = parser.add_argument_group("content")
     group.add_argument("--patches", type=int, required=True, default=argparse.SUPPRESS,
                        help="number of patches, all splits together")

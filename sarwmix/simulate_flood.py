@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Simulated flood sequences, as pairs for FloodDataset: for trying, testing and demonstrating the programs.
+
+    python -m sarwmix.simulate_flood --out DIR --folders 24 --seed 0 --workers 2
+
+writes DIR/images/<folder>/<name>.npy ((2, S, S) float32, linear σ⁰, VH, VV) and DIR/pairs_{train,test}.csv. A folder is
+one place, seen at several dates. Nothing can be taken for measured data: the acquisitions are dated 2000, before the
+satellite flew, and simulation.json says what the folder is.
+"""
+import argparse
+import csv
+import logging
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from sarwmix.errors import DataError
+from sarwmix.simulate import OneLineParser, add_output_flags, check_ranges, claim, in_processes, put_in_place
+from sarwmix.simulate_landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
+from sarwmix.simulate_radar import PSF_REACH, observe
+
+log = logging.getLogger(__name__)
+
+C = LandCover
+VERSION = 1                     # of the generator: another one gives other images for the same parameters
+STREAM = 2                      # apart from the scenes that sarwmix.simulate draws from the same seed
+SHARE = (0.1, 0.35)             # of the land that a flood covers at its peak, as long as
+MOST = 0.7                      # of the land without forest are enough for that
+NEVER_FLOODED = 3               # every third folder, so that the later image of a pair is not always the flooded one
+FIRST_DATE, REVISIT, NEXT_PLACE = datetime(2000, 1, 1), timedelta(days=12), timedelta(minutes=15)
+COLUMNS = ("folder", "first", "second", "label")
+LISTS = {"train": "pairs_train.csv", "test": "pairs_test.csv"}
+TEST_FOLDERS = 99               # names of one or two digits are those of test folders
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All that decides the content of a simulated dataset."""
+    folders: int
+    seed: int = 0
+    size: int = 512
+    images: int = 4
+    test_fraction: float = 0.25
+
+    def __post_init__(self):
+        """Raises ValueError, naming the flag, for values that cannot be."""
+        check_ranges(self, folders=(1, 9999), seed=(0, 2 ** 63 - 1), size=(128, 1024), images=(2, 30))
+        if self.size % 128:
+            raise ValueError(f"--size {self.size}: must be a multiple of 128, the side of the patches the model cuts")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"--test_fraction {self.test_fraction}: must be from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one folder is called, and whether a flood comes."""
+    index: int
+    name: str
+    split: str
+    floods: bool
+
+
+def plan_places(parameters):
+    """The folders of a dataset, list of Place, training first. Raises ValueError when splits are too small or too large."""
+    tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
+    if tests >= parameters.folders:
+        raise ValueError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
+    if tests > TEST_FOLDERS:
+        raise ValueError(f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
+                         f"or two digits end at {TEST_FOLDERS}; give less")
+    trains = parameters.folders - tests
+    named = [("train", n, f"{n + 1:04d}") for n in range(trains)] + [("test", n, f"{n + 1}") for n in range(tests)]
+    return [Place(index, name, split, n % NEVER_FLOODED != NEVER_FLOODED - 1) for index, (split, n, name) in enumerate(named)]
+
+
+# ---- places and floods -----------------------------------------------------------------------------------------------
+
+def flood_level(rng, geography):
+    """How much the water must rise until a pixel is covered, (H, W) float32 without unit; infinite where it never is.
+
+    Low, flat land near rivers and lakes is first. Towns lie somewhat safer. Permanent water is not flooded, and forest
+    does not look it: in C band the canopy hides the water below.
+    """
+    cover, height = geography.land_cover, geography.elevation
+    inland = cover == C.INLAND_WATER
+    distance = ndimage.distance_transform_edt(~inland) if inland.any() else np.zeros(cover.shape)
+    slope = np.hypot(*np.gradient(ndimage.uniform_filter(height, 9), 10.0))
+    level = (height - height.mean()) / (height.std() + 1e-6) + np.log1p(distance / 15)
+    level += 0.5 * slope / (slope.mean() + 1e-6) + 0.12 * fractal(rng, cover.shape, largest=40, slope=2.6)
+    level += rng.uniform(0.3, 1.0) * np.isin(cover, (C.URBAN, C.INDUSTRY))
+    level[np.isin(cover, (*WATER, *FORESTS))] = np.inf
+    return level.astype(np.float32)
+
+
+def under_water(geography, water):
+    """The Geography with the pixels of mask `water` (H, W) under open water, and what stood there drowned."""
+    land_cover, building, alignment = geography.land_cover.copy(), geography.building.copy(), geography.alignment.copy()
+    land_cover[water], building[water], alignment[water] = C.INLAND_WATER, 0, 0
+    rows, cols = geography.target_rows, geography.target_cols
+    dry = ~water[rows, cols]
+    return replace(geography, land_cover=land_cover, building=building, alignment=alignment, hedge=geography.hedge & ~water,
+                   paved=geography.paved & ~water, target_rows=rows[dry], target_cols=cols[dry])
+
+
+def simulate_place(seed, size, images, floods):
+    """One place of size × size pixels of 10 m at `images` dates, each with speckle, season, wind and crops of its own.
+
+    The first half of the dates (the larger, of an odd number) is dry. With `floods`, the rest is flooded, and the water
+    slowly recedes. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
+    Returns (sigma0, water): float32 (images, 2, size, size), linear, order VH, VV; bool (images, size, size), flooded.
+    """
+    rng = np.random.default_rng(seed)
+    landscape = rng.choice([name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)])  # rivers flood, not the sea
+    geography = draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
+    level = flood_level(rng, geography)
+    inner = slice(PSF_REACH, -PSF_REACH)
+    land, open_land = np.count_nonzero(~np.isin(geography.land_cover, WATER)), level[np.isfinite(level)]
+    share = min(rng.uniform(*SHARE) * land / max(open_land.size, 1), MOST)      # of the land without forest
+    sigma0, water = [], []
+    for date in range(images):
+        flooded = np.zeros(level.shape, bool)
+        if floods and date >= _dry_dates(images):
+            if open_land.size:
+                flooded = level < np.quantile(open_land, share)
+            share *= rng.uniform(0.75, 1)
+        sigma0.append(10 ** (observe(rng, under_water(geography, flooded)) / 10))
+        water.append(flooded[inner, inner])
+    return np.stack(sigma0).astype(np.float32), np.stack(water)
+
+
+def _dry_dates(images):
+    return images - images // 2
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+def pairs(flooded):
+    """(first, second, label) of a sequence in order of acquisition: a non-flooded image with every other, once each.
+
+    flooded: bool per image; once it is flooded it stays so. label: 1 if the second is flooded.
+    """
+    return [(a, b, int(flooded[b])) for a, b in combinations(range(len(flooded)), 2) if not flooded[a]]
+
+
+def write_place(place, out, parameters):
+    """Simulate one folder and write its images under out. Returns its rows of the pair list."""
+    sigma0, _ = simulate_place((parameters.seed, STREAM, VERSION, place.index), parameters.size, parameters.images, place.floods)
+    folder = out / "images" / place.name
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"S1A_IW_GRDH_1SDV_{FIRST_DATE + place.index * NEXT_PLACE + date * REVISIT:%Y%m%dT%H%M%S}"
+             for date in range(parameters.images)]
+    for name, image in zip(names, sigma0):
+        put_in_place(folder / f"{name}.npy", partial(_save, image))
+    flooded = [place.floods and date >= _dry_dates(parameters.images) for date in range(parameters.images)]
+    return [(place.name, names[a], names[b], label) for a, b, label in pairs(flooded)]
+
+
+def _save(image, path):
+    with open(path, "wb") as file:      # given a name, NumPy would append .npy to that of the temporary file
+        np.save(file, image)
+
+
+def _write_list(rows, path):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+
+
+def simulate_floods(out, parameters, workers=1):
+    """Write a dataset of `parameters` under the folder `out`, with several processes if workers > 1.
+
+    The pair lists come last: what was interrupted is not complete, and running again writes the same files.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, ValueError when
+    the folders are too few or too many for the splits.
+    """
+    out, places = Path(out), plan_places(parameters)
+    record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood", "version": VERSION, "units": "linear",
+              "parameters": asdict(parameters)}
+    if claim(out, record, last=LISTS["test"]):
+        return False
+    work = partial(write_place, out=out, parameters=parameters)
+    rows, start = {split: [] for split in LISTS}, time.monotonic()
+    for done, (place, place_rows) in enumerate(zip(places, in_processes(work, places, workers)), start=1):
+        rows[place.split] += place_rows
+        seconds = time.monotonic() - start
+        log.info("folder %d/%d, %.0f s, ETA %.0f s", done, len(places), seconds, seconds * (len(places) - done) / done)
+    for split, name in LISTS.items():
+        put_in_place(out / name, partial(_write_list, rows[split]))
+    return True
+
+
+def get_args_parser():
+    parser = OneLineParser(prog="python -m sarwmix.simulate_flood", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                           description="Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
+    add_output_flags(parser)
+    group = parser.add_argument_group("content")
+    group.add_argument("--folders", type=int, required=True, default=argparse.SUPPRESS,
+                       help="number of places, train and test together; every third is never flooded")
+    group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
+    group.add_argument("--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128")
+    group.add_argument("--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded")
+    group.add_argument("--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1")
+    return parser
+
+
+def main(argv=None):
+    parser = get_args_parser()
+    flags = vars(parser.parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
+    out, workers = flags.pop("out"), flags.pop("workers")
+    if workers < 1:
+        parser.error(f"--workers {workers}: must be at least 1")
+    try:
+        parameters = Parameters(**flags)
+        plan_places(parameters)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        wrote = simulate_floods(out, parameters, workers)
+    except (OSError, DataError) as error:
+        parser.error(str(error))
+    log.info("%s: %s", out, f"{parameters.folders} folders written" if wrote else "complete already, nothing to do")
+
+
+if __name__ == "__main__":
+    main()
