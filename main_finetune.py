@@ -200,6 +200,11 @@ def draw_fraction(dataset, share, seed):
     return dataset.subset(np.sort(order[:max(1, round(share * len(dataset)))]))
 
 
+def lost_pixels(dataset):
+    """Non-finite pixels that a dataset has replaced itself so far, in all loader processes."""
+    return dataset.nonfinite.value if isinstance(dataset, DATASETS["sen12flood"]) else 0
+
+
 def log_class_balance(dataset, part):
     """A table of how often each class occurs in the whole training split and in what was drawn of it."""
     whole, drawn = dataset.label_table(), part.label_table()
@@ -394,9 +399,10 @@ def run_epochs(args, ranks, training, splits, loader, directory, start_epoch, fa
         log.info("Epoch %d  %s  loss %.4f  %s%s", epoch, args.val_split, metrics["loss"],
                  "  ".join(f"{name} {shown(metrics[name])}" for keys in task.headline.values() for name in keys),
                  f"  best by {', '.join(held)}" if held else "")
-        filled = sum(ranks.gather(int(training.prepare.filled)))
+        filled = sum(ranks.gather(int(training.prepare.filled) + sum(lost_pixels(dataset) for dataset in splits.values())))
         if filled:
-            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
+            log.warning("%d no-data or non-finite pixels were filled so far: with %s", filled,
+                        "-60 dB" if task is FLOOD else "the channel's mean")
         entry = {**{f"train_{name}": value for name, value in stats.items()},
                  **{f"test_{name}": value for name, value in scalars(metrics).items()},
                  "epoch": epoch, "n_parameters": size, "evaluated_split": args.val_split, "filled_pixels": filled}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The analysis programs: what they read, what they refuse, and pictures by the values of their pixels."""
 import importlib
+import json
 import sys
 
 import numpy as np
@@ -102,3 +103,40 @@ def test_reconstruction_figure_has_a_panel_for_each_picture():
     assert [axis.get_title() for axis in several.axes[:5]] == ["original", "visible", "a", "run\nb", "c"]
     shown = pixels(new_figure(1, 1)[0])
     assert shown.dtype == np.uint8 and shown.ndim == 3 and (shown == 255).all()
+
+
+def finetuned(folder, score, seed=0, finetune="", split="test", **metrics):
+    """What a run of main_finetune.py leaves, in short."""
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"flags": {"finetune": finetune, "seed": seed, "lr": 0.1, "output_dir": str(folder)},
+                                                 "data": {"train": {"samples": 9}}}))
+    metrics = metrics or {"ap_macro": score, "ap_micro": 0.5, "f1_macro": 0.25, "f1_micro": 0.125}
+    (folder / f"eval_{split}.json").write_text(json.dumps({"epoch": 3, **metrics}))
+    return folder
+
+
+def test_finetuned_runs_are_compared_best_first_with_means_over_seeds(tmp_path, monkeypatch, capsys):
+    folders = [finetuned(tmp_path / f"{name}{seed}", score, seed, start) for name, start, scores in
+               (("random", "", (0.2, 0.4)), ("tuned", "pre.pth", (0.6, 0.5))) for seed, score in enumerate(scores)]
+    monkeypatch.setattr(sys, "argv", ["compare_runs", "--runs", *map(str, folders), "--output", str(tmp_path / "t.csv")])
+    importlib.import_module("analysis.compare_runs").main()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line]
+    assert [row[0] for row in rows[2:6]] == ["tuned0", "tuned1", "random1", "random0"]
+    assert rows[0][:5] == ["run", "start", "training samples", "epoch", "AP macro"] and rows[2][1:5] == ["pre.pth", "9", "3", "0.6000"]
+    assert rows[8][:4] == ["2 seeds", "pre.pth", "9", "0.5500 ± 0.0707"] and rows[9][1:4] == ["random", "9", "0.3000 ± 0.1414"]
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("tuned0,pre.pth,9,3,0.6")
+
+
+def test_runs_that_cannot_be_compared_are_one_line(tmp_path, monkeypatch, capsys):
+    one = finetuned(tmp_path / "one", 0.5)
+    flood = finetuned(tmp_path / "flood", None, accuracy=0.5, precision=0.5, recall=None, f1=None)
+    other = tmp_path / "other"
+    other.mkdir()
+    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one, flood), "apart")
+    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one, other), "run.json: does not exist")
+    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one, "--split", "val"), "eval_val.json: does not exist")
+    (one / "eval_test.json").write_text("{")
+    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one), "eval_test.json: not JSON")
+    (one / "eval_test.json").write_text("{}")
+    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one), "not a run of main_finetune.py")
+    assert run(monkeypatch, capsys, "compare_runs", "--runs", flood)[0] == 0
