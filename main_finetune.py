@@ -6,6 +6,7 @@
 """
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,12 +20,12 @@ from timm.data import Mixup
 from engine_finetune import predict, train_one_epoch
 from models_mixmim import ENCODERS
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
-from pretrained import (DATASETS, FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head,
+from pretrained import (FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head,
                         load_weights)
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint, write_atomically
-from util.datasets import SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader
+from util.datasets import DATASETS, SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.export import export
@@ -131,12 +132,16 @@ def check_flags(args):
          "--cutmix_minmax: two shares above 0 and at most 1 are needed, the smaller one first")
     need(not mixes(args) or args.batch_size % 2 == 0, f"--batch_size {args.batch_size}: must be even, as samples are mixed in pairs")
     need(args.eval or not args.predictions, "--predictions: needs --eval")
-    need(not args.export or not Path(args.export).exists() or not any(Path(args.export).iterdir()),
-         f"--export {args.export}: exists and is not empty; choose another folder")
+    target = Path(args.export or "")
+    need(not args.export or not target.exists() or target.is_dir() and not any(target.iterdir()),
+         f"--export {args.export}: exists and is not an empty folder; choose another")
     for name, kinds in (("predictions", (".csv", ".parquet")), ("embed", (".npz", ".parquet"))):
         path = getattr(args, name)
         need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
         need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
+    for name in ("predictions", "embed", "export", *(("output_dir",) if args.eval else ())):
+        path = getattr(args, name)
+        need(not path or can_write(Path(path)), f"--{name} {path}: cannot be written there; choose another place")
     if works_with_checkpoint(args):
         args.checkpoint = args.finetune or args.resume
         need(args.checkpoint and args.resume != "auto", "name the checkpoint to use with --finetune PATH")
@@ -156,6 +161,12 @@ def check_flags(args):
         args.drop_path = 0.0                       # features of a frozen encoder are what they will be in use
     fill_defaults(args)
     build_model(args, meta=True)
+
+
+def can_write(path):
+    """Whether a file or folder can be made at a path, as far as one can tell without trying."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def works_with_checkpoint(args):
@@ -317,6 +328,8 @@ def use_checkpoint(args, ranks):
         check_classes(state, path, args)
     args = settle_input(args, state, path)
     fill_defaults(args)
+    if not args.val_fraction:       # what was kept apart in training stays so
+        args.val_fraction, args.draw_seed = (state.get("args", {}).get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
     metrics = {}
     if args.eval or args.embed:
         dataset = ranks.together(lambda: build_dataset(args, supervised=True))
@@ -331,19 +344,17 @@ def use_checkpoint(args, ranks):
         metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
         log_metrics(task, metrics, dataset.CLASSES)
         log_headline(task, metrics)
-        if ranks.is_main:
-            write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
-                          split=args.split, samples=len(dataset), epoch=state.get("epoch"))
-            if args.predictions:
-                write_predictions(args.predictions, dataset, probabilities)
+        ranks.on_main(lambda: write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path),
+                                            dataset=args.dataset, split=args.split, samples=len(dataset), epoch=state.get("epoch")))
+        if args.predictions:
+            ranks.on_main(lambda: write_predictions(args.predictions, dataset, probabilities))
     if args.embed:
         features, _ = predict(model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True)
-        if ranks.is_main:
-            write_features(args.embed, dataset, features)
-    if args.export and ranks.is_main:
+        ranks.on_main(lambda: write_features(args.embed, dataset, features))
+    if args.export:
         args.input_size = args.input_size or FLOOD_SIZE
-        export(args.export, state, args, DATASETS[args.dataset].CLASSES if has_head(state) else None,
-               {args.split: scalars(metrics)} if metrics else {})
+        classes = DATASETS[args.dataset].CLASSES if has_head(state) else None
+        ranks.on_main(lambda: export(args.export, state, args, classes, {args.split: scalars(metrics)} if metrics else {}))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -433,9 +444,8 @@ def report(args, ranks, training, splits, selection, folder):
         training.model.load_state_dict(state["model"])
         metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks)
         log_metrics(task, metrics, splits["test"].CLASSES)
-        if ranks.is_main:
-            write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset, split=split,
-                          samples=len(splits["test"]), epoch=epoch)
+        ranks.on_main(lambda: write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
+                                            split=split, samples=len(splits["test"]), epoch=epoch))
     log.info("selected on split %s; the figures are of split %s", args.val_split, split)
     log.info("Best Results Summary: Epoch %d", epoch)
     log_headline(task, metrics)
@@ -456,7 +466,7 @@ def finetune(args, ranks):
     summary = {name: check_data(dataset, args, ranks) for name, dataset in splits.items()}
     global_batch = settle_learning_rate(args, ranks, len(splits["train"]), loader.batch_sampler.steps)
     training = ranks.together(lambda: build_training(args, ranks.device))
-    facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["train"]["fingerprint"])
+    facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, [summary[name]["fingerprint"] for name in ("train", "val")])
     selection = Selection(TASKS[args.dataset].name)
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
@@ -467,8 +477,8 @@ def finetune(args, ranks):
         directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
                          "n_parameters": sum(p.numel() for p in training.model.parameters())},
                         start_epoch, args.log_dir, args.overwrite)
-        if args.train_fraction < 1 and ranks.is_main:
-            write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids}))
+        if args.train_fraction < 1:
+            ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))
         run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection)
         log.info("Training time %s", duration(time.monotonic() - started))
         report(args, ranks, training, splits, selection, directory.path)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job on this machine: set up, then pretrain.
-#   bash scripts/run_local.sh                       on simulated scenes: a few minutes on two CPU cores
+# The main job on this machine: set up, then pretrain; on simulated scenes also finetune, evaluate and compare.
+#   bash scripts/run_local.sh                       on simulated scenes: minutes on two CPU cores
 #   bash scripts/run_local.sh DATA_PATH [FLAGS …]   on BigEarthNet, by the published recipe, on every GPU of the machine
 # DATA_PATH: the folder that holds BigEarthNet-S1 and metadata.parquet. FLAGS go to main_pretrain.py after the recipe's
 # and win over them (for example --dataset benv1 --batch_size 64). Run it again to continue a run that was stopped.
@@ -39,16 +39,40 @@ if [ -n "$data" ]; then
 else
     scenes=$OUTPUT/simulated
     run=$OUTPUT/pretrain_simulated
-    "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --seed 0 --val_fraction 0.1 --test_fraction 0.1
+    tuned=$OUTPUT/finetune_simulated
+    floods=$OUTPUT/simulated_floods
+    "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2
     "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$run" --overwrite \
-        --model mixmim_tiny --batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 4e-4 --clip_grad 1 --log_freq 48 --save_epochs 1 4 11
+        --model mixmim_tiny --batch_size 8 --epochs 8 --warmup_epochs 0.4 --lr 4e-4 --clip_grad 1 --log_freq 80 --save_epochs 1 4 8
     "$python" -m analysis.logfile_reader --log "$run/log.txt" --output "$run/loss.png"
     "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "$run" --inference_samples 4 \
-        --inference "$run"/checkpoint_{1,4,11}.pth
+        --inference "$run"/checkpoint_{1,4,8}.pth
+
+    # A tenth of the labels: from the pretrained encoder and from random initialisation, side by side and alike.
+    finetune_from() {  # name, checkpoint
+        OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "${launch[@]}" "$python" main_finetune.py --dataset benv2 --data_path "$scenes" --finetune "$2" \
+            --train_fraction 0.1 --output_dir "$tuned/$1" --overwrite --model mixmim_tiny --batch_size 8 --epochs 30 --warmup_epochs 3 \
+            --lr 2e-3 --log_freq 12 --num_workers 0 2>&1 | sed -u "s/^/$1: /"
+    }
+    trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+    finetune_from pretrained "$run/checkpoint.pth" & pretrained=$!
+    finetune_from random "" & random=$!
+    wait $pretrained
+    wait $random
+
+    "$python" -m sarwmix.simulate_flood --out "$floods" --folders 24 --size 256 --seed 0
+    "${launch[@]}" "$python" main_finetune.py --dataset sen12flood --data_path "$floods" --finetune "$run/checkpoint.pth" --val_fraction 0.2 \
+        --mean -19.1966 -12.5144 --std 5.4501 5.0019 \
+        --output_dir "$tuned/flood" --overwrite --model mixmim_tiny --batch_size 8 --epochs 3 --warmup_epochs 0.5 --lr 2e-3 --log_freq 5
+
     echo
+    echo "Held-out scenes, from a tenth of the labels:"
+    "$python" -m analysis.compare_runs --runs "$tuned/pretrained" "$tuned/random"
     echo "Done in $((SECONDS - started)) s. Look at:"
-    echo "  $run/reconstruction_11.png                 what the model makes of the cells it did not see"
-    echo "  $run/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
+    echo "  $run/reconstruction_8.png                  what the model makes of the cells it did not see"
+    echo "  $run/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 8 epochs"
     echo "  $run/loss.png                              the loss, falling"
     echo "  $run/checkpoint.pth                        the pretrained encoder"
+    echo "  $tuned/pretrained/checkpoint_best.pth      the classifier, with its figures in eval_test.json beside it"
+    echo "  $tuned/flood/eval_test.json                flood or no flood, on pairs of held-out places"
 fi

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -273,7 +272,7 @@ def test_an_exported_classifier_gives_identical_outputs(finished, data, tmp_path
     assert all(text in card for text in ("multi-label classifier", "VH and VV", "64×64", "-19.1966", "18. Marine waters", "| lr ",
                                          f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}"))
     status, _, err = program(main_finetune, "--export", folder, "--finetune", checkpoint)
-    assert status == 2 and len(err.splitlines()) == 1 and "not empty" in err
+    assert status == 2 and len(err.splitlines()) == 1 and "not an empty folder" in err
 
 
 def test_an_exported_encoder_has_no_decoder_and_can_be_finetuned(pretraining, data, tmp_path, program):
@@ -397,6 +396,9 @@ def refused(result, *said):
     (["--eval", "--finetune", "{checkpoint}", "--dataset", "sen12flood"], "classifies 19 classes"),
     (["--eval", "--finetune", "{pretraining}"], "has no head"),
     (["--embed", "features.txt", "--finetune", "{pretraining}"], "--embed features.txt"),
+    (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}/run"], "cannot be written there"),
+    (["--export", "{checkpoint}", "--finetune", "{checkpoint}"], "not an empty folder"),
+    (["--export", "{checkpoint}/x", "--finetune", "{checkpoint}"], "cannot be written there"),
 ])
 def test_wrong_flags_are_one_line_and_leave_nothing(finished, pretraining, data, tmp_path, program, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
