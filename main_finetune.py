@@ -99,8 +99,8 @@ def parse_flags(argv=None):
     group.add_argument("--smoothing", type=float, default=0.0, metavar="S", help="label smoothing: 1 becomes 1 − S/2, 0 becomes S/2")
     group = add_run_flags(parser, output_dir="output/finetune")
     group.add_argument("--dist_eval", action="store_true", default=True,
-                       help="spread evaluation over the ranks, every sample exactly once (the default)")
-    group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval", help="evaluate on rank 0 alone")
+                       help="spread evaluation over the ranks, every sample exactly once (the default), rather than rank 0 alone")
+    group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
     add_distributed_flags(parser)
     args = parser.parse_args(argv)
     try:

@@ -40,18 +40,17 @@ else
     scenes=$OUTPUT/simulated
     run=$OUTPUT/pretrain_simulated
     tuned=$OUTPUT/finetune_simulated
-    floods=$OUTPUT/simulated_floods
     "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2
     "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$run" --overwrite \
-        --model mixmim_tiny --batch_size 8 --epochs 8 --warmup_epochs 0.4 --lr 4e-4 --clip_grad 1 --log_freq 80 --save_epochs 1 4 8
+        --model mixmim_tiny --batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 5e-4 --clip_grad 1 --log_freq 64 --save_epochs 1 4 11
     "$python" -m analysis.logfile_reader --log "$run/log.txt" --output "$run/loss.png"
     "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "$run" --inference_samples 4 \
-        --inference "$run"/checkpoint_{1,4,8}.pth
+        --inference "$run"/checkpoint_{1,4,11}.pth
 
     # A tenth of the labels: from the pretrained encoder and from random initialisation, side by side and alike.
     finetune_from() {  # name, checkpoint
         OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "${launch[@]}" "$python" main_finetune.py --dataset benv2 --data_path "$scenes" --finetune "$2" \
-            --train_fraction 0.1 --output_dir "$tuned/$1" --overwrite --model mixmim_tiny --batch_size 8 --epochs 30 --warmup_epochs 3 \
+            --train_fraction 0.1 --output_dir "$tuned/$1" --overwrite --model mixmim_tiny --batch_size 8 --epochs 24 --warmup_epochs 3 \
             --lr 2e-3 --log_freq 12 --num_workers 0 2>&1 | sed -u "s/^/$1: /"
     }
     trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
@@ -60,19 +59,13 @@ else
     wait $pretrained
     wait $random
 
-    "$python" -m sarwmix.simulate_flood --out "$floods" --folders 24 --size 256 --seed 0
-    "${launch[@]}" "$python" main_finetune.py --dataset sen12flood --data_path "$floods" --finetune "$run/checkpoint.pth" --val_fraction 0.2 \
-        --mean -19.1966 -12.5144 --std 5.4501 5.0019 \
-        --output_dir "$tuned/flood" --overwrite --model mixmim_tiny --batch_size 8 --epochs 3 --warmup_epochs 0.5 --lr 2e-3 --log_freq 5
-
     echo
     echo "Held-out scenes, from a tenth of the labels:"
     "$python" -m analysis.compare_runs --runs "$tuned/pretrained" "$tuned/random"
     echo "Done in $((SECONDS - started)) s. Look at:"
-    echo "  $run/reconstruction_8.png                  what the model makes of the cells it did not see"
-    echo "  $run/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 8 epochs"
+    echo "  $run/reconstruction_11.png                 what the model makes of the cells it did not see"
+    echo "  $run/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
     echo "  $run/loss.png                              the loss, falling"
     echo "  $run/checkpoint.pth                        the pretrained encoder"
-    echo "  $tuned/pretrained/checkpoint_best.pth      the classifier, with its figures in eval_test.json beside it"
-    echo "  $tuned/flood/eval_test.json                flood or no flood, on pairs of held-out places"
+    echo "  $tuned/pretrained/checkpoint_best.pth    the classifier, with its figures in eval_test.json beside it"
 fi

@@ -80,6 +80,9 @@ def test_whole_folders_are_held_out_for_validation(data, tmp_path, program):
     train, val, test = (record[name]["samples"] for name in ("train", "val", "test"))
     assert (train + val, test) == (len(FloodDataset(data, "train")), len(FloodDataset(data, "test"))) and val > 0
     assert log_of(tmp_path)[0]["evaluated_split"] == "val"
+    assert program(main_finetune, "--data_path", data, "--eval", "--split", "val", "--finetune", tmp_path / "checkpoint.pth", "--num_workers", 0,
+                   "--output_dir", tmp_path / "eval", "--batch_size", 4)[0] == 0
+    assert evaluated(tmp_path / "eval", "val")["loss"] == log_of(tmp_path)[-1]["test_loss"] and evaluated(tmp_path / "eval", "val")["samples"] == val
     model, _ = pretrained.load(tmp_path / "checkpoint.pth")
     assert (model.patch_op, model.patch_cut) == ("max", "released")
     status, _, err = program(main_finetune, "--data_path", data, "--eval", "--finetune", tmp_path / "checkpoint.pth", "--patch_op", "avg",

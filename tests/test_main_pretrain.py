@@ -203,6 +203,18 @@ def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simul
     assert np.array_equal(arrays[f"{two}/completed"][..., shown], arrays[f"{two}/original"][..., shown])
 
 
+@pytest.mark.parametrize("flags, said", [
+    (["--input_size", 128], "--input_size 128 (it says 64)"), (["--norm_pix_loss"], "--norm_pix_loss True (it says False)"),
+    (["--std", 3, 3, "--model", "mixmim_base"], "--model mixmim_base (it says mixmim_tiny), --std 3.0 3.0 (it says 5.4501 5.0019)")])
+def test_inference_refuses_flags_that_contradict_the_checkpoint(finished, simulated, tmp_path, program, flags, said):
+    flags = ("--data_path", simulated, "--output_dir", tmp_path / "look", "--inference", finished[0] / "checkpoint.pth", *flags)
+    status, _, err = program(main_pretrain, *flags)
+    assert status == 2 and len(err.splitlines()) == 1 and said in err and not (tmp_path / "look").exists()
+    if "--input_size" in flags:
+        status, out, _ = program(main_pretrain, *flags, "--force_input")
+        assert status == 0 and f"forced {said}" in out
+
+
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(norm_pix_loss):
     model, prepare = mixmim_tiny(img_size=64, norm_pix_loss=norm_pix_loss), BatchPreparation(64, (-19.0, -12.0), (5.0, 4.0))

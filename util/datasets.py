@@ -28,7 +28,8 @@ def add_data_flags(parser):
                        help="benv2: the folder that holds BigEarthNet-S1; benv1: the folder of patch folders, or a Zarr store; "
                             "sen12flood: the folder of train/ and test/ with pair files, or of images/ and pairs_*.csv")
     group.add_argument("--metadata", nargs="+", metavar="FILE",
-                       help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists (default: those in data_path)")
+                       help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders "
+                            "(default: what lies in data_path)")
     group.add_argument("--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it")
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
