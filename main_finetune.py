@@ -4,7 +4,6 @@
     python main_finetune.py --dataset benv2 --data_path DIR --finetune CHECKPOINT --output_dir DIR
     python main_finetune.py --eval --split test --data_path DIR --finetune DIR/checkpoint_best.pth
 """
-import json
 import logging
 import os
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tabulate import tabulate
 from timm.data import Mixup
 
 from engine_finetune import predict, train_one_epoch
@@ -24,7 +22,7 @@ from pretrained import (FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation
                         load_weights)
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
-from util.checkpoint import load_checkpoint, write_atomically
+from util.checkpoint import load_checkpoint
 from util.datasets import DATASETS, SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
@@ -34,6 +32,8 @@ from util.lr_decay import param_groups_lrd
 from util.misc import duration, environment, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
+from util.reports import (log_headline, log_metrics, log_table, scalars, shown, write_features, write_frame, write_metrics,
+                          write_predictions)
 from util.run_directory import RunDirectory
 from util.training import Training, same_run_facts, settle_learning_rate
 
@@ -227,11 +227,6 @@ def log_class_balance(dataset, part):
         log.warning("no training sample of %d classes: %s", len(absent), ", ".join(absent))
 
 
-def log_table(rows, headers):
-    for line in tabulate(rows, headers, tablefmt="pipe", floatfmt=".4f", missingval="–", disable_numparse=True).splitlines():
-        log.info("%s", line)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Evaluation
 # --------------------------------------------------------------------------------------------------------------------
@@ -245,76 +240,6 @@ def evaluate(task, model, prepare, dataset, args, ranks):
         return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}, probabilities
     except ValueError as error:
         raise DataError(f"split '{dataset.split}': {error}") from None
-
-
-def scalars(metrics):
-    """The metrics that are single numbers."""
-    return {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-
-
-def shown(value):
-    return "–" if value is None else f"{value:.4f}"
-
-
-def log_metrics(task, metrics, classes):
-    """Per class for many labels, with the classes that are undefined; the confusion counts for floods."""
-    if task is FLOOD:
-        counts = metrics["confusion"]
-        log_table([("no flood", counts["tn"], counts["fp"]), ("flood", counts["fn"], counts["tp"])],
-                  ["label", "predicted no flood", "predicted flood"])
-        return
-    per_class = metrics["per_class"]
-    rows = zip(classes, per_class["support"], *(map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall")))
-    log_table(list(rows), ["class", "samples", "AP", "F1", "precision", "recall"])
-    if metrics["undefined"]:
-        log.warning("%d classes do not occur in this split and are left out of the macro means: %s", len(metrics["undefined"]),
-                    ", ".join(classes[k] for k in metrics["undefined"]))
-
-
-def log_headline(task, metrics):
-    headers = ["Metric", "Macro", "Micro"] if task is not FLOOD else ["Metric", "Value"]
-    log_table([(name, *(shown(metrics[key]) for key in keys)) for name, keys in task.headline.items()], headers)
-
-
-def write_metrics(path, metrics, **where):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps({**where, **metrics}, indent=1).encode()))
-    log.info("wrote %s", path)
-
-
-def write_frame(path, frame):
-    """A pandas DataFrame as .csv or .parquet, whole or not at all."""
-    def write(file):
-        if Path(path).suffix == ".parquet":
-            frame.to_parquet(file, index=False)
-        else:
-            file.write(frame.to_csv(index=False).encode())
-
-    write_atomically(path, write)
-    log.info("wrote %s: %d rows", path, len(frame))
-
-
-def write_predictions(path, dataset, probabilities):
-    """One row per sample: id, then label and probability of each class."""
-    labels = dataset.label_table()
-    columns = {"id": dataset.ids}
-    columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
-    columns |= {f"probability: {name}": probabilities[:, k].numpy() for k, name in enumerate(dataset.CLASSES)}
-    write_frame(path, pd.DataFrame(columns))
-
-
-def write_features(path, dataset, features):
-    """Features with ids, groups (what lies side by side: acquisition or folder) and labels."""
-    features, labels = features.numpy(), dataset.label_table()
-    if Path(path).suffix == ".parquet":
-        columns = {"id": dataset.ids, "group": dataset.groups}
-        columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
-        columns |= {f"feature {k}": column for k, column in enumerate(features.T)}
-        write_frame(path, pd.DataFrame(columns))
-        return
-    write_atomically(path, lambda file: np.savez(file, ids=dataset.ids, groups=dataset.groups, labels=labels, features=features,
-                                                 classes=np.array(dataset.CLASSES)))
-    log.info("wrote %s: %d samples × %d features", path, *features.shape)
 
 
 def use_checkpoint(args, ranks):
@@ -342,8 +267,8 @@ def use_checkpoint(args, ranks):
                  args.split)
     if args.eval:
         metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
-        log_metrics(task, metrics, dataset.CLASSES)
-        log_headline(task, metrics)
+        log_metrics(metrics, dataset.CLASSES)
+        log_headline(task.headline, metrics)
         ranks.on_main(lambda: write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path),
                                             dataset=args.dataset, split=args.split, samples=len(dataset), epoch=state.get("epoch")))
         if args.predictions:
@@ -443,12 +368,12 @@ def report(args, ranks, training, splits, selection, folder):
                              f"Evaluate the checkpoint you mean with --eval")
         training.model.load_state_dict(state["model"])
         metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks)
-        log_metrics(task, metrics, splits["test"].CLASSES)
+        log_metrics(metrics, splits["test"].CLASSES)
         ranks.on_main(lambda: write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
                                             split=split, samples=len(splits["test"]), epoch=epoch))
     log.info("selected on split %s; the figures are of split %s", args.val_split, split)
     log.info("Best Results Summary: Epoch %d", epoch)
-    log_headline(task, metrics)
+    log_headline(task.headline, metrics)
 
 
 def finetune(args, ranks):

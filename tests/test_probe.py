@@ -11,7 +11,7 @@ import torch
 
 from analysis import probe
 from analysis.probe import hold_out, knn_probabilities, linear_probabilities, read_embeddings
-from main_finetune import write_features
+from util.reports import write_features
 
 CLASSES = ["water", "forest", "urban"]
 
