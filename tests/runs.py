@@ -11,10 +11,16 @@ from conftest import ROOT
 
 
 def launch(command, env=None):
+    """Run a command to its good end, with one thread per process unless env says otherwise."""
     result = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=600,
                             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
     assert result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def launch_alike(command):
+    """Run a command with as many threads as this process has: sums, and so results, depend on it in the last bits."""
+    return launch(command, {"OMP_NUM_THREADS": str(torch.get_num_threads())})
 
 
 def mpirun(*command):

@@ -18,7 +18,7 @@ from conftest import ROOT
 from dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
 from models_mixmim import mixmim_tiny
 from released import write_released
-from runs import launch, log_of, mpirun, same_states, scalars
+from runs import launch, launch_alike, log_of, mpirun, same_states, scalars
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from util.checkpoint import load_checkpoint
@@ -55,7 +55,7 @@ def pretraining(tmp_path_factory):
 def finished(data, pretraining, tmp_path_factory):
     """A run of three epochs from a pretraining checkpoint, and its console output."""
     folder = tmp_path_factory.mktemp("finished")
-    result = launch([sys.executable, "main_finetune.py", *data, *RUN, "--finetune", pretraining, "--output_dir", folder])
+    result = launch_alike([sys.executable, "main_finetune.py", *data, *RUN, "--finetune", pretraining, "--output_dir", folder])
     return folder, result
 
 

@@ -11,7 +11,7 @@ import torch
 
 import main_finetune
 import pretrained
-from runs import launch, log_of, mpirun, same_states
+from runs import launch, launch_alike, log_of, mpirun, same_states
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate_flood import Parameters, simulate_floods
 from util.checkpoint import load_checkpoint
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    return folder, launch([sys.executable, "main_finetune.py", "--data_path", data, *RUN, "--output_dir", folder])
+    return folder, launch_alike([sys.executable, "main_finetune.py", "--data_path", data, *RUN, "--output_dir", folder])
 
 
 def evaluated(folder, split="test"):

@@ -56,8 +56,8 @@ def test_features_are_the_mean_over_the_tokens_of_the_same_encoder():
 def test_every_trainable_parameter_learns(model, inputs):
     torch.manual_seed(0)
     randomised(model)(*torch.randn(inputs, 2, 2, 64, 64)).square().sum().backward()
-    still = [name for name, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.abs().max() > 0)]
-    assert not still
+    still = {name for name, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.abs().max() > 0)}
+    assert still <= ({"norm.bias"} if inputs == 2 else set())       # it cancels in the difference, but for rounding
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["absolute_pos_embed"]
 
 
