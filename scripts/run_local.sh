@@ -19,7 +19,8 @@ cd "$root"
 bash scripts/setup.sh
 python=$root/.venv/bin/python
 OUTPUT=${OUTPUT:-output}
-gpus=$("$python" -W ignore -c 'import torch; print(torch.cuda.device_count())')
+gpus=0
+if command -v nvidia-smi >/dev/null; then gpus=$("$python" -W ignore -c 'import torch; print(torch.cuda.device_count())'); fi
 RANKS=${RANKS:-$((gpus > 1 ? gpus : 1))}
 
 launch=()
