@@ -102,12 +102,7 @@ def parse_flags(argv=None):
                        help="spread evaluation over the ranks, every sample exactly once (the default), rather than rank 0 alone")
     group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
     add_distributed_flags(parser)
-    args = parser.parse_args(argv)
-    try:
-        check_flags(args)
-    except UsageError as error:
-        parser.error(str(error))
-    return args
+    return parser.parse_checked(argv, check_flags)
 
 
 def check_flags(args):

@@ -70,12 +70,7 @@ def parse_flags(argv=None):
     group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
     add_force_flag(group)
     add_distributed_flags(parser)
-    args = parser.parse_args(argv)
-    try:
-        check_flags(args)
-    except UsageError as error:
-        parser.error(str(error))
-    return args
+    return parser.parse_checked(argv, check_flags)
 
 
 def check_flags(args):

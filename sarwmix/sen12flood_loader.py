@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import re
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch

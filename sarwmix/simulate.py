@@ -276,23 +276,25 @@ def get_args_parser():
     return parser
 
 
-def main(argv=None):
-    parser = get_args_parser()
+def run_generator(parser, parameters_of, write, unit, argv=None):
+    """The program of a generator: its flags, then write(out, parameters, workers) → whether there was something to do.
+
+    parameters_of(**flags) raises ValueError for what cannot be. unit: what the first flag of the content counts.
+    """
     flags = vars(parser.parse_args(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
     out, workers = flags.pop("out"), flags.pop("workers")
     if workers < 1:
         parser.error(f"--workers {workers}: must be at least 1")
     try:
-        parameters = Parameters(**flags)
-        plan_scenes(parameters)
-    except ValueError as error:
+        wrote = write(out, parameters_of(**flags), workers)
+    except (OSError, ValueError) as error:          # a DataError is a ValueError
         parser.error(str(error))
-    try:
-        wrote = simulate_dataset(out, parameters, workers)
-    except (OSError, DataError) as error:
-        parser.error(str(error))
-    log.info("%s: %s", out, f"{parameters.patches} patches written" if wrote else "complete already, nothing to do")
+    log.info("%s: %s", out, f"{flags[unit]} {unit} written" if wrote else "complete already, nothing to do")
+
+
+def main(argv=None):
+    run_generator(get_args_parser(), Parameters, simulate_dataset, "patches", argv)
 
 
 if __name__ == "__main__":

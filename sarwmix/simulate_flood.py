@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from sarwmix.errors import DataError
-from sarwmix.simulate import OneLineParser, add_output_flags, check_ranges, claim, in_processes, put_in_place
+from sarwmix.simulate import OneLineParser, add_output_flags, check_ranges, claim, in_processes, put_in_place, run_generator
 from sarwmix.simulate_landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate_radar import PSF_REACH, observe
 
@@ -209,22 +208,7 @@ def get_args_parser():
 
 
 def main(argv=None):
-    parser = get_args_parser()
-    flags = vars(parser.parse_args(argv))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
-    out, workers = flags.pop("out"), flags.pop("workers")
-    if workers < 1:
-        parser.error(f"--workers {workers}: must be at least 1")
-    try:
-        parameters = Parameters(**flags)
-        plan_places(parameters)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        wrote = simulate_floods(out, parameters, workers)
-    except (OSError, DataError) as error:
-        parser.error(str(error))
-    log.info("%s: %s", out, f"{parameters.folders} folders written" if wrote else "complete already, nothing to do")
+    run_generator(get_args_parser(), Parameters, simulate_floods, "folders", argv)
 
 
 if __name__ == "__main__":

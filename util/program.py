@@ -37,6 +37,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False,
                          formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118))
 
+    def parse_checked(self, argv, check):
+        """Parse the flags and have check(args) complete them; its UsageError is one line and exit status 2 too."""
+        args = self.parse_args(argv)
+        try:
+            check(args)
+        except UsageError as error:
+            self.error(str(error))
+        return args
+
     def error(self, message):
         try:
             rank = detect_launch().rank
