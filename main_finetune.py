@@ -23,13 +23,13 @@ from pretrained import (FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import DATASETS, SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader
+from util.datasets import DATASETS, SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader, check_data
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.export import export
 from util.feeding import add_force_flag, facts_of, settle_input
 from util.lr_decay import param_groups_lrd
-from util.misc import duration, environment, setup_logging
+from util.misc import duration, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.reports import (log_headline, log_metrics, log_table, scalars, shown, write_features, write_frame, write_metrics,
@@ -177,13 +177,6 @@ def mixes(args):
 # Data
 # --------------------------------------------------------------------------------------------------------------------
 
-def check_data(dataset, args, ranks):
-    """Look for every file, and at some values. Returns what a run records about the data. Raises DataError."""
-    if args.check_files == "all":
-        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
-    return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
-
-
 def build_splits(args):
     """{"train", "val", "test": dataset}, without "test" for --test_split none. Raises DataError where they overlap."""
     splits = {"train": build_dataset(args, args.split, args.metadata, supervised=True),
@@ -231,33 +224,50 @@ def evaluate(task, model, prepare, dataset, args, ranks):
     loader = build_test_loader(dataset, args, ranks, args.dist_eval)
     logits, labels = predict(model, prepare, loader, ranks, args.amp)
     probabilities = task.activate(logits.double())
-    try:
-        return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}, probabilities
-    except ValueError as error:
-        raise DataError(f"split '{dataset.split}': {error}") from None
+
+    def measure():
+        try:
+            return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}
+        except ValueError as error:
+            raise DataError(f"split '{dataset.split}': {error}") from None
+
+    return ranks.together(measure), probabilities
 
 
-def use_checkpoint(args, ranks):
-    """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
-    state = ranks.together(lambda: load_checkpoint(args.checkpoint))
-    args.dataset = args.dataset or state.get("args", {}).get("dataset")
+def open_checkpoint(args):
+    """(state, the flags completed by what it says) of --finetune or --resume. Raises UsageError where they contradict."""
+    path = args.checkpoint
+    state = load_checkpoint(path)
+    trained = state.get("args", {})
+    args.dataset = args.dataset or trained.get("dataset")
     if args.dataset not in DATASETS:
-        raise UsageError(f"--dataset is missing, and {args.checkpoint} does not say it: one of {', '.join(DATASETS)}")
-    task, path = TASKS[args.dataset], args.checkpoint
+        raise UsageError(f"--dataset is missing, and {path} does not say it: one of {', '.join(DATASETS)}")
     if args.eval:
         check_classes(state, path, args)
     args = settle_input(args, state, path)
     fill_defaults(args)
     if not args.val_fraction:       # what was kept apart in training stays so
-        args.val_fraction, args.draw_seed = (state.get("args", {}).get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
-    metrics = {}
+        args.val_fraction, args.draw_seed = (trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
+    return state, args
+
+
+def build_trained(args, state):
+    """The model of the flags with a checkpoint's weights, and its head where it has one. Raises UsageError."""
+    model = build_model(args)
+    load_weights(model, state, args.checkpoint, head=has_head(state))
+    return model
+
+
+def use_checkpoint(args, ranks):
+    """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
+    state, args = ranks.together(lambda: open_checkpoint(args))
+    task, path, metrics = TASKS[args.dataset], args.checkpoint, {}
     if args.eval or args.embed:
         dataset = ranks.together(lambda: build_dataset(args, supervised=True))
         args.input_size = args.input_size or dataset.size
         check_data(dataset, args, ranks)
-        model = build_model(args)
-        load_weights(model, state, path, head=has_head(state))
-        model, prepare = model.to(ranks.device), build_preparation(args).to(ranks.device)
+        model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
+        prepare = build_preparation(args).to(ranks.device)
         log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,
                  args.split)
     if args.eval:
@@ -347,6 +357,15 @@ def run_epochs(args, ranks, training, splits, loader, directory, start_epoch, fa
         log.info("all %d epochs are done already", args.stop_epoch)
 
 
+def load_selected(path, epoch):
+    """The checkpoint a rule selected. Raises UsageError if it is of another epoch, and so of another run."""
+    state = load_checkpoint(path)
+    if state["epoch"] != epoch:
+        raise UsageError(f"{path} is of epoch {state['epoch']}, but epoch {epoch} was selected; it was written by another run. "
+                         f"Evaluate the checkpoint you mean with --eval")
+    return state
+
+
 def report(args, ranks, training, splits, selection, folder):
     """Evaluate what was selected on the test split, and end with the table that log readers look for."""
     task, rule = TASKS[args.dataset], "best"
@@ -357,11 +376,7 @@ def report(args, ranks, training, splits, selection, folder):
     split = args.val_split
     if "test" in splits:
         path, split = folder / FILES[rule], args.test_split
-        state = ranks.together(lambda: load_checkpoint(path))
-        if state["epoch"] != epoch:
-            raise UsageError(f"{path} is of epoch {state['epoch']}, but epoch {epoch} was selected; it was written by another run. "
-                             f"Evaluate the checkpoint you mean with --eval")
-        training.model.load_state_dict(state["model"])
+        training.model.load_state_dict(ranks.together(lambda: load_selected(path, epoch))["model"])
         metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks)
         log_metrics(metrics, splits["test"].CLASSES)
         ranks.on_main(lambda: write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
@@ -376,9 +391,10 @@ def finetune(args, ranks):
     started = time.monotonic()
     splits = ranks.together(lambda: build_splits(args))
     args.input_size = args.input_size or splits["train"].size
-    if TASKS[args.dataset] is FLOOD and args.val_split == "test":
-        log.warning("the checkpoint is selected on the test split, as published, so its test figures are optimistic; "
-                    "--val_fraction 0.1 selects on training folders instead")
+    if args.val_split == args.test_split:
+        log.warning("the checkpoint is selected on the split it is tested on, so its test figures are optimistic; %s",
+                    "--val_fraction 0.1 selects on training folders instead of as published" if TASKS[args.dataset] is FLOOD else
+                    "choose another --val_split")
     if args.train_fraction < 1:
         whole, splits["train"] = splits["train"], draw_fraction(splits["train"], args.train_fraction, args.draw_seed)
         log_class_balance(whole, splits["train"])
@@ -394,9 +410,7 @@ def finetune(args, ranks):
         start_epoch = args.start_epoch if state is None else state["epoch"] + 1
         if state is not None:
             selection.load_state_dict(state["selection"])
-        directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
-                         "n_parameters": sum(p.numel() for p in training.model.parameters())},
-                        start_epoch, args.log_dir, args.overwrite)
+        directory.begin(training.record(args, ranks, summary, global_batch), start_epoch, args.log_dir, args.overwrite)
         if args.train_fraction < 1:
             ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))
         run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection)

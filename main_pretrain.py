@@ -17,11 +17,11 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import initialise, load_checkpoint, write_atomically
-from util.datasets import SPLITS, ImagesWithIds, add_data_flags, build_dataset, build_loader, fill_statistics, telling_ids
+from util.datasets import SPLITS, ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.feeding import add_force_flag, settle_input
-from util.misc import duration, environment, setup_logging
+from util.misc import duration, setup_logging
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
@@ -131,9 +131,7 @@ def prepare_data(args, ranks):
     """The dataset, its loader and a summary for run.json, all checked before training. Raises DataError, UsageError."""
     dataset = ranks.together(lambda: build_dataset(args))
     loader = ranks.together(lambda: build_loader(ImagesWithIds(dataset), args, ranks))
-    if args.check_files == "all":
-        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
-    return dataset, loader, {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+    return dataset, loader, check_data(dataset, args, ranks)
 
 
 def start_epoch_of(args, facts, training):
@@ -231,9 +229,7 @@ def pretrain(args, ranks):
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
         start_epoch = ranks.together(lambda: start_epoch_of(args, facts, training))
-        directory.begin({"flags": vars(args), **environment(ranks), "data": summary, "global_batch": global_batch,
-                         "n_parameters": sum(p.numel() for p in training.model.parameters())},
-                        start_epoch, args.log_dir, args.overwrite)
+        directory.begin(training.record(args, ranks, summary, global_batch), start_epoch, args.log_dir, args.overwrite)
         run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts)
     log.info("Training time %s", duration(time.monotonic() - started))
 

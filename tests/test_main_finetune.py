@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,6 +221,14 @@ def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
     assert evaluated(tmp_path / "one")["samples"] == 13
     frames = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "main")]
     assert len(frames[0]) == 13 and frames[0].equals(frames[1]) and frames[0].equals(frames[2])
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+def test_under_mpirun_a_contradiction_is_one_line(finished, data, tmp_path):
+    result = subprocess.run(mpirun(sys.executable, "main_finetune.py", *data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth",
+                                   "--input_size", 128, "--output_dir", tmp_path / "run"), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    ours = [line for line in result.stderr.splitlines() if line.startswith("main_finetune.py:")]
+    assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (it says 64)" in ours[0], result.stderr
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")

@@ -62,6 +62,13 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
     return kind(args.data_path, id_col=args.id_col, **options)
 
 
+def check_data(dataset, args, ranks):
+    """Look for every file, and at some values. Returns what a run records about the data. Raises DataError."""
+    if args.check_files == "all":
+        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
+    return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+
+
 class ImagesWithIds(Dataset):
     """(id, image) of a dataset: flips are drawn from the id, and labels are not read."""
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def log_table(rows, headers):
     """A pipe table, line by line."""
-    for line in tabulate(rows, headers, tablefmt="pipe", floatfmt=".4f", missingval="–", disable_numparse=True).splitlines():
+    for line in tabulate(rows, headers, tablefmt="pipe", disable_numparse=True).splitlines():
         log.info("%s", line)
 
 

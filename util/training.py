@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
+from util.misc import environment
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class Training:
         """A checkpoint after an epoch (0-based); `facts` is what a continued run must repeat."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                 "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts}
+
+    def record(self, args, ranks, data, global_batch):
+        """What a run is, for run.json; data: what `check_data` returned, of one split or several."""
+        return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch,
+                "n_parameters": sum(p.numel() for p in self.model.parameters())}
 
     def resume(self, args, facts):
         """Continue the run that --resume names: the checkpoint it goes on from, or None if there is nothing to continue.
