@@ -8,13 +8,8 @@ Patches of a scene lie side by side; a scene belongs to one split as a whole. No
 the country is "Simulated", the acquisitions are dated 2000, before the satellite flew, and each file is tagged.
 """
 import argparse
-import json
 import logging
 import math
-import multiprocessing
-import os
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,7 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rasterio
 
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.crew import Crew
 from sarwmix.errors import DataError
+from sarwmix.files import claimed, put_in_place
 from sarwmix.simulate_landcover import LANDSCAPES, LandCover, draw_geography
 from sarwmix.simulate_radar import BANDS, PSF_REACH, observe
 
@@ -103,7 +101,7 @@ class Scene:
 def plan_scenes(parameters):
     """The scenes of a dataset, list of Scene. At least ten where there are enough patches, so that splits can differ.
 
-    Raises ValueError when there are fewer scenes than splits.
+    Raises DataError when there are fewer scenes than splits.
     """
     fits = max(1, SCENE_PIXELS // parameters.size)
     side = min(parameters.scene_side, max(1, math.isqrt(parameters.patches // 10)), fits)
@@ -113,8 +111,8 @@ def plan_scenes(parameters):
     held_out = [("validation", parameters.val_fraction), ("test", parameters.test_fraction)]
     numbers = [(split, max(1, round(share * places))) for split, share in held_out if share > 0]
     if sum(number for _, number in numbers) >= places:
-        raise ValueError(f"--patches {parameters.patches}: too few for the splits asked for; "
-                         "give more patches, or --val_fraction 0 --test_fraction 0")
+        raise DataError(f"--patches {parameters.patches}: too few for the splits asked for; "
+                        "give more patches, or --val_fraction 0 --test_fraction 0")
     names = [split for split, number in numbers for _ in range(number)]
     names += ["train"] * (places - len(names))
     split_of_place = np.random.default_rng((parameters.seed, VERSION)).permutation(names)
@@ -168,13 +166,6 @@ def write_scene(scene, out, parameters):
     return rows
 
 
-def put_in_place(path, write):
-    """Write a file under a temporary name, then put it in place whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def _write_metadata(path, rows):
     from sarwmix.bigearthnet import CLASSES     # it brings torch along, seconds that each spawned worker can save
     columns = {name: [] for name in METADATA_SCHEMA.names}
@@ -187,81 +178,32 @@ def _write_metadata(path, rows):
     put_in_place(path, partial(pq.write_table, pa.table(columns, METADATA_SCHEMA)))
 
 
-def claim(out, record, last):
-    """Make sure that `out` is ours to write into. Returns True when it is already complete: when the file `last` is there.
-
-    A folder with the same record is finished or continued. Raises DataError for any other content, and touches nothing.
-    """
-    path = out / "simulation.json"
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out} is not a folder; choose another --out")
-    content = {entry.name for entry in out.iterdir()} - {f".{path.name}.tmp"} if out.exists() else set()
-    if content:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            raise DataError(f"--out {out} is not empty and holds no simulated dataset; "
-                            "choose another --out, or empty it") from None
-        if found != record:
-            raise DataError(f"--out {out} holds a dataset simulated with other parameters ({path}); choose another "
-                            "--out, or remove it")
-        return (out / last).exists()
-    out.mkdir(parents=True, exist_ok=True)
-    put_in_place(path, lambda temporary: temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))
-    return False
-
-
-def in_processes(work, items, workers):
-    """Results of `work` for every item, in order; computed in several processes if workers > 1."""
-    workers = min(workers, len(items))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else None
-    try:
-        yield from pool.map(work, items) if pool else map(work, items)
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-
-
-def simulate_dataset(out, parameters, workers=1):
-    """Write a dataset of `parameters` under the folder `out`, with several processes if workers > 1.
+def simulate_dataset(out, parameters, crew=Crew()):
+    """Write a dataset of `parameters` under the folder `out`, the scenes spread over a crew.
 
     metadata.parquet comes last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, ValueError when
-    the patches are too few for the splits.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are too
+    few for the splits.
     """
-    out, scenes = Path(out), plan_scenes(parameters)
+    out, scenes = Path(out), crew.on_main(lambda: plan_scenes(parameters))
     record = {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}
-    if claim(out, record, last="metadata.parquet"):
-        return False
-    work = partial(write_scene, out=out, parameters=parameters)
-    rows, start = [], time.monotonic()
-    for scene, scene_rows in zip(scenes, in_processes(work, scenes, workers)):
-        rows += scene_rows
-        seconds = time.monotonic() - start
-        log.info("scene %d/%d: %d/%d patches, %.0f s, ETA %.0f s", scene.index + 1, len(scenes), len(rows),
-                 parameters.patches, seconds, seconds * (parameters.patches - len(rows)) / len(rows))
-    _write_metadata(out / "metadata.parquet", rows)
+    with claimed(crew, out, record, last="metadata.parquet") as complete:
+        if complete:
+            return False
+        rows = crew.map(partial(write_scene, out=out, parameters=parameters), scenes, "scenes")
+        crew.on_main(lambda: _write_metadata(out / "metadata.parquet", [row for part in rows for row in part]))
     return True
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def add_output_flags(parser):
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS,
                        help="folder to write, new or empty")
-    group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
-                       help="processes; the files do not depend on it")
+    add_workers_flag(group)
 
 
 def get_args_parser():
-    parser = OneLineParser(prog="python -m sarwmix.simulate", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                           description="Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
+    parser = Command("sarwmix.simulate", "Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
     group.add_argument("--patches", type=int, required=True, default=argparse.SUPPRESS,
@@ -277,20 +219,20 @@ def get_args_parser():
 
 
 def run_generator(parser, parameters_of, write, unit, argv=None):
-    """The program of a generator: its flags, then write(out, parameters, workers) → whether there was something to do.
+    """The program of a generator: its flags, then write(out, parameters, crew) → whether there was something to do.
 
     parameters_of(**flags) raises ValueError for what cannot be. unit: what the first flag of the content counts.
     """
-    flags = vars(parser.parse_args(argv))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
-    out, workers = flags.pop("out"), flags.pop("workers")
-    if workers < 1:
-        parser.error(f"--workers {workers}: must be at least 1")
-    try:
-        wrote = write(out, parameters_of(**flags), workers)
-    except (OSError, ValueError) as error:          # a DataError is a ValueError
-        parser.error(str(error))
-    log.info("%s: %s", out, f"{flags[unit]} {unit} written" if wrote else "complete already, nothing to do")
+    def work(args, crew):
+        flags = {name: value for name, value in vars(args).items() if name not in ("out", "workers")}
+        try:
+            parameters = parameters_of(**flags)
+        except ValueError as error:
+            parser.error(str(error))
+        wrote = write(args.out, parameters, crew)
+        log.info("%s: %s", args.out, f"{flags[unit]} {unit} written" if wrote else "complete already, nothing to do")
+
+    run_command(parser, work, argv)
 
 
 def main(argv=None):

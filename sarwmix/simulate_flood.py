@@ -8,9 +8,7 @@ one place, seen at several dates. Nothing can be taken for measured data: the ac
 satellite flew, and simulation.json says what the folder is.
 """
 import argparse
-import csv
 import logging
-import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -20,7 +18,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from sarwmix.simulate import OneLineParser, add_output_flags, check_ranges, claim, in_processes, put_in_place, run_generator
+from sarwmix.command import Command
+from sarwmix.crew import Crew
+from sarwmix.errors import DataError
+from sarwmix.files import claimed, save_array, write_csv
+from sarwmix.simulate import add_output_flags, check_ranges, run_generator
 from sarwmix.simulate_landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate_radar import PSF_REACH, observe
 
@@ -66,13 +68,13 @@ class Place:
 
 
 def plan_places(parameters):
-    """The folders of a dataset, list of Place, training first. Raises ValueError when splits are too small or too large."""
+    """The folders of a dataset, list of Place, training first. Raises DataError when splits are too small or too large."""
     tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
     if tests >= parameters.folders:
-        raise ValueError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
+        raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
     if tests > TEST_FOLDERS:
-        raise ValueError(f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
-                         f"or two digits end at {TEST_FOLDERS}; give less")
+        raise DataError(f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
+                        f"or two digits end at {TEST_FOLDERS}; give less")
     trains = parameters.folders - tests
     named = [("train", n, f"{n + 1:04d}") for n in range(trains)] + [("test", n, f"{n + 1}") for n in range(tests)]
     return [Place(index, name, split, n % NEVER_FLOODED != NEVER_FLOODED - 1) for index, (split, n, name) in enumerate(named)]
@@ -155,47 +157,33 @@ def write_place(place, out, parameters):
     names = [f"S1A_IW_GRDH_1SDV_{FIRST_DATE + place.index * NEXT_PLACE + date * REVISIT:%Y%m%dT%H%M%S}"
              for date in range(parameters.images)]
     for name, image in zip(names, sigma0):
-        put_in_place(folder / f"{name}.npy", partial(_save, image))
+        save_array(folder / f"{name}.npy", image)
     flooded = [place.floods and date >= _dry_dates(parameters.images) for date in range(parameters.images)]
     return [(place.name, names[a], names[b], label) for a, b, label in pairs(flooded)]
 
 
-def _save(image, path):
-    with open(path, "wb") as file:      # given a name, NumPy would append .npy to that of the temporary file
-        np.save(file, image)
-
-
-def _write_list(rows, path):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-
-
-def simulate_floods(out, parameters, workers=1):
-    """Write a dataset of `parameters` under the folder `out`, with several processes if workers > 1.
+def simulate_floods(out, parameters, crew=Crew()):
+    """Write a dataset of `parameters` under the folder `out`, the places spread over a crew.
 
     The pair lists come last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, ValueError when
-    the folders are too few or too many for the splits.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, or the folders are
+    too few or too many for the splits.
     """
-    out, places = Path(out), plan_places(parameters)
+    out, places = Path(out), crew.on_main(lambda: plan_places(parameters))
     record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood", "version": VERSION, "units": "linear",
               "parameters": asdict(parameters)}
-    if claim(out, record, last=LISTS["test"]):
-        return False
-    work = partial(write_place, out=out, parameters=parameters)
-    rows, start = {split: [] for split in LISTS}, time.monotonic()
-    for done, (place, place_rows) in enumerate(zip(places, in_processes(work, places, workers)), start=1):
-        rows[place.split] += place_rows
-        seconds = time.monotonic() - start
-        log.info("folder %d/%d, %.0f s, ETA %.0f s", done, len(places), seconds, seconds * (len(places) - done) / done)
-    for split, name in LISTS.items():
-        put_in_place(out / name, partial(_write_list, rows[split]))
+    with claimed(crew, out, record, last=LISTS["test"]) as complete:
+        if complete:
+            return False
+        found = crew.map(partial(write_place, out=out, parameters=parameters), places, "folders")
+        for split, name in LISTS.items():
+            rows = [row for place, part in zip(places, found) if place.split == split for row in part]
+            crew.on_main(lambda: write_csv(out / name, COLUMNS, rows))
     return True
 
 
 def get_args_parser():
-    parser = OneLineParser(prog="python -m sarwmix.simulate_flood", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                           description="Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
+    parser = Command("sarwmix.simulate_flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
     group.add_argument("--folders", type=int, required=True, default=argparse.SUPPRESS,
