@@ -12,7 +12,6 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from sarwmix.command import Command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 from sarwmix.files import claimed, save_array, write_csv
+from sarwmix.sen12_index import pairs
 from sarwmix.simulate import add_output_flags, check_ranges, run_generator
 from sarwmix.simulate_landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate_radar import PSF_REACH, observe
@@ -140,14 +140,6 @@ def _dry_dates(images):
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
-
-def pairs(flooded):
-    """(first, second, label) of a sequence in order of acquisition: a non-flooded image with every other, once each.
-
-    flooded: bool per image; once it is flooded it stays so. label: 1 if the second is flooded.
-    """
-    return [(a, b, int(flooded[b])) for a, b in combinations(range(len(flooded)), 2) if not flooded[a]]
-
 
 def write_place(place, out, parameters):
     """Simulate one folder and write its images under out. Returns its rows of the pair list."""

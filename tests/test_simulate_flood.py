@@ -13,8 +13,9 @@ import pytest
 from scipy import ndimage
 
 from sarwmix.errors import DataError
+from sarwmix.sen12_index import pairs
 from sarwmix.sen12flood_loader import FloodDataset
-from sarwmix.simulate_flood import Parameters, main, pairs, plan_places, simulate_floods, simulate_place, under_water
+from sarwmix.simulate_flood import Parameters, main, plan_places, simulate_floods, simulate_place, under_water
 from sarwmix.simulate_landcover import LandCover, draw_geography
 
 SMALL = Parameters(folders=5, seed=3, size=128, test_fraction=0.4)

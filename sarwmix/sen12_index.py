@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What S1list.json says of SEN12-FLOOD: images in the order of acquisition, pairs, splits. Opens no image.
+
+Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 2026 (pairs and splits).
+"""
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import combinations
+from pathlib import Path
+
+from sarwmix.errors import DataError, data_error, quoted
+
+S1_LIST = "S1list.json"
+SIDE = 512                      # pixels of 10 m, of every aligned image
+TEST_FOLDER = re.compile(r"\d{1,2}")
+_FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
+_IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """One acquisition of one folder. flooded: on or after the first flood date of the folder."""
+    folder: str
+    name: str
+    flooded: bool
+
+    @property
+    def start(self):
+        """When its acquisition started, datetime UTC, as the name has it."""
+        return datetime.strptime(_IMAGE.fullmatch(self.name)[2], "%Y%m%dT%H%M%S")
+
+    @property
+    def polarisations(self):
+        """("VH", "VV"), or the one there is, from the product type in the name (1SDV, 1SSV)."""
+        kind = _IMAGE.fullmatch(self.name)[1]
+        return {"DV": ("VH", "VV"), "SV": ("VV",), "DH": ("HH", "HV"), "SH": ("HH",)}[kind]
+
+
+def read_s1_list(path):
+    """{folder: [Image, in the order of acquisition]} of an S1list.json, folders sorted by name.
+
+    Raises DataError, which names the file and the first five entries that cannot be used.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}); copy it again, or give another with --s1-list") from None
+    return parse_s1_list(content, path)
+
+
+def parse_s1_list(content, path):
+    """As `read_s1_list`, from the parsed file; path: how messages call it."""
+    if not isinstance(content, dict) or not content:
+        raise DataError(f"{path}: holds no folders; give the S1list.json of SEN12-FLOOD with --s1-list")
+    folders, bad = {}, []
+    for folder, entries in sorted(content.items()):
+        if not _FOLDER.fullmatch(folder) or not isinstance(entries, dict):
+            bad.append(f"folder {quoted(folder)}")
+            continue
+        images = []
+        for number, entry in entries.items():
+            if number.isdigit():
+                name = entry.get("filename") if isinstance(entry, dict) else None
+                if isinstance(name, str) and _is_image(name) and isinstance(entry.get("FLOODING"), bool):
+                    images.append(Image(folder, name, entry["FLOODING"]))
+                else:
+                    bad.append(f"{folder} entry {number} ({quoted(name)})")
+        names = [image.name for image in images]
+        bad += [f"{folder} {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
+        if entries.get("count", len(images)) != len(images):
+            bad.append(f"{folder} has {len(images)} images, but count {quoted(entries['count'])}")
+        folders[folder] = sorted(images, key=lambda image: (image.start, image.name))
+    if bad:
+        raise data_error(f"{path}: {len(bad)} entries cannot be used", bad, "copy it again; each entry needs the filename of a Sentinel-1 "
+                         "product and FLOODING true or false")
+    return folders
+
+
+def _is_image(name):
+    match = _IMAGE.fullmatch(name)
+    try:
+        return bool(match and "__" not in name and datetime.strptime(match[2], "%Y%m%dT%H%M%S"))
+    except ValueError:
+        return False
+
+
+def pairs(flooded):
+    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is flooded.
+
+    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it is
+    the second, else the later one is.
+    """
+    found = []
+    for a, b in combinations(range(len(flooded)), 2):
+        if not flooded[a]:
+            found.append((a, b, int(flooded[b])))
+        elif not flooded[b]:
+            found.append((b, a, 1))
+    return found
+
+
+def split_of(folder, lists=None):
+    """"train" or "test"; None for a folder that explicit lists leave out.
+
+    lists: {"train", "test": names of folders}; without, names of one or two digits are those of test folders.
+    """
+    if lists is None:
+        return "test" if TEST_FOLDER.fullmatch(folder) else "train"
+    return next((split for split, folders in lists.items() if folder in folders), None)
