@@ -58,6 +58,12 @@ def sha256_of(path):
 
 # ---- room ------------------------------------------------------------------------------------------------------------
 
+def room_at(folder):
+    """(the nearest folder that exists at or above `folder`, bytes that are free there)."""
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    return there, shutil.disk_usage(there).free
+
+
 def check_room(needs):
     """DataError, naming folder, need and room, if the file systems of these folders cannot take what is to be written.
 
@@ -65,12 +71,13 @@ def check_room(needs):
     """
     by_device = {}
     for flag, folder, need in needs:
-        there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
-        by_device.setdefault(there.stat().st_dev, []).append((f"{flag} {folder}", there, need))
+        there, free = room_at(folder)
+        by_device.setdefault(there.stat().st_dev, []).append((f"{flag} {folder}", need, free))
     for wanted in by_device.values():
-        need, free = sum(need for *_, need in wanted), shutil.disk_usage(wanted[0][1]).free
+        names, sizes, frees = zip(*wanted)
+        need, free = sum(sizes), min(frees)
         if need + RESERVE > free:
-            raise DataError(f"{' and '.join(name for name, *_ in wanted)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB "
+            raise DataError(f"{' and '.join(names)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB "
                             "are free; make room, or choose another disk")
 
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What S1list.json says of SEN12-FLOOD: images in the order of acquisition, pairs, splits. Opens no image.
 
+Also the names that the steps of its preparation share, and how one reads what another left.
+
 Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 2026 (pairs and splits).
 """
+import csv
 import json
 import re
 from dataclasses import dataclass
@@ -11,9 +14,12 @@ from itertools import combinations
 from pathlib import Path
 
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.files import write_csv
 
 S1_LIST = "S1list.json"
 SIDE = 512                      # pixels of 10 m, of every aligned image
+CHANNELS = ("VH", "VV")
+SPLITS = ("train", "test")
 TEST_FOLDER = re.compile(r"\d{1,2}")
 _FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
 _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
@@ -79,9 +85,10 @@ def parse_s1_list(content, path):
 
 
 def _is_image(name):
+    """Whether it is the name of a product, and one that can stand between the "__" of a pair file."""
     match = _IMAGE.fullmatch(name)
     try:
-        return bool(match and "__" not in name and datetime.strptime(match[2], "%Y%m%dT%H%M%S"))
+        return bool(match and "__" not in name and not name.endswith("_") and datetime.strptime(match[2], "%Y%m%dT%H%M%S"))
     except ValueError:
         return False
 
@@ -109,3 +116,55 @@ def split_of(folder, lists=None):
     if lists is None:
         return "test" if TEST_FOLDER.fullmatch(folder) else "train"
     return next((split for split, folders in lists.items() if folder in folders), None)
+
+
+# ---- what a step of the preparation leaves for the next --------------------------------------------------------------
+
+STEP = "step.json"              # what decides the content of the folder that a step fills
+ALIGN, PREPARE, PRUNE = (f"sarwmix.sen12_{name}" for name in ("align_s1_to_s2", "data_prep", "prune_partial_pairs"))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file of these columns that `program` ("sarwmix.…") leaves in its folder."""
+    name: str
+    program: str
+    columns: tuple
+
+    def write(self, folder, rows):
+        write_csv(Path(folder) / self.name, self.columns, rows)
+
+    def read(self, folder):
+        """[{column: text}]. Raises DataError if it is not there, or another file."""
+        path = Path(folder) / self.name
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                header, *rows = list(csv.reader(file)) or [[]]
+        except FileNotFoundError:
+            raise DataError(f"{path}: does not exist; run python -m {self.program} to its end first") from None
+        except (OSError, ValueError, csv.Error) as error:
+            raise DataError(f"{path}: cannot be read as a CSV file ({error}); remove it, and run python -m {self.program} again") from None
+        if header != list(self.columns) or any(len(row) != len(header) for row in rows):
+            raise DataError(f"{path}: is not a table of {','.join(self.columns)}; remove it, and run python -m {self.program} again")
+        return [dict(zip(header, row)) for row in rows]
+
+
+_PAIR = ("folder", "first", "second", "label")
+ALIGNED = Table("align.csv", ALIGN, ("folder", "image", "status", "reason", "detail", "reference", "nonfinite"))
+CANDIDATES = Table("pairs.csv", PREPARE, ("split", *_PAIR))
+IMAGES = Table("images.csv", PREPARE, ("folder", "image", "flooded", "height", "width", "zeros_vh", "zeros_vv", "nonfinite"))
+DROPPED = Table("dropped.csv", PREPARE, ("kind", "folder", "first", "second", "reason", "detail"))
+KEPT = {split: Table(f"pairs_{split}.csv", PRUNE, _PAIR) for split in SPLITS}
+CHECKSUMS = Table("checksums.csv", PRUNE, ("file", "sha256"))
+
+
+def read_step(folder, program):
+    """The record of the program that filled a folder, plain values. Raises DataError if another did, or none."""
+    path = Path(folder) / STEP
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); give the folder that python -m {program} wrote") from None
+    if not isinstance(record, dict) or record.get("program") != program:
+        raise DataError(f"{path}: is not of {program}; give the folder that python -m {program} wrote")
+    return record

@@ -109,24 +109,22 @@ def under_water(geography, water):
                    paved=geography.paved & ~water, target_rows=rows[dry], target_cols=cols[dry])
 
 
-def simulate_place(seed, size, images, floods):
-    """One place of size × size pixels of 10 m at `images` dates, each with speckle, season, wind and crops of its own.
-
-    The first half of the dates (the larger, of an odd number) is dry. With `floods`, the rest is flooded, and the water
-    slowly recedes. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
-    Returns (sigma0, water): float32 (images, 2, size, size), linear, order VH, VV; bool (images, size, size), flooded.
-    """
-    rng = np.random.default_rng(seed)
+def draw_place(rng, size):
+    """The Geography of a place of size × size pixels of 10 m, with a border of PSF_REACH that the image of it lacks."""
     landscape = rng.choice([name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)])  # rivers flood, not the sea
-    geography = draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
+    return draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
+
+
+def observe_place(rng, geography, images, floods):
+    """(sigma0, water) of `simulate_place` for the Geography of a place."""
     level = flood_level(rng, geography)
     inner = slice(PSF_REACH, -PSF_REACH)
     land, open_land = np.count_nonzero(~np.isin(geography.land_cover, WATER)), level[np.isfinite(level)]
     share = min(rng.uniform(*SHARE) * land / max(open_land.size, 1), MOST)      # of the land without forest
     sigma0, water = [], []
-    for date in range(images):
+    for under_flood in flooded_dates(images, floods):
         flooded = np.zeros(level.shape, bool)
-        if floods and date >= _dry_dates(images):
+        if under_flood:
             if open_land.size:
                 flooded = level < np.quantile(open_land, share)
             share *= rng.uniform(0.75, 1)
@@ -135,8 +133,20 @@ def simulate_place(seed, size, images, floods):
     return np.stack(sigma0).astype(np.float32), np.stack(water)
 
 
-def _dry_dates(images):
-    return images - images // 2
+def simulate_place(seed, size, images, floods):
+    """One place of size × size pixels of 10 m at `images` dates, each with speckle, season, wind and crops of its own.
+
+    The first half of the dates (the larger, of an odd number) is dry. With `floods`, the rest is flooded, and the water
+    slowly recedes. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
+    Returns (sigma0, water): float32 (images, 2, size, size), linear, order VH, VV; bool (images, size, size), flooded.
+    """
+    rng = np.random.default_rng(seed)
+    return observe_place(rng, draw_place(rng, size), images, floods)
+
+
+def flooded_dates(images, floods):
+    """Whether a place is flooded, for each of its dates: a list of bool."""
+    return [floods and date >= images - images // 2 for date in range(images)]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -150,7 +160,7 @@ def write_place(place, out, parameters):
              for date in range(parameters.images)]
     for name, image in zip(names, sigma0):
         save_array(folder / f"{name}.npy", image)
-    flooded = [place.floods and date >= _dry_dates(parameters.images) for date in range(parameters.images)]
+    flooded = flooded_dates(parameters.images, place.floods)
     return [(place.name, names[a], names[b], label) for a, b, label in pairs(flooded)]
 
 
@@ -174,9 +184,7 @@ def simulate_floods(out, parameters, crew=Crew()):
     return True
 
 
-def get_args_parser():
-    parser = Command("sarwmix.simulate_flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
-    add_output_flags(parser)
+def add_content_flags(parser):
     group = parser.add_argument_group("content")
     group.add_argument("--folders", type=int, required=True, default=argparse.SUPPRESS,
                        help="number of places, train and test together; every third is never flooded")
@@ -184,6 +192,12 @@ def get_args_parser():
     group.add_argument("--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128")
     group.add_argument("--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded")
     group.add_argument("--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1")
+
+
+def get_args_parser():
+    parser = Command("sarwmix.simulate_flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
+    add_output_flags(parser)
+    add_content_flags(parser)
     return parser
 
 

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: MIT
+"""SEN12-FLOOD: warps the Sentinel-1 images onto the 10 m UTM grid of the Sentinel-2 images of their folder.
+
+    python -m sarwmix.sen12_align_s1_to_s2 --raw-root RAW --out DIR --workers 8
+
+RAW holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif (linear σ⁰ in degrees of longitude and latitude, 0 = no
+data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. DIR/<folder>/<image>.tif then has two
+bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became of
+it, and is written last.
+
+Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them. `bilinear`
+on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the mean of dB is
+not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours, as many as lie within
+a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel. `average` is the mean of all
+source pixels that touch a pixel, for sources that are much finer.
+
+Each channel is warped by itself with an exact transformation: together, GDAL takes a pixel for missing only where both
+channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on has
+no data; with `average`, where all that it touches have none.
+"""
+import argparse
+import logging
+import re
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from osgeo import gdal, osr
+
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.crew import Crew
+from sarwmix.errors import DataError, data_error
+from sarwmix.files import check_room, claimed, put_in_place, sha256_of
+from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
+
+log = logging.getLogger(__name__)
+
+RESAMPLING = {"bilinear": gdal.GRA_Bilinear, "nearest": gdal.GRA_NearestNeighbour, "average": gdal.GRA_Average}
+UNITS = ("linear", "dB")
+LOST = "nonfinite"              # tag of an aligned image: pixels of both sources that were NaN or infinite
+GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+FEWEST = 1000                   # pixels with data that it takes to tell linear from dB
+MOST_PIXELS = 2 ** 26           # of a source; its header may be damaged
+
+
+class Dropped(Exception):
+    """An image that cannot be aligned. reason: a few fixed words; detail: which file, and what is wrong with it."""
+
+    def __init__(self, reason, detail):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of an image lie: size in pixels, GDAL's six coefficients, coordinate system as WKT."""
+    width: int
+    height: int
+    transform: tuple
+    crs: str
+
+    @property
+    def bounds(self):
+        """(left, bottom, right, top) of a north-up grid."""
+        left, step_x, _, top, _, step_y = self.transform
+        return left, top + self.height * step_y, left + self.width * step_x, top
+
+    @property
+    def is_north_up(self):
+        _, step_x, skew_x, _, skew_y, step_y = self.transform
+        return step_x > 0 > step_y and skew_x == skew_y == 0
+
+    def is_same(self, other):
+        return ((self.width, self.height, self.transform) == (other.width, other.height, other.transform)
+                and osr.SpatialReference(self.crs).IsSame(osr.SpatialReference(other.crs)) == 1)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+@contextmanager
+def _gdal():
+    """GDAL raises RuntimeError, prints nothing, and looks for no files beside the one it opens."""
+    raised, options = gdal.GetUseExceptions(), {name: gdal.GetConfigOption(name) for name in GDAL_OPTIONS}
+    gdal.UseExceptions()
+    gdal.PushErrorHandler("CPLQuietErrorHandler")
+    for name, value in GDAL_OPTIONS.items():
+        gdal.SetConfigOption(name, value)
+    try:
+        yield
+    finally:
+        for name, value in options.items():
+            gdal.SetConfigOption(name, value)
+        gdal.PopErrorHandler()
+        if not raised:
+            gdal.DontUseExceptions()
+
+
+def _open(path):
+    """A GDAL dataset. GeoTIFF alone: other formats could name further files to read."""
+    return gdal.OpenEx(str(path), gdal.OF_RASTER, allowed_drivers=["GTiff"])
+
+
+def _grid_of(dataset):
+    """The Grid of a GDAL dataset, or None if it does not say where it lies."""
+    transform, system = dataset.GetGeoTransform(can_return_null=True), dataset.GetSpatialRef()
+    if transform is None or system is None:
+        return None
+    return Grid(dataset.RasterXSize, dataset.RasterYSize, tuple(transform), system.ExportToWkt())
+
+
+def read_channel(path, channel, name):
+    """One channel of a raw image: ((H, W) float32 in the units of the file, 0 for no data; Grid).
+
+    The file is read to its end here: of one that breaks off, a warp may make a full-size image of zeros and report
+    nothing. name: what messages call it. Raises Dropped.
+    """
+    try:
+        dataset = _open(path)
+        wide, high = dataset.RasterXSize, dataset.RasterYSize
+        if wide * high > MOST_PIXELS:
+            raise Dropped("corrupt", f"{name} claims to have {wide}x{high} pixels")
+        band = _band_of(dataset, channel, name)
+        if gdal.DataTypeIsComplex(band.DataType):
+            raise Dropped("corrupt", f"{name} holds complex values, not backscatter")
+        values, nodata = band.ReadAsArray().astype(np.float32), band.GetNoDataValue()
+    except RuntimeError as error:
+        raise Dropped("corrupt", f"{name} cannot be read ({_in_one_line(error, path)})") from error
+    grid = _grid_of(dataset)
+    if grid is None:
+        raise Dropped("no position", f"{name} does not say where it lies")
+    if nodata is not None:
+        values[values == np.float32(nodata)] = 0
+    return values, grid
+
+
+def _band_of(dataset, channel, name):
+    """The only band of a dataset, or the one that is described as `channel`; never one that is described as another."""
+    bands = [dataset.GetRasterBand(number) for number in range(1, dataset.RasterCount + 1)]
+    described = [band.GetDescription().strip().upper() for band in bands]
+    matching = [band for band, text in zip(bands, described) if text == channel]
+    if not matching and len(bands) == 1 and described[0] not in CHANNELS:
+        matching = bands
+    if len(matching) != 1:
+        raise Dropped("wrong channel", f"{name} has bands described as {', '.join(text or 'nothing' for text in described)}, "
+                                       f"not one as {channel}")
+    return matching[0]
+
+
+def _in_one_line(error, path):
+    """GDAL's message, without the name of the file, which is named anyhow and with the folders above the raw data here."""
+    return " ".join(re.sub(rf"[`']?{re.escape(str(path))}(['`:,]* ?)", "", str(error)).split()) or "unknown"
+
+
+def to_linear(values, units, path):
+    """(linear σ⁰ with 0 for no data, number of pixels that were NaN or infinite) of a channel in `units`.
+
+    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly ever.
+    """
+    lost = ~np.isfinite(values)
+    known = values[~lost & (values != 0)]
+    if known.size >= FEWEST:
+        below = np.count_nonzero(known < 0)
+        if units == "linear" and below > known.size / 2:
+            raise DataError(f"{path}: is mostly negative, so it looks like dB, not like linear sigma0; give --units dB")
+        if units == "dB" and not below:
+            raise DataError(f"{path}: is never negative, so it looks like linear sigma0, not like dB; give --units linear")
+    if units == "dB":
+        with np.errstate(over="ignore"):
+            values = np.where(values == 0, 0, 10 ** (values / 10))
+        lost |= ~np.isfinite(values)
+    return np.where(lost, np.float32(0), values), int(np.count_nonzero(lost))
+
+
+def find_reference(raw, folder):
+    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid; name and Grid None without any.
+
+    remarks: what else was found, one line each: B04 files that cannot be used, and such of another grid.
+    """
+    name, grid, remarks = None, None, []
+    for path in sorted((raw / folder).glob("S2_*_B04.tif")):
+        where = f"{folder}/{path.name}"
+        try:
+            found = _grid_of(_open(path))
+        except RuntimeError as error:
+            remarks.append(f"{where} cannot be read ({_in_one_line(error, path)})")
+            continue
+        if found is None or not found.is_north_up:
+            remarks.append(f"{where} {'does not say where it lies' if found is None else 'is not north-up'}")
+        elif grid is None:
+            name, grid = path.name, found
+        elif not found.is_same(grid):
+            remarks.append(f"{where} has another grid than {name}, which is used")
+    return name, grid, remarks
+
+
+# ---- warping ---------------------------------------------------------------------------------------------------------
+
+def warp(values, source, target, resampling="bilinear"):
+    """(H, W) float32 on Grid `source` → the same on Grid `target`, which is north-up. 0 is no data in both."""
+    memory = gdal.GetDriverByName("MEM").Create("", source.width, source.height, 1, gdal.GDT_Float32)
+    memory.SetGeoTransform(source.transform)
+    memory.SetProjection(source.crs)
+    memory.GetRasterBand(1).WriteArray(values)
+    # errorThreshold 0: every pixel is transformed, instead of interpolating between some.
+    warped = gdal.Warp("", memory, format="MEM", srcSRS=source.crs, dstSRS=target.crs, outputBounds=target.bounds, width=target.width,
+                       height=target.height, resampleAlg=RESAMPLING[resampling], errorThreshold=0, srcNodata=0, dstNodata=0)
+    return warped.ReadAsArray()
+
+
+def align_image(image, raw, out, reference, resampling, units):
+    """Write out/<folder>/<image>.tif, unless it is there. Returns the number of NaN and infinite pixels of its sources.
+
+    reference: Grid, or a sentence why there is none. Raises Dropped for an image that cannot be aligned, DataError for
+    one in other units.
+    """
+    if not set(CHANNELS) <= set(image.polarisations):
+        raise Dropped("single polarisation", f"{image.folder}/{image.name} has {' and '.join(image.polarisations)} only")
+    path = out / image.folder / f"{image.name}.tif"
+    if isinstance(reference, Grid):
+        kept = stored(path, reference)
+        if kept is not None:
+            return kept
+    names = {channel: f"{image.folder}/{image.name}_corrected_{channel}.tif" for channel in CHANNELS}
+    missing = [name for name in names.values() if not (raw / name).is_file()]
+    if missing:
+        raise Dropped("missing file", f"{' and '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
+    read = [read_channel(raw / name, channel, name) for channel, name in names.items()]
+    linear = [to_linear(values, units, raw / name) for (values, _), name in zip(read, names.values())]
+    lost = sum(count for _, count in linear)
+    if not isinstance(reference, Grid):
+        raise Dropped("no reference", reference)
+    sources = [(values, grid) for (values, _), (_, grid) in zip(linear, read)]
+    if not any(values.any() for values, _ in sources):
+        raise Dropped("all zero", f"{image.folder}/{image.name} has no data in either channel"
+                                  f"{f', {lost} pixels are NaN or infinite' if lost else ''}")
+    warped = np.stack([_warp(values, grid, reference, resampling, image) for values, grid in sources])
+    if not warped.any():
+        covers = any(_warp(np.ones_like(values), grid, reference, "nearest", image).any() for values, grid in sources)
+        raise Dropped(*("all zero", f"{image.folder}/{image.name} has no data within the reference grid") if covers
+                      else ("no overlap", f"{image.folder}/{image.name} lies outside the reference grid"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aligned(path, warped, reference, lost)
+    return lost
+
+
+def _warp(values, source, target, resampling, image):
+    try:
+        return warp(values, source, target, resampling)
+    except RuntimeError as error:
+        raise Dropped("no position", f"{image.folder}/{image.name} cannot be warped ({' '.join(str(error).split())})") from error
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+def write_aligned(path, values, grid, lost):
+    """A GeoTIFF of values (2, H, W), VH, VV, on a Grid; in place only when it was read back as it should be."""
+    def write(temporary):
+        temporary.write_bytes(_as_geotiff(values, grid, lost))
+        written = _open(temporary)
+        if not (_is_aligned(written, grid) and np.array_equal(written.ReadAsArray(), values)):
+            raise DataError(f"{path}: does not hold what was written; check the disk, or choose another --out")
+    put_in_place(path, write)
+
+
+def _as_geotiff(values, grid, lost):
+    """The bytes of the file. Made in memory, as a full disk is then an error of writing, which GDAL may only print."""
+    name = "/vsimem/aligned.tif"
+    target = gdal.GetDriverByName("GTiff").Create(name, grid.width, grid.height, len(CHANNELS), gdal.GDT_Float32,
+                                                     ["INTERLEAVE=BAND"])
+    target.SetGeoTransform(grid.transform)
+    target.SetProjection(grid.crs)
+    target.SetMetadata({LOST: str(lost)})
+    for number, channel in enumerate(CHANNELS, start=1):
+        band = target.GetRasterBand(number)
+        band.SetDescription(channel)
+        band.SetNoDataValue(0)
+        band.WriteArray(values[number - 1])
+    target = band = None            # GDAL writes it when nothing refers to it any more
+    file = gdal.VSIFOpenL(name, "rb")
+    content = bytes(gdal.VSIFReadL(1, gdal.VSIStatL(name).size, file))
+    gdal.VSIFCloseL(file)
+    gdal.Unlink(name)
+    return content
+
+
+def stored(path, grid):
+    """The count of NaN and infinite pixels that an aligned image carries, or None if there is none on this Grid."""
+    if not path.exists():
+        return None
+    try:
+        dataset = _open(path)
+    except RuntimeError:
+        return None
+    return int(dataset.GetMetadataItem(LOST)) if _is_aligned(dataset, grid) and dataset.GetMetadataItem(LOST) else None
+
+
+def _is_aligned(dataset, grid):
+    names = tuple(dataset.GetRasterBand(number).GetDescription() for number in range(1, dataset.RasterCount + 1))
+    found = _grid_of(dataset)
+    return names == CHANNELS and found is not None and found.is_same(grid)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
+
+def align_folder(images, raw, out, resampling, units):
+    """Align the images of one folder. Returns (its rows of align.csv, size of the reference (width, height) or None, remarks)."""
+    folder = images[0].folder
+    with _gdal():
+        name, grid, remarks = find_reference(raw, folder)
+        none = f"{folder} has no S2_*_B04.tif that can be used" + (f": {remarks[0]}" if remarks else "")
+        rows = []
+        for image in images:
+            try:
+                lost = align_image(image, raw, out, grid or none, resampling, units)
+                rows.append((folder, image.name, "aligned", "", "", name, lost))
+            except Dropped as dropped:
+                rows.append((folder, image.name, "dropped", dropped.reason, dropped.detail, name or "", ""))
+    return rows, (grid.width, grid.height) if grid else None, remarks
+
+
+def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, crew=Crew()):
+    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over a crew.
+
+    size: pixels of the side that references should have, to estimate the room and to name others. align.csv comes last:
+    what was interrupted is continued. Returns False if everything was there already. Raises DataError.
+    """
+    raw, out = Path(raw), Path(out)
+    s1_list = Path(s1_list or raw / S1_LIST)
+    folders, digest = crew.on_main(lambda: _read_input(raw, s1_list))
+    record = {"program": ALIGN, "resampling": resampling, "units": units, "s1_list_sha256": digest}
+    with claimed(crew, out, record, last=ALIGNED.name, name=STEP) as complete:
+        if not complete:
+            crew.on_main(lambda: _begin(out, folders, s1_list, size))
+            work = partial(align_folder, raw=raw, out=out, resampling=resampling, units=units)
+            found = crew.map(work, folders.values(), "folders")
+            crew.on_main(lambda: _finish(out, list(folders), found, size))
+        crew.on_main(lambda: _report(out))
+    return not complete
+
+
+def _read_input(raw, s1_list):
+    if not raw.is_dir():
+        raise DataError(f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images")
+    return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)
+
+
+def _begin(out, folders, s1_list, size):
+    missing = sum(not (out / image.folder / f"{image.name}.tif").exists() for images in folders.values() for image in images)
+    check_room([("--out", out, missing * len(CHANNELS) * size ** 2 * np.float32().itemsize)])
+    put_in_place(out / S1_LIST, lambda temporary: temporary.write_bytes(s1_list.read_bytes()))
+
+
+def _finish(out, folders, found, size):
+    rows = [row for part, _, _ in found for row in part]
+    dropped = [row for row in rows if row[2] == "dropped"]
+    if len(dropped) == len(rows):
+        raise data_error(f"none of the {len(rows)} images can be aligned", [f"{row[4]} ({row[3]})" for row in dropped],
+                         "check --raw-root")
+    _warn("other sizes than --size", [f"{folder} is {side[0]}x{side[1]}" for folder, (_, side, _) in zip(folders, found)
+                                      if side not in (None, (size, size))])
+    _warn("remarks on references", [remark for _, _, remarks in found for remark in remarks])
+    ALIGNED.write(out, rows)
+
+
+def _warn(what, found):
+    if found:
+        log.warning("%d %s: %s%s", len(found), what, ", ".join(found[:5]), f", and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def _report(out):
+    """Log what align.csv says."""
+    rows = ALIGNED.read(out)
+    dropped = Counter(row["reason"] for row in rows if row["status"] == "dropped")
+    log.info("%s: %d of %d images aligned", out, len(rows) - dropped.total(), len(rows))
+    if dropped:
+        log.info("%d dropped: %s. %s names them; if their files are restored, remove it and run again to align them too", dropped.total(),
+                 ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())), out / ALIGNED.name)
+
+
+# ---- program ---------------------------------------------------------------------------------------------------------
+
+def get_args_parser():
+    parser = Command(ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder.")
+    group = parser.add_argument_group("files")
+    group.add_argument("--raw-root", "--raw_root", type=Path, required=True, default=argparse.SUPPRESS,
+                       help=f"folder that holds {S1_LIST} and the folders of images, as unzipped")
+    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new, empty, or to be continued")
+    group.add_argument("--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw-root")
+    add_workers_flag(group)
+    group = parser.add_argument_group("warping")
+    group.add_argument("--resampling", choices=RESAMPLING, default="bilinear",
+                       help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m")
+    group.add_argument("--units", choices=UNITS, default="linear",
+                       help="of the files; what is written is linear sigma0. 0 is no data in both")
+    group.add_argument("--size", type=int, default=SIDE, help="side that references should have, pixels of 10 m; others are aligned as they "
+                       "are, and named")
+    return parser
+
+
+def main(argv=None):
+    def work(args, crew):
+        if args.size < 1:
+            parser.error(f"--size {args.size}: must be at least 1")
+        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, crew):
+            log.info("%s: complete already, nothing to do", args.out)
+
+    parser = get_args_parser()
+    run_command(parser, work, argv)
+
+
+if __name__ == "__main__":
+    main()
