@@ -23,6 +23,7 @@ from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.rasters import read_band
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
+CHANNELS, SIZE = ("VH", "VV"), 120
 SPLITS = ("train", "val", "test", "train_val", "all")
 THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
 
@@ -91,9 +92,8 @@ class Listing:
 
     def where(self, i):
         """Where row i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
-        if self.line is None:
-            return f"{self.places[0]}{self.ids[i]}"
-        return f"{self.places[self.file[i]]}{self.line[i]}"
+        place = self.places[0 if self.file is None else self.file[i]]
+        return f"{place}{self.ids[i] if self.line is None else self.line[i]}"
 
     def take(self, rows):
         """The listing of these rows alone; rows: indices or a boolean mask."""
@@ -180,12 +180,71 @@ def split_lists(folder, prefix, split):
     return [path]
 
 
+def acquisitions_of(ids):
+    """(N,) str: the acquisition of each patch of these ids."""
+    return np.array([name.rsplit("_", 3)[0] for name in ids.tolist()], dtype=str)
+
+
 def in_threads(function, items):
     """Results of `function` for every item, in order. Many at a time: for work that waits for the file system."""
     chunks = [items[k : k + 256] for k in range(0, len(items), 256)]  # a future per item would cost more than its work
     with ThreadPoolExecutor(THREADS) as pool:
         done = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
         return [result for results in done for result in results]
+
+
+def refuse_duplicates(listing):
+    """Raises DataError if an id is listed twice: count, and where the first five are."""
+    names = listing.ids.tolist()
+    if len(set(names)) == len(names):
+        return
+    first, repeated = {}, []
+    for i, name in enumerate(names):
+        if first.setdefault(name, i) != i:
+            repeated.append(f"{name} ({listing.where(first[name])} and {listing.where(i)})")
+    raise data_error(f"{len(repeated)} of {len(names)} rows repeat an id", repeated, "remove the repeated rows")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# where the images are
+
+
+class Store:
+    """The images of patches under one folder: GeoTIFFs, one for each channel. Other kinds override all but `image`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def path(self, patch, channel):
+        """Where one channel of a patch is, as messages show it."""
+        raise NotImplementedError
+
+    def missing(self, patch):
+        """The channels of a patch that are not there, or empty. Looks, and reads nothing."""
+        return [channel for channel in CHANNELS if not _has_content(self.path(patch, channel))]
+
+    def bands(self, patch, max_nonfinite):
+        """[VH, VV] of a patch, (H, W) float32 dB. Raises DataError, which names what cannot be read."""
+        return [read_band(self.path(patch, channel), max_nonfinite, band=channel) for channel in CHANNELS]
+
+    def image(self, patch, max_nonfinite):
+        """(2, 120, 120) float32 dB. Raises DataError, which names what cannot be read or has another size."""
+        bands = self.bands(patch, max_nonfinite)
+        for channel, band in zip(CHANNELS, bands):
+            if band.shape != (SIZE, SIZE):
+                raise DataError(
+                    f"{self.path(patch, channel)}: is {'x'.join(map(str, band.shape))} pixels, not {SIZE}x{SIZE}; "
+                    "restore the patch, or remove its row"
+                )
+        return np.stack(bands)
+
+
+def _has_content(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -199,15 +258,15 @@ class BigEarthNet(Dataset):
     Item i is the sample named `ids[i]`; the order is that of the metadata. NaN in the files stays in the items.
     """
 
-    CHANNELS, UNITS = ("VH", "VV"), "dB"
+    CHANNELS, UNITS = CHANNELS, "dB"
     CLASSES = CLASSES
-    SIZE = 120
+    SIZE = SIZE
 
-    def __init__(self, root, split, listing, max_nonfinite):
+    def __init__(self, root, split, store, listing, max_nonfinite):
+        refuse_duplicates(listing)
         self.root, self.split, self.max_nonfinite = Path(root), split, max_nonfinite
         self.ids = listing.ids
-        self._listing = listing
-        self._refuse_duplicates()
+        self._store, self._listing = store, listing
 
     def __len__(self):
         return len(self.ids)
@@ -222,9 +281,13 @@ class BigEarthNet(Dataset):
     def image(self, i):
         """The image of item i alone, (2, 120, 120) float32 dB, where labels are not needed and may cost a read."""
         try:
-            return torch.from_numpy(self._read(i))
+            return torch.from_numpy(self._store.image(str(self.ids[i]), self.max_nonfinite))
         except DataError as error:
             raise DataError(f"{error} ({self.where(i)})") from error
+
+    def read_image(self, i, which=0):
+        """The image of item i as an array, (2, 120, 120) float32 dB, NaN for no data."""
+        return self.image(i).numpy()
 
     def where(self, i):
         """Where sample i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
@@ -233,7 +296,17 @@ class BigEarthNet(Dataset):
     @property
     def groups(self):
         """(N,) str: the acquisition of each sample. Patches of one acquisition lie side by side."""
-        return np.array([name.rsplit("_", 3)[0] for name in self.ids.tolist()])
+        return acquisitions_of(self.ids)
+
+    @property
+    def size(self):
+        """Side of the images, in pixels."""
+        return self.SIZE
+
+    @property
+    def image_names(self):
+        """(N, 1) str: of the one image of each sample."""
+        return self.ids[:, None]
 
     def label_table(self):
         """(N, 19) uint8, the labels of all samples. Read at the start, unless patches without a label were kept."""
@@ -248,9 +321,13 @@ class BigEarthNet(Dataset):
         part.ids = part._listing.ids
         return part
 
+    def portable(self, rows):
+        """These samples alone, as can be sent to a process that runs already."""
+        return self.subset(rows)
+
     def files(self, i):
-        """Paths of sample i, one for each of CHANNELS."""
-        raise NotImplementedError
+        """Where sample i is, one for each of CHANNELS: paths of files, or names in a Zarr store or an LMDB."""
+        return [self._store.path(str(self.ids[i]), channel) for channel in CHANNELS]
 
     def describe(self):
         """What a run records about its data; can be written as JSON. class_counts is None while labels are unread."""
@@ -266,17 +343,18 @@ class BigEarthNet(Dataset):
         }
 
     def check_files(self, start=0, step=1):
-        """Raises DataError if files of every step-th sample from `start` are missing or empty: count, first five.
+        """Raises DataError if images of every step-th sample from `start` are missing or empty: count, first five.
 
         Ranks share the work with start=rank, step=world size.
         """
         rows = range(len(self))[start::step]
-        missing = [(i, lost) for i, lost in zip(rows, in_threads(self._missing_channels, rows)) if lost]
+        found = in_threads(lambda i: self._store.missing(str(self.ids[i])), rows)
+        missing = [(i, lost) for i, lost in zip(rows, found) if lost]
         if missing:
             raise data_error(
                 f"{len(missing)} of {len(rows)} samples lack data",
                 [f"{self.ids[i]} {' and '.join(lost)} ({self.where(i)})" for i, lost in missing],
-                f"copy the files to {self.root}, or remove these rows",
+                f"restore them in {self._store.folder}, or remove these rows",
             )
 
     def check_units(self, samples=32):
@@ -303,40 +381,3 @@ class BigEarthNet(Dataset):
     def _labels(self, i):
         """(19,) uint8 of sample i."""
         return self._listing.labels[i]
-
-    def _read(self, i):
-        """(2, 120, 120) float32, dB."""
-        bands = []
-        for channel, path in zip(self.CHANNELS, self.files(i)):
-            band = self._read_channel(path, channel)
-            if band.shape != (self.SIZE, self.SIZE):
-                raise DataError(
-                    f"{path}: is {band.shape[0]}x{band.shape[1]} pixels, not {self.SIZE}x{self.SIZE}; "
-                    "restore the patch, or remove its row"
-                )
-            bands.append(band)
-        return np.stack(bands)
-
-    def _read_channel(self, path, channel):
-        return read_band(path, self.max_nonfinite, band=channel)
-
-    def _has_data(self, path):
-        try:
-            status = os.stat(path)
-        except OSError:
-            return False
-        return stat.S_ISREG(status.st_mode) and status.st_size > 0
-
-    def _missing_channels(self, i):
-        return [channel for channel, path in zip(self.CHANNELS, self.files(i)) if not self._has_data(path)]
-
-    def _refuse_duplicates(self):
-        names = self.ids.tolist()
-        if len(set(names)) == len(names):
-            return
-        first, repeated = {}, []
-        for i, name in enumerate(names):
-            if first.setdefault(name, i) != i:
-                repeated.append(f"{name} ({self.where(first[name])} and {self.where(i)})")
-        raise data_error(f"{len(repeated)} of {len(names)} rows repeat an id", repeated, "remove the repeated rows")
-

@@ -6,14 +6,18 @@ import logging
 import os
 import re
 import zlib
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import zarr
 
 from sarwmix.bigearthnet import (
+    CHANNELS,
     CLC43,
     BigEarthNet,
     Listing,
+    Store,
     as_paths,
     check_names,
     check_root,
@@ -30,7 +34,7 @@ from sarwmix.rasters import check_nonfinite
 
 INNER = "BigEarthNet-S1-v1.0"
 S1_START, S2_START = re.compile(r"S1[A-Z]_"), re.compile(r"S2[A-Z]_")
-_S2_NAME = re.compile(r"S2[A-Z](_[A-Za-z0-9-]+){3,}")
+S2_NAMES = re.compile(r"S2[A-Z](_[A-Za-z0-9-]+){3,}"), "S2 patch"
 
 log = logging.getLogger(__name__)
 
@@ -60,20 +64,19 @@ class BigEarthNetv1(BigEarthNet):
         self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01
     ):
         root, split = check_root(root), check_split(split)
-        self._store = _open_store(root)
+        store = open_store(root)
         self.metadata = _default_lists(root, split) if metadata is None else as_paths(metadata)
         if self.metadata:
-            listing = join_listings([self._read_list(path, place_name(path, root), id_col) for path in self.metadata])
+            by_s2_name = cache(lambda: patches_by_s2_name(store))  # the same for all lists, if any needs it
+            listing = join_listings([
+                _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in self.metadata
+            ])  # fmt: skip
         else:
-            listing = self._every_patch()
+            listing = every_patch(store)
             log.info("%s: no split lists: split %s is every patch, %d", root, split, len(listing.ids))
         if not keep_unlabelled:
-            listing = self._labelled(listing)
-        super().__init__(root, split, listing, max_nonfinite)
-
-    def files(self, i):
-        """Paths of VH and VV of sample i: files, or arrays of the Zarr store."""
-        return [self._store.path(str(self.ids[i]), channel) for channel in self.CHANNELS]
+            listing = _labelled(store, listing)
+        super().__init__(root, split, store, listing, max_nonfinite)
 
     def check_files(self, start=0, step=1):
         """As in BigEarthNet; also the labels of these samples, where they have not been read yet."""
@@ -84,103 +87,62 @@ class BigEarthNetv1(BigEarthNet):
 
     def _labels(self, i):
         if self._listing.labels is None:
-            return _labels_of(self._store, str(self.ids[i]))
+            return self._store.metadata(str(self.ids[i])).labels()
         return super()._labels(i)
-
-    def _read_channel(self, path, channel):
-        if isinstance(self._store, ZarrStore):
-            return self._store.read(path, self.max_nonfinite)
-        return super()._read_channel(path, channel)
-
-    def _has_data(self, path):
-        if isinstance(self._store, ZarrStore):
-            return self._store.has_data(path)
-        return super()._has_data(path)
-
-    def _every_patch(self):
-        names = self._store.patches()
-        place = f"{self._store.folder.name}/"
-        if not names:
-            raise DataError(f"{self._store.folder}: holds no patch folders (S1A_… or S1B_…); check --data_path")
-        check_names(names, lambda i: f"{place}{names[i]}")
-        return Listing(np.array(names, dtype=str), None, (place,))
-
-    def _read_list(self, path, place, id_col):
-        """Listing of one split list, by S1 name."""
-        lines, names, are_s2 = _read_names(path, id_col)
-        if not names:
-            raise DataError(f"{path}: lists no patch; copy the list again")
-
-        def where(i):
-            return f"{place}:{lines[i]}"
-
-        if are_s2:
-            check_names(names, where, _S2_NAME, "S2 patch")
-            names = self._s1_names(names, where)
-        else:
-            check_names(names, where)
-        return Listing(np.array(names, dtype=str), None, (f"{place}:",), line=np.array(lines, np.int64))
-
-    def _s1_names(self, s2_names, where):
-        """S1 names of these S2 names, from the metadata of every patch: one cannot be derived from the other."""
-        patches = self._store.patches()
-        log.info("%s: reading the metadata of %d patches for their S2 names", self._store.folder, len(patches))
-        pairs = {}
-        for patch, s2_name in zip(patches, in_threads(self._store.s2_name, patches)):
-            if s2_name in pairs:
-                raise DataError(
-                    f"{self._store.folder}: {pairs[s2_name]} and {patch} both belong to {s2_name}; "
-                    "give a list with S1 names"
-                )
-            pairs[s2_name] = patch
-        lost = [f"{name} ({where(i)})" for i, name in enumerate(s2_names) if name not in pairs]
-        if lost:
-            raise data_error(
-                f"{len(lost)} of {len(s2_names)} S2 names belong to none of the {len(patches)} patches",
-                lost,
-                f"copy the missing patches to {self._store.folder}, or remove these rows",
-            )
-        return [pairs[name] for name in s2_names]
-
-    def _labelled(self, listing):
-        """The rows that have a 19-class label, with their labels."""
-        listing.labels = _read_all_labels(self._store, listing.ids.tolist())
-        keep = listing.labels.any(axis=1)
-        log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
-        if not keep.any():
-            folder = self._store.folder
-            raise DataError(f"{folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
-        return listing.take(keep)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # where the patches are
 
 
-class FolderStore:
-    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
+@dataclass(frozen=True)
+class Metadata:
+    """What the JSON file or the attributes of a patch say. path: where, for messages. Raises DataError for what is amiss."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    path: str
+    content: dict
+
+    def label_names(self):
+        """The 43-class names, a list."""
+        names = self.content.get("labels")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.path}: has no list of labels; copy it again, or remove its patch")
+        return names
+
+    def labels(self):
+        """(19,) uint8, 1 for each of the 19 classes present."""
+        names = self.label_names()
+        try:
+            return multi_hot(names, CLC43)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error}; use the 43-class names in datasets/bigearthnet_classes.csv") from None
+
+    def s2_name(self):
+        """Name of the Sentinel-2 patch of the same place."""
+        name = self.content.get("corresponding_s2_patch")
+        if not isinstance(name, str):
+            raise DataError(f"{self.path}: has no corresponding_s2_patch; copy it again, or give a list with S1 names")
+        return name
+
+
+class FolderStore(Store):
+    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
 
     def path(self, patch, channel):
         return f"{self.folder}/{patch}/{patch}_{channel}.tif"
 
     def patches(self):
         """Sorted names of the patches there are."""
-        return _patch_folders(self.folder)
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted(entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir())
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be listed ({error.strerror}); check --data_path") from error
 
-    def attributes(self, patch):
-        """(path, content) of the patch's JSON file."""
+    def metadata(self, patch):
+        """The Metadata of a patch, from its JSON file."""
         path = f"{self.folder}/{patch}/{patch}_labels_metadata.json"
-        return path, _read_json(path)
-
-    def s2_name(self, patch):
-        path, attributes = self.attributes(patch)
-        name = attributes.get("corresponding_s2_patch")
-        if not isinstance(name, str):
-            raise DataError(f"{path}: has no corresponding_s2_patch; copy it again, or give a list with S1 names")
-        return name
+        return Metadata(path, _read_json(path))
 
 
 class ZarrStore(FolderStore):
@@ -196,46 +158,47 @@ class ZarrStore(FolderStore):
     def path(self, patch, channel):
         return f"{self.folder}/{patch}/{channel}"
 
-    def attributes(self, patch):
+    def metadata(self, patch):
         path = f"{self.folder}/{patch}/zarr.json"
         if os.path.exists(path):
-            return path, _read_json(path).get("attributes", {})
+            return Metadata(path, _read_json(path).get("attributes", {}))
         path = f"{self.folder}/{patch}/.zattrs"
-        return path, _read_json(path)
+        return Metadata(path, _read_json(path))
 
-    def has_data(self, path):
-        """Whether the array at this path exists and has a chunk. One without chunks reads as its fill value."""
-        try:
-            names = set(os.listdir(path))
-        except OSError:
-            return False
-        return bool(names & {"zarr.json", ".zarray"}) and bool(names - {"zarr.json", ".zarray", ".zattrs"})
+    def missing(self, patch):
+        return [channel for channel in CHANNELS if not _has_chunk(self.path(patch, channel))]
 
-    def read(self, path, max_nonfinite):
-        """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
-        try:
-            values = zarr.open_array(path, mode="r")[:].astype(np.float32, copy=False)
-        except (OSError, EOFError, KeyError, ValueError, RuntimeError, zlib.error) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
-        check_nonfinite(values, path, max_nonfinite)
-        return values
+    def bands(self, patch, max_nonfinite):
+        return [_read_array(self.path(patch, channel), max_nonfinite) for channel in CHANNELS]
 
 
-def _open_store(root):
+def _has_chunk(path):
+    """Whether the array at this path exists and has a chunk. One without chunks reads as its fill value."""
+    try:
+        names = set(os.listdir(path))
+    except OSError:
+        return False
+    return bool(names & {"zarr.json", ".zarray"}) and bool(names - {"zarr.json", ".zarray", ".zattrs"})
+
+
+def _read_array(path, max_nonfinite):
+    """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
+    try:
+        values = zarr.open_array(path, mode="r")[:].astype(np.float32, copy=False)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
+    check_nonfinite(values, path, max_nonfinite)
+    return values
+
+
+def open_store(root):
+    """Where the patches are: a Zarr store, or folders. Raises DataError for a Zarr store without them."""
     if any((root / marker).exists() for marker in ("zarr.json", ".zgroup", ".zmetadata", "sentinel1")):
         if not (root / "sentinel1").is_dir():
             raise DataError(f"{root}: this Zarr store has no group sentinel1; check --data_path")
         return ZarrStore(root)
     return FolderStore(root / INNER if (root / INNER).is_dir() else root)
-
-
-def _patch_folders(folder):
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check --data_path") from error
 
 
 def _read_json(path):
@@ -249,28 +212,21 @@ def _read_json(path):
     return content
 
 
-def _labels_of(store, patch):
-    """(19,) uint8 of a patch, from its 43-class names."""
-    path, attributes = store.attributes(patch)
-    names = attributes.get("labels")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path}: has no list of labels; copy it again, or remove its patch")
-    try:
-        return multi_hot(names, CLC43)
-    except DataError as error:
-        raise DataError(f"{path}: {error}; use the 43-class names in datasets/bigearthnet_classes.csv") from None
+def _of_each(read, patches):
+    """read(patch) for every patch, or the DataError it raised."""
+
+    def attempt(patch):
+        try:
+            return read(patch)
+        except DataError as error:
+            return error
+
+    return in_threads(attempt, patches)
 
 
 def _read_all_labels(store, patches):
     """(N, 19) uint8. Raises DataError for those that cannot be read: count and the first five."""
-
-    def read(patch):
-        try:
-            return _labels_of(store, patch)
-        except DataError as error:
-            return error
-
-    labels = in_threads(read, patches)
+    labels = _of_each(lambda patch: store.metadata(patch).labels(), patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
     if problems:
         raise data_error(
@@ -281,8 +237,28 @@ def _read_all_labels(store, patches):
     return np.array(labels, np.uint8)
 
 
+def _labelled(store, listing):
+    """The rows that have a 19-class label, with their labels."""
+    listing.labels = _read_all_labels(store, listing.ids.tolist())
+    keep = listing.labels.any(axis=1)
+    log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
+    if not keep.any():
+        raise DataError(f"{store.folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
+    return listing.take(keep)
+
+
 # --------------------------------------------------------------------------------------------------------------------
-# split lists
+# which patches
+
+
+def every_patch(store):
+    """Listing of all patches there are, sorted by name. Raises DataError if there are none."""
+    names = store.patches()
+    place = f"{store.folder.name}/"
+    if not names:
+        raise DataError(f"{store.folder}: holds no patch folders (S1A_… or S1B_…); check --data_path")
+    check_names(names, lambda i: f"{place}{names[i]}")
+    return Listing(np.array(names, dtype=str), None, (place,))
 
 
 def _default_lists(root, split):
@@ -298,6 +274,55 @@ def _default_lists(root, split):
         return []
     path = root / f"benv1_{split}.csv"
     raise DataError(f"{path}: no such file; put the official split lists there, or name one with --metadata")
+
+
+def read_list(path, place, id_col=None):
+    """(Listing by the names of one split list, whether they are S2 names); place: what messages call it.
+
+    Raises DataError for a list that cannot be read, holds no patch, or holds names that cannot be names.
+    """
+    lines, names, are_s2 = _read_names(path, id_col)
+    if not names:
+        raise DataError(f"{path}: lists no patch; copy the list again")
+    check_names(names, lambda i: f"{place}:{lines[i]}", *(S2_NAMES if are_s2 else ()))
+    return Listing(np.array(names, dtype=str), None, (f"{place}:",), line=np.array(lines, np.int64)), are_s2
+
+
+def patches_by_s2_name(store, unreadable=None):
+    """{S2 name: S1 name} of every patch, from their metadata: one cannot be derived from the other.
+
+    unreadable: a list that takes the DataErrors of metadata that cannot be read; without, the first one is raised.
+    """
+    patches = store.patches()
+    log.info("%s: reading the metadata of %d patches for their S2 names", store.folder, len(patches))
+    pairs = {}
+    for patch, s2_name in zip(patches, _of_each(lambda patch: store.metadata(patch).s2_name(), patches)):
+        if isinstance(s2_name, DataError):
+            if unreadable is None:
+                raise s2_name
+            unreadable.append(s2_name)
+        elif s2_name in pairs:
+            raise DataError(
+                f"{store.folder}: {pairs[s2_name]} and {patch} both belong to {s2_name}; give a list with S1 names"
+            )
+        else:
+            pairs[s2_name] = patch
+    return pairs
+
+
+def _by_s1_name(listing, are_s2, store, by_s2_name):
+    """A listing by S1 names. by_s2_name() → {S2 name: S1 name} of every patch."""
+    if not are_s2:
+        return listing
+    pairs, names = by_s2_name(), listing.ids.tolist()
+    lost = [f"{name} ({listing.where(i)})" for i, name in enumerate(names) if name not in pairs]
+    if lost:
+        raise data_error(
+            f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
+            lost,
+            f"copy the missing patches to {store.folder}, or remove these rows",
+        )
+    return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))
 
 
 def _read_names(path, id_col):

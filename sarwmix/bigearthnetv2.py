@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v2 (reBEN), Sentinel-1: metadata as the official parquet file or as CSV dumps of it."""
+"""BigEarthNet v2 (reBEN), Sentinel-1: folders or the LMDB; metadata as the official parquet files or CSV dumps of them."""
 
 import logging
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ from sarwmix.bigearthnet import (
     CLASSES,
     BigEarthNet,
     Listing,
+    Store,
     as_paths,
     check_names,
     check_root,
@@ -25,7 +25,10 @@ from sarwmix.bigearthnet import (
     split_lists,
 )
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.lmdb_store import LmdbStore, is_lmdb
 
+IMAGES = "BigEarthNet-S1"
+OFFICIAL, SNOW_CLOUD = "metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
 PARTS = {split: (split,) for split in ("train", "val", "test")}
 PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
 
@@ -35,10 +38,14 @@ log = logging.getLogger(__name__)
 class BigEarthNetv2(BigEarthNet):
     """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder that holds BigEarthNet-S1/. split: train, val (or validation), test, train_val, all.
+    root: the folder that holds BigEarthNet-S1/, else the authors' LMDB or a folder that holds one.
+    split: train, val (or validation), test, train_val, all.
     metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
-    in root, else the split's benv2_*.csv there. Files with a `split` column are filtered by it, also those given here:
-    split="all" takes every row. A CSV without that column is taken whole, for whatever split it is given.
+    in root, else the split's benv2_*.csv there; if root is the LMDB itself, they may also lie beside it. Files with a
+    `split` column are filtered by it, also those given here: split="all" takes every row. A CSV without that column is
+    taken whole, for whatever split it is given.
+    include_snow_cloud: the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which lies where
+    metadata.parquet does, come after those of the official metadata.
     id_col: number (0-based) of the column with the S1 names, for files that do not call it s1_name.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for metadata that cannot be used; `check_files` and `check_units` look at the images.
@@ -47,16 +54,20 @@ class BigEarthNetv2(BigEarthNet):
 
     MEAN, STD = (-19.1966, -12.5144), (5.4501, 5.0019)
 
-    def __init__(self, root, split="train_val", metadata=None, id_col=None, max_nonfinite=0.01):
+    def __init__(
+        self, root, split="train_val", metadata=None, id_col=None, max_nonfinite=0.01, include_snow_cloud=False
+    ):
         root, split = check_root(root), check_split(split)
-        self.metadata = _default_metadata(root, split) if metadata is None else as_paths(metadata)
-        images = root / "BigEarthNet-S1"
-        if not images.is_dir():
-            raise DataError(f"{images}: no such folder; give the folder that holds BigEarthNet-S1 with --data_path")
-        self._images = str(images)
+        if metadata is None:
+            self.metadata = _default_metadata(root, split, include_snow_cloud)
+        elif include_snow_cloud:
+            raise DataError("--include_snow_cloud goes with the default metadata; name its file with --metadata as well")
+        else:
+            self.metadata = as_paths(metadata)
+        store = _open_store(root)
         parts, listed = [], Counter()
         for path in self.metadata:
-            listing, splits = _read_metadata(path, place_name(path, root), id_col)
+            listing, splits = read_metadata(path, place_name(path, root), id_col)
             listed.update(splits)
             parts.append(_of_split(listing, splits, split, path))
         listing = join_listings(parts)
@@ -66,35 +77,73 @@ class BigEarthNetv2(BigEarthNet):
                 f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
                 "choose another split, or give other metadata"
             )
-        super().__init__(root, split, listing, max_nonfinite)
-
-    def files(self, i):
-        """Paths of the VH and the VV file of sample i."""
-        name = str(self.ids[i])
-        folder = f"{self._images}/{name.rsplit('_', 3)[0]}/{name}"
-        return [f"{folder}/{name}_{channel}.tif" for channel in self.CHANNELS]
+        super().__init__(root, split, store, listing, max_nonfinite)
 
 
-def _default_metadata(root, split):
-    """metadata.parquet, else the CSV dumps of the split. Raises DataError if neither is there."""
-    official = root / "metadata.parquet"
-    if official.exists():
-        return [official]
-    lists = split_lists(root, "benv2", split)
-    missing = [path.name for path in lists if not path.exists()]
-    if missing:
+# --------------------------------------------------------------------------------------------------------------------
+# where images and metadata are
+
+
+class SceneFolders(Store):
+    """Folders of patches in folders of acquisitions: <s1_name without its last 3 parts>/<s1_name>/<s1_name>_{VH,VV}.tif."""
+
+    def path(self, patch, channel):
+        return f"{self.folder}/{patch.rsplit('_', 3)[0]}/{patch}/{patch}_{channel}.tif"
+
+
+def _open_store(root):
+    """The folders if they are there, else the LMDB. Raises DataError if there is neither, or more than one LMDB."""
+    if (root / IMAGES).is_dir():
+        return SceneFolders(root / IMAGES)
+    if is_lmdb(root):
+        return LmdbStore(root)
+    found = sorted(folder for folder in root.iterdir() if is_lmdb(folder))
+    if len(found) > 1:
+        raise data_error(f"{root} holds {len(found)} LMDBs", [folder.name for folder in found], "give one with --data_path")
+    if not found:
         raise DataError(
-            f"{root}: neither metadata.parquet nor {', '.join(missing)} is there; copy the dataset's metadata into it"
+            f"{root / IMAGES}: no such folder, and no LMDB (data.mdb) is in {root}; give the folder that holds "
+            f"{IMAGES}, or the LMDB, with --data_path"
         )
-    return lists
+    return LmdbStore(found[0])
 
 
-def _read_metadata(path, place, id_col):
+def _default_metadata(root, split, include_snow_cloud):
+    """metadata.parquet, else the CSV dumps of the split; then the snow and cloud patches. Raises DataError if one lacks."""
+    beside = not (root / IMAGES).is_dir() and is_lmdb(root)
+    for folder in (root, root.absolute().parent) if beside else (root,):
+        official = folder / OFFICIAL
+        chosen = [official] if official.exists() else split_lists(folder, "benv2", split)
+        missing = [path.name for path in chosen if not path.exists()]
+        if not missing:
+            return chosen + ([snow_cloud_beside(official)] if include_snow_cloud else [])
+    raise DataError(
+        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{' or beside it' if beside else ''}; "
+        "copy the dataset's metadata into it"
+    )
+
+
+def snow_cloud_beside(official):
+    """Path of the second metadata file, in the folder of the official one. Raises DataError if it is not there."""
+    path = official.parent / SNOW_CLOUD
+    if not path.exists():
+        raise DataError(f"{path}: does not exist; copy it there, or leave --include_snow_cloud out")
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# metadata
+
+
+def is_parquet(path):
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+def read_metadata(path, place, id_col):
     """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages."""
-    is_parquet = path.suffix.lower() in (".parquet", ".pq")
-    read = _read_parquet if is_parquet else _read_csv
+    read = _read_parquet if is_parquet(path) else _read_csv
     lines, names, printed, splits = read(path, id_col)
-    place += ": row " if is_parquet else ":"
+    place += ": row " if is_parquet(path) else ":"
 
     def where(i):
         return f"{place}{lines[i]}"
@@ -149,7 +198,7 @@ def _read_csv(path, id_col):
     id_at, labels_at, split_at = _columns(path, header, id_col)
     for line, row in rows:
         if len(row) != len(header):
-            ragged.append(f"{Path(path).name}:{line}")
+            ragged.append(f"{path.name}:{line}")
             continue
         lines.append(line)
         names.append(row[id_at].strip())

@@ -7,12 +7,14 @@ import os
 import warnings
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pandas as pd
 import pytest
 import rasterio
 import zarr
 from rasterio.errors import NotGeoreferencedWarning
+from safetensors.numpy import save
 
 SAMPLE_DATA = os.environ.get("SARWMIX_SAMPLE_DATA")
 needs_samples = pytest.mark.skipif(not SAMPLE_DATA, reason="set SARWMIX_SAMPLE_DATA to a folder of real samples")
@@ -98,6 +100,34 @@ def write_v2(root):
     """A v2 dataset of 4 samples with metadata.parquet."""
     for k in range(4):
         write_v2_patch(root, k)
+    v2_frame().to_parquet(root / "metadata.parquet")
+    return root
+
+
+def write_lmdb(path, patches):
+    """An LMDB as the dataset's authors give it, without a lock file; patches: {key: value}.
+
+    A value is {"VH": array, "VV": array, …}, numbers standing for constant 120x120 bands, or bytes as they are.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    environment = lmdb.open(str(path), map_size=2**28)
+    with environment.begin(write=True) as transaction:
+        for key, value in patches.items():
+            if not isinstance(value, bytes):
+                value = save({
+                    band: np.full((120, 120), image, np.float32) if np.isscalar(image) else np.ascontiguousarray(image)
+                    for band, image in value.items()
+                })  # fmt: skip
+            transaction.put(key.encode(), value)
+    environment.close()
+    (path / "lock.mdb").unlink()
+    return path
+
+
+def write_v2_lmdb(root, folder="lmdb"):
+    """The v2 dataset of 4 samples as an LMDB, root/<folder>, and metadata.parquet in root."""
+    patches = {s1_name(k): {"VH": -20.0 - k, "VV": -10.0 - k} for k in range(4)}
+    write_lmdb(root / folder, patches | {s2_name(k): {"B02": np.zeros((120, 120), np.uint16)} for k in range(2)})
     v2_frame().to_parquet(root / "metadata.parquet")
     return root
 

@@ -156,6 +156,14 @@ def test_lists_with_and_without_header(root, header, row, id_col):
     assert data.where(0) == f"mine.csv:{2 if header else 1}"
 
 
+def test_several_lists_of_s2_names_read_the_metadata_once(root, caplog):
+    lists = [write_csv(root / f"{k}.csv", [[s2_name(k)]]) for k in (2, 0)]
+    with caplog.at_level(logging.INFO):
+        data = BigEarthNetv1(root, metadata=lists)
+    assert data.ids.tolist() == [s1_name(2), s1_name(0)] and [data.where(i) for i in range(2)] == ["2.csv:1", "0.csv:1"]
+    assert caplog.text.count("reading the metadata of 3 patches") == 1
+
+
 def test_default_lists_and_their_union(root, store):
     for where in (root, store.parent):  # in the folder, or beside the store
         for name, k in (("train", 2), ("val", 0)):
@@ -288,6 +296,17 @@ def test_corrupt_and_misshapen_zarr_arrays_are_named(store):
     with pytest.raises(DataError) as error:
         data[1]
     one_line(error, data.files(1)[0], "60x60")
+
+
+@pytest.mark.parametrize("found, put", [("chunk_shape", "dhunk_shape"), ("float32", "gloat32"), ("regular", "segular")])
+def test_damaged_metadata_of_an_array_is_named(tmp_path, found, put):
+    data = BigEarthNetv1(write_v1_zarr(tmp_path / "v1.zarr", 3), "all")
+    path = tmp_path / "v1.zarr" / "sentinel1" / s1_name(1) / "VV" / "zarr.json"
+    assert found in path.read_text()
+    path.write_text(path.read_text().replace(found, put))
+    with pytest.raises(DataError) as error:
+        data[1]
+    one_line(error, str(path.parent), "copy it again")
 
 
 def test_nan_in_zarr(store):

@@ -27,7 +27,7 @@ from dataset_fixtures import (
 from torch.utils.data import DataLoader
 
 from sarwmix.bigearthnet import CLASSES, CLC43, parse_labels
-from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.bigearthnetv2 import SNOW_CLOUD, BigEarthNetv2
 from sarwmix.errors import DataError
 
 HEADER = ["patch_id", "labels", "split", "country", "s1_name"]
@@ -90,6 +90,35 @@ def test_the_official_parquet_is_read():
     data = BigEarthNetv2(sample_path("benv2"), split="all")
     assert len(data) == 18
     assert all(data._labels(i).any() for i in range(18))
+
+
+def test_snow_and_cloud_patches_come_after_the_others_of_their_split(root):
+    v2_frame().iloc[[2, 3]].to_parquet(root / "metadata.parquet")
+    v2_frame().iloc[[1, 0]].to_parquet(root / SNOW_CLOUD)
+    assert BigEarthNetv2(root, "all").ids.tolist() == [s1_name(k) for k in (2, 3)]
+    for split, samples in (("all", (2, 3, 1, 0)), ("train", (3, 0)), ("val", (1,)), ("test", (2,)), ("train_val", (3, 1, 0))):
+        data = BigEarthNetv2(root, split, include_snow_cloud=True)
+        assert data.ids.tolist() == [s1_name(k) for k in samples]
+        assert [classes_of(data[i][1]) for i in range(len(data))] == [V2_CLASSES[k] for k in samples]
+    data = BigEarthNetv2(root, "train", include_snow_cloud=True)
+    assert [data.where(i) for i in range(2)] == ["metadata.parquet: row 1", f"{SNOW_CLOUD}: row 1"]
+    assert data.describe()["metadata"] == [str(root / name) for name in ("metadata.parquet", SNOW_CLOUD)]
+
+
+def test_snow_and_cloud_patches_that_cannot_be_added(root):
+    fails(str(root / SNOW_CLOUD), "does not exist", "--include_snow_cloud", root=root, include_snow_cloud=True)
+    v2_frame().iloc[[1]].to_parquet(root / SNOW_CLOUD)
+    fails("1 of 4 rows repeat an id", f"{s1_name(1)} (metadata.parquet: row 1 and {SNOW_CLOUD}: row 0)", root=root,
+          include_snow_cloud=True)  # fmt: skip
+    fails("--include_snow_cloud", "--metadata", root=root, metadata=root / "metadata.parquet", include_snow_cloud=True)
+
+
+@needs_samples
+def test_the_official_snow_and_cloud_patches():
+    data = BigEarthNetv2(sample_path("benv2"), "all", include_snow_cloud=True)
+    assert len(data) == 24 and data.where(18) == f"{SNOW_CLOUD}: row 0" and data.label_table().any(1).all()
+    parts = [BigEarthNetv2(sample_path("benv2"), part, include_snow_cloud=True) for part in ("train", "val", "test")]
+    assert sum(map(len, parts)) == 24 and all(part.where(len(part) - 1).startswith(SNOW_CLOUD) for part in parts)
 
 
 def test_class_table():

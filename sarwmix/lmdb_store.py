@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""The LMDB in which BigEarthNet's authors give version 2: key = name of a patch, value = safetensors of its bands."""
+
+import os
+import threading
+
+import lmdb
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from sarwmix.bigearthnet import CHANNELS, Store
+from sarwmix.errors import DataError
+from sarwmix.rasters import check_nonfinite
+
+DATA = "data.mdb"
+
+_opened = {}  # {folder: (process, environment)}: LMDB must be opened once in each process, and not be used across a fork
+_opening = threading.Lock()
+
+
+def is_lmdb(folder):
+    """Whether this folder is an LMDB. There may be no lock.mdb: nobody writes to it."""
+    return (folder / DATA).is_file()
+
+
+class LmdbStore(Store):
+    """Patches in an LMDB: the values' float32 arrays VH and VV, 120x120 dB. Whatever else it holds is left alone."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self._real = os.path.realpath(folder)
+
+    def path(self, patch, channel):
+        return f"{self.folder}:{patch}/{channel}"
+
+    def missing(self, patch):
+        with _environment(self._real).begin(buffers=True) as transaction:
+            there = transaction.get(patch.encode()) is not None  # a view: nothing is read of the value
+        return [] if there else list(CHANNELS)
+
+    def bands(self, patch, max_nonfinite):
+        arrays, found = self._arrays(patch), []
+        for channel in CHANNELS:
+            path = self.path(patch, channel)
+            if channel not in arrays:
+                raise DataError(
+                    f"{path}: is not there, only {', '.join(sorted(arrays)) or 'nothing'}; "
+                    "copy the LMDB again, or remove the patch's row"
+                )
+            band = arrays[channel]
+            if band.dtype != "float32":
+                raise DataError(f"{path}: is {band.dtype}, not float32; copy the LMDB again, or remove the patch's row")
+            check_nonfinite(band, path, max_nonfinite)
+            found.append(band)
+        return found
+
+    def _arrays(self, patch):
+        """{name: array} of a patch. Raises DataError, which names LMDB and key."""
+        with _environment(self._real).begin() as transaction:
+            value = transaction.get(patch.encode())
+        if value is None:
+            raise DataError(f"{self.folder}: has no key {patch}; copy the LMDB again, or remove the patch's row")
+        try:
+            return load(value)
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy lacks
+            raise DataError(
+                f"{self.folder}: the value of key {patch} cannot be read as safetensors ({' '.join(str(error).split())}); "
+                "copy the LMDB again, or remove the patch's row"
+            ) from None
+
+
+def _environment(folder):
+    """The LMDB, opened by this process when it first needs it. Raises DataError if it cannot be read."""
+    with _opening:
+        process, environment = _opened.get(folder, (None, None))
+        if process != os.getpid():
+            if environment is not None:
+                environment.close()  # this process's copy of what its parent opened; it would count as opened here
+            environment = _open(folder)
+            _opened[folder] = os.getpid(), environment
+        return environment
+
+
+def _open(folder):
+    data = f"{folder}/{DATA}"
+    try:
+        environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False)
+    except lmdb.Error as error:
+        raise DataError(f"{data}: cannot be read as an LMDB ({error}); copy it again") from None
+    # Reading mapped pages that the file does not have would kill the process.
+    size, need = os.path.getsize(data), (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if size < need:
+        environment.close()
+        raise DataError(f"{data}: is truncated, {size:,} bytes of {need:,}; copy it again")
+    return environment
