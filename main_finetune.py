@@ -20,10 +20,11 @@ from models_mixmim import ENCODERS
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import (FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head,
                         load_weights)
+from sarwmix.catalogue import DATASETS, SPLITS
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import DATASETS, SPLITS, SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader, check_data
+from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader, check_data
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.export import export
@@ -201,7 +202,7 @@ def draw_fraction(dataset, share, seed):
 
 def lost_pixels(dataset):
     """Non-finite pixels that a dataset has replaced itself so far, in all loader processes."""
-    return dataset.nonfinite.value if isinstance(dataset, DATASETS["sen12flood"]) else 0
+    return dataset.nonfinite.value if hasattr(dataset, "nonfinite") else 0
 
 
 def log_class_balance(dataset, part):

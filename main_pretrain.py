@@ -12,12 +12,13 @@ from timm.optim import param_groups_weight_decay
 
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES
+from sarwmix.catalogue import SPLITS
 from sarwmix.errors import DataError
 from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import initialise, load_checkpoint, write_atomically
-from util.datasets import SPLITS, ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
+from util.datasets import ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.feeding import add_force_flag, settle_input

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 import models_mixmim_ft
 import models_sen12_ft
+from sarwmix.catalogue import DATASETS
 from sarwmix.preparation import BatchPreparation
 from util.checkpoint import initialise, load_checkpoint
-from util.datasets import DATASETS, fill_statistics
+from util.datasets import fill_statistics
 from util.errors import UsageError
 from util.feeding import TRAINED_WITH, facts_of, settle_input
 from util.metrics import flood_metrics, multilabel_metrics

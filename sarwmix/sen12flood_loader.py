@@ -59,6 +59,7 @@ class FloodDataset(Dataset):
     CHANNELS, UNITS = ("VH", "VV"), "dB"
     MEAN, STD = (-19.2309, -12.5951), (3.1672, 2.9644)      # of BigEarthNet v1: the published run starts from its weights
     CLASSES = ("no flood", "flood")
+    FLOOR_DB = FLOOR_DB
 
     def __init__(self, root, split="train", metadata=None, val_fraction=0.0, seed=0, max_nonfinite=0.01):
         self.root, self.split, self.max_nonfinite = check_root(root), check_split(split), max_nonfinite
@@ -80,7 +81,7 @@ class FloodDataset(Dataset):
             raise DataError(f"{_names(self.metadata)}: no pair of split '{self.split}'; choose another split, or restore the "
                             "pairs")
         if self.split in ("train", "val") and val_fraction:
-            held_out = np.isin(self.groups, _draw_folders(self.groups, val_fraction, seed, self.metadata))
+            held_out = np.isin(self.groups, draw_folders(self.groups, val_fraction, seed, _names(self.metadata)))
             self._keep(held_out if self.split == "val" else ~held_out)
         self.nonfinite = multiprocessing.Value("q", 0)
 
@@ -98,7 +99,13 @@ class FloodDataset(Dataset):
     @property
     def groups(self):
         """(N,) str: the folder of each pair, which is the place it shows."""
-        return np.array([name.partition("__")[0] for name in self.ids.tolist()], dtype=str)
+        return folders_of(self.ids)
+
+    @property
+    def image_names(self):
+        """(N, 2) str: "<folder>/<name>" of the two images of each pair."""
+        names = [name.split("__") for name in self.ids.tolist()]
+        return np.array([[f"{folder}/{first}", f"{folder}/{second}"] for folder, first, second in names], dtype=str).reshape(-1, 2)
 
     @cached_property
     def size(self):
@@ -115,6 +122,13 @@ class FloodDataset(Dataset):
                     self.nonfinite.value += lost
             images.append(to_db(values))
         return tuple(images)
+
+    def read_image(self, i, which):
+        """One image of pair i alone: (2, S, S) float32 dB, NaN where the file has no finite value. which: 0 or 1."""
+        (_, values), = self._linear(i, which)
+        db = to_db(values).numpy()
+        db[~np.isfinite(values)] = np.nan
+        return db
 
     def files(self, i):
         """Paths of the file of pair i, or of its two images."""
@@ -137,6 +151,12 @@ class FloodDataset(Dataset):
         """This dataset with some of its pairs alone, and the same count `nonfinite`; rows: indices or a boolean mask."""
         part = copy.copy(self)
         part._keep(rows)
+        return part
+
+    def portable(self, rows):
+        """These pairs alone, as can be sent to a process that runs already, where nothing counts `nonfinite`."""
+        part = self.subset(rows)
+        part.nonfinite = None
         return part
 
     def describe(self):
@@ -202,8 +222,8 @@ class FloodDataset(Dataset):
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
-    def _linear(self, i):
-        """[(what messages call it, (2, S, S) float32 linear)] of both images of pair i."""
+    def _linear(self, i, *which):
+        """[(what messages call it, (2, S, S) float32 linear)] of both images of pair i, or of those asked for."""
         arrays = [self._open(path, i) for path in self.files(i)]
         for path, array in zip(self.files(i), arrays):
             if array.shape[-1] != self.size:
@@ -213,7 +233,7 @@ class FloodDataset(Dataset):
             images = list(zip(self.files(i), arrays))
         else:
             images = [(f"{self.files(i)[0]} image {k}", array) for k, array in enumerate(arrays[0], start=1)]
-        images = [(source, np.array(array)) for source, array in images]
+        images = [(source, np.array(array)) for source, array in (images[k] for k in which or (0, 1))]
         for source, values in images:
             check_nonfinite(values, source, self.max_nonfinite)
         return images
@@ -377,11 +397,19 @@ def _read_folders(lists, root, known):
     return [name for name in listed if name in known]
 
 
-def _draw_folders(groups, share, seed, lists):
-    """The validation folders: a share of all, at least one, that depends on their names and the seed alone."""
+def folders_of(ids):
+    """(N,) str: the folder of each pair of these ids."""
+    return np.array([name.partition("__")[0] for name in ids.tolist()], dtype=str)
+
+
+def draw_folders(groups, share, seed, source):
+    """The validation folders: a share of all, at least one, that depends on their names and the seed alone.
+
+    Raises DataError, which names the `source` of the pairs, if that leaves none to train on.
+    """
     folders = np.unique(groups)
     count = max(1, round(share * len(folders)))
     if count >= len(folders):
-        raise DataError(f"{_names(lists)}: --val_fraction {share} of {len(folders)} folders leaves nothing to train on; "
+        raise DataError(f"{source}: --val_fraction {share} of {len(folders)} folders leaves nothing to train on; "
                         "lower it, or add folders")
     return np.random.default_rng(seed).permutation(folders)[:count]

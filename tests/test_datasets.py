@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dataset_fixtures import write_v2
-from util.datasets import DATASETS, ImagesWithIds, SamplesWithIds, build_dataset, build_loader, build_test_loader, fill_statistics, telling_ids
+from sarwmix.catalogue import DATASETS
+from util.datasets import ImagesWithIds, SamplesWithIds, build_dataset, build_loader, build_test_loader, fill_statistics, telling_ids
 from util.distributed import Launch, Ranks
 
 
@@ -26,8 +27,9 @@ class Steps:
 
 
 def flags(**kwargs):
-    return SimpleNamespace(**{**dict(dataset="benv2", data_path=None, split="all", metadata=None, id_col=None, max_nonfinite=0.01,
-                                     mean=None, std=None, batch_size=2, accum_iter=1, seed=0, num_workers=0, pin_mem=True), **kwargs})
+    return SimpleNamespace(**{**dict(dataset="benv2", data_path=None, split="all", metadata=None, id_col=None,
+                                     include_snow_cloud=False, data_cache="none", max_nonfinite=0.01, mean=None, std=None,
+                                     batch_size=2, accum_iter=1, seed=0, num_workers=0, pin_mem=True), **kwargs})
 
 
 def test_statistics_come_from_the_dataset_unless_given(tmp_path):

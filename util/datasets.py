@@ -3,39 +3,33 @@
 import logging
 import os
 import signal
+import time
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sarwmix.bigearthnetv1 import BigEarthNetv1
-from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
+from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.streaming import BatchStream
 
 log = logging.getLogger(__name__)
-
-DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
-SPLITS = ("train", "val", "test", "train_val", "all")
 
 
 def add_data_flags(parser):
     """Flags of the data: where it lies and its statistics. A program adds --dataset and --split to the group returned."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data_path", metavar="DIR",
-                       help="benv2: the folder that holds BigEarthNet-S1; benv1: the folder of patch folders, or a Zarr store; "
-                            "sen12flood: the folder of train/ and test/ with pair files, or of images/ and pairs_*.csv")
-    group.add_argument("--metadata", nargs="+", metavar="FILE",
-                       help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders "
-                            "(default: what lies in data_path)")
-    group.add_argument("--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it")
+    add_source_flags(group)
+    group.add_argument("--data_cache", choices=("none", "ram", "device"), default="none",
+                       help="keep a packed store's images in the memory of each rank, or on its GPU, instead of reading them from disk")
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
                        help="standard deviation in dB (default: the dataset's; for benv1 those of the released checkpoints)")
-    group.add_argument("--max_nonfinite", type=float, default=0.01, metavar="SHARE",
-                       help="share of NaN, infinite or no-data pixels above which a patch is an error")
     group.add_argument("--check_files", choices=("all", "none"), default="all",
                        help="look for every file before training starts")
     return group
@@ -53,13 +47,13 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 
     supervised: samples without a label are left out. Raises DataError for data that cannot be used.
     """
-    kind = DATASETS[args.dataset]
-    options = {"split": split or args.split, "metadata": metadata or args.metadata, "max_nonfinite": args.max_nonfinite}
-    if kind is FloodDataset:
-        return kind(args.data_path, val_fraction=args.val_fraction, seed=args.draw_seed, **options)
-    if kind is BigEarthNetv1:
-        options["keep_unlabelled"] = not supervised
-    return kind(args.data_path, id_col=args.id_col, **options)
+    flood = {"val_fraction": args.val_fraction, "seed": args.draw_seed} if DATASETS[args.dataset] is FloodDataset else {}
+    dataset = open_dataset(args.dataset, args.data_path, split or args.split, metadata or args.metadata, args.id_col,
+                           args.include_snow_cloud, args.max_nonfinite, supervised, **flood)
+    if args.data_cache != "none" and not isinstance(dataset, PackedDataset):
+        raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
+                         "python -m sarwmix.pack")
+    return dataset
 
 
 def check_data(dataset, args, ranks):
@@ -134,8 +128,54 @@ def _loader(samples, sampler, args, ranks, persistent):
     workers = args.num_workers
     if workers is None:
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
+    if isinstance(samples.dataset, PackedDataset):
+        return _packed_loader(samples, sampler, args.data_cache, workers, ranks, args.pin_mem)
     return DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
                       persistent_workers=persistent and workers > 0, worker_init_fn=_start_worker)
+
+
+def _packed_loader(samples, sampler, cache, workers, ranks, pin):
+    """As `_loader` for a packed store: whole batches, coded until they are on the device that trains, and no processes."""
+    dataset, labelled = samples.dataset, isinstance(samples, SamplesWithIds)
+    if cache != "none" and not dataset.is_cached:
+        fill_cache(dataset, cache, ranks)
+    if ranks.device.type == "cpu" or cache == "device":
+        fetch = dataset.images
+
+        def to_device(images, ids):
+            return images
+    else:
+        fetch = partial(dataset.codes, empty=partial(torch.empty, pin_memory=pin))
+
+        def to_device(codes, ids):
+            return dataset.decode([code.to(ranks.device, non_blocking=True) for code in codes], ids)
+
+    def finish(ids, fetched):
+        images = to_device(fetched, ids)
+        return (torch.tensor(ids), images, dataset.labels(ids)) if labelled else (torch.tensor(ids), images[0])
+
+    return BatchStream(sampler, fetch, finish, 0 if cache == "device" else workers)
+
+
+def fill_cache(dataset, cache, ranks):
+    """--data_cache: put a packed split into this process's memory ("ram"), or the device's ("device").
+
+    Raises UsageError if there is not enough of it.
+    """
+    need = dataset.cache_bytes()
+    device = ranks.device if cache == "device" else torch.device("cpu")
+    if device.type == "cuda":
+        free, sharing = torch.cuda.mem_get_info(device)[0], 1
+    else:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+        sharing = ranks.launch.local_size
+    if need * sharing > free:
+        raise UsageError(f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB for each of {sharing} ranks, and "
+                         f"{free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is")
+    started = time.monotonic()
+    dataset.cache(device if cache == "device" else None)
+    log.info("split %s is in the memory of %s: %.2f GB, %.1f s", dataset.split, device, need / 1e9, time.monotonic() - started)
 
 
 def _start_worker(_):

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""How fast random samples come from each layout of the same data: GeoTIFF, LMDB, Zarr, the packed store, plain arrays.
+
+    python -m benchmarks.data --out output/benchmark_data --samples 2000
+
+Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, the layouts taking
+turns in an order that is drawn anew for every round. Files are warm: they come from the page cache, not from a disk.
+Writes data.json and prints a table; asserts nothing.
+"""
+import argparse
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import torch
+import zarr
+from safetensors.numpy import save
+from tabulate import tabulate
+
+from sarwmix import pack, simulate
+from sarwmix.bigearthnetv1 import BigEarthNetv1
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.crew import Crew
+from sarwmix.files import write_csv, write_json
+from sarwmix.packed import DTYPES, PackedDataset
+from util.datasets import SamplesWithIds, build_loader
+from util.distributed import Launch, Ranks
+
+SHARD = 500                     # samples of a shard of the Zarr array that stands for alternatives
+
+
+# ---- the same samples in every layout --------------------------------------------------------------------------------
+
+def write_layouts(folder, samples, seed):
+    """Simulated patches as GeoTIFFs, LMDB, Zarr and packed; what is there already stays. Returns the first."""
+    scenes = folder / "geotiff"
+    simulate.simulate_dataset(scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Crew(2))
+    dataset = BigEarthNetv2(scenes, split="train")
+    images = np.stack([dataset.image(i).numpy() for i in range(len(dataset))])
+    if not (folder / "lmdb").exists():
+        write_lmdb(folder / "lmdb", dataset.ids, images, scenes / "metadata.parquet")
+    if not (folder / "zarr").exists():
+        write_zarr(folder / "zarr", dataset, images)
+    if not (folder / "zarr_sharded").exists():
+        array = zarr.create_array(folder / "zarr_sharded", shape=images.shape, dtype="float32", chunks=(1, *images.shape[1:]),
+                                  shards=(SHARD, *images.shape[1:]), compressors=None)
+        array[:] = images
+    for dtype in DTYPES:
+        pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--dtype", dtype, "--part_mb", "32", "--out",
+                   str(folder / f"packed_{dtype}")])
+        plain = folder / f"plain_{dtype}" / "images.bin"
+        plain.parent.mkdir(exist_ok=True)
+        if not plain.exists():
+            images.astype(dtype).tofile(plain)     # for uint16 the numbers mean nothing, but there are as many bytes
+    return dataset
+
+
+def write_lmdb(path, ids, images, metadata):
+    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV. It lies beside the metadata."""
+    with lmdb.open(str(path), map_size=4 * images.nbytes + 2 ** 24) as env, env.begin(write=True) as transaction:
+        for name, image in zip(ids.tolist(), images):
+            transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
+    (path / "metadata.parquet").write_bytes(metadata.read_bytes())
+
+
+def write_zarr(path, dataset, images):
+    """The layout of existing users: a group for each patch, with the arrays VH and VV, uncompressed, and a list."""
+    root = zarr.open_group(path, mode="w").create_group("sentinel1")
+    for name, image in zip(dataset.ids.tolist(), images):
+        patch = root.create_group(name, attributes={"labels": ["Sea and ocean"]})
+        for channel, values in zip(dataset.CHANNELS, image):
+            patch.create_array(channel, shape=values.shape, chunks=values.shape, dtype="float32", compressors=None)[:] = values
+    write_csv(path / "benv1_train.csv", None, [("", name) for name in dataset.ids.tolist()])
+
+
+def disk_bytes(folder):
+    """(bytes of the files' contents, bytes that the file system has given them)."""
+    sizes = [path.stat() for path in folder.rglob("*") if path.is_file()]
+    return sum(s.st_size for s in sizes), sum(s.st_blocks * 512 for s in sizes)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+def stack(dataset, ids):
+    return torch.stack([dataset.image(i) for i in ids])
+
+
+LOADERS = {"GeoTIFF": lambda folder: BigEarthNetv2(folder / "geotiff", "train"),
+           "LMDB": lambda folder: BigEarthNetv2(folder / "lmdb", "train"),
+           "Zarr, a group per patch": lambda folder: BigEarthNetv1(folder / "zarr", "train"),
+           **{f"packed {dtype}, dB": lambda folder, dtype=dtype: PackedDataset(folder / f"packed_{dtype}", "train")
+              for dtype in DTYPES}}
+
+
+def methods(folder, geotiff):
+    """{name: (layout, batch(ids))} in one process and thread."""
+    sharded = zarr.open_array(folder / "zarr_sharded", mode="r")
+    found = {name: (layout, partial(stack, LOADERS[name](folder)))
+             for name, layout in (("GeoTIFF", "geotiff"), ("LMDB", "lmdb"), ("Zarr, a group per patch", "zarr"))}
+    found["Zarr, sharded, a chunk per sample"] = ("zarr_sharded", lambda ids: sharded.oindex[np.sort(ids)])
+    for dtype in DTYPES:
+        mapped = np.memmap(folder / f"plain_{dtype}" / "images.bin", dtype, "r", shape=(len(geotiff), 2, 120, 120))
+        packed, cached = (PackedDataset(folder / f"packed_{dtype}", "train") for _ in range(2))
+        cached.cache()
+        found |= {f"NumPy memmap gather, {dtype}": (f"plain_{dtype}", mapped.__getitem__),
+                  f"packed {dtype}, codes": (f"packed_{dtype}", packed.codes),
+                  f"packed {dtype}, dB": (f"packed_{dtype}", packed.images),
+                  f"packed {dtype} in RAM, codes": (f"packed_{dtype}", cached.codes),
+                  f"packed {dtype} in RAM, dB": (f"packed_{dtype}", cached.images)}
+    return found
+
+
+def rate(batch, samples, size, seconds, rng):
+    """Samples a second of random batches, for about so long."""
+    started, done = time.perf_counter(), 0
+    while True:
+        batch(rng.integers(0, samples, size))
+        done += size
+        elapsed = time.perf_counter() - started
+        if elapsed > seconds:
+            return done / elapsed
+
+
+def loader_rate(dataset, workers, size, seconds):
+    """Samples a second from the loader that training uses, labels included, its start left out."""
+    args = argparse.Namespace(batch_size=size, accum_iter=1, seed=0, split="train", num_workers=workers, pin_mem=False, data_cache="none")
+    loader = build_loader(SamplesWithIds(dataset), args, Ranks(Launch(), torch.device("cpu")))
+    batches, started = -1, None         # the first batch waits for the workers to start
+    while True:
+        for _ in loader:
+            batches += 1
+            if batches == 0:
+                started = time.perf_counter()
+            elif time.perf_counter() - started > seconds:
+                return batches * size / (time.perf_counter() - started)
+        loader.batch_sampler.epoch += 1
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+def measure(args):
+    """[one row of the table as a dict]."""
+    folder = Path(args.out)
+    geotiff = write_layouts(folder, args.samples, args.seed)
+    torch.set_num_threads(1)
+    rng, rows = np.random.default_rng(args.seed), []
+    found = methods(folder, geotiff)
+    rates = {name: [] for name in found}
+    for _ in range(args.rounds):
+        for name in rng.permutation(list(found)).tolist():
+            rates[name].append(rate(found[name][1], len(geotiff), args.batch_size, args.seconds, rng))
+    loaders = {name: [] for name in found if name in LOADERS}
+    for _ in range(args.rounds):
+        for name in rng.permutation(list(loaders)).tolist():
+            loaders[name].append(loader_rate(LOADERS[name](folder), args.workers, args.batch_size, args.seconds))
+    for name, (layout, _) in found.items():
+        size, allocated = disk_bytes(folder / layout)
+        rows.append({"layout": name, "samples_per_s": float(np.median(rates[name])), "rounds": rates[name],
+                     "loader_samples_per_s": float(np.median(loaders[name])) if name in loaders else None,
+                     "bytes_per_sample": size / len(geotiff), "allocated_bytes_per_sample": allocated / len(geotiff)})
+    return rows
+
+
+def table(rows, workers):
+    """The rows as text."""
+    base = rows[0]["samples_per_s"]
+    shown = [(row["layout"], f"{row['samples_per_s']:,.0f}", f"{1e6 / row['samples_per_s']:,.1f}", f"{row['samples_per_s'] / base:,.1f}",
+              f"{row['loader_samples_per_s']:,.0f}" if row["loader_samples_per_s"] else "", f"{row['bytes_per_sample'] / 1e3:.1f}",
+              f"{row['allocated_bytes_per_sample'] / 1e3:.1f}") for row in rows]
+    return tabulate(shown, headers=["layout", "samples/s", "µs/sample", "× GeoTIFF", f"loader, {workers} workers", "kB/sample", "kB on disk"],
+                    disable_numparse=True, colalign=("left", *["right"] * 6))
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Throughput of random batches by data layout.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder for the data and data.json; used again when it is there")
+    parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
+    parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least one batch")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes, batches and turns")
+    return parser
+
+
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
+    rows = measure(args)
+    write_json(Path(args.out) / "data.json", {"flags": vars(args), "machine": platform.processor() or platform.machine(),
+                                              "torch": torch.__version__, "rows": rows})
+    print(table(rows, args.workers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""The datasets by name, and from a name and a folder to a dataset, in whatever layout the folder has it."""
+from sarwmix.bigearthnetv1 import BigEarthNetv1
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.errors import DataError
+from sarwmix.packed import PackedDataset, is_packed
+from sarwmix.sen12flood_loader import FloodDataset
+
+DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
+SPLITS = ("train", "val", "test", "train_val", "all")
+
+
+def add_source_flags(group):
+    """Flags that say where the data lies, what is in it, and what makes an image unusable."""
+    group.add_argument("--data_path", metavar="DIR",
+                       help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or the authors' LMDB; "
+                            "benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and test/ with "
+                            "pair files, or of images/ and pairs_*.csv")
+    group.add_argument("--metadata", nargs="+", metavar="FILE",
+                       help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders "
+                            "(default: what lies in data_path)")
+    group.add_argument("--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it")
+    group.add_argument("--include_snow_cloud", action="store_true",
+                       help="benv2: add the patches with seasonal snow, cloud or shadow, which the official metadata leave out")
+    group.add_argument("--max_nonfinite", type=float, default=0.01, metavar="SHARE",
+                       help="share of NaN, infinite or no-data pixels above which an image is an error")
+
+
+def open_dataset(dataset, root, split, metadata=None, id_col=None, include_snow_cloud=False, max_nonfinite=0.01, supervised=False,
+                 val_fraction=0.0, seed=0):
+    """A split of the dataset of that name, from a packed store or any other layout it can have in the folder `root`.
+
+    supervised: samples without a label are left out. val_fraction, seed: of SEN12-FLOOD, see FloodDataset. The other
+    arguments are those of the datasets. Raises DataError for data, or a combination of arguments, that cannot be used.
+    """
+    kind = DATASETS[dataset]
+    if include_snow_cloud and kind is not BigEarthNetv2:
+        raise DataError(f"--include_snow_cloud: --dataset {dataset} has no such patches; leave the flag out")
+    if is_packed(root):
+        if metadata or include_snow_cloud or id_col is not None:
+            raise DataError(f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, and give "
+                            "them to sarwmix.pack")
+        return PackedDataset(root, split, dataset, supervised=supervised, val_fraction=val_fraction, seed=seed)
+    options = {"split": split, "metadata": metadata, "max_nonfinite": max_nonfinite}
+    if kind is FloodDataset:
+        return kind(root, val_fraction=val_fraction, seed=seed, **options)
+    options["id_col"] = id_col
+    if kind is BigEarthNetv1:
+        return kind(root, keep_unlabelled=not supervised, **options)
+    return kind(root, include_snow_cloud=include_snow_cloud, **options)

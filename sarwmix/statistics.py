@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Mean, standard deviation and histogram of a dataset's backscatter in dB: exact, in one pass over any number of images.
+
+    python -m sarwmix.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
+
+Every pixel counts alike (this is no mean of the means of files). Of each part, count, mean and sum of squared deviations
+are kept, and joined as by Chan, Golub and LeVeque (1979), in the same order always, so that the figures do not depend on
+how many processes took part.
+"""
+import logging
+from functools import partial
+from pathlib import Path
+
+from tabulate import tabulate
+
+from sarwmix.catalogue import DATASETS, SPLITS, add_source_flags, open_dataset
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.errors import DataError, data_error
+from sarwmix.files import write_json
+from sarwmix.images import DistinctImages
+from sarwmix.tally import Tally
+
+CHUNK = 256                     # images of a part
+
+log = logging.getLogger(__name__)
+
+
+def tally_images(images, floor_db):
+    """(Tally, as a dict, of the images that can be read; what is wrong with the others, one line each)."""
+    total, bad = Tally(floor_db), []
+    for m in range(len(images)):
+        try:
+            total.add(images.read(m))
+        except DataError as error:
+            bad.append(str(error))
+    return total.to_dict(), bad
+
+
+def measure(dataset, crew):
+    """The Tally of all distinct images of a dataset. Raises DataError if some cannot be read: count and the first five."""
+    images = DistinctImages(dataset)
+    floor_db = getattr(dataset, "FLOOR_DB", None)
+    chunks = [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+    results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
+    bad = [line for _, lines in results for line in lines]
+    if bad:
+        raise data_error(f"{len(bad)} of {len(images)} images cannot be read", bad, "restore them, or take them out of the lists")
+    total = Tally(floor_db)
+    for part, _ in results:
+        total.merge(Tally.from_dict(part))
+    return total
+
+
+def log_tally(total, channels):
+    """A table of the figures, one column for each channel."""
+    def shown(value):
+        return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+    rows = [[name, *map(shown, values)] for name, values in total.summary().items()]
+    log.info("\n%s", tabulate(rows, headers=["dB", *channels], disable_numparse=True, colalign=("left", "right", "right")))
+
+
+def get_args_parser():
+    parser = Command("sarwmix.statistics", "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.")
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
+    add_source_flags(group)
+    group.add_argument("--split", choices=SPLITS, default="train", help="part of the data to measure")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", metavar="FILE", help="JSON file to write; without it, the table alone is shown")
+    add_workers_flag(group)
+    return parser
+
+
+def work(args, crew):
+    if not args.data_path:
+        raise DataError("--data_path is missing: the folder of the data")
+    dataset = crew.on_main(lambda: open_dataset(args.dataset, args.data_path, args.split, args.metadata, args.id_col,
+                                                args.include_snow_cloud, args.max_nonfinite))
+    total = measure(dataset, crew)
+    log_tally(total, dataset.CHANNELS)
+    if args.out:
+        report = {"dataset": args.dataset, "split": args.split, "samples": len(dataset), "units": "dB",
+                  "channels": list(dataset.CHANNELS), **total.summary(), "histogram": total.histogram_dict()}
+        crew.on_main(lambda: write_json(Path(args.out), report))
+        log.info("wrote %s", args.out)
+
+
+def main(argv=None):
+    run_command(get_args_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    main()
