@@ -311,7 +311,7 @@ class BigEarthNet(Dataset):
     def label_table(self):
         """(N, 19) uint8, the labels of all samples. Read at the start, unless patches without a label were kept."""
         if self._listing.labels is None:
-            return np.stack([self._labels(i) for i in range(len(self))])
+            return np.stack(in_threads(self._labels, range(len(self))))
         return self._listing.labels
 
     def subset(self, rows):

@@ -22,25 +22,25 @@ class DistinctImages:
     def __len__(self):
         return len(self.names)
 
-    def read(self, m):
-        """Image m, (2, H, W) float32 in dB, NaN where the file has no data or no finite value. Raises DataError."""
-        return self._dataset.read_image(self._sample[m], self._which[m])
-
     def part(self, start, stop):
         """The images start … stop − 1 as a list of a kind, small enough to be sent to another process."""
-        return ImageRange(self._dataset, self.names[start:stop], self._sample[start:stop], self._which[start:stop])
+        return ImageRange(self._dataset, self._sample[start:stop], self._which[start:stop])
 
 
 class ImageRange:
     """Some of the images of a dataset, one after the other."""
 
-    def __init__(self, dataset, names, samples, which):
+    def __init__(self, dataset, samples, which):
         needed, self._sample = np.unique(samples, return_inverse=True)
-        self._dataset, self.names, self._which = dataset.portable(needed), names, which
+        self._dataset, self._which = dataset.portable(needed), which
 
     def __len__(self):
-        return len(self.names)
+        return len(self._sample)
+
+    def name(self, m):
+        """What image m is called."""
+        return str(self._dataset.image_names[self._sample[m], self._which[m]])
 
     def read(self, m):
-        """As in DistinctImages."""
+        """Image m, (2, H, W) float32 in dB, NaN where the file has no data or no finite value. Raises DataError."""
         return self._dataset.read_image(self._sample[m], self._which[m])

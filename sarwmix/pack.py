@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sarwmix.bigearthnet import CHANNELS
 from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.errors import DataError, data_error
@@ -124,13 +125,14 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
         try:
             image = part.images.read(m)
             if image.shape != shape:
-                raise DataError(f"{part.images.names[m]}: has the shape {image.shape}, not {shape} as the first image; take it out of "
+                raise DataError(f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it out of "
                                 "the lists")
         except DataError as error:
-            bad.append((str(part.images.names[m]), str(error)))
+            bad.append((part.images.name(m), str(error)))
             continue
         images[m] = image
         total.add(image)
+    refuse_other_units(part, total)
     codes, scale, offset = encode(images, dtype)
     put_in_place(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
     nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
@@ -141,6 +143,17 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     if skip_bad or not bad:
         write_json(out / part.report, report)
     return report
+
+
+def refuse_other_units(part, total):
+    """DataError if a channel cannot be what it is taken for: dB are negative somewhere, linear values are positive mostly."""
+    for channel, count, lowest, nodata in zip(CHANNELS, total.count, total.lowest, total.nodata):
+        if total.floor_db is None and count and lowest >= 0:
+            raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {channel} is never negative, so it looks linear, but "
+                            "is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path")
+        if total.floor_db is not None and nodata > count:
+            raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {channel} is mostly not positive, so it looks like dB, "
+                            "but is read as linear; store 10**(dB/10)")
 
 
 def read_report(path, file):

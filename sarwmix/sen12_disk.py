@@ -18,13 +18,12 @@ from sarwmix.archive import open_archive
 from sarwmix.command import Command, run_command
 from sarwmix.errors import DataError
 from sarwmix.files import check_room, room_at
-from sarwmix.sen12_index import CHANNELS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
+from sarwmix.sen12_index import CHANNELS, LAYOUTS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
 from sarwmix.sen12_unzip import plan
 
 log = logging.getLogger(__name__)
 
 PROGRAM = "sarwmix.sen12_disk"
-LAYOUTS = ("images", "npy")
 VALUE = 4                       # bytes, float32
 
 

@@ -20,6 +20,8 @@ S1_LIST = "S1list.json"
 SIDE = 512                      # pixels of 10 m, of every aligned image
 CHANNELS = ("VH", "VV")
 SPLITS = ("train", "test")
+LAYOUTS = ("images", "npy")     # of what training reads: a file for each image and lists of pairs, or a file for each pair
+PAIR = ("folder", "first", "second", "label")       # columns of a list of pairs
 TEST_FOLDER = re.compile(r"\d{1,2}")
 _FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
 _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
@@ -149,12 +151,11 @@ class Table:
         return [dict(zip(header, row)) for row in rows]
 
 
-_PAIR = ("folder", "first", "second", "label")
 ALIGNED = Table("align.csv", ALIGN, ("folder", "image", "status", "reason", "detail", "reference", "nonfinite"))
-CANDIDATES = Table("pairs.csv", PREPARE, ("split", *_PAIR))
+CANDIDATES = Table("pairs.csv", PREPARE, ("split", *PAIR))
 IMAGES = Table("images.csv", PREPARE, ("folder", "image", "flooded", "height", "width", "zeros_vh", "zeros_vv", "nonfinite"))
 DROPPED = Table("dropped.csv", PREPARE, ("kind", "folder", "first", "second", "reason", "detail"))
-KEPT = {split: Table(f"pairs_{split}.csv", PRUNE, _PAIR) for split in SPLITS}
+KEPT = {split: Table(f"pairs_{split}.csv", PRUNE, PAIR) for split in SPLITS}
 CHECKSUMS = Table("checksums.csv", PRUNE, ("file", "sha256"))
 
 

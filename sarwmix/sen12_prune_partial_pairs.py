@@ -31,14 +31,13 @@ from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import check_room, claimed, save_array, sha256_of, write_json
 from sarwmix.sen12_data_prep import read_aligned
-from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, CHECKSUMS, DROPPED, IMAGES, KEPT, PREPARE, PRUNE, S1_LIST, SIDE,
-                                 SPLITS, STEP, read_step)
+from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, CHECKSUMS, DROPPED, IMAGES, KEPT, LAYOUTS, PREPARE, PRUNE,
+                                 S1_LIST, SIDE, SPLITS, STEP, read_step)
 from sarwmix.sen12_unzip import plan
 
 log = logging.getLogger(__name__)
 
 LAST = "preparation.json"
-LAYOUTS = ("images", "npy")
 PATCH = 128                     # side of the patches that the model cuts
 CLASSES = ("no flood", "flood")
 LISTS = ("s1_list", "train_list", "test_list")

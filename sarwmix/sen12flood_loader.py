@@ -27,10 +27,10 @@ from sarwmix.bigearthnet import (
 )
 from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.rasters import check_nonfinite
+from sarwmix.sen12_index import PAIR
 
 PATCH = 128                     # side of the patches that the model cuts
 FLOOR_DB = -60.0                # dB of pixels without backscatter or without data
-COLUMNS = ("folder", "first", "second", "label")
 PARTS = {"train": ("train",), "val": ("train",), "train_val": ("train",), "test": ("test",), "all": ("train", "test")}
 
 # One underscore at a time and none at an end, so that "__" can only stand between names; no "/", and no "." in front.
@@ -343,14 +343,14 @@ def _read_folder(path):
 
 
 def _read_list(path):
-    """Listing of the pairs in a CSV list with a header that names COLUMNS."""
+    """Listing of the pairs in a CSV list with a header that names PAIR."""
     rows = read_csv_rows(path)
     header = [name.strip() for name in next(rows, (0, ()))[1]]
-    lacking = [name for name in COLUMNS if name not in header]
+    lacking = [name for name in PAIR if name not in header]
     if lacking:
         raise DataError(f"{path}: has no column {', '.join(lacking)} (columns: {', '.join(map(quoted, header)) or 'none'}); "
-                        f"restore its header, {','.join(COLUMNS)}")
-    columns = [header.index(name) for name in COLUMNS]
+                        f"restore its header, {','.join(PAIR)}")
+    columns = [header.index(name) for name in PAIR]
     lines, names, labels, bad = [], [], [], []
     for line, row in rows:
         cells = [row[k].strip() for k in columns] if len(row) == len(header) else row

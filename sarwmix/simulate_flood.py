@@ -20,8 +20,8 @@ from scipy import ndimage
 from sarwmix.command import Command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError
-from sarwmix.files import claimed, save_array, write_csv
-from sarwmix.sen12_index import pairs
+from sarwmix.files import claimed, save_array
+from sarwmix.sen12_index import KEPT, pairs
 from sarwmix.simulate import add_output_flags, check_ranges, run_generator
 from sarwmix.simulate_landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate_radar import PSF_REACH, observe
@@ -35,8 +35,6 @@ SHARE = (0.1, 0.35)             # of the land that a flood covers at its peak, a
 MOST = 0.7                      # of the land without forest are enough for that
 NEVER_FLOODED = 3               # every third folder, so that the later image of a pair is not always the flooded one
 FIRST_DATE, REVISIT, NEXT_PLACE = datetime(2000, 1, 1), timedelta(days=12), timedelta(minutes=15)
-COLUMNS = ("folder", "first", "second", "label")
-LISTS = {"train": "pairs_train.csv", "test": "pairs_test.csv"}
 TEST_FOLDERS = 99               # names of one or two digits are those of test folders
 
 
@@ -174,13 +172,13 @@ def simulate_floods(out, parameters, crew=Crew()):
     out, places = Path(out), crew.on_main(lambda: plan_places(parameters))
     record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood", "version": VERSION, "units": "linear",
               "parameters": asdict(parameters)}
-    with claimed(crew, out, record, last=LISTS["test"]) as complete:
+    with claimed(crew, out, record, last=KEPT["test"].name) as complete:
         if complete:
             return False
         found = crew.map(partial(write_place, out=out, parameters=parameters), places, "folders")
-        for split, name in LISTS.items():
+        for split, table in KEPT.items():
             rows = [row for place, part in zip(places, found) if place.split == split for row in part]
-            crew.on_main(lambda: write_csv(out / name, COLUMNS, rows))
+            crew.on_main(lambda: table.write(out, rows))
     return True
 
 

@@ -18,6 +18,7 @@ from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import write_json
 from sarwmix.images import DistinctImages
+from sarwmix.packed import STATISTICS, is_packed
 from sarwmix.tally import Tally
 
 CHUNK = 256                     # images of a part
@@ -36,15 +37,19 @@ def tally_images(images, floor_db):
     return total.to_dict(), bad
 
 
-def measure(dataset, crew):
-    """The Tally of all distinct images of a dataset. Raises DataError if some cannot be read: count and the first five."""
+def chunks_of(dataset):
+    """The distinct images of a dataset in parts that can be sent to other processes."""
     images = DistinctImages(dataset)
-    floor_db = getattr(dataset, "FLOOR_DB", None)
-    chunks = [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+    return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+
+
+def measure(chunks, floor_db, crew):
+    """The Tally of all images of these parts. Raises DataError if some cannot be read: count and the first five."""
     results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
-        raise data_error(f"{len(bad)} of {len(images)} images cannot be read", bad, "restore them, or take them out of the lists")
+        raise data_error(f"{len(bad)} of {sum(map(len, chunks))} images cannot be read", bad,
+                         "restore them, or take them out of the lists")
     total = Tally(floor_db)
     for part, _ in results:
         total.merge(Tally.from_dict(part))
@@ -73,15 +78,23 @@ def get_args_parser():
 
 
 def work(args, crew):
-    if not args.data_path:
-        raise DataError("--data_path is missing: the folder of the data")
-    dataset = crew.on_main(lambda: open_dataset(args.dataset, args.data_path, args.split, args.metadata, args.id_col,
-                                                args.include_snow_cloud, args.max_nonfinite))
-    total = measure(dataset, crew)
-    log_tally(total, dataset.CHANNELS)
+    def prepare():
+        if not args.data_path:
+            raise DataError("--data_path is missing: the folder of the data")
+        if is_packed(args.data_path):
+            raise DataError(f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
+                            "it was made of")
+        dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, args.id_col, args.include_snow_cloud,
+                               args.max_nonfinite)
+        return chunks_of(dataset), len(dataset)
+
+    kind = DATASETS[args.dataset]
+    chunks, samples = crew.on_main(prepare)
+    total = measure(chunks, getattr(kind, "FLOOR_DB", None), crew)
+    log_tally(total, kind.CHANNELS)
     if args.out:
-        report = {"dataset": args.dataset, "split": args.split, "samples": len(dataset), "units": "dB",
-                  "channels": list(dataset.CHANNELS), **total.summary(), "histogram": total.histogram_dict()}
+        report = {"dataset": args.dataset, "split": args.split, "samples": samples, "images": sum(map(len, chunks)), "units": "dB",
+                  "channels": list(kind.CHANNELS), **total.summary(), "histogram": total.histogram_dict()}
         crew.on_main(lambda: write_json(Path(args.out), report))
         log.info("wrote %s", args.out)
 

@@ -21,7 +21,7 @@ from conftest import ROOT
 from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_tif, write_v1, write_v1_zarr,
                               write_v2, write_v2_lmdb)
 from runs import launch, log_of, mpirun
-from sarwmix import pack
+from sarwmix import pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.catalogue import open_dataset
@@ -204,6 +204,12 @@ def test_floods_are_packed_image_by_image(tmp_path, layout):
     assert found.size == 128
 
 
+def test_statistics_are_not_taken_of_a_store(stores, capsys):
+    with pytest.raises(SystemExit) as end:
+        statistics.main(["--dataset", "benv2", "--data_path", str(stores["uint16"])])
+    assert end.value.code == 2 and "statistics.json; give the data that it was made of" in capsys.readouterr().err
+
+
 def test_parts_of_a_split(stores):
     whole = PackedDataset(stores["uint16"], "train")
     part = whole.subset([5, 2])
@@ -252,6 +258,17 @@ def test_killed_and_run_again_it_is_the_same(simulated, stores, tmp_path, seen):
 def test_ranks_and_processes_make_the_same_store(simulated, stores, tmp_path):
     launch(mpirun(sys.executable, *PACK, "--data_path", simulated, "--out", tmp_path / "ranks", "--workers", "2"))
     assert tree(tmp_path / "ranks") == tree(stores["uint16"])
+
+
+def test_floods_are_packed_and_measured_by_ranks_too(tmp_path):
+    root = write_floods(tmp_path / "floods")
+    flags = ["--dataset", "sen12flood", "--data_path", root]
+    launch(mpirun(sys.executable, "-m", "sarwmix.pack", *flags, "--part_mb", 1, "--out", tmp_path / "ranks", "--workers", 2))
+    assert tree(tmp_path / "ranks") == tree(packed(tmp_path / "alone", *flags, "--part_mb", 1))
+    launch(mpirun(sys.executable, "-m", "sarwmix.statistics", *flags, "--out", tmp_path / "train.json", "--workers", 1))
+    measured = json.loads((tmp_path / "train.json").read_text())
+    stored = json.loads((tmp_path / "alone" / "statistics.json").read_text())["train"]
+    assert measured["images"] == 6 and all(measured[name] == pytest.approx(stored[name]) for name in ("mean", "std", "pixels", "nodata"))
 
 
 def test_a_finished_store_is_left_alone_and_other_flags_are_refused(simulated, stores, capsys, caplog):
@@ -352,6 +369,19 @@ def test_wrong_flags_are_one_line_and_nothing_is_written(flags, words, v2, store
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dataset, value, words", (("benv2", 0.05, "VH is never negative, so it looks linear"),
+                                                   ("sen12flood", -15.0, "VH is mostly not positive, so it looks like dB")))
+def test_data_in_other_units_are_refused(tmp_path, capsys, dataset, value, words):
+    if dataset == "benv2":
+        for path in write_v2(tmp_path / "data").rglob("*_VH.tif"):
+            write_tif(path, value)
+    else:
+        for path in write_floods(tmp_path / "data").rglob("*.npy"):
+            np.save(path, np.full((2, 128, 128), value, np.float32))
+    assert words in refused(capsys, "--dataset", dataset, "--data_path", tmp_path / "data", "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_full_disk_is_foreseen(v2, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sarwmix.files.shutil.disk_usage", lambda path: argparse.Namespace(free=1000))
     assert "are needed, and 0.0 GB are free" in refused(capsys, "--dataset", "benv2", "--data_path", v2, "--out", tmp_path / "out")
@@ -387,6 +417,33 @@ def test_evaluation_sees_every_sample_in_order(simulated, stores, changes):
     expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), flags(), ALONE))
     found = list(build_test_loader(PackedDataset(stores["float32"], "val"), flags(**changes), ALONE))
     assert [len(batch[0]) for batch in found] == [8, 4] and all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ("uint16", "float16", "float32"))
+def test_decoding_elsewhere_gives_the_same_bits(stores, dtype):
+    """What a GPU is sent, and what it makes of it, tried on the CPU."""
+    dataset, ids = PackedDataset(stores[dtype], "train_val"), [40, 3, 3, 17]
+    codes = dataset.codes(ids)
+    assert codes[0].dtype == {"uint16": torch.int16}.get(dtype, getattr(torch, dtype))
+    assert torch.equal(dataset.decode(codes, ids)[0], dataset.images(ids)[0])
+    dataset.cache()
+    assert torch.equal(dataset.codes(ids)[0], codes[0])
+
+
+def test_missing_pixels_are_decoded_alike_everywhere(tmp_path):
+    root = write_v2(tmp_path / "v2")
+    holed = np.full((120, 120), -12, np.float32)
+    holed[5, :60] = np.nan
+    write_tif(next(root.rglob(f"{s1_name(1)}_VV.tif")), holed)
+    store = packed(tmp_path / "store", "--dataset", "benv2", "--data_path", root)
+    dataset, ids = PackedDataset(store, "all"), [0, 1, 2]
+    expected, = dataset.images(ids)
+    assert np.flatnonzero(np.isnan(expected.numpy())).tolist() == [(2 * 1 + 1) * 14400 + 600 + x for x in range(60)]
+    assert torch.equal(dataset.decode(dataset.codes(ids), ids)[0].nan_to_num(99), expected.nan_to_num(99))
+    for device in (None, "cpu"):
+        cached = PackedDataset(store, "all")
+        cached.cache(device)
+        assert torch.equal(cached.images(ids)[0].nan_to_num(99), expected.nan_to_num(99))
 
 
 def test_pairs_come_as_two_images(tmp_path):
@@ -430,6 +487,15 @@ def test_pretraining_from_a_store_is_pretraining_from_the_folders(program, simul
     assert logs["float32"] == logs["folders"] and logs["device"] == logs["uint16"]
     assert logs["uint16"] != logs["folders"] and logs["uint16"] == pytest.approx(logs["folders"], rel=1e-3)
     assert json.loads((tmp_path / "uint16" / "run.json").read_text())["data"]["dtype"] == "uint16"
+
+
+def test_pretraining_from_an_lmdb_is_pretraining_from_the_folders(program, v2, tmp_path):
+    write_v2_lmdb(tmp_path / "data")
+    for name, path in (("folders", v2), ("lmdb", tmp_path / "data" / "lmdb")):
+        status, _, err = program(main_pretrain, "--data_path", path, "--split", "all", "--output_dir", tmp_path / name, "--model", "mixmim_tiny",
+                                 "--batch_size", 2, "--epochs", 1, "--warmup_epochs", 0, "--num_workers", 2)
+        assert status == 0, err
+    assert log_of(tmp_path / "folders")[0]["train_loss"] == log_of(tmp_path / "lmdb")[0]["train_loss"]
 
 
 def test_finetuning_floods_from_a_store(program, tmp_path):

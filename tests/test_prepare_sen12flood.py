@@ -60,6 +60,18 @@ def test_from_the_zip_to_the_loader(made, archive):
     assert "my\\ out" in output and "python main_finetune.py --dataset sen12flood" in output and "| kept |" in messages.replace("   ", " ")
 
 
+def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_path):
+    run = [sys.executable, ROOT / "main_finetune.py", "--dataset", "sen12flood", "--finetune", "", "--model", "mixmim_tiny", "--batch_size", 2,
+           "--epochs", 1, "--warmup_epochs", 0]
+    launch([sys.executable, "-m", "sarwmix.pack", "--dataset", "sen12flood", "--data_path", made[0], "--dtype", "float32",
+            "--out", tmp_path / "store"])
+    for name, data in (("files", made[0]), ("packed", tmp_path / "store")):
+        launch([*run, "--data_path", data, "--output_dir", tmp_path / name])
+    logs = [json.loads((tmp_path / name / "log.txt").read_text()) for name in ("files", "packed")]
+    assert logs[0]["train_loss"] == logs[1]["train_loss"] and logs[0]["test_accuracy"] == logs[1]["test_accuracy"]
+    assert (tmp_path / "files" / "checkpoint_best.pth").exists()
+
+
 def test_only_the_work_is_removed(made, archive):
     assert (archive / "my flood.zip").exists() and (archive / "SEN12FLOOD" / "S1list.json").exists()
     assert list((archive / "my work").iterdir()) == []

@@ -151,7 +151,7 @@ def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypa
         raise KeyboardInterrupt
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sarwmix.simulate_flood.write_csv", stop)
+        patch.setattr("sarwmix.sen12_index.Table.write", stop)
         simulate_floods(out, SMALL)
     assert not list(out.glob("pairs_*"))
     next(out.rglob("*.npy")).write_bytes(b"broken")

@@ -75,11 +75,15 @@ def test_histogram_bins_are_where_they_say():
     assert found["counts"][1][800] == 2 and found["counts"][1][801] == 1 and sum(found["counts"][1]) == 3
 
 
+def measure(dataset):
+    return statistics.measure(statistics.chunks_of(dataset), getattr(dataset, "FLOOR_DB", None), Crew())
+
+
 # ---- datasets --------------------------------------------------------------------------------------------------------
 
 def test_a_dataset_is_measured_over_its_images(tmp_path):
     write_v2(tmp_path)
-    total = statistics.measure(BigEarthNetv2(tmp_path, "all"), Crew())
+    total = measure(BigEarthNetv2(tmp_path, "all"))
     assert total.summary()["mean"] == [-21.5, -11.5] and total.summary()["std"] == pytest.approx([1.25 ** 0.5] * 2)
     assert total.summary()["pixels"] == [4 * 14400] * 2
 
@@ -95,7 +99,7 @@ def test_an_image_of_many_pairs_counts_once(tmp_path):
     holed = np.full((2, 128, 128), 0.001, np.float32)
     holed[0, 0, :2], holed[1, 0, 0] = 0, np.nan
     np.save(tmp_path / "images" / "7" / "c.npy", holed)
-    found = statistics.measure(FloodDataset(tmp_path, "test"), Crew()).summary()
+    found = measure(FloodDataset(tmp_path, "test")).summary()
     assert found["pixels"] == [3 * 16384 - 2, 3 * 16384 - 1] and found["nodata"] == [2, 1]
     assert found["mean"] == pytest.approx([-20, -20], abs=1e-3) and found["min"] == pytest.approx([-30, -30])
 
@@ -105,7 +109,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     broken = next(tmp_path.rglob(f"{s1_name(2)}_VV.tif"))
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(DataError) as error:
-        statistics.measure(BigEarthNetv2(tmp_path, "all"), Crew())
+        measure(BigEarthNetv2(tmp_path, "all"))
     one_line(error, "1 of 4 images cannot be read", f"{s1_name(2)}_VV.tif")
 
 
