@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""Draw what the alignment of SEN12-FLOOD made of one folder, beside the Sentinel-2 image that it was aligned to.
+
+    python -m analysis.alignment_figure --raw-root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
+
+Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads must lie
+at the same place in all panels; the circles are drawn at the same pixels, to compare by.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sarwmix.errors import DataError
+from sarwmix.files import put_in_place
+from sarwmix.quicklook import HIDDEN, grey, new_figure
+from sarwmix.rasters import read_band
+from sarwmix.sen12_data_prep import read_aligned
+from sarwmix.sen12_index import ALIGNED, S1_LIST, read_s1_list
+
+MOST = 5                        # acquisitions in a figure
+MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))      # shares of height and width
+
+
+def to_grey(sigma0, channel):
+    """(H, W) linear σ⁰ → (H, W, 3); pixels without data in the colour of hidden cells."""
+    known = sigma0 > 0
+    image = grey(10 * np.log10(np.where(known, sigma0, 1e-6)), channel)
+    return np.where(known[..., None], image, np.array(HIDDEN, np.float32))
+
+
+def stretch(band):
+    """(H, W) reflectance → (H, W, 3) between its 2nd and 98th percentile."""
+    low, high = np.percentile(band, (2, 98))
+    return np.clip((band - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=-1)
+
+
+def draw_alignment(reference, images):
+    """B04 and VV, VH below each other, of each acquisition. reference (H, W); images: [(title, (2, H, W) linear)]. A Figure."""
+    figure, axes = new_figure(2, 1 + len(images), cell=2.6, top=0.55)
+    axes[0, 0].imshow(stretch(reference), interpolation="nearest")
+    axes[0, 0].set_title("Sentinel-2 B04,\nthe reference grid", fontsize=9)
+    for column, (title, values) in zip(axes[:, 1:].T, images):
+        column[0].set_title(title, fontsize=9)
+        for axis, channel, c in zip(column, ("VV", "VH"), (1, 0)):
+            axis.imshow(to_grey(values[c], channel), interpolation="nearest")
+    for axis, name in zip(axes[:, 1], ("VV", "VH")):
+        axis.text(0.03, 0.96, name, transform=axis.transAxes, va="top", fontsize=11, weight="bold", color="white",
+                  bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=2))
+    axes[1, 0].text(0.5, 0.5, "circles: the same pixels in all panels\nblue: no data", transform=axes[1, 0].transAxes, ha="center",
+                    va="center", fontsize=9)
+    height, width = reference.shape
+    for axis in [axes[0, 0], *axes[:, 1:].flat]:
+        axis.plot([width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec="#e69f00", mew=1.1)
+    return figure
+
+
+def read_folder(raw, aligned, folder):
+    """(B04 (H, W), [(title, (2, H, W) linear σ⁰)]) of a folder, up to MOST acquisitions, evenly spaced. Raises DataError."""
+    rows = [row for row in ALIGNED.read(aligned) if row["folder"] == folder and row["status"] == "aligned"]
+    if not rows:
+        raise DataError(f"--folder {folder}: has no aligned image in {aligned / ALIGNED.name}; choose another")
+    known = {image.name: image for image in read_s1_list(aligned / S1_LIST)[folder]}
+    images = []
+    for row in [rows[k] for k in np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]:
+        image, values = known[row["image"]], read_aligned(aligned / folder / f"{row['image']}.tif")
+        state = "flooded" if image.flooded else "not flooded"
+        empty = (values == 0).mean((1, 2)).max()
+        images.append((f"{image.start:%Y-%m-%d}, {state}\n{empty:.1%} without data", values))
+    return read_band(raw / folder / rows[0]["reference"], max_nonfinite=1), images
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m analysis.alignment_figure", description=__doc__.splitlines()[0])
+    parser.add_argument("--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images")
+    parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
+    parser.add_argument("--folder", required=True, help="name of the folder to draw")
+    parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="picture to write")
+    args = parser.parse_args()
+    try:
+        figure = draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder))
+        put_in_place(args.output, lambda path: figure.savefig(path, format="png"))
+    except (DataError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

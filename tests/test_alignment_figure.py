@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""The figure by which people check an alignment: what is in its panels, and what it says of a folder that is not there."""
+import sys
+
+import numpy as np
+import pytest
+
+from analysis import alignment_figure
+from analysis.alignment_figure import draw_alignment, read_folder, to_grey
+from sarwmix.quicklook import HIDDEN
+from sarwmix.sen12_align_s1_to_s2 import align
+from sarwmix.simulate_flood_raw import RawParameters, simulate_raw_floods
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with raw/ and aligned/ of two simulated places of 128 pixels."""
+    work = tmp_path_factory.mktemp("alignment")
+    simulate_raw_floods(work / "made", RawParameters(folders=2, size=128, images=3, test_fraction=0.5, keep_tree=True))
+    (work / "made" / "SEN12FLOOD").rename(work / "raw")
+    align(work / "raw", work / "aligned", size=128)
+    return work
+
+
+def test_panels_are_the_reference_and_both_channels_of_each_date(work):
+    reference, images = read_folder(work / "raw", work / "aligned", "1")
+    assert reference.shape == (128, 128) and [title.split("\n")[0] for title, _ in images] == [
+        "2000-01-01, not flooded", "2000-01-13, not flooded", "2000-01-25, flooded"]
+    figure = draw_alignment(reference, images)
+    assert len(figure.axes) == 2 * 4
+    for k, (_, values) in enumerate(images):
+        for row, channel, c in ((0, "VV", 1), (1, "VH", 0)):
+            shown, = figure.axes[row * 4 + 1 + k].images
+            np.testing.assert_allclose(np.asarray(shown.get_array()), to_grey(values[c], channel))
+
+
+def test_pixels_without_data_are_not_dark_ones():
+    image = to_grey(np.array([[0.0, 1e-9, 0.1]]), "VV")
+    assert image[0, 0].tolist() == pytest.approx(HIDDEN) and image[0, 1].tolist() == [0, 0, 0] and image[0, 2, 0] == pytest.approx(12 / 22)
+
+
+@pytest.mark.parametrize("folder, words", (("0001", None), ("77", "--folder 77: has no aligned image"), ("raw", "has no aligned image")))
+def test_the_program_writes_a_picture_or_one_line(work, tmp_path, monkeypatch, capsys, folder, words):
+    monkeypatch.setattr(sys, "argv", ["alignment_figure", "--raw-root", str(work / "raw"), "--aligned", str(work / "aligned"), "--folder",
+                                      folder, "--output", str(tmp_path / "a.png")])
+    if words is None:
+        alignment_figure.main()
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+        return
+    with pytest.raises(SystemExit) as end:
+        alignment_figure.main()
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and words in message and message.count("\n") == 1 and not (tmp_path / "a.png").exists()
