@@ -139,11 +139,11 @@ class FileCheck:
             return f"{name}: {error.strerror}"
 
 
-def _read_table(root, name, manifest):
+def _read_table(root, name, manifest, columns=None):
     path = Path(root) / name
     try:
         if sha256_of(path) == manifest["files"][name]:
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, columns=columns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again, or pack the data again") from error
     raise DataError(f"{path}: is damaged; copy it again, or pack the data again")
@@ -278,7 +278,7 @@ class PackedDataset(Dataset):
         self.CLASSES, self.floor_db = tuple(self.manifest["classes"]), self.manifest["floor_db"]
         self.metadata = [self.root / SAMPLES]
         self._pairs = self.manifest["images_per_sample"] == 2
-        self._images = Images(self.root, self.manifest, _read_table(root, IMAGES, self.manifest)["nonfinite"].to_numpy())
+        self._images = Images(self.root, self.manifest, _read_table(root, IMAGES, self.manifest, ["nonfinite"])["nonfinite"].to_numpy())
         self.nonfinite = Count()
         self._select(_read_table(root, SAMPLES, self.manifest), supervised, val_fraction, seed)
 

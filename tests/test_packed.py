@@ -21,7 +21,7 @@ from conftest import ROOT
 from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_tif, write_v1, write_v1_zarr,
                               write_v2, write_v2_lmdb)
 from runs import launch, log_of, mpirun
-from sarwmix import pack, statistics
+from sarwmix import benv1_to_zarr, pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.catalogue import open_dataset
@@ -230,10 +230,13 @@ def test_real_v2_samples_from_folder_and_lmdb(tmp_path):
 
 
 @needs_samples
-def test_real_v1_samples(tmp_path):
+def test_real_v1_samples_from_folders_and_by_way_of_zarr(tmp_path):
     source = sample_path("benv1", "BigEarthNet-S1-v1.0")
-    store = packed(tmp_path / "store", "--dataset", "benv1", "--data_path", source, "--splits", "every", "--dtype", "float32")
-    same_samples(PackedDataset(store, "all"), BigEarthNetv1(source, "all"))
+    benv1_to_zarr.main(["--root", str(source), "--out", str(tmp_path / "zarr"), "--workers", "1"])
+    for name, path in (("folders", source), ("zarr", tmp_path / "zarr" / "benv1.zarr")):
+        store = packed(tmp_path / name / "store", "--dataset", "benv1", "--data_path", path, "--splits", "every", "--dtype", "float32")
+        same_samples(PackedDataset(store, "all"), BigEarthNetv1(source, "all"))
+    assert len(PackedDataset(store, "all")) == 6
 
 
 # ---- restart and spread ----------------------------------------------------------------------------------------------
