@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -118,25 +119,20 @@ def verify(root, crew):
     """Check every file of a store against its checksum. Raises DataError: count and the first five that differ."""
     manifest = crew.on_main(lambda: read_manifest(root))
     expected = {**manifest["files"], **{part["file"]: part["sha256"] for part in manifest["parts"]}}
-    faults = [fault for fault in crew.map(FileCheck(Path(root)), sorted(expected.items()), "files") if fault]
+    faults = [fault for fault in crew.map(partial(_file_fault, Path(root)), sorted(expected.items()), "files") if fault]
     if faults:
         raise data_error(f"{root}: {len(faults)} of {len(expected)} files are not what was written", faults,
                          "copy them again, or remove them with manifest.json and run sarwmix.pack again")
     return len(expected)
 
 
-class FileCheck:
-    """check((name, SHA-256)) → what is wrong with a file of a folder, or None."""
-
-    def __init__(self, root):
-        self.root = root
-
-    def __call__(self, expected):
-        name, checksum = expected
-        try:
-            return None if sha256_of(self.root / name) == checksum else f"{name} differs"
-        except OSError as error:
-            return f"{name}: {error.strerror}"
+def _file_fault(root, expected):
+    """What is wrong with a file of the folder `root`, or None. expected: (name, SHA-256)."""
+    name, checksum = expected
+    try:
+        return None if sha256_of(root / name) == checksum else f"{name} differs"
+    except OSError as error:
+        return f"{name}: {error.strerror}"
 
 
 def _read_table(root, name, manifest, columns=None):
@@ -406,10 +402,6 @@ class PackedDataset(Dataset):
         """Read the images of this split into memory, or into that of `device`; batches then come from there."""
         rows = np.unique(self._rows)
         self._images = ImagesInMemory(self._images, rows) if device is None else ImagesOnDevice(self._images, rows, device)
-
-    @property
-    def is_cached(self):
-        return type(self._images) is not Images
 
     def cache_bytes(self):
         """Bytes that `cache` takes."""

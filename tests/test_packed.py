@@ -28,7 +28,7 @@ from sarwmix.catalogue import open_dataset
 from sarwmix.errors import DataError
 from sarwmix.packed import CODES, NO_DATA, PackedDataset, as_tensor, decode, encode
 from sarwmix.sen12flood_loader import FloodDataset
-from util.datasets import ImagesWithIds, SamplesWithIds, build_loader, build_test_loader
+from util.datasets import ImagesWithIds, SamplesWithIds, build_loader, build_test_loader, fill_cache
 from util.distributed import Launch, Ranks
 from util.errors import UsageError
 
@@ -398,6 +398,14 @@ def flags(**changes):
                                  "data_cache": "none", **changes})
 
 
+def cached(path, split="train", data_cache="none", **_):
+    """A packed split, in the cache that the flags ask for."""
+    dataset = PackedDataset(path, split)
+    if data_cache != "none":
+        fill_cache(dataset, data_cache, ALONE)
+    return dataset
+
+
 def batches(loader, epochs=2):
     for loader.batch_sampler.epoch in range(epochs):
         yield from loader
@@ -411,14 +419,14 @@ def same_batch(one, other):
 @pytest.mark.parametrize("wrap", (ImagesWithIds, SamplesWithIds))
 def test_batches_are_those_of_the_folders(simulated, stores, changes, wrap):
     expected = batches(build_loader(wrap(BigEarthNetv2(simulated, "train")), flags(), ALONE))
-    found = list(batches(build_loader(wrap(PackedDataset(stores["float32"], "train")), flags(**changes), ALONE)))
+    found = list(batches(build_loader(wrap(cached(stores["float32"], **changes)), flags(**changes), ALONE)))
     assert len(found) == 8 and all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("changes", ({}, {"num_workers": 3}, {"data_cache": "ram"}))
 def test_evaluation_sees_every_sample_in_order(simulated, stores, changes):
     expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), flags(), ALONE))
-    found = list(build_test_loader(PackedDataset(stores["float32"], "val"), flags(**changes), ALONE))
+    found = list(build_test_loader(cached(stores["float32"], "val", **changes), flags(**changes), ALONE))
     assert [len(batch[0]) for batch in found] == [8, 4] and all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -444,9 +452,9 @@ def test_missing_pixels_are_decoded_alike_everywhere(tmp_path):
     assert np.flatnonzero(np.isnan(expected.numpy())).tolist() == [(2 * 1 + 1) * 14400 + 600 + x for x in range(60)]
     assert torch.equal(dataset.decode(dataset.codes(ids), ids)[0].nan_to_num(99), expected.nan_to_num(99))
     for device in (None, "cpu"):
-        cached = PackedDataset(store, "all")
-        cached.cache(device)
-        assert torch.equal(cached.images(ids)[0].nan_to_num(99), expected.nan_to_num(99))
+        held = PackedDataset(store, "all")
+        held.cache(device)
+        assert torch.equal(held.images(ids)[0].nan_to_num(99), expected.nan_to_num(99))
 
 
 def test_pairs_come_as_two_images(tmp_path):
@@ -454,7 +462,7 @@ def test_pairs_come_as_two_images(tmp_path):
     store = packed(tmp_path / "store", "--dataset", "sen12flood", "--data_path", root, "--dtype", "float32")
     for cache in ("none", "ram"):
         loaders = [build_loader(SamplesWithIds(dataset), flags(batch_size=3, data_cache=kind), ALONE)
-                   for dataset, kind in ((FloodDataset(root), "none"), (PackedDataset(store), cache))]
+                   for dataset, kind in ((FloodDataset(root), "none"), (cached(store, data_cache=cache), cache))]
         assert all(same_batch(a, b) for a, b in zip(*map(list, map(batches, loaders)), strict=True))
 
 
@@ -463,7 +471,15 @@ def test_a_cache_that_does_not_fit_is_refused(stores, monkeypatch):
     assert dataset.cache_bytes() == 36 * 2 * 14400 * 2
     monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: 10 ** 15)
     with pytest.raises(UsageError, match="--data_cache ram: split 'train' takes 1000000.0 GB"):
-        build_loader(ImagesWithIds(dataset), flags(data_cache="ram"), ALONE)
+        fill_cache(dataset, "ram", ALONE)
+
+
+def test_a_cache_of_a_later_split_that_does_not_fit_ends_a_run_before_it_starts(program, stores, tmp_path, monkeypatch):
+    size = PackedDataset.cache_bytes
+    monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: size(self) * (10 ** 9 if self.split == "val" else 1))
+    status, _, err = program(main_finetune, "--dataset", "benv2", "--data_path", stores["uint16"], "--finetune", "", "--test_split", "none",
+                             "--model", "mixmim_tiny", "--batch_size", 4, "--data_cache", "ram", "--output_dir", tmp_path / "out")
+    assert status == 2 and "--data_cache ram: split 'val' takes" in err.splitlines()[-1] and not (tmp_path / "out").exists()
 
 
 def test_an_error_in_a_thread_reaches_training(stores, tmp_path):

@@ -57,9 +57,14 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 
 
 def check_data(dataset, args, ranks):
-    """Look for every file, and at some values. Returns what a run records about the data. Raises DataError."""
+    """Look for every file, and at some values; fill the cache. Returns what a run records about the data.
+
+    Raises DataError, and UsageError for a cache that does not fit.
+    """
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
+    if args.data_cache != "none":
+        ranks.together(lambda: fill_cache(dataset, args.data_cache, ranks))
     return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
 
 
@@ -137,8 +142,6 @@ def _loader(samples, sampler, args, ranks, persistent):
 def _packed_loader(samples, sampler, cache, workers, ranks, pin):
     """As `_loader` for a packed store: whole batches, coded until they are on the device that trains, and no processes."""
     dataset, labelled = samples.dataset, isinstance(samples, SamplesWithIds)
-    if cache != "none" and not dataset.is_cached:
-        fill_cache(dataset, cache, ranks)
     if ranks.device.type == "cpu" or cache == "device":
         fetch = dataset.images
 
