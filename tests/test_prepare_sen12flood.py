@@ -9,6 +9,8 @@ import pytest
 from runs import launch
 from test_sen12_align import ROOT, digests, kill_midway
 
+import main_finetune
+from sarwmix import pack
 from sarwmix.sen12flood_loader import FloodDataset
 
 SCRIPT = ROOT / "scripts" / "prepare_sen12flood.sh"
@@ -60,14 +62,14 @@ def test_from_the_zip_to_the_loader(made, archive):
     assert "my\\ out" in output and "python main_finetune.py --dataset sen12flood" in output and "| kept |" in messages.replace("   ", " ")
 
 
-def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_path):
-    run = [sys.executable, ROOT / "main_finetune.py", "--dataset", "sen12flood", "--finetune", "", "--model", "mixmim_tiny", "--batch_size", 2,
-           "--epochs", 1, "--warmup_epochs", 0]
-    launch([sys.executable, "-m", "sarwmix.pack", "--dataset", "sen12flood", "--data_path", made[0], "--dtype", "float32",
-            "--out", tmp_path / "store"])
+def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_path, program):
+    pack.main(["--dataset", "sen12flood", "--data_path", str(made[0]), "--dtype", "float32", "--out", str(tmp_path / "store"), "--workers", "1"])
+    logs = []
     for name, data in (("files", made[0]), ("packed", tmp_path / "store")):
-        launch([*run, "--data_path", data, "--output_dir", tmp_path / name])
-    logs = [json.loads((tmp_path / name / "log.txt").read_text()) for name in ("files", "packed")]
+        status, _, err = program(main_finetune, "--dataset", "sen12flood", "--finetune", "", "--model", "mixmim_tiny", "--batch_size", 2, "--epochs",
+                                 1, "--warmup_epochs", 0, "--num_workers", 0, "--data_path", data, "--output_dir", tmp_path / name)
+        assert status == 0, err
+        logs.append(json.loads((tmp_path / name / "log.txt").read_text()))
     assert logs[0]["train_loss"] == logs[1]["train_loss"] and logs[0]["test_accuracy"] == logs[1]["test_accuracy"]
     assert (tmp_path / "files" / "checkpoint_best.pth").exists()
 
