@@ -56,6 +56,15 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_fault(folder, expected):
+    """What is wrong with a file of a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
+    name, checksum = expected
+    try:
+        return None if sha256_of(Path(folder) / name) == checksum else f"{name} differs"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+
+
 # ---- room ------------------------------------------------------------------------------------------------------------
 
 def room_at(folder):

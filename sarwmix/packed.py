@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 
 from sarwmix.bigearthnet import acquisitions_of, check_root, check_split
 from sarwmix.errors import DataError, data_error
-from sarwmix.files import sha256_of
+from sarwmix.files import file_fault, sha256_of
 from sarwmix.sen12flood_loader import draw_folders, folders_of
 
 MANIFEST, SAMPLES, IMAGES, STATISTICS, BAD = "manifest.json", "samples.parquet", "images.parquet", "statistics.json", "bad.csv"
@@ -119,20 +119,11 @@ def verify(root, crew):
     """Check every file of a store against its checksum. Raises DataError: count and the first five that differ."""
     manifest = crew.on_main(lambda: read_manifest(root))
     expected = {**manifest["files"], **{part["file"]: part["sha256"] for part in manifest["parts"]}}
-    faults = [fault for fault in crew.map(partial(_file_fault, Path(root)), sorted(expected.items()), "files") if fault]
+    faults = [fault for fault in crew.map(partial(file_fault, root), sorted(expected.items()), "files") if fault]
     if faults:
         raise data_error(f"{root}: {len(faults)} of {len(expected)} files are not what was written", faults,
                          "copy them again, or remove them with manifest.json and run sarwmix.pack again")
     return len(expected)
-
-
-def _file_fault(root, expected):
-    """What is wrong with a file of the folder `root`, or None. expected: (name, SHA-256)."""
-    name, checksum = expected
-    try:
-        return None if sha256_of(root / name) == checksum else f"{name} differs"
-    except OSError as error:
-        return f"{name}: {error.strerror}"
 
 
 def _read_table(root, name, manifest, columns=None):

@@ -29,7 +29,7 @@ from sarwmix.archive import open_archive
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
-from sarwmix.files import check_room, claimed, save_array, sha256_of, write_json
+from sarwmix.files import check_room, claimed, file_fault, save_array, sha256_of, write_json
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, CHECKSUMS, DROPPED, IMAGES, KEPT, LAYOUTS, PREPARE, PRUNE,
                                  S1_LIST, SIDE, SPLITS, STEP, read_step)
@@ -216,7 +216,7 @@ def verify(out, crew=Crew()):
     """Compare every file of a dataset with its checksum. Returns their number. Raises DataError: count and first five."""
     out = Path(out)
     rows = crew.on_main(lambda: _listed(out))
-    faults = [fault for fault in crew.map(partial(_fault, out), rows, "files") if fault]
+    faults = [fault for fault in crew.map(partial(file_fault, out), rows, "files") if fault]
     listed = {file for file, _ in rows}
     faults += [f"{name} is not listed" for name in crew.on_main(lambda: _arrays(out)) if name not in listed]
     if faults:
@@ -238,14 +238,6 @@ def _listed(out):
 
 def _arrays(out):
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*.npy"))
-
-
-def _fault(out, row):
-    file, sha256 = row
-    try:
-        return None if sha256_of(out / file) == sha256 else f"{file} is another"
-    except OSError as error:
-        return f"{file} cannot be read ({error.strerror})"
 
 
 def is_complete(out, wanted):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Starting the programs on one or two ranks, and reading and comparing what runs left."""
+import hashlib
 import json
 import os
 import subprocess
@@ -26,6 +27,12 @@ def launch_alike(command):
 def mpirun(*command):
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
+
+
+def digests(folder):
+    """{path: SHA-256} of all files under a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def scalars(folder, name="train_loss"):

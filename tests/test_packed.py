@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The packed store: coding, content equal to what was packed, restart, checks, and the batches that training gets."""
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ import main_pretrain
 from conftest import ROOT
 from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_tif, write_v1, write_v1_zarr,
                               write_v2, write_v2_lmdb)
-from runs import launch, log_of, mpirun
+from runs import digests, launch, log_of, mpirun
 from sarwmix import benv1_to_zarr, pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -48,10 +47,6 @@ def refused(capsys, *flags):
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.count("\n") == 1, message
     return message
-
-
-def tree(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def decoded(codes, scale, offset):
@@ -157,7 +152,7 @@ def test_statistics_are_those_of_the_files(simulated, stores):
 def test_lmdb_and_folders_give_the_same_store(v2, tmp_path):
     write_v2_lmdb(tmp_path)
     a, b = (packed(tmp_path / name, "--dataset", "benv2", "--data_path", source) for name, source in (("a", v2), ("b", tmp_path / "lmdb")))
-    assert tree(a) == tree(b)
+    assert digests(a) == digests(b)
     same_samples(PackedDataset(a, "all"), BigEarthNetv2(v2, "all"), 1e-5)
 
 
@@ -225,7 +220,7 @@ def test_real_v2_samples_from_folder_and_lmdb(tmp_path):
     flags = ["--dataset", "benv2", "--metadata", metadata, "--splits", "train", "--dtype", "float32"]
     stores = [packed(tmp_path / kind, "--data_path", path, *flags)
               for kind, path in (("folder", sample_path("benv2")), ("lmdb", sample_path("benv2", "lmdb")))]
-    assert tree(stores[0]) == tree(stores[1])
+    assert digests(stores[0]) == digests(stores[1])
     same_samples(PackedDataset(stores[0], "train"), BigEarthNetv2(sample_path("benv2"), "train", metadata))
 
 
@@ -255,19 +250,19 @@ def test_killed_and_run_again_it_is_the_same(simulated, stores, tmp_path, seen):
     process.wait()
     assert not (out / "manifest.json").exists()
     launch(command)
-    assert tree(out) == tree(stores["uint16"])
+    assert digests(out) == digests(stores["uint16"])
 
 
 def test_ranks_and_processes_make_the_same_store(simulated, stores, tmp_path):
     launch(mpirun(sys.executable, *PACK, "--data_path", simulated, "--out", tmp_path / "ranks", "--workers", "2"))
-    assert tree(tmp_path / "ranks") == tree(stores["uint16"])
+    assert digests(tmp_path / "ranks") == digests(stores["uint16"])
 
 
 def test_floods_are_packed_and_measured_by_ranks_too(tmp_path):
     root = write_floods(tmp_path / "floods")
     flags = ["--dataset", "sen12flood", "--data_path", root]
     launch(mpirun(sys.executable, "-m", "sarwmix.pack", *flags, "--part_mb", 1, "--out", tmp_path / "ranks", "--workers", 2))
-    assert tree(tmp_path / "ranks") == tree(packed(tmp_path / "alone", *flags, "--part_mb", 1))
+    assert digests(tmp_path / "ranks") == digests(packed(tmp_path / "alone", *flags, "--part_mb", 1))
     launch(mpirun(sys.executable, "-m", "sarwmix.statistics", *flags, "--out", tmp_path / "train.json", "--workers", 1))
     measured = json.loads((tmp_path / "train.json").read_text())
     stored = json.loads((tmp_path / "alone" / "statistics.json").read_text())["train"]
@@ -307,7 +302,7 @@ def test_bad_images_are_all_named_and_can_be_skipped(tmp_path, capsys):
     for path, content in good.items():
         path.write_bytes(content)
     pack.main(list(map(str, flags)))            # does only the parts that had bad images
-    assert tree(tmp_path / "again") == tree(packed(tmp_path / "undisturbed", *flags[:-2]))
+    assert digests(tmp_path / "again") == digests(packed(tmp_path / "undisturbed", *flags[:-2]))
 
 
 # ---- damage and misuse -----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from runs import launch
-from test_sen12_align import ROOT, digests, kill_midway
+from runs import digests, launch
+from test_sen12_align import ROOT, kill_midway
 
 import main_finetune
 from sarwmix import pack

@@ -16,7 +16,7 @@ import pytest
 import rasterio
 from dataset_fixtures import one_line, write_tif
 from rasterio.warp import Resampling, reproject, transform, transform_bounds
-from runs import launch, mpirun
+from runs import digests, launch, mpirun
 from scipy.ndimage import map_coordinates
 
 from conftest import ROOT
@@ -113,12 +113,6 @@ def row_of(out, name):
 
 
 # ---- programs that are stopped ---------------------------------------------------------------------------------------
-
-def digests(folder):
-    """{path: SHA-256} of all files, hidden ones too."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
-
 
 def run(module, *flags):
     return launch([sys.executable, "-m", module, *flags])

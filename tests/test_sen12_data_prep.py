@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 from dataset_fixtures import needs_samples, one_line, sample_path
-from runs import launch, mpirun
-from test_sen12_align import S, digests, image_name, kill_midway, rows_of, truncate, write_image, write_list, write_raw
+from runs import digests, launch, mpirun
+from test_sen12_align import S, image_name, kill_midway, rows_of, truncate, write_image, write_list, write_raw
 
 from sarwmix.errors import DataError
 from sarwmix.sen12_align_s1_to_s2 import align

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
 """Simulated scenes: the statistics of the radar image, the layout of the files, and running again."""
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import rasterio
 from scipy import ndimage, stats
 
+from runs import digests
 from sarwmix import simulate_radar
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.errors import DataError
@@ -38,11 +38,6 @@ def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("simulated") / "dataset"
     assert simulate_dataset(out, SMALL)
     return out
-
-
-def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # ---- speckle ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Simulated floods: what the images show, the layout of the files, and running again."""
 import csv
-import hashlib
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from runs import digests
 from sarwmix.errors import DataError
 from sarwmix.sen12_index import pairs
 from sarwmix.sen12flood_loader import FloodDataset
@@ -33,11 +33,6 @@ def dataset(tmp_path_factory):
     out = tmp_path_factory.mktemp("simulated") / "floods"
     assert simulate_floods(out, SMALL)
     return out
-
-
-def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def rows_of(path):

@@ -13,6 +13,7 @@ import rasterio
 from rasterio.warp import Resampling, reproject
 
 from conftest import ROOT
+from runs import digests
 from dataset_fixtures import one_line
 from sarwmix.errors import DataError
 from sarwmix.rasters import read_band
@@ -40,11 +41,6 @@ def place():
     """A flooded place: (Place, geography, sigma0, water)."""
     first = plan_places(SMALL)[0]
     return first, *simulate_raw_place(first, SMALL)
-
-
-def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def faults_of(made):
