@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,6 +28,15 @@ def launch_alike(command):
 def mpirun(*command):
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
+
+
+def refusal(main, flags, capsys):
+    """The one line with which a program refuses its flags, or what they name, and ends with status 2."""
+    with pytest.raises(SystemExit) as end:
+        main([str(flag) for flag in flags])
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.count("\n") == 1, message
+    return message
 
 
 def digests(folder):

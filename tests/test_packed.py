@@ -19,7 +19,7 @@ import main_pretrain
 from conftest import ROOT
 from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_tif, write_v1, write_v1_zarr,
                               write_v2, write_v2_lmdb)
-from runs import digests, launch, log_of, mpirun
+from runs import digests, launch, log_of, mpirun, refusal
 from sarwmix import benv1_to_zarr, pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -42,11 +42,7 @@ def packed(folder, *flags):
 
 def refused(capsys, *flags):
     """The one line by which sarwmix.pack refuses these flags."""
-    with pytest.raises(SystemExit) as end:
-        pack.main(["--workers", "1", *map(str, flags)])
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count("\n") == 1, message
-    return message
+    return refusal(pack.main, ["--workers", 1, *flags], capsys)
 
 
 def decoded(codes, scale, offset):
@@ -200,9 +196,8 @@ def test_floods_are_packed_image_by_image(tmp_path, layout):
 
 
 def test_statistics_are_not_taken_of_a_store(stores, capsys):
-    with pytest.raises(SystemExit) as end:
-        statistics.main(["--dataset", "benv2", "--data_path", str(stores["uint16"])])
-    assert end.value.code == 2 and "statistics.json; give the data that it was made of" in capsys.readouterr().err
+    flags = ["--dataset", "benv2", "--data_path", stores["uint16"]]
+    assert "statistics.json; give the data that it was made of" in refusal(statistics.main, flags, capsys)
 
 
 def test_parts_of_a_split(stores):
