@@ -2,6 +2,7 @@
 """Finetuning loops: one epoch of steps, and the outputs for a whole split. Knows tensors; no file, no dataset."""
 import logging
 import time
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -44,8 +45,9 @@ def smooth(targets, smoothing):
     return targets * (1 - smoothing) + smoothing / 2
 
 
-def train_one_epoch(model, prepare, criterion, loader, optimizer, scaler, epoch, ranks, args, mixup=None, writer=None):
-    """Train for one epoch; arguments, result and errors as in `run_steps`.
+def train_one_epoch(model, prepare, criterion, loader, optimizer, scaler, epoch, ranks, args, mixup=None, writer=None, progress=None,
+                    between=None):
+    """Train for one epoch; arguments, results and errors as in `run_steps`.
 
     model: a classifier of one image, or of two, maybe under DDP. prepare: BatchPreparation. criterion(logits (B, K)
     float32, targets) → scalar. loader: yields (ids, images, labels), images being a list of dB tensors (B, 2, h, w);
@@ -64,25 +66,30 @@ def train_one_epoch(model, prepare, criterion, loader, optimizer, scaler, epoch,
             logits = model(*images)
         return criterion(logits.float(), targets)
 
-    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer)
+    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer, progress, between)
 
 
 @torch.no_grad()
-def predict(model, prepare, loader, ranks, amp, features=False):
+def predict(model, prepare, loader, ranks, amp, features=False, between=None):
     """Logits, or features, of every sample of a split: (outputs (N, K) float32, labels (N, …)), on the CPU of every rank.
 
     loader: with an InOrderSampler, so that every sample comes exactly once; results are in the order of the dataset.
-    Raises TrainingError if an output is not finite.
+    between() is called after every batch, and equally often on all ranks. Raises TrainingError if an output is not finite.
     """
     was_training = model.training
     model.eval()
     forward = model.forward_features if features else model
     parts, started = [], time.monotonic()
     logged = started
-    for number, (ids, images, labels) in enumerate(loader, 1):
-        with autocast(ranks.device, amp):
-            outputs = forward(*prepare_images(prepare, images, ranks.device))
-        parts.append((ids, outputs.float(), labels))
+    idle = max(ranks.gather(len(loader))) - len(loader)      # batches that another rank has and this one has not
+    for number, batch in enumerate(chain(loader, repeat(None, idle)), 1):
+        if batch is not None:
+            ids, images, labels = batch
+            with autocast(ranks.device, amp):
+                outputs = forward(*prepare_images(prepare, images, ranks.device))
+            parts.append((ids, outputs.float(), labels))
+        if between is not None:
+            between()
         if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
             logged = time.monotonic()
             log.info("batch %d/%d, ETA %.0f s", number, len(loader), (logged - started) / number * (len(loader) - number))

@@ -12,8 +12,8 @@ def draw_micro_batch_mask(model, args, epoch, step, micro):
     return model.draw_mask(args.mask_ratio, generator)
 
 
-def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, args, writer=None):
-    """Train for one epoch; arguments, result and errors as in `run_steps`.
+def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None):
+    """Train for one epoch; arguments, results and errors as in `run_steps`.
 
     model: a MixMIM, maybe under DDP. prepare: BatchPreparation. loader: yields (ids, dB images) micro-batches.
     """
@@ -26,7 +26,7 @@ def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, arg
         with autocast(ranks.device, args.amp):
             return model(x, weights, mask=mask)[0]
 
-    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer)
+    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer, progress, between)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,13 @@ from util.export import export
 from util.feeding import add_force_flag, facts_of, settle_input
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, setup_logging
+from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.reports import (log_headline, log_metrics, log_table, scalars, shown, write_features, write_frame, write_metrics,
                           write_predictions)
 from util.run_directory import RunDirectory
-from util.training import Training, same_run_facts, settle_learning_rate
+from util.training import Training, check_alike, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -200,11 +202,6 @@ def draw_fraction(dataset, share, seed):
     return dataset.subset(np.sort(order[:max(1, round(share * len(dataset)))]))
 
 
-def lost_pixels(dataset):
-    """Non-finite pixels that a dataset has replaced itself so far, in all loader processes."""
-    return dataset.nonfinite.value if hasattr(dataset, "nonfinite") else 0
-
-
 def log_class_balance(dataset, part):
     """A table of how often each class occurs in the whole training split and in what was drawn of it."""
     whole, drawn = dataset.label_table(), part.label_table()
@@ -220,10 +217,10 @@ def log_class_balance(dataset, part):
 # Evaluation
 # --------------------------------------------------------------------------------------------------------------------
 
-def evaluate(task, model, prepare, dataset, args, ranks):
-    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64)."""
+def evaluate(task, model, prepare, dataset, args, ranks, between=None):
+    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64). between: as in `predict`."""
     loader = build_test_loader(dataset, args, ranks, args.dist_eval)
-    logits, labels = predict(model, prepare, loader, ranks, args.amp)
+    logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
     probabilities = task.activate(logits.double())
 
     def measure():
@@ -328,33 +325,42 @@ def build_mixup(args):
                  label_smoothing=0.0, num_classes=args.batch_size)
 
 
-def run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection):
-    """Train from start_epoch to args.stop_epoch; after each epoch evaluate, select, and save."""
+def run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses):
+    """Train from the start to args.stop_epoch; after each epoch evaluate, select, and save."""
     task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
-    wrapped, mixup = distribute(training.model, ranks), build_mixup(args)
+    wrapped, mixup, steps = distribute(training.model, ranks), build_mixup(args), loader.batch_sampler.steps
     size = sum(p.numel() for p in training.model.parameters())
-    for epoch in range(start_epoch, args.stop_epoch):
-        stats = train_one_epoch(wrapped, training.prepare, task.criterion, loader, training.optimizer, training.scaler, epoch, ranks,
-                                args, mixup, directory.writer)
-        metrics, _ = evaluate(task, training.model, training.prepare, splits["val"], args, ranks)
+
+    def save(epoch, progress=None, metrics=None, entry=None, names=()):
+        state = training.state(epoch, args, facts, training.filled(ranks, *splits.values()), progress)
+        state["input"]["classes"] = classes
+        state["selection"] = selection.state_dict()
+        directory.save(state if metrics is None else {**state, "metrics": metrics}, entry, names)
+
+    for epoch in range(start.epoch, args.stop_epoch):
+        unfinished = partial(save, epoch - 1)
+        stats, progress = train_one_epoch(wrapped, training.prepare, task.criterion, loader, training.optimizer, training.scaler, epoch,
+                                          ranks, args, mixup, directory.writer, start.progress if epoch == start.epoch else None,
+                                          pauses.between_steps(epoch, steps, unfinished))
+        metrics, _ = evaluate(task, training.model, training.prepare, splits["val"], args, ranks,
+                              partial(pauses.pause, f"the evaluation of epoch {epoch}", partial(unfinished, progress)))
         held = selection.update(epoch, metrics)
         log.info("Epoch %d  %s  loss %.4f  %s%s", epoch, args.val_split, metrics["loss"],
                  "  ".join(f"{name} {shown(metrics[name])}" for keys in task.headline.values() for name in keys),
                  f"  best by {', '.join(held)}" if held else "")
-        filled = sum(ranks.gather(int(training.prepare.filled) + sum(lost_pixels(dataset) for dataset in splits.values())))
+        filled = training.filled(ranks, *splits.values())
         if filled:
             log.warning("%d no-data or non-finite pixels were filled so far: with %s", filled,
                         "-60 dB" if task is FLOOD else "the channel's mean")
         entry = {**{f"train_{name}": value for name, value in stats.items()},
                  **{f"test_{name}": value for name, value in scalars(metrics).items()},
                  "epoch": epoch, "n_parameters": size, "evaluated_split": args.val_split, "filled_pixels": filled}
-        state = training.state(epoch, args, facts)
-        state["input"]["classes"] = classes
-        directory.save({**state, "metrics": scalars(metrics), "selection": selection.state_dict()}, entry, [FILES[rule] for rule in held])
         if directory.writer is not None:
             for name, value in scalars(metrics).items():
                 directory.writer.add_scalar(f"test_{name}", value, (epoch + 1) * 1000)
-    if start_epoch >= args.stop_epoch:
+        pauses.save(partial(save, epoch, metrics=scalars(metrics), entry=entry, names=[FILES[rule] for rule in held]))
+        pauses.pause(f"epoch {epoch + 1}, step 0/{steps}")
+    if start.epoch >= args.stop_epoch:
         log.info("all %d epochs are done already", args.stop_epoch)
 
 
@@ -367,7 +373,7 @@ def load_selected(path, epoch):
     return state
 
 
-def report(args, ranks, training, splits, selection, folder):
+def report(args, ranks, training, splits, selection, folder, pauses):
     """Evaluate what was selected on the test split, and end with the table that log readers look for."""
     task, rule = TASKS[args.dataset], "best"
     epoch, metrics = selection.best(rule)
@@ -378,7 +384,8 @@ def report(args, ranks, training, splits, selection, folder):
     if "test" in splits:
         path, split = folder / FILES[rule], args.test_split
         training.model.load_state_dict(ranks.together(lambda: load_selected(path, epoch))["model"])
-        metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks)
+        metrics, _ = evaluate(task, training.model, training.prepare, splits["test"], args, ranks,
+                              partial(pauses.pause, "the final evaluation"))
         log_metrics(metrics, splits["test"].CLASSES)
         ranks.on_main(lambda: write_metrics(folder / f"eval_{split}.json", metrics, checkpoint=str(path), dataset=args.dataset,
                                             split=split, samples=len(splits["test"]), epoch=epoch))
@@ -401,22 +408,24 @@ def finetune(args, ranks):
         log_class_balance(whole, splits["train"])
     loader = ranks.together(lambda: build_loader(SamplesWithIds(splits["train"]), args, ranks))
     summary = {name: check_data(dataset, args, ranks) for name, dataset in splits.items()}
-    global_batch = settle_learning_rate(args, ranks, len(splits["train"]), loader.batch_sampler.steps)
+    steps = loader.batch_sampler.steps
+    global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
     training = ranks.together(lambda: build_training(args, ranks.device))
     facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, [summary[name]["fingerprint"] for name in ("train", "val")])
     selection = Selection(TASKS[args.dataset].name)
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        state = ranks.together(lambda: training.resume(args, facts))
-        start_epoch = args.start_epoch if state is None else state["epoch"] + 1
-        if state is not None:
-            selection.load_state_dict(state["selection"])
-        directory.begin(training.record(args, ranks, summary, global_batch), start_epoch, args.log_dir, args.overwrite)
+        start = ranks.together(lambda: training.resume(args, facts, steps))
+        check_alike(start, ranks, args.output_dir)
+        if start.selection is not None:
+            selection.load_state_dict(start.selection)
+        directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
         if args.train_fraction < 1:
             ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))
-        run_epochs(args, ranks, training, splits, loader, directory, start_epoch, facts, selection)
-        log.info("Training time %s", duration(time.monotonic() - started))
-        report(args, ranks, training, splits, selection, directory.path)
+        with Pauses(args, ranks, training.bytes()) as pauses:
+            run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses)
+            log.info("Training time %s", duration(time.monotonic() - started))
+            report(args, ranks, training, splits, selection, directory.path, pauses)
 
 
 def main():

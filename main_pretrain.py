@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.feeding import add_force_flag, settle_input
 from util.misc import duration, setup_logging
+from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
-from util.training import Training, same_run_facts, settle_learning_rate
+from util.training import Training, check_alike, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -135,15 +137,13 @@ def prepare_data(args, ranks):
     return dataset, loader, check_data(dataset, args, ranks)
 
 
-def start_epoch_of(args, facts, training):
-    """Fill model, optimizer and scaler from --resume or --finetune; the epoch to start with. Raises UsageError."""
-    state = training.resume(args, facts)
-    if state is not None:
-        return state["epoch"] + 1
-    if args.finetune:
+def start_of(args, facts, training, steps):
+    """Fill model, optimizer and scaler from --resume or --finetune; where to start. Raises UsageError."""
+    start = training.resume(args, facts, steps)
+    if start.source is None and args.finetune:
         resampled = initialise(training.model, load_checkpoint(args.finetune), args.finetune)
         log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
-    return args.start_epoch
+    return start
 
 
 def reconstruct_samples(model, prepare, dataset, ids, args):
@@ -198,25 +198,32 @@ def run_inference(args, ranks):
     write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
 
 
-def run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts):
-    """Train from start_epoch to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
-    model, prepare = training.model, training.prepare
-    wrapped = distribute(model, ranks)
+def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
+    """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
+    wrapped, steps = distribute(training.model, ranks), loader.batch_sampler.steps
     shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
-    for epoch in range(start_epoch, args.stop_epoch):
-        stats = train_one_epoch(wrapped, prepare, loader, training.optimizer, training.scaler, epoch, ranks, args, directory.writer)
-        filled = sum(ranks.gather(int(prepare.filled)))
+
+    def save(epoch, progress=None, entry=None, names=()):
+        directory.save(training.state(epoch, args, facts, training.filled(ranks), progress), entry, names)
+
+    for epoch in range(start.epoch, args.stop_epoch):
+        done = epoch + 1
+        stats, _ = train_one_epoch(wrapped, training.prepare, loader, training.optimizer, training.scaler, epoch, ranks, args,
+                                   directory.writer, start.progress if epoch == start.epoch else None,
+                                   pauses.between_steps(epoch, steps, partial(save, epoch - 1)))
+        filled = training.filled(ranks)
         if filled:
             log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
-        done = epoch + 1
-        entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
-        directory.save(training.state(epoch, args, facts), entry, (f"checkpoint_{done}.pth",) if done in args.save_epochs else ())
         if done in args.save_epochs and ranks.is_main:
-            result = reconstruct_samples(model, prepare, dataset, shown, args)
+            result = reconstruct_samples(training.model, training.prepare, dataset, shown, args)
             picture = save_picture(directory.path / f"reconstruction_{done}.png", {"prediction": result},
                                    dataset.ids[shown].tolist(), args.norm_pix_loss)
             directory.writer.add_image("reconstruction", picture, done, dataformats="HWC")
-    if start_epoch >= args.stop_epoch:
+        entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
+        pauses.save(partial(save, epoch, entry=entry, names=(f"checkpoint_{done}.pth",) if done in args.save_epochs else ()))
+        if done < args.stop_epoch:
+            pauses.pause(f"epoch {done}, step 0/{steps}")
+    if start.epoch >= args.stop_epoch:
         log.info("all %d epochs are done already", args.stop_epoch)
 
 
@@ -224,14 +231,17 @@ def pretrain(args, ranks):
     """The whole job, from flags to checkpoints."""
     started = time.monotonic()
     dataset, loader, summary = prepare_data(args, ranks)
-    global_batch = settle_learning_rate(args, ranks, len(dataset), loader.batch_sampler.steps)
+    steps = loader.batch_sampler.steps
+    global_batch = settle_learning_rate(args, ranks, len(dataset), steps)
     training = build_training(args, ranks.device)
     facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["fingerprint"])
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        start_epoch = ranks.together(lambda: start_epoch_of(args, facts, training))
-        directory.begin(training.record(args, ranks, summary, global_batch), start_epoch, args.log_dir, args.overwrite)
-        run_epochs(args, ranks, training, loader, dataset, directory, start_epoch, facts)
+        start = ranks.together(lambda: start_of(args, facts, training, steps))
+        check_alike(start, ranks, args.output_dir)
+        directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
+        with Pauses(args, ranks, training.bytes()) as pauses:
+            run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses)
     log.info("Training time %s", duration(time.monotonic() - started))
 
 

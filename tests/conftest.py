@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What several test files need: a small simulated dataset, and the main programs run as a user runs them."""
+"""What several test files need: a small simulated dataset, the main programs run as a user runs them, counts of faults."""
 import logging
 import signal
 import subprocess
@@ -9,6 +9,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+COUNTS = {}       # what was tried → [times it went as it must, times it was tried]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--campaign", action="store_true", help="inject faults by the hundred, as for the table in docs/RELIABILITY.md, "
+                                                             "and not only the few of a usual run")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if COUNTS:
+        terminalreporter.section("faults injected")
+        for what, (good, tried) in sorted(COUNTS.items()):
+            terminalreporter.write_line(f"{what}: {good} of {tried}")
+
+
+@pytest.fixture(scope="session")
+def campaign(request):
+    """Whether faults are to be injected by the hundred."""
+    return request.config.getoption("--campaign")
+
+
+@pytest.fixture(scope="session")
+def count():
+    """count(what, good): note that something was tried, and whether it went as it must, for the summary. Returns good."""
+    def note(what, good):
+        entry = COUNTS.setdefault(what, [0, 0])
+        entry[0] += bool(good)
+        entry[1] += 1
+        return good
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def finished(data, pretraining, tmp_path_factory):
 
 def test_files_and_log_of_a_run(finished):
     folder, _ = finished
-    assert set(os.listdir(folder)) - {".lock"} == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth", "checkpoint_best_mbr.pth",
+    assert {name for name in os.listdir(folder) if not name.endswith(".sha256")} - {".lock"} == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth", "checkpoint_best_mbr.pth",
                                                    "checkpoint_best_default.pth", "log.txt", "run.json", "eval_test.json", "tensorboard"}
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2]

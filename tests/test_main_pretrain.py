@@ -43,7 +43,8 @@ def finished(simulated, tmp_path_factory):
 def test_files_of_a_run(finished, simulated):
     folder, result = finished
     names = set(os.listdir(folder)) - {".lock"}
-    assert names == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth", "log.txt", "run.json",
+    assert {name.removesuffix(".sha256") for name in names if name.endswith(".sha256")} == {name for name in names if name.endswith(".pth")}
+    assert {name for name in names if not name.endswith(".sha256")} == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth", "log.txt", "run.json",
                      "reconstruction_2.png", "reconstruction_4.png", "tensorboard"}
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: written so that a killed run never leaves half of one, read so that nothing in them is executed."""
+"""Checkpoints: written so that a killed run never leaves half of one, read so that nothing in them is executed.
+
+Each has a sidecar with its SHA-256, `checkpoint.pth.sha256`, in the format of sha256sum. It is written before the
+checkpoint takes its name, and then allows both the new one and the one that it replaces; so it is never wrong.
+"""
 import argparse
+import hashlib
 import json
 import logging
 import os
 import pickle
 import shutil
+import struct
+import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,11 +24,30 @@ from util.errors import UsageError
 from util.pos_embed import fit_position_weights
 
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint_previous.pth"
+ZIP_SIGN = b"PK\x03\x04"
 EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
 log = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------------------------
+
+def _staged(path):
+    """The temporary file beside `path`, on the same file system, that is to take its place."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync_folder(path):
+    """Have the disk know which names the files of a folder have."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_atomically(path, write):
@@ -30,66 +57,149 @@ def write_atomically(path, write):
     …) with the old file untouched and the temporary one removed.
     """
     path = Path(path)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _filled(path, write) as staged:
+        os.replace(staged, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def _filled(path, write):
+    """A temporary file beside path, filled by write(file) and flushed to the disk; it is gone at the end, or has moved."""
+    staged = _staged(path)
     try:
         with open(staged, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
+        yield staged
     finally:
         staged.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+class _Hashed:
+    """A file to write to that tells a hash what was meant to be written, whatever the disk makes of it."""
+
+    def __init__(self, file, sha256):
+        self._file, self._sha256 = file, sha256
+
+    def write(self, data):
+        self._sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self):
+        self._file.flush()
+
+
+def sidecar(path):
+    """The file with the checksum of a checkpoint, as sha256sum writes it."""
+    return Path(f"{path}.sha256")
+
+
+def _digests(path):
+    """The checksums that the sidecar of a checkpoint allows: one, or two if a save was interrupted; none without sidecar."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        lines = sidecar(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line.split()[0] for line in lines if line.strip()]
 
 
-def _give_second_name(path, name):
-    """Make `name`, beside path, the same file in one step; a copy where the file system has no hard links."""
-    staged = path.with_name(f".{name}.{os.getpid()}.tmp")
+def _digest_of(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(path):
+    """The one checksum of a checkpoint. Of one that is damaged it is that of what it should be."""
+    known = _digests(path)
+    if len(known) == 1:
+        return known[0]
+    found = _digest_of(path)
+    return found if found in known or not known else known[0]
+
+
+def _put(staged, path, digest):
+    """Give a file its final name, and a sidecar. At every moment the sidecar is right for what has the name."""
+    def write_sidecar(*digests):
+        write_atomically(sidecar(path), lambda file: file.write("".join(f"{each}  {path.name}\n" for each in digests).encode()))
+
+    replaced = [_digest(path)] if path.exists() else []
+    write_sidecar(digest, *replaced)
+    os.replace(staged, path)
+    _sync_folder(path.parent)
+    if replaced:
+        write_sidecar(digest)
+
+
+def _give_second_name(path, other):
+    """Make `other` the same checkpoint as `path`; a copy where the file system has no hard links, or is another one."""
+    staged, digest = _staged(other), _digest(path)
     staged.unlink(missing_ok=True)
     try:
         os.link(path, staged)
     except OSError:
-        with open(path, "rb") as source:
-            write_atomically(path.with_name(name), lambda file: shutil.copyfileobj(source, file))
+        with open(path, "rb") as source, _filled(other, lambda file: shutil.copyfileobj(source, file)) as staged:
+            _put(staged, other, digest)
     else:
-        os.replace(staged, path.with_name(name))
+        _put(staged, other, digest)
 
 
 def save_checkpoint(folder, state, names=()):
     """Write `state` as the latest checkpoint of a run, keeping the one before; and under `names`, if there are any.
 
-    state: dict of tensors and plain values (so that it loads with weights_only). LATEST is replaced last: a run that is
-    killed in between repeats the epoch, and writes the other names again. Raises UsageError when it cannot be written,
-    for lack of space or permission; the earlier checkpoint is then intact.
+    state: dict of tensors and plain values (so that it loads with weights_only). Each file has its checksum beside it.
+    LATEST is replaced last: a run that is killed in between repeats the epoch, and writes the other names again. Raises
+    UsageError when it cannot be written, for lack of space or permission; the earlier checkpoint is then intact.
     """
     folder = Path(folder)
     try:
         if (folder / LATEST).exists():
-            _give_second_name(folder / LATEST, PREVIOUS)         # so that LATEST is there at every moment
+            _give_second_name(folder / LATEST, folder / PREVIOUS)         # so that LATEST is there at every moment
         first, *others = *names, LATEST
-        write_atomically(folder / first, lambda file: torch.save(state, file))
+        sha256 = hashlib.sha256()
+        with _filled(folder / first, lambda file: torch.save(state, _Hashed(file, sha256))) as staged:
+            _put(staged, folder / first, sha256.hexdigest())
         for name in others:
-            _give_second_name(folder / first, name)
+            _give_second_name(folder / first, folder / name)
     except (OSError, RuntimeError) as error:         # torch.save turns a failed write into a RuntimeError
         raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({str(error).splitlines()[0]}); the one "
                          f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error
 
 
+def go_on_from(path, folder):
+    """Make a checkpoint, which was loaded, the latest of the run in a folder, so that nothing can go on from another one."""
+    latest = Path(folder) / LATEST
+    if not (latest.exists() and os.path.samefile(path, latest)):
+        _give_second_name(Path(path), latest)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------------------------
+
 def load_checkpoint(path):
     """Read a checkpoint of ours or of the released code, or an exported folder, onto the CPU; a dict with at least "model".
 
-    Only tensors, plain containers and argparse.Namespace are unpickled; "args" is returned as a dict. Raises UsageError
-    that names the file if it is missing, damaged, not a checkpoint, or holds anything else.
+    A checkpoint with a checksum beside it is held against that first. Only tensors, plain containers and
+    argparse.Namespace are unpickled; "args" is returned as a dict. Raises UsageError that names the file if it is missing,
+    damaged, not a checkpoint, or holds anything else.
     """
     path = Path(path)
     if path.is_dir():
         return _load_exported(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such checkpoint")
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(len(ZIP_SIGN))
+        allowed = _digests(path)
+        if allowed and _digest_of(path) not in allowed:
+            raise UsageError(f"{path}: damaged, as its checksum is not that of {sidecar(path).name}; use another, or the one before it "
+                             f"({PREVIOUS}). If you changed it yourself, remove {sidecar(path).name}")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: there is no such checkpoint") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    if beginning == ZIP_SIGN:
+        _check_container(path)
     try:
         with torch.serialization.safe_globals(ALLOWED_CLASSES):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,14 +207,41 @@ def load_checkpoint(path):
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "its content is not allowed")
         raise UsageError(f"{path}: refused, as loading it would run code from the file or it is damaged "
                          f"({reason.strip()[:160]})") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{path}: damaged or not a checkpoint ({(str(error).splitlines() or ['empty'])[0][:160]}); use "
-                         f"another, or the one before it ({PREVIOUS})") from None
+    except Exception as error:      # there is no end to what a damaged pickle can raise
+        raise _damaged(path, (str(error).splitlines() or ["empty"])[0]) from None
+    return _checked(path, state)
+
+
+def _damaged(path, reason):
+    return UsageError(f"{path}: damaged or not a checkpoint ({reason[:160]}); use another, or the one before it ({PREVIOUS})")
+
+
+def _check_container(path):
+    """Refuse a zip that would take more memory than it has bytes: torch.save packs nothing. Raises UsageError."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            packed = [info.filename for info in file.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            total = sum(info.file_size for info in file.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError, struct.error) as error:
+        raise _damaged(path, str(error)) from None
+    if packed or total > path.stat().st_size:
+        raise _damaged(path, f"its {packed[0] if packed else 'content'} is packed, which PyTorch's never is")
+
+
+def _checked(path, state):
+    """A loaded checkpoint, when its parts are what they should be. Raises UsageError."""
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UsageError(f"{path}: not a checkpoint of this program or of the released code: it has no 'model'")
     if isinstance(state.get("args"), argparse.Namespace):
         state["args"] = vars(state["args"])
-    return state
+    strange = [name for name, value in state["model"].items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
+    if strange:
+        raise _damaged(path, f"its 'model' has {strange[0]!r}, which is no tensor")
+    for part, kind in (("args", dict), ("input", dict), ("run", dict), ("optimizer", dict), ("scaler", dict), ("epoch", int),
+                       ("progress", dict), ("selection", dict), ("filled", int), ("bits", dict)):
+        if part in state and not isinstance(state[part], kind) and state[part] is not None:
+            raise _damaged(path, f"its '{part}' is no {kind.__name__}")
+    return {part: value for part, value in state.items() if value is not None}
 
 
 def _load_exported(folder):
@@ -124,9 +261,13 @@ def _load_exported(folder):
 def load_latest(folder):
     """The newest loadable checkpoint of a run, as (state, path), or (None, None) if the run has none yet.
 
-    Falls back from the latest to the one before with a warning. Raises UsageError if there are some but none loads.
+    Falls back with a warning from the latest to the one before, and to those kept under other names, the newest first.
+    Raises UsageError if there are some but none loads.
     """
-    candidates = [Path(folder) / name for name in (LATEST, PREVIOUS) if (Path(folder) / name).exists()]
+    folder = Path(folder)
+    last = [folder / LATEST, folder / PREVIOUS]
+    kept = sorted(set(folder.glob("checkpoint*.pth")) - set(last), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    candidates = [path for path in (*last, *kept) if path.exists()]
     for path in candidates:
         try:
             return load_checkpoint(path), path
@@ -171,7 +312,9 @@ def restore(state, path, model, optimizer, scaler):
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
         int(state["epoch"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        if "progress" in state:
+            int(state["progress"]["step"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path}: does not fit this run ({str(error).splitlines()[0][:160]}); to start from its weights only, "
                          f"use --finetune") from None
 

@@ -105,9 +105,10 @@ def rendezvous(launch, port=None, env=os.environ):
 class Ranks:
     """The process group as the programs see it; with one process every call is the identity."""
 
-    def __init__(self, launch, device):
+    def __init__(self, launch, device, side=None):
         self.launch, self.device = launch, device
         self.rank, self.world_size = launch.rank, launch.world_size
+        self._side, self._agreement = side, None      # process group over the CPU, so that no GPU is waited for
 
     @property
     def is_main(self):
@@ -125,8 +126,29 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        td.all_gather_object(values, value)
+        td.all_gather_object(values, value, group=self._side)
         return values
+
+    def agree(self, wish):
+        """The largest of the integers that the ranks gave to the call before this one, 0 at the first; alike on all ranks.
+
+        This call's are exchanged in the background, so that nobody waits; with one process the answer is its own wish.
+        """
+        if self.world_size == 1:
+            return wish
+        answer = self.forget_agreement()
+        wishes = torch.tensor(wish)
+        self._agreement = wishes, td.all_reduce(wishes, td.ReduceOp.MAX, group=self._side, async_op=True)
+        return answer
+
+    def forget_agreement(self):
+        """Have the next `agree` answer 0, whatever was wished for so far. Returns what it would have answered."""
+        if self._agreement is None:
+            return 0
+        wishes, exchange = self._agreement
+        exchange.wait()
+        self._agreement = None
+        return int(wishes)
 
     def together(self, work):
         """Run work() on every rank and return its result; if it fails anywhere, every rank raises the first failure.
@@ -152,6 +174,7 @@ class Ranks:
 
     def close(self):
         if self.world_size > 1 and td.is_initialized():
+            self.forget_agreement()
             td.destroy_process_group()
 
 
@@ -188,20 +211,22 @@ def start_ranks(args):
         torch.cuda.set_device(device)
     elif launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
+    side = None
     if launch.world_size > 1:
+        timeout = datetime.timedelta(minutes=args.dist_timeout)
         if launch.launcher != "torchrun" and args.dist_url == "env://":
             address, port = rendezvous(launch, args.port)
             os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
         try:
             td.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=args.dist_url,
                                   rank=launch.rank, world_size=launch.world_size,
-                                  timeout=datetime.timedelta(minutes=args.dist_timeout),
-                                  device_id=device if device.type == "cuda" else None)
+                                  timeout=timeout, device_id=device if device.type == "cuda" else None)
+            side = td.new_group(backend="gloo", timeout=timeout)
         except (RuntimeError, ValueError) as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if args.dist_url == "env://" else args.dist_url
             raise UsageError(f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
                              f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR") from None
-    return Ranks(launch, device)
+    return Ranks(launch, device, side)
 
 
 def distribute(model, ranks):

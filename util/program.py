@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import re
 import sys
 import time
 import traceback
@@ -10,10 +11,14 @@ import traceback
 import torch.distributed as td
 
 from util.distributed import detect_launch
-from util.errors import TrainingError, UsageError
+from util.errors import Stopped, TrainingError, UsageError
+from util.pauses import add_pause_flags
 
 # How gloo and NCCL word it when another rank is gone.
 LOST_RANK_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
+OUT_OF_MEMORY_SIGNS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+LOST_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)")
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 def _fail(line, status):
@@ -57,7 +62,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_program(main, *input_errors):
-    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 when training cannot go on.
+    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 when training cannot go on;
+    128 + the number of a signal that asked a run to end.
 
     Each failure is reported in one line, by the rank it happened on.
     """
@@ -77,29 +83,46 @@ def run_program(main, *input_errors):
 
 
 def _outcome(main, input_errors):
-    name = os.path.basename(sys.argv[0])
-    rank = detect_launch().rank
+    name, rank = os.path.basename(sys.argv[0]), detect_launch().rank
+
+    def fail(error, line, status):
+        """The line from the one rank that it happened on, or that is to speak for all; the status on every rank."""
+        return _fail(f"{name}: {line}", status) if getattr(error, "reported_by", rank) == rank else status
+
     try:
         main()
         return 0
     except (UsageError, *input_errors) as error:
         # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
         line = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        return _fail(f"{name}: error: {line}", 2) if getattr(error, "reported_by", rank) == rank else 2
-    except TrainingError as error:
-        return _fail(f"{name}: stopped: {error}", 1) if rank == 0 else 1
+        return fail(error, f"error: {line}", 2)
+    except (TrainingError, Stopped) as error:          # raised by all ranks together
+        error.reported_by = 0
+        if isinstance(error, Stopped) and td.is_initialized():
+            td.destroy_process_group()
+        return fail(error, f"stopped: {error}", getattr(error, "status", 1))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FAULTS:
             raise
-        return _fail(f"{name}: error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room, "
-                     f"then go on with --resume auto", 1)
-    except RuntimeError as error:
+        return fail(error, f"error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room or mend the "
+                           f"disk, then go on with --resume auto", 1)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
+            return fail(error, f"error: rank {rank} is out of memory ({_first_line(error)}); lower --batch_size, and raise --accum_iter by as "
+                               f"much to keep the global batch", 1)
+        if LOST_WORKER.search(str(error)):
+            return fail(error, f"error: a loader process of rank {rank} died ({_first_line(error)}), perhaps for want of memory; lower "
+                               f"--num_workers", 1)
         if not (td.is_initialized() and any(sign in str(error) for sign in LOST_RANK_SIGNS)):
             raise
         time.sleep(2)         # the launcher reports who ends first, which should be the rank that knows why
-        return _fail(f"{name}: rank {rank} ends because another rank is gone; that one's message says why", 1)
+        return fail(error, f"rank {rank} ends because another rank is gone; that one's message says why", 1)
     except KeyboardInterrupt:
         return _fail(f"{name}: interrupted", 130)
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr):
@@ -130,6 +153,7 @@ def add_run_flags(parser, *, output_dir):
     group.add_argument("--overwrite", action="store_true", help="replace the run that output_dir holds")
     group.add_argument("--resume", default="", metavar="auto|PATH",
                        help="continue a run exactly: from PATH, or 'auto' from output_dir if there is something to continue")
+    add_pause_flags(group)
     group.add_argument("--start_epoch", type=int, default=0, metavar="N", help="epoch to start at, 0-based; --resume sets it")
     group.add_argument("--seed", type=int, default=0, help="of the initialisation, the sample order, flips and masks")
     group.add_argument("--log_freq", type=int, default=20, metavar="N", help="steps between console lines")
@@ -165,9 +189,11 @@ def check_common_flags(args):
     for name, least in (("batch_size", 1), ("accum_iter", 1), ("epochs", 1), ("log_freq", 1), ("start_epoch", 0), ("seed", 0),
                         ("warmup_epochs", 0), ("weight_decay", 0), ("min_lr", 0), ("blr", 0)):
         need(getattr(args, name) >= least, f"--{name} {getattr(args, name)}: must be at least {least}")
-    for name in ("lr", "clip_grad", "dist_timeout"):
+    for name in ("lr", "clip_grad", "dist_timeout", "walltime"):
         value = getattr(args, name)
         need(value is None or value > 0, f"--{name} {value}: must be above 0")
+    need(args.save_every_steps is None or args.save_every_steps >= 1, f"--save_every_steps {args.save_every_steps}: must be at least 1")
+    need(args.save_every_minutes >= 0, f"--save_every_minutes {args.save_every_minutes:g}: must be at least 0")
     need(args.num_workers is None or args.num_workers >= 0, f"--num_workers {args.num_workers}: must be at least 0")
     need(args.port is None or 0 < args.port < 65536, f"--port {args.port}: must be between 1 and 65535")
     if args.stop_epoch is None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from util.checkpoint import LATEST, PREVIOUS, save_checkpoint, write_atomically
-from util.errors import UsageError
+from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
+from util.errors import Stopped, UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
+CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "checkpoint_best*.pth")
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
-OWN_FILES = (LOG, RECORD, LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "checkpoint_best*.pth", "reconstruction_*.png", "train_ids.csv",
+OWN_FILES = (LOG, RECORD, *CHECKPOINTS, *(sidecar(name).name for name in CHECKPOINTS), "reconstruction_*.png", "train_ids.csv",
              "eval_*.json")
 HALF_WRITTEN = ".*.[0-9]*.tmp"     # what a killed run was writing
 
@@ -38,24 +39,36 @@ class RunDirectory:
     def __enter__(self):
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, _):
+        if self.writer:
+            self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {error}")
         self.close()
 
     def open(self, resume=False, overwrite=False):
         """Lock the folder. Nothing in it is touched before `begin`."""
         self.ranks.on_main(lambda: self._open(resume, overwrite))
 
-    def begin(self, record, start_epoch=0, log_dir=None, overwrite=False):
-        """Clear an earlier run away (overwrite), or cut its logs back to start_epoch; write run.json, open TensorBoard."""
-        self.ranks.on_main(lambda: self._begin(record, start_epoch, log_dir or self.path / "tensorboard", overwrite))
+    def begin(self, record, start, steps, log_dir=None, overwrite=False):
+        """Clear an earlier run away (overwrite), or cut its logs back to the start; write run.json, open TensorBoard.
 
-    def save(self, state, entry, names=()):
-        """At an epoch's end: the latest checkpoint, also under `names` if given, and a line in log.txt."""
+        record: what the run is. start: `util.training.Start`; steps: of an epoch.
+        """
+        self.ranks.on_main(lambda: self._begin(record, start, steps, log_dir or self.path / "tensorboard", overwrite))
+
+    def save(self, state, entry=None, names=()):
+        """Make `state` the latest checkpoint; at an epoch's end with a line for log.txt, and also under `names`, if given.
+
+        What belongs into the logs is there before: lines without their checkpoint are cut off when the run goes on, and
+        one that is missing would be missing for ever.
+        """
         def work():
-            save_checkpoint(self.path, state, names)
-            with open(self.path / LOG, "a") as file:
-                file.write(json.dumps(entry) + "\n")
             self.writer.flush()
+            if entry is not None:
+                with open(self.path / LOG, "a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            save_checkpoint(self.path, state, names)
 
         self.ranks.on_main(work)
 
@@ -122,19 +135,40 @@ class RunDirectory:
     def _own_files(self):
         return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
 
-    def _begin(self, record, start_epoch, log_dir, overwrite):
+    def _begin(self, record, start, steps, log_dir, overwrite):
         if overwrite:
             for path in (*self._own_files(), *Path(log_dir).glob("events.out.tfevents.*")):
                 path.unlink()
         for path in self.path.glob(HALF_WRITTEN):
             path.unlink()
-        self._cut_log(start_epoch)
-        path = self.path / RECORD
-        if path.exists():
-            before = json.loads(path.read_text())
+        if start.source is not None:
+            go_on_from(start.source, self.path)
+        self._cut_log(start.epoch)
+        before = self._read_record()
+        if before:
             record = {**record, "earlier": [*before.pop("earlier", []), before]}
-        write_atomically(path, lambda file: file.write(json.dumps(record, indent=1).encode()))
-        self.writer = SummaryWriter(log_dir, purge_step=start_epoch * 1000 + 1)
+        self._write_record({**record, "outcome": "running"})
+        self.writer = SummaryWriter(log_dir, purge_step=int((start.epoch + start.step / steps) * 1000) + 1)
+
+    def _read_record(self):
+        path = self.path / RECORD
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError) as error:
+            log.warning("%s: cannot be read (%s), and is written anew", path, error)
+            return {}
+
+    def _write_record(self, record):
+        write_atomically(self.path / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
+
+    def _record_end(self, outcome):
+        """Say in run.json how the run ended. It has ended one way or another, so a full disk is no error any more."""
+        try:
+            self._write_record({**self._read_record(), "outcome": outcome})
+        except OSError as error:
+            log.warning("%s: could not be written (%s)", self.path / RECORD, error)
 
     def _cut_log(self, start_epoch):
         path = self.path / LOG

@@ -20,15 +20,19 @@ def epoch_order(num_samples, seed, epoch):
 
 
 class MicroBatchSampler(torch.utils.data.Sampler):
-    """Yields the ids of this rank's micro-batches, epoch by epoch; the last, incomplete global batch is left out."""
+    """Yields the ids of this rank's micro-batches of an epoch; the last, incomplete global batch is left out.
+
+    epoch, first_step: set before each pass; a run that is continued in mid-epoch starts with a later step.
+    """
 
     def __init__(self, num_samples, batch_size, accum_iter=1, rank=0, world_size=1, seed=0):
         self.num_samples, self.batch_size, self.accum_iter = num_samples, batch_size, accum_iter
-        self.rank, self.world_size, self.seed, self.epoch = rank, world_size, seed, 0
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.epoch = self.first_step = 0
         self.steps = num_samples // (batch_size * accum_iter * world_size)
 
     def __len__(self):
-        return self.steps * self.accum_iter
+        return (self.steps - self.first_step) * self.accum_iter
 
     def global_batch(self, epoch, step):
         """The ids of one step, all ranks together: (world_size · accum_iter, batch_size)."""
@@ -37,8 +41,8 @@ class MicroBatchSampler(torch.utils.data.Sampler):
         return order[step * size:(step + 1) * size].reshape(-1, self.batch_size)
 
     def __iter__(self):
-        order = epoch_order(self.num_samples, self.seed, self.epoch)
-        order = order[:self.steps * self.batch_size * self.accum_iter * self.world_size]
+        size = self.batch_size * self.accum_iter * self.world_size
+        order = epoch_order(self.num_samples, self.seed, self.epoch)[self.first_step * size:self.steps * size]
         for ids in order.reshape(-1, self.world_size, self.batch_size)[:, self.rank]:
             yield ids.tolist()
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from functools import partial
 
 import torch
 
@@ -57,24 +58,29 @@ def optimizer_step(parameters, optimizer, scaler, clip_grad):
 
 
 class StepRecord:
-    """Loss and gradient norm of every step of an epoch. They stay on the device and are read at log steps only."""
+    """Loss and gradient norm of every step of an epoch. They stay on the device and are read at log steps and saves only.
 
-    def __init__(self, steps, ranks, scaled):
-        self.ranks, self.scaled, self.read, self.skipped = ranks, scaled, 0, 0
+    progress: what `progress` gave for the first steps of the epoch, where a run goes on in the middle of one.
+    """
+
+    def __init__(self, steps, ranks, scaled, progress=None):
+        progress = progress or {"step": 0, "losses": torch.zeros(0), "grad_norm": 0.0, "skipped": 0}
+        self.ranks, self.scaled = ranks, scaled
+        self.read, self.losses = progress["step"], progress["losses"].tolist()
+        self.grad_norm, self.skipped = progress["grad_norm"], progress["skipped"]
         self.values = torch.zeros(2, steps, device=ranks.device)
-        self.seen = []
 
     def add(self, step, loss, grad_norm):
         self.values[0, step], self.values[1, step] = loss, grad_norm
 
-    def collect(self, step, epoch, describe_step):
-        """Read the steps since the last call, averaged over ranks: (mean loss, last gradient norm).
+    def collect(self, done, epoch, describe_step):
+        """Read what the steps before step `done` gave, averaged over ranks, into losses and grad_norm (the last).
 
         Raises TrainingError, on all ranks alike, at the first loss or norm that is not finite. With a scaled loss (fp16)
         a norm may overflow, as that step is then skipped; but not many times in a row.
         """
-        recent = self.ranks.mean(self.values[:, self.read:step + 1].clone()).tolist()
-        for i, (loss, norm) in enumerate(zip(*recent)):
+        recent = self.ranks.mean(self.values[:, self.read:done].clone()).tolist()
+        for step, (loss, norm) in enumerate(zip(*recent), self.read):
             bad = None
             if not abs(loss) < float("inf"):
                 bad = f"loss {loss}"
@@ -87,49 +93,67 @@ class StepRecord:
             else:
                 self.skipped = 0
             if bad:
-                raise TrainingError(f"epoch {epoch}, step {self.read + i}: {bad}; {describe_step(epoch, self.read + i)}")
-        self.read = step + 1
-        self.seen += recent[0]
-        return sum(recent[0]) / len(recent[0]), recent[1][-1]
+                raise TrainingError(f"epoch {epoch}, step {step}: {bad}; {describe_step(epoch, step)}; the last checkpoint is of before")
+            self.losses.append(loss)
+            self.grad_norm = norm
+        self.read = done
+
+    def progress(self):
+        """How far the epoch is, for a checkpoint: plain values and tensors."""
+        return {"step": self.read, "losses": torch.tensor(self.losses, dtype=torch.float64), "grad_norm": self.grad_norm,
+                "skipped": self.skipped}
 
 
-def run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer=None):
-    """Train for one epoch. Returns {"loss", "lr", "grad_norm", "samples_per_s"}, the loss averaged over steps and ranks.
+def run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None):
+    """Train for one epoch, or what is left of it. Returns (statistics of the whole epoch, its progress, for a checkpoint).
 
+    Statistics: {"loss", "lr", "grad_norm", "samples_per_s"}, the loss averaged over steps and ranks.
     model: maybe under DDP. micro_batch_loss(batch, step, micro) → loss, a scalar on the device. loader: yields this
     rank's micro-batches, with a MicroBatchSampler as its batch_sampler. scaler: GradScaler, disabled unless fp16.
-    args: flags of a main program. writer: TensorBoard writer, on rank 0.
+    args: flags of a main program. writer: TensorBoard writer, on rank 0. progress: of a checkpoint that was made in this
+    epoch. between(done, progress) is called between two steps, after the first `done` of the epoch; progress(), on all
+    ranks, reads the losses and gives the progress for a checkpoint.
     Raises TrainingError when the loss or the gradients are not finite.
     """
     model.train()
-    sampler = loader.batch_sampler
+    sampler, steps = loader.batch_sampler, loader.batch_sampler.steps
+    record = StepRecord(steps, ranks, scaler.is_enabled(), progress)
+    first = sampler.first_step = record.read
     sampler.epoch = epoch
-    steps, batches = sampler.steps, iter(loader)
     samples = args.batch_size * args.accum_iter * ranks.world_size
     parameters = [p for p in model.parameters() if p.requires_grad]
-    record = StepRecord(steps, ranks, scaled=scaler.is_enabled())
-    started = logged = time.monotonic()
+    started = time.monotonic()
+    logged = first, started
 
     def describe_step(epoch, step):
         ids = sampler.global_batch(epoch, step).flatten().tolist()
         return f"sample ids {', '.join(map(str, ids[:MOST_IDS]))}{f' and {len(ids) - MOST_IDS} more' if len(ids) > MOST_IDS else ''}"
 
-    for step in range(steps):
+    def progress_after(done):
+        record.collect(done, epoch, describe_step)
+        return record.progress()
+
+    batches = iter(loader) if first < steps else None
+    for step in range(first, steps):
+        done = step + 1
         lr = adjust_learning_rate(optimizer, epoch + step / steps, args)
         loss = accumulate(model, micro_batch_loss, batches, scaler, epoch, step, ranks, args)
         record.add(step, loss, optimizer_step(parameters, optimizer, scaler, args.clip_grad))
-        if (step + 1) % args.log_freq == 0 or step == steps - 1:
-            since = step + 1 - record.read
-            mean_loss, norm = record.collect(step, epoch, describe_step)
+        if done % args.log_freq == 0 or done == steps:
+            record.collect(done, epoch, describe_step)
+            window = record.losses[step - step % args.log_freq:]      # the same wherever the run was stopped
             now = time.monotonic()
-            speed, logged = samples * since / (now - logged), now
-            left = (args.stop_epoch - epoch) * steps - step - 1
+            speed, logged = samples * (done - logged[0]) / (now - logged[1]), (done, now)
+            left = (args.stop_epoch - epoch) * steps - done
             log.info("Epoch [%d/%d] step %d/%d  loss %.4f  lr %.3e  grad %.3f  %.0f samples/s  ETA %s  memory %.2f GB",
-                     epoch, args.stop_epoch, step + 1, steps, mean_loss, lr, norm, speed,
-                     duration(left * (now - started) / (step + 1)), peak_memory(ranks.device) / 1e9)
+                     epoch, args.stop_epoch, done, steps, sum(window) / len(window), lr, record.grad_norm, speed,
+                     duration(left * (now - started) / (done - first)), peak_memory(ranks.device) / 1e9)
             if writer is not None:
-                place = int((epoch + (step + 1) / steps) * 1000)
-                writer.add_scalar("train_loss", mean_loss, place)
+                place = int((epoch + done / steps) * 1000)
+                writer.add_scalar("train_loss", sum(window) / len(window), place)
                 writer.add_scalar("lr", lr, place)
-    return {"loss": sum(record.seen) / steps, "lr": lr, "grad_norm": norm,
-            "samples_per_s": round(samples * steps / (time.monotonic() - started), 1)}
+        if between is not None and done < steps:
+            between(done, partial(progress_after, done))
+    return {"loss": sum(record.losses) / steps, "lr": adjust_learning_rate(optimizer, epoch + (steps - 1) / steps, args),
+            "grad_norm": record.grad_norm,
+            "samples_per_s": round(samples * (steps - first) / (time.monotonic() - started), 1)}, record.progress()

@@ -2,10 +2,12 @@
 """What is trained and with what; how a run starts, goes on, and says what it is."""
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
+from util.errors import UsageError
 from util.misc import environment
 
 log = logging.getLogger(__name__)
@@ -17,12 +19,33 @@ SAME_TRAINING = ("model", "input_size", "drop_path", "dataset", "split", "mean",
 
 
 @dataclass
+class Start:
+    """Where in a run training begins or goes on: at an epoch (0-based), or after some steps of it.
+
+    progress: of `run_steps`, None at the beginning of an epoch. source: the checkpoint it goes on from, None for a new run;
+    selection: what it says of the epochs selected so far.
+    """
+    epoch: int
+    progress: dict | None = None
+    source: Path | None = None
+    selection: dict | None = None
+
+    @property
+    def step(self):
+        return self.progress["step"] if self.progress else 0
+
+
+@dataclass
 class Training:
-    """A model, how its input is prepared, and what optimises it, on one rank."""
+    """A model, how its input is prepared, and what optimises it, on one rank.
+
+    filled_before: pixels that had been filled when the run was saved that this one continues.
+    """
     model: torch.nn.Module
     prepare: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    filled_before: int = 0
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
@@ -30,33 +53,70 @@ class Training:
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=True)
         return cls(model.to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
 
-    def state(self, epoch, args, facts):
-        """A checkpoint after an epoch (0-based); `facts` is what a continued run must repeat."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts}
+    def state(self, epoch, args, facts, filled, progress=None):
+        """A checkpoint after an epoch (0-based, the last finished one), and maybe some steps of the next.
+
+        facts: what a continued run must repeat. filled: of `filled`. progress: of `run_steps`.
+        """
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                 "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
+                 "filled": filled, "bits": self._bits()}
+        return state if progress is None else {**state, "progress": progress}
+
+    def _bits(self):
+        """On what the last bits of a result depend, besides the run."""
+        device = self.prepare.mean.device
+        return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads()}
+
+    def bytes(self):
+        """About what a checkpoint takes: weights, and two moments of those that are trained."""
+        return sum(p.nbytes * (3 if p.requires_grad else 1) for p in self.model.parameters())
+
+    def filled(self, ranks, *datasets):
+        """No-data and non-finite pixels that were filled so far, by the preparation of batches or by datasets, on all ranks."""
+        own = sum(dataset.nonfinite.value for dataset in datasets if hasattr(dataset, "nonfinite"))
+        return self.filled_before + sum(ranks.gather(int(self.prepare.filled) + own))
 
     def record(self, args, ranks, data, global_batch):
         """What a run is, for run.json; data: what `check_data` returned, of one split or several."""
         return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch,
                 "n_parameters": sum(p.numel() for p in self.model.parameters())}
 
-    def resume(self, args, facts):
-        """Continue the run that --resume names: the checkpoint it goes on from, or None if there is nothing to continue.
+    def resume(self, args, facts, steps):
+        """Continue the run that --resume names. Returns Start, which is args.start_epoch if there is nothing to continue.
 
-        Raises UsageError if it would be another run, or does not fit.
+        steps: of an epoch. Raises UsageError if it would be another run, or does not fit.
         """
         if args.resume == "auto":
             state, path = load_latest(args.output_dir)
             if state is None:
                 log.info("nothing to continue in %s: starting", args.output_dir)
         else:
-            path = args.resume
-            state = load_checkpoint(path) if path else None
-        if state is not None:
-            check_same_run(state.get("run", {}), facts)
-            restore(state, path, self.model, self.optimizer, self.scaler)
-            log.info("continuing %s after epoch %d", path, state["epoch"])
-        return state
+            path = Path(args.resume)
+            state = load_checkpoint(path) if args.resume else None
+        if state is None:
+            return Start(args.start_epoch)
+        check_same_run(state.get("run", {}), facts)
+        restore(state, path, self.model, self.optimizer, self.scaler)
+        start = Start(state["epoch"] + 1, state.get("progress"), path, state.get("selection"))
+        if start.step > steps:
+            raise UsageError(f"{path}: is of step {start.step} of an epoch, which has {steps}; it is of another run")
+        self.filled_before = state.get("filled", 0)
+        log.info("continuing %s after epoch %d%s", path, state["epoch"], f" and {start.step} of {steps} steps" if start.progress else "")
+        changed = [f"{name} {value} (was {state['bits'][name]})" for name, value in self._bits().items()
+                   if "bits" in state and state["bits"].get(name) != value]
+        if changed:
+            log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
+        return start
+
+
+def check_alike(start, ranks, folder):
+    """Whether all ranks go on from the same place. Raises UsageError on all of them."""
+    places = ranks.gather((start.epoch, start.step))
+    if len(set(places)) > 1:
+        seen = ", ".join(f"rank {rank}: epoch {epoch}, step {step}" for rank, (epoch, step) in enumerate(places))
+        raise UsageError(f"--resume: the ranks see different checkpoints in {folder} ({seen}); it must be one folder for all of them")
 
 
 def same_run_facts(flags, names, world_size, data):
