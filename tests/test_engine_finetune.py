@@ -87,7 +87,7 @@ def test_predictions_are_in_order_and_what_is_not_finite_is_named():
 
 
 def test_one_rank_without_a_batch_is_no_obstacle():
-    ranks = SimpleNamespace(device=torch.device("cpu"), gather=lambda here: [here, []])
+    ranks = SimpleNamespace(device=torch.device("cpu"), gather=lambda here: [here, type(here)()])
     images = torch.zeros(1, 2, 32, 32)
     outputs, _ = predict(Constant(), BatchPreparation(32, (0, 0), (1, 1), weight_mode="none"), [(torch.tensor([0]), [images], torch.tensor([1]))],
                          ranks, "off")

@@ -43,9 +43,10 @@ def finished(simulated, tmp_path_factory):
 def test_files_of_a_run(finished, simulated):
     folder, result = finished
     names = set(os.listdir(folder)) - {".lock"}
-    assert {name.removesuffix(".sha256") for name in names if name.endswith(".sha256")} == {name for name in names if name.endswith(".pth")}
-    assert {name for name in names if not name.endswith(".sha256")} == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth", "log.txt", "run.json",
-                     "reconstruction_2.png", "reconstruction_4.png", "tensorboard"}
+    checkpoints = {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth"}
+    assert names == {*checkpoints, *(f"{name}.sha256" for name in checkpoints), "log.txt", "run.json", "reconstruction_2.png",
+                     "reconstruction_4.png", "tensorboard"}
+    assert subprocess.run(["sha256sum", "--check", "--quiet", *(f"{name}.sha256" for name in checkpoints)], cwd=folder).returncode == 0
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
     assert entries[-1]["train_loss"] < entries[0]["train_loss"] and entries[0]["train_lr"] > 0
@@ -327,7 +328,7 @@ def test_a_full_disk_anywhere_is_one_line(finished, simulated, tmp_path, program
     status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
                              0.2, "--save_epochs", 4, "--resume", tmp_path / "checkpoint_2.pth")
     assert status == 1 and len(err.splitlines()) == 1 and "No space left" in err
-    assert load_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 3
+    assert load_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 2      # pictures come before the checkpoint of their epoch
 
 
 def test_a_missing_data_path_is_one_line(program):
@@ -365,7 +366,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(finished, si
     status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
                              0.2, "--resume", tmp_path / "broken.pth")
     assert status == 1 and len(err.splitlines()) == 1 and "epoch 2, step 0: loss nan; sample ids " in err
-    assert same_states(before, load_checkpoint(tmp_path / "checkpoint.pth"))
+    assert same_states(before, load_checkpoint(tmp_path / "checkpoint_previous.pth"))
 
 
 # --------------------------------------------------------------------------------------------------------------------

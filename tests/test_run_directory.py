@@ -13,6 +13,7 @@ import torch
 from util.distributed import Launch, Ranks
 from util.errors import UsageError
 from util.run_directory import LOCK, RunDirectory
+from util.training import Start
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 HOLD = ("import sys, time, torch; from util.distributed import Launch, Ranks; from util.run_directory import RunDirectory\n"
@@ -23,7 +24,7 @@ def run(path, epochs, start_epoch=0, resume=False, overwrite=False):
     """A run that saves some epochs."""
     directory = RunDirectory(path, ALONE)
     directory.open(resume, overwrite)
-    directory.begin({"what": f"from {start_epoch}"}, start_epoch, overwrite=overwrite)
+    directory.begin({"what": f"from {start_epoch}"}, Start(start_epoch), steps=1, overwrite=overwrite)
     for epoch in range(start_epoch, epochs):
         directory.save({"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, (f"checkpoint_{epoch + 1}.pth",))
     directory.close()

@@ -118,6 +118,12 @@ def _digest(path):
     return found if found in known or not known else known[0]
 
 
+def is_intact(path):
+    """Whether a checkpoint has the checksum that its sidecar says, if it has one."""
+    known = _digests(path)
+    return not known or _digest_of(path) in known
+
+
 def _put(staged, path, digest):
     """Give a file its final name, and a sidecar. At every moment the sidecar is right for what has the name."""
     def write_sidecar(*digests):
@@ -167,10 +173,17 @@ def save_checkpoint(folder, state, names=()):
 
 
 def go_on_from(path, folder):
-    """Make a checkpoint, which was loaded, the latest of the run in a folder, so that nothing can go on from another one."""
-    latest = Path(folder) / LATEST
-    if not (latest.exists() and os.path.samefile(path, latest)):
-        _give_second_name(Path(path), latest)
+    """Make a checkpoint, which was loaded, the latest of the run in a folder, so that nothing can go on from another one.
+
+    The one that was the latest becomes the one before, unless it is damaged.
+    """
+    path, latest = Path(path), Path(folder) / LATEST
+    if latest.exists():
+        if os.path.samefile(path, latest):
+            return
+        if is_intact(latest) and path.name != PREVIOUS:
+            _give_second_name(latest, latest.with_name(PREVIOUS))
+    _give_second_name(path, latest)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -190,8 +203,7 @@ def load_checkpoint(path):
     try:
         with open(path, "rb") as file:
             beginning = file.read(len(ZIP_SIGN))
-        allowed = _digests(path)
-        if allowed and _digest_of(path) not in allowed:
+        if not is_intact(path):
             raise UsageError(f"{path}: damaged, as its checksum is not that of {sidecar(path).name}; use another, or the one before it "
                              f"({PREVIOUS}). If you changed it yourself, remove {sidecar(path).name}")
     except FileNotFoundError:

@@ -66,7 +66,7 @@ class Training:
     def _bits(self):
         """On what the last bits of a result depend, besides the run."""
         device = self.prepare.mean.device
-        return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads()}
 
     def bytes(self):

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""The main programs as real processes that start in a moment, and can be hurt at a chosen point.
+
+A server that has imported them already forks one for each run, so that hundreds of runs can be killed and continued. The
+process does what `python main_pretrain.py …` does after its imports, with one thread, so that bits can be compared.
+"""
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from conftest import ROOT
+
+PROGRAMS = ("main_pretrain", "main_finetune")
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["forked", *PROGRAMS])
+
+
+def _run(program, flags, output, env, hurt):
+    """The body of the process: the program's output goes to a file, and its exit status is that of the process."""
+    os.environ.update(env)
+    os.chdir(ROOT)
+    multiprocessing.set_start_method("fork", force=True)          # of loader processes, as without a server
+    file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # the server ignores it
+    sys.argv = [f"{program}.py", *flags]
+    torch.set_num_threads(1)
+    from sarwmix.errors import DataError
+    from util.program import run_program
+    main = importlib.import_module(program).main
+    if hurt is not None:
+        hurt[0](*hurt[1:])
+    try:
+        status = run_program(main, DataError)
+    except SystemExit as end:
+        status = end.code
+    multiprocessing.util._exit_function()       # as at the end of a program: loader processes are waited for
+    os._exit(status or 0)
+
+
+class Run:
+    """A run of a program, "main_pretrain" or "main_finetune". hurt: (function, arguments …) called in it before main()."""
+
+    def __init__(self, program, flags, output, env=None, hurt=None):
+        self.output = Path(output)
+        self.process = _context.Process(target=_run, args=(program, [str(flag) for flag in flags], str(output), env or {}, hurt))
+        self.process.start()
+
+    def wait(self, seconds=300):
+        """The exit status, negative for a signal; a run that does not end in time is killed, and that is a failure."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"no end within {seconds} s: {self.text()[-2000:]}")
+        return self.process.exitcode
+
+    def is_over(self, seconds):
+        """Whether it ends within this time."""
+        self.process.join(seconds)
+        return self.process.exitcode is not None
+
+    def kill(self, number=signal.SIGKILL):
+        os.kill(self.process.pid, number)
+
+    def text(self):
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
+
+    def lines(self):
+        """What it said besides its log: the lines that do not begin with a clock."""
+        return [line for line in self.text().splitlines() if line and line[0] != "["]
+
+
+def finish(program, flags, output, env=None, hurt=None):
+    """Run a program to its good end."""
+    run = Run(program, flags, output, env, hurt)
+    assert run.wait() == 0, run.text()[-3000:]
+    return run
+
+
+def start_ranks(program, flags, output, world_size=2, hurt=None):
+    """Runs of all ranks of a job, as torchrun would start them, but with nobody to end those that are left behind.
+
+    hurt: {rank: (function, arguments …)}.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [Run(program, flags, f"{output}.{rank}",
+                {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size),
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}, (hurt or {}).get(rank))
+            for rank in range(world_size)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What may happen to a run, called in its process
+# --------------------------------------------------------------------------------------------------------------------
+
+def _at_step(number, act):
+    """Have act() called in the middle of a step, the `number`-th that this process takes, counted from 1."""
+    from util.steps import StepRecord
+    taken, add = [0], StepRecord.add
+
+    def counting(self, *args):
+        taken[0] += 1
+        if taken[0] == number:
+            act()
+        add(self, *args)
+
+    StepRecord.add = counting
+
+
+def signalled_at_step(number, which):
+    _at_step(number, lambda: os.kill(os.getpid(), which))
+
+
+def failing_at_step(number, error):
+    def fail():
+        raise error
+
+    _at_step(number, fail)
+
+
+def without_room_from_step(number, most_bytes):
+    """From a step on no file can have more than so many bytes, as if the disk were full there."""
+    _at_step(number, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes)))
+
+
+def signalled_in_evaluation(number, which):
+    """A signal during the batch of this number, counted from 1, of the first evaluation."""
+    import engine_finetune
+    seen, prepare = [0], engine_finetune.prepare_images
+
+    def counting(prepare_batch, images, device, ids=None, epoch=None):
+        seen[0] += ids is None
+        if seen[0] == number and ids is None:
+            os.kill(os.getpid(), which)
+        return prepare(prepare_batch, images, device, ids, epoch)
+
+    engine_finetune.prepare_images = counting
+
+
+def noting_samples(path, then=None, *args):
+    """Write the epoch and the ids of each batch that is trained on into a file; also do something else."""
+    from sarwmix.preparation import BatchPreparation
+    forward = BatchPreparation.forward
+
+    def noting(self, sar_db, ids=None, epoch=None):
+        if ids is not None:
+            with open(path, "a") as file:
+                file.write(f"{epoch}: {' '.join(map(str, ids.tolist()))}\n")
+        return forward(self, sar_db, ids, epoch)
+
+    BatchPreparation.forward = noting
+    if then is not None:
+        then(*args)
+
+
+def with_a_bad_loss_at_step(number):
+    """The loss of this rank, at a step counted from 1, is not a number."""
+    import util.steps
+    taken, accumulate = [0], util.steps.accumulate
+
+    def spoiling(*args):
+        taken[0] += 1
+        return accumulate(*args) * (float("nan") if taken[0] == number else 1)
+
+    util.steps.accumulate = spoiling

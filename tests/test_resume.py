@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: MIT
+"""A run that was stopped anywhere and continued is, to the last bit, the run that was not stopped."""
+import json
+import shutil
+import signal
+
+import pandas as pd
+import pytest
+import torch
+
+from forked import Run, failing_at_step, finish, noting_samples, signalled_at_step, signalled_in_evaluation, start_ranks
+from runs import digests, log_of, same_states, scalars
+from util.checkpoint import load_checkpoint, sidecar
+
+SMALL = ("--model", "mixmim_tiny", "--input_size", 64, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3, "--log_freq", 2,
+         "--device", "cpu", "--drop_path", 0.3, "--clip_grad", 1)
+PRETRAIN = (*SMALL, "--batch_size", 4, "--accum_iter", 2, "--epochs", 3, "--save_epochs", 2, "--range_mask_ratio", 0.2)      # 3 × 6 steps
+FINETUNE = (*SMALL, "--dataset", "benv2", "--finetune", "", "--batch_size", 2, "--accum_iter", 2, "--epochs", 3, "--mixup", 0.8,
+            "--cutmix", 1.0)                                                                                              # 3 × 6 steps
+TWO_RANKS = ("--accum_iter", 1)
+
+
+@pytest.fixture(scope="module")
+def jobs(simulated, tmp_path_factory):
+    """{program: its flags}, on the 48 simulated patches; for finetuning they are dealt anew to three splits."""
+    frame = pd.read_parquet(simulated / "metadata.parquet").sample(frac=1, random_state=0)
+    frame["split"] = ["train"] * 24 + ["validation"] * 11 + ["test"] * 13
+    metadata = tmp_path_factory.mktemp("metadata") / "dealt.parquet"
+    frame.to_parquet(metadata)
+    return {"main_pretrain": ("--data_path", simulated, *PRETRAIN), "main_finetune": ("--data_path", simulated, "--metadata", metadata, *FINETUNE)}
+
+
+@pytest.fixture(scope="module")
+def whole(jobs, tmp_path_factory):
+    """{program: (folder, samples in the order they were trained on)} of runs that nothing happened to."""
+    results = {}
+    for program, flags in jobs.items():
+        folder = tmp_path_factory.mktemp(program)
+        finish(program, (*flags, "--output_dir", folder / "run"), folder / "output", hurt=(noting_samples, folder / "samples"))
+        results[program] = folder / "run", (folder / "samples").read_text()
+    return results
+
+
+def differences(one, other):
+    """What of two runs is not bitwise the same: names of files, and of parts of them."""
+    found = []
+    for path in sorted(one.glob("checkpoint*.pth")):
+        if path.name != "checkpoint_previous.pth" and not same_states(load_checkpoint(path), load_checkpoint(other / path.name)):
+            found.append(path.name)
+    clock = "train_samples_per_s"
+    if [{**entry, clock: 0} for entry in log_of(one)] != [{**entry, clock: 0} for entry in log_of(other)]:
+        found.append("log.txt")
+    found += [name for name in ("train_loss", "lr") if scalars(one, name) != scalars(other, name)]
+    for path in one.glob("eval_*.json"):
+        if {**json.loads(path.read_text()), "checkpoint": ""} != {**json.loads((other / path.name).read_text()), "checkpoint": ""}:
+            found.append(path.name)
+    found += [path.name for path in one.glob("reconstruction_*.png") if path.read_bytes() != (other / path.name).read_bytes()]
+    return found
+
+
+def stop_and_continue(program, flags, folder, hurt, status=143, more=()):
+    """A run that is stopped by what happens to it, and continued. Returns the last line it said when it was stopped."""
+    flags = (*flags, "--output_dir", folder / "run", "--resume", "auto", *more)
+    stopped = Run(program, flags, folder / "stopped", hurt=(noting_samples, folder / "samples", *hurt))
+    assert stopped.wait() == status, stopped.text()
+    finish(program, flags, folder / "continued", hurt=(noting_samples, folder / "samples"))
+    return stopped.lines()[-1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The same run
+# --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("step, workers", [(1, 0), (6, 2), (9, 2), (11, 0)])
+@pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
+def test_stopped_by_sigterm_at_a_step(jobs, whole, tmp_path, program, step, workers):
+    said = stop_and_continue(program, jobs[program], tmp_path, (signalled_at_step, step, signal.SIGTERM), more=("--num_workers", workers))
+    place = f"epoch {step // 6}, step {step % 6}/6" if program == "main_pretrain" or step % 6 else "the evaluation of epoch 0"
+    assert said == f"{program}.py: stopped: SIGTERM: ended in {place}, and all is saved; go on with --resume auto"
+    assert differences(whole[program][0], tmp_path / "run") == []
+    assert (tmp_path / "samples").read_text() == whole[program][1]
+    outcomes = [part["outcome"] for part in json.loads((tmp_path / "run" / "run.json").read_text())["earlier"]]
+    assert outcomes == [f"stopped: {said.split('stopped: ')[1]}"]
+
+
+def test_stopped_by_ctrl_c(jobs, whole, tmp_path):
+    assert "SIGINT: ended in epoch 1, step 2/6" in stop_and_continue("main_pretrain", jobs["main_pretrain"], tmp_path,
+                                                                      (signalled_at_step, 8, signal.SIGINT), status=130)
+    assert differences(whole["main_pretrain"][0], tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
+def test_killed_in_mid_epoch_it_goes_on_from_the_last_save(jobs, whole, tmp_path, program):
+    flags = (*jobs[program], "--output_dir", tmp_path / "run", "--save_every_steps", 4, "--resume", "auto")
+    killed = Run(program, flags, tmp_path / "killed", hurt=(signalled_at_step, 11, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
+    # Saved after step 4, at the end of the epoch, step 6, and after step 8.
+    assert "after epoch 0 and 2 of 6 steps" in finish(program, flags, tmp_path / "continued").text()
+    assert differences(whole[program][0], tmp_path / "run") == []
+
+
+def test_stopped_in_the_evaluation_of_an_epoch(jobs, whole, tmp_path):
+    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 3, signal.SIGTERM))
+    assert "ended in the evaluation of epoch 0" in said
+    assert differences(whole["main_finetune"][0], tmp_path / "run") == []
+    assert (tmp_path / "samples").read_text() == whole["main_finetune"][1]
+
+
+def test_stopped_in_the_final_evaluation(jobs, whole, tmp_path):
+    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 20, signal.SIGTERM))
+    assert "ended in the final evaluation" in said                 # after 3 × 6 batches of validation
+    assert differences(whole["main_finetune"][0], tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
+def test_the_walltime_ends_a_run_with_status_0(jobs, whole, tmp_path, program):
+    # A walltime that is over at the first pause: after each start one step is taken.
+    said = stop_and_continue(program, jobs[program], tmp_path, (), status=0, more=("--walltime", 1e-3))
+    assert "--walltime is nearly over: ended in epoch 0, step 1/6" in said
+    assert "ended in epoch 0, step 2/6" in (tmp_path / "continued").read_text()
+    finish(program, (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto", "--walltime", 60), tmp_path / "last")
+    assert differences(whole[program][0], tmp_path / "run") == []
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"] == "finished"
+
+
+@pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
+def test_two_ranks_stop_together_and_go_on(jobs, whole, tmp_path, program):
+    """A signal to one of them is enough. One process that accumulates is continued by two ranks as well."""
+    flags = (*jobs[program], *TWO_RANKS, "--resume", "auto", "--output_dir")
+    for rank in start_ranks(program, (*flags, tmp_path / "whole"), tmp_path / "output"):
+        assert rank.wait() == 0, rank.text()
+    stopped = start_ranks(program, (*flags, tmp_path / "run"), tmp_path / "stopped", hurt={1: (signalled_at_step, 8, signal.SIGTERM)})
+    assert [rank.wait() for rank in stopped] == [143, 143], stopped[0].text()
+    assert len(stopped[0].lines()) == 1 and "SIGTERM: ended in epoch 1, step 3/6" in stopped[0].lines()[0] and not stopped[1].lines()
+    for rank in start_ranks(program, (*flags, tmp_path / "run"), tmp_path / "continued"):
+        assert rank.wait() == 0, rank.text()
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+    alone = Run(program, (*jobs[program], "--output_dir", tmp_path / "alone"), tmp_path / "alone.txt", hurt=(signalled_at_step, 8, signal.SIGTERM))
+    assert alone.wait() == 143
+    for rank in start_ranks(program, (*flags, tmp_path / "alone"), tmp_path / "by two"):
+        assert rank.wait() == 0, rank.text()
+    before, after = (scalars(folder) for folder in (whole[program][0], tmp_path / "alone"))
+    assert before.keys() == after.keys() and list(after.values()) == pytest.approx(list(before.values()), rel=2e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Controls: if a piece of the state were lost, these tests would notice
+# --------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def stopped(jobs, tmp_path_factory):
+    """{program: folder} of runs stopped in epoch 1, after 3 of 6 steps."""
+    folders = {}
+    for program, flags in jobs.items():
+        folder = tmp_path_factory.mktemp(f"stopped_{program}")
+        assert Run(program, (*flags, "--output_dir", folder / "run"), folder / "output",
+                   hurt=(signalled_at_step, 9, signal.SIGTERM)).wait() == 143
+        folders[program] = folder / "run"
+    return folders
+
+
+def without_moments(state):
+    for entry in state["optimizer"]["state"].values():
+        entry["exp_avg"].zero_()
+
+
+def with_a_younger_optimizer(state):
+    for entry in state["optimizer"]["state"].values():
+        entry["step"] -= 1
+
+
+def without_one_bit(state):
+    weight = state["model"]["layers.0.blocks.0.mlp.fc1.weight"]
+    weight.view(torch.int32)[3, 5] ^= 1
+
+
+def one_step_back(state):
+    state["progress"].update(step=2, losses=state["progress"]["losses"][:2])
+
+
+def without_progress(state):
+    del state["progress"]
+
+
+def with_other_losses(state):
+    state["progress"]["losses"][1] += 1e-3
+
+
+def without_selection(state):
+    state["selection"] = {}
+
+
+def without_the_count_of_filled_pixels(state):
+    state["filled"] = 7
+
+
+@pytest.mark.parametrize("program, change, noticed", [
+    ("main_pretrain", None, []),
+    ("main_pretrain", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
+    ("main_pretrain", with_a_younger_optimizer, ["checkpoint.pth", "log.txt", "train_loss"]),
+    ("main_pretrain", without_one_bit, ["checkpoint.pth"]),
+    ("main_pretrain", one_step_back, ["checkpoint.pth", "log.txt", "train_loss"]),
+    ("main_pretrain", without_progress, ["checkpoint.pth", "log.txt", "train_loss"]),
+    ("main_pretrain", with_other_losses, ["log.txt"]),
+    ("main_pretrain", without_the_count_of_filled_pixels, ["checkpoint.pth", "log.txt"]),
+    ("main_finetune", None, []),
+    ("main_finetune", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
+    ("main_finetune", without_selection, ["checkpoint.pth", "eval_test.json"]),
+], ids=lambda value: getattr(value, "__name__", "unchanged" if value is None else None))
+def test_a_lost_piece_of_state_is_noticed(jobs, whole, stopped, tmp_path, program, change, noticed):
+    shutil.copytree(stopped[program], tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint.pth"
+    if change is not None:
+        state = load_checkpoint(checkpoint)
+        change(state)
+        torch.save(state, checkpoint)
+        sidecar(checkpoint).unlink()
+    finish(program, (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto"), tmp_path / "output")
+    found = differences(whole[program][0], tmp_path / "run")
+    assert set(noticed) <= set(found) and bool(noticed) == bool(found), found
+
+
+def drawing_otherwise(module, name):
+    """One of the functions of a place in the run, a random stream, is one of how often it was called instead."""
+    import importlib
+    import itertools
+    module, calls = importlib.import_module(module), itertools.count()
+    original = getattr(module, name)
+    setattr(module, name, lambda *args: original(*args[:-1], next(calls)))
+
+
+@pytest.mark.parametrize("program, module", [("main_pretrain", "util.steps"), ("main_pretrain", "engine_pretrain"), ("main_finetune", "engine_finetune")])
+def test_a_random_stream_that_depends_on_the_process_is_noticed(jobs, stopped, whole, tmp_path, program, module):
+    """Drop path, masks and mixup are drawn anew in a process that goes on: other numbers than without a stop."""
+    shutil.copytree(stopped[program], tmp_path / "run")
+    finish(program, (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto"), tmp_path / "output",
+           hurt=(drawing_otherwise, module, "stream_seed"))
+    assert "checkpoint.pth" in differences(whole[program][0], tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Other beginnings
+# --------------------------------------------------------------------------------------------------------------------
+
+def test_a_damaged_checkpoint_is_passed_over_for_good(jobs, whole, stopped, tmp_path):
+    """The run goes on from the one before, which stays, whatever is killed then, until there are two good ones again."""
+    program, flags = "main_pretrain", (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto")
+    shutil.copytree(stopped[program], tmp_path / "run")
+    latest = tmp_path / "run" / "checkpoint.pth"
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1
+    latest.write_bytes(content)
+    killed = Run(program, flags, tmp_path / "killed", hurt=(signalled_at_step, 2, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
+    assert "checkpoint.pth: damaged, as its checksum is not that of checkpoint.pth.sha256" in killed.text()
+    assert "continuing" in killed.text() and "checkpoint_previous.pth after epoch 0" in killed.text()
+    assert load_checkpoint(latest)["epoch"] == 0 and "progress" not in load_checkpoint(latest)
+    finish(program, flags, tmp_path / "output")
+    assert differences(whole[program][0], tmp_path / "run") == []
+
+
+def test_when_the_last_two_are_damaged_a_kept_one_will_do(jobs, whole, tmp_path):
+    program, flags = "main_pretrain", (*jobs["main_pretrain"], "--output_dir", tmp_path, "--resume", "auto")
+    shutil.copytree(whole[program][0], tmp_path, dirs_exist_ok=True)
+    for name in ("checkpoint.pth", "checkpoint_previous.pth"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(100))
+    assert "checkpoint_2.pth after epoch 1" in finish(program, flags, tmp_path / "output").text()
+    assert differences(whole[program][0], tmp_path) == []
+
+
+def test_a_run_goes_on_in_another_folder(jobs, whole, stopped, tmp_path):
+    """Also if it is killed before it saved anything there."""
+    program, source = "main_pretrain", stopped["main_pretrain"] / "checkpoint.pth"
+    before = digests(stopped[program])
+    flags = (*jobs[program], "--output_dir", tmp_path / "run", "--resume")
+    killed = Run(program, (*flags, source), tmp_path / "killed", hurt=(signalled_at_step, 1, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
+    finish(program, (*flags, "auto"), tmp_path / "output")
+    assert digests(stopped[program]) == before
+    assert same_states(load_checkpoint(whole[program][0] / "checkpoint.pth"), load_checkpoint(tmp_path / "run" / "checkpoint.pth"))
+
+
+def test_with_other_threads_it_goes_on_and_says_that_bits_may_differ(stopped, jobs, tmp_path):
+    shutil.copytree(stopped["main_pretrain"], tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint.pth"
+    state = load_checkpoint(checkpoint)
+    state["bits"]["torch"] = "1.13"
+    torch.save(state, checkpoint)
+    sidecar(checkpoint).unlink()
+    run = finish("main_pretrain", (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto"), tmp_path / "output")
+    assert f"the run goes on with torch {torch.__version__} (was 1.13)" in run.text()
+
+
+@pytest.mark.parametrize("program, error, status, said", [
+    ("main_pretrain", MemoryError(), 1, "rank 0 is out of memory"),
+    ("main_finetune", RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1,
+     "rank 0 is out of memory"),
+    ("main_pretrain", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 1, "lower --batch_size, and raise --accum_iter"),
+    ("main_pretrain", OSError(28, "No space left on device", "events.out"), 1, "events.out: No space left on device; the checkpoints are intact"),
+], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None)
+def test_a_failure_is_one_line_and_the_run_goes_on_afterwards(jobs, whole, tmp_path, program, error, status, said):
+    flags = (*jobs[program], "--output_dir", tmp_path / "run", "--save_every_steps", 1, "--resume", "auto")
+    failed = Run(program, flags, tmp_path / "failed", hurt=(failing_at_step, 9, error))
+    assert failed.wait() == status and len(failed.lines()) == 1 and said in failed.lines()[0], failed.text()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"].startswith("failed: ")
+    assert "after epoch 0 and 2 of 6 steps" in finish(program, flags, tmp_path / "continued").text()
+    assert differences(whole[program][0], tmp_path / "run") == []
