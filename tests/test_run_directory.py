@@ -81,6 +81,19 @@ def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):
     RunDirectory(tmp_path, ALONE).open()                  # a killed holder leaves its name, but not the lock
 
 
+def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_path):
+    fork = HOLD.replace("print('held'", "import os; os.fork() or time.sleep(100); print('held'")
+    holder = subprocess.Popen([sys.executable, "-c", fork, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with RunDirectory(tmp_path, ALONE) as second:
+            second.open()
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
 def test_a_lock_of_another_host_is_explained(tmp_path):
     (tmp_path / LOCK).write_text("node17 pid 4711\n")
     refused(tmp_path, "locked by node17 pid 4711.*remove")

@@ -9,7 +9,7 @@ from util.errors import Stopped
 
 # What a rank wishes for. Above these: the exit status of the signal it received (128 + its number).
 NOTHING, SAVE, WALLTIME = 0, 1, 2
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)      # mpirun hands on the last, and ends all ranks at any of the others
 DISK_SPEED = 50e6         # bytes/s that a save is taken for until one was timed
 RECENT = 16               # pauses whose distance tells how long the next step may take
 
@@ -33,7 +33,7 @@ def process_age():
 
 
 class Pauses:
-    """Between steps, all ranks call the same methods; within the `with` block SIGTERM and Ctrl-C wait for the next pause.
+    """Between steps, all ranks call the same methods; within the `with` block SIGNALS wait for the next pause.
 
     args: save_every_steps, save_every_minutes, walltime (minutes). state_bytes: the size of a checkpoint, as far as known.
     A signal or a clock of one rank counts for all: they agree on it in the background, one pause later than it came.
@@ -69,6 +69,7 @@ class Pauses:
         result = work()
         self._saved = time.monotonic()
         self._longest_save = max(self._longest_save, self._saved - started)
+        self._paused += self._saved - started      # it is not part of a step
         self.ranks.forget_agreement()      # what was wished for before
         return result
 

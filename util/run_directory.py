@@ -85,6 +85,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
+            # A loader process would hold the lock for as long as it lives, and it may outlive a killed run by seconds.
+            os.register_at_fork(after_in_child=self._lock.close)
         except OSError as error:
             raise UsageError(f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written") from None
         self._acquire()
