@@ -14,9 +14,9 @@ from util.checkpoint import load_checkpoint, sidecar
 
 SMALL = ("--model", "mixmim_tiny", "--input_size", 64, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3, "--log_freq", 2,
          "--device", "cpu", "--drop_path", 0.3, "--clip_grad", 1)
-PRETRAIN = (*SMALL, "--batch_size", 4, "--accum_iter", 2, "--epochs", 3, "--save_epochs", 2, "--range_mask_ratio", 0.2)      # 3 × 6 steps
-FINETUNE = (*SMALL, "--dataset", "benv2", "--finetune", "", "--batch_size", 2, "--accum_iter", 2, "--epochs", 3, "--mixup", 0.8,
-            "--cutmix", 1.0)                                                                                              # 3 × 6 steps
+PRETRAIN = (*SMALL, "--batch_size", 4, "--accum_iter", 2, "--epochs", 2, "--save_epochs", 1, "--range_mask_ratio", 0.2)      # 2 × 6 steps
+FINETUNE = (*SMALL, "--dataset", "benv2", "--finetune", "", "--batch_size", 2, "--accum_iter", 2, "--epochs", 2, "--mixup", 0.8,
+            "--cutmix", 1.0)                                                                                              # 2 × 6 steps
 TWO_RANKS = ("--accum_iter", 1)
 
 
@@ -71,7 +71,7 @@ def stop_and_continue(program, flags, folder, hurt, status=143, more=()):
 # The same run
 # --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("step, workers", [(1, 0), (6, 2), (9, 2), (11, 0)])
+@pytest.mark.parametrize("step, workers", [(1, 0), (6, 0), (9, 2)])
 @pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
 def test_stopped_by_sigterm_at_a_step(jobs, whole, tmp_path, program, step, workers):
     said = stop_and_continue(program, jobs[program], tmp_path, (signalled_at_step, step, signal.SIGTERM), more=("--num_workers", workers))
@@ -81,6 +81,14 @@ def test_stopped_by_sigterm_at_a_step(jobs, whole, tmp_path, program, step, work
     assert (tmp_path / "samples").read_text() == whole[program][1]
     outcomes = [part["outcome"] for part in json.loads((tmp_path / "run" / "run.json").read_text())["earlier"]]
     assert outcomes == [f"stopped: {said.split('stopped: ')[1]}"]
+
+
+def test_in_fp16_the_scale_of_the_loss_goes_on_too(jobs, tmp_path):
+    flags = (*jobs["main_pretrain"], "--amp", "fp16")
+    finish("main_pretrain", (*flags, "--output_dir", tmp_path / "whole"), tmp_path / "output")
+    stop_and_continue("main_pretrain", flags, tmp_path, (signalled_at_step, 9, signal.SIGTERM))
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["scaler"]["_growth_tracker"] > 0
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
 def test_stopped_by_ctrl_c(jobs, whole, tmp_path):
@@ -107,8 +115,8 @@ def test_stopped_in_the_evaluation_of_an_epoch(jobs, whole, tmp_path):
 
 
 def test_stopped_in_the_final_evaluation(jobs, whole, tmp_path):
-    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 20, signal.SIGTERM))
-    assert "ended in the final evaluation" in said                 # after 3 × 6 batches of validation
+    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 14, signal.SIGTERM))
+    assert "ended in the final evaluation" in said                 # after 2 × 6 batches of validation
     assert differences(whole["main_finetune"][0], tmp_path / "run") == []
 
 
@@ -265,7 +273,7 @@ def test_when_the_last_two_are_damaged_a_kept_one_will_do(jobs, whole, tmp_path)
     shutil.copytree(whole[program][0], tmp_path, dirs_exist_ok=True)
     for name in ("checkpoint.pth", "checkpoint_previous.pth"):
         (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(100))
-    assert "checkpoint_2.pth after epoch 1" in finish(program, flags, tmp_path / "output").text()
+    assert "checkpoint_1.pth after epoch 0" in finish(program, flags, tmp_path / "output").text()
     assert differences(whole[program][0], tmp_path) == []
 
 
@@ -293,10 +301,8 @@ def test_with_other_threads_it_goes_on_and_says_that_bits_may_differ(stopped, jo
 
 
 @pytest.mark.parametrize("program, error, status, said", [
-    ("main_pretrain", MemoryError(), 1, "rank 0 is out of memory"),
     ("main_finetune", RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1,
      "rank 0 is out of memory"),
-    ("main_pretrain", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 1, "lower --batch_size, and raise --accum_iter"),
     ("main_pretrain", OSError(28, "No space left on device", "events.out"), 1, "events.out: No space left on device; the checkpoints are intact"),
 ], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None)
 def test_a_failure_is_one_line_and_the_run_goes_on_afterwards(jobs, whole, tmp_path, program, error, status, said):

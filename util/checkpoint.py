@@ -26,6 +26,7 @@ from util.pos_embed import fit_position_weights
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint_previous.pth"
 ZIP_SIGN = b"PK\x03\x04"
 EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
+SAFE_TORCH = (2, 10)
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
@@ -200,6 +201,9 @@ def load_checkpoint(path):
     path = Path(path)
     if path.is_dir():
         return _load_exported(path)
+    if torch.__version__ < SAFE_TORCH:
+        raise UsageError(f"{path}: not opened, as PyTorch {torch.__version__} can be made to run code by a file, even with weights_only "
+                         f"(CVE-2025-32434, CVE-2026-24747); install {'.'.join(map(str, SAFE_TORCH))} or newer")
     try:
         with open(path, "rb") as file:
             beginning = file.read(len(ZIP_SIGN))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From `--dataset` to a dataset and its loader. The one place of `util` that knows `sarwmix`."""
+import ctypes
 import logging
 import os
 import signal
@@ -17,6 +18,8 @@ from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
 from util.sampling import InOrderSampler, MicroBatchSampler
 from util.streaming import BatchStream
+
+PR_SET_PDEATHSIG = 1      # prctl(2): the signal that a process gets when its parent ends
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +185,11 @@ def fill_cache(dataset, cache, ranks):
 
 
 def _start_worker(_):
-    """One thread, and no say in how the program ends: signals are the main process's to handle."""
+    """One thread, and no say in how the program ends: signals are the main process's to handle, and it is followed at once.
+
+    Batch systems send theirs to every process of a job.
+    """
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
