@@ -114,6 +114,14 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_torch_that_can_be_made_to_run_code_opens_nothing(tmp_path, monkeypatch):
+    torch.save({"model": {}}, tmp_path / "x.pth")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cu121"))
+    with pytest.raises(UsageError) as error:
+        load_checkpoint(tmp_path / "x.pth")
+    one_line(error, "x.pth", "PyTorch 2.5.1+cu121", "install 2.10 or newer")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated zip"])
 def test_other_files_are_named(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)

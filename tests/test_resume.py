@@ -10,6 +10,7 @@ import torch
 
 from forked import Run, failing_at_step, finish, noting_samples, signalled_at_step, signalled_in_evaluation, start_ranks
 from runs import digests, log_of, same_states, scalars
+from sarwmix import pack
 from util.checkpoint import load_checkpoint, sidecar
 
 SMALL = ("--model", "mixmim_tiny", "--input_size", 64, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3, "--log_freq", 2,
@@ -89,6 +90,15 @@ def test_in_fp16_the_scale_of_the_loss_goes_on_too(jobs, tmp_path):
     stop_and_continue("main_pretrain", flags, tmp_path, (signalled_at_step, 9, signal.SIGTERM))
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["scaler"]["_growth_tracker"] > 0
     assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
+def test_from_a_packed_store_whose_batches_threads_make(jobs, whole, simulated, tmp_path):
+    pack.main(["--workers", "1", "--dataset", "benv2", "--data_path", str(simulated), "--out", str(tmp_path / "store"), "--dtype", "float32",
+               "--splits", "train", "val"])
+    flags = ("--data_path", tmp_path / "store", *PRETRAIN)
+    stop_and_continue("main_pretrain", flags, tmp_path, (signalled_at_step, 9, signal.SIGTERM), more=("--num_workers", 2, "--data_cache", "ram"))
+    assert scalars(whole["main_pretrain"][0]) == scalars(tmp_path / "run")
+    assert (tmp_path / "samples").read_text() == whole["main_pretrain"][1]
 
 
 def test_stopped_by_ctrl_c(jobs, whole, tmp_path):
