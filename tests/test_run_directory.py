@@ -81,6 +81,15 @@ def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):
     RunDirectory(tmp_path, ALONE).open()                  # a killed holder leaves its name, but not the lock
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_of_training_frees_the_folder(tmp_path, number):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    holder.send_signal(number)
+    assert holder.wait() == 128 + number and (tmp_path / LOCK).read_text() == ""
+    assert holder.stderr.read() == f"ended by {number.name}; continue with --resume auto\n"
+
+
 def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_path):
     fork = HOLD.replace("print('held'", "import os; os.fork() or time.sleep(100); print('held'")
     holder = subprocess.Popen([sys.executable, "-c", fork, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -33,6 +33,8 @@ class RunDirectory:
     writer: of TensorBoard, from `begin` on, on rank 0.
     """
 
+    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
     def __init__(self, path, ranks):
         self.path, self.ranks, self.writer, self._lock = Path(path), ranks, None, None
 
@@ -40,9 +42,15 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind, error, _):
-        if self.writer:
-            self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {error}")
-        self.close()
+        def end():
+            if self.writer:
+                self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {error}")
+            self.close()
+
+        if error is None or isinstance(error, Stopped):
+            self.ranks.on_main(end)       # mpirun kills the others soon after the first rank has ended
+        else:
+            end()
 
     def open(self, resume=False, overwrite=False):
         """Lock the folder. Nothing in it is touched before `begin`."""
@@ -79,7 +87,8 @@ class RunDirectory:
         if self._lock and not self._lock.closed:
             self._lock.truncate(0)
             self._lock.close()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number in self._SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
 
     def _open(self, resume, overwrite):
         try:
@@ -118,17 +127,18 @@ class RunDirectory:
         self._lock.truncate(0)
         self._lock.write(f"{here} pid {os.getpid()}\n")
         self._lock.flush()
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        for number in self._SIGNALS:
+            signal.signal(number, self._on_signal)
 
-    def _on_sigterm(self, *_):
-        """Batch systems send SIGTERM at the walltime: free the folder and end, status 143.
+    def _on_signal(self, number, _):
+        """Outside of training (`util.pauses`) a signal finds nothing to save: free the folder and end, status 128 + number.
 
         Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
         nothing is lost, as files are put in place whole.
         """
         self._lock.truncate(0)
-        os.write(2, b"ended by SIGTERM; continue with --resume auto\n")
-        os._exit(143)
+        os.write(2, f"ended by {signal.Signals(number).name}; continue with --resume auto\n".encode())
+        os._exit(128 + number)
 
     def _holder(self):
         self._lock.seek(0)
