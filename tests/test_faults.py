@@ -137,6 +137,7 @@ def test_killed_at_every_point_of_a_save_there_is_a_good_checkpoint(tmp_path, co
                 and load_latest(folder)[0]["epoch"] == epochs[LATEST])
         save_checkpoint(folder, STATES[3])
         good = good and load_latest(folder)[0]["epoch"] == 3 and load_checkpoint(folder / PREVIOUS)["epoch"] in (2, 3)
+        good = good and not list(folder.glob(f".*.{os.getpid()}.tmp"))
         assert count("points of a save at which it may be killed", good), (fatal, epochs)
         shutil.rmtree(folder)
     assert status == 0 and fatal > 25

@@ -133,6 +133,7 @@ def _put(staged, path, digest):
     replaced = [_digest(path)] if path.exists() else []
     write_sidecar(digest, *replaced)
     os.replace(staged, path)
+    staged.unlink(missing_ok=True)      # still there if both were names of one file, which rename(2) leaves as they are
     _sync_folder(path.parent)
     if replaced:
         write_sidecar(digest)
