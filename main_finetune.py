@@ -29,7 +29,7 @@ from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_l
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.export import export
-from util.feeding import add_force_flag, facts_of, settle_input
+from util.feeding import add_force_flag, facts_of, flags_of, settle_input
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, setup_logging
 from util.pauses import Pauses
@@ -251,7 +251,8 @@ def open_checkpoint(args):
 
 def build_trained(args, state):
     """The model of the flags with a checkpoint's weights, and its head where it has one. Raises UsageError."""
-    model = build_model(args)
+    with flags_of(args.checkpoint):
+        model = build_model(args)
     load_weights(model, state, args.checkpoint, head=has_head(state))
     return model
 
@@ -364,6 +365,19 @@ def run_epochs(args, ranks, training, splits, loader, directory, start, facts, s
         log.info("all %d epochs are done already", args.stop_epoch)
 
 
+def go_on_selecting(selection, start, folder):
+    """Take over what a continued run has selected. Raises UsageError if that is not there."""
+    if start.source is None:
+        return
+    try:
+        selection.load_state_dict(start.selection or {})
+    except ValueError as error:
+        raise UsageError(f"{start.source}: does not fit this run ({error}); to start from its weights only, use --finetune") from None
+    for rule, entry in selection.state_dict().items():
+        if not any((place / FILES[rule]).exists() for place in (folder, start.source.parent)):
+            raise UsageError(f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; copy it there")
+
+
 def load_selected(path, epoch):
     """The checkpoint a rule selected. Raises UsageError if it is of another epoch, and so of another run."""
     state = load_checkpoint(path)
@@ -417,8 +431,7 @@ def finetune(args, ranks):
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
         start = ranks.together(lambda: training.resume(args, facts, steps))
         check_alike(start, ranks, args.output_dir)
-        if start.selection is not None:
-            selection.load_state_dict(start.selection)
+        ranks.together(lambda: go_on_selecting(selection, start, directory.path))
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
         if args.train_fraction < 1:
             ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))

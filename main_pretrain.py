@@ -22,7 +22,7 @@ from util.checkpoint import initialise, load_checkpoint, write_atomically
 from util.datasets import ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
-from util.feeding import add_force_flag, settle_input
+from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, setup_logging
 from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
@@ -110,6 +110,8 @@ def fill_defaults(args):
 
 def build_model(args, meta=False):
     """The model of the flags, on the CPU; meta: without memory, to find out whether it can be."""
+    if args.model not in SIZES:
+        raise UsageError(f"--model {args.model} is unknown; choose one of {', '.join(SIZES)}")
     try:
         with torch.device("meta" if meta else "cpu"):
             return SIZES[args.model](img_size=args.input_size, norm_pix_loss=args.norm_pix_loss, weight_level=args.weight_level,
@@ -177,7 +179,8 @@ def run_inference(args, ranks):
         state = load_checkpoint(path)
         trained = settle_input(args, state, path)
         fill_defaults(trained)
-        model = build_model(trained)
+        with flags_of(path):
+            model = build_model(trained)
         initialise(model, state, path)
         title = Path(path).stem if one_run else f"{Path(path).parent.name}/{Path(path).stem}"
         results[title] = reconstruct_samples(

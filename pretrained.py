@@ -19,7 +19,7 @@ from sarwmix.preparation import BatchPreparation
 from util.checkpoint import initialise, load_checkpoint
 from util.datasets import fill_statistics
 from util.errors import UsageError
-from util.feeding import TRAINED_WITH, facts_of, settle_input
+from util.feeding import TRAINED_WITH, facts_of, flags_of, settle_input
 from util.metrics import flood_metrics, multilabel_metrics
 
 DECODER = ("decoder_", "mask_token")      # of a pretraining checkpoint
@@ -121,6 +121,7 @@ def load(path, dataset=None, device="cpu", **flags):
         check_classes(state, path, args)
     fill_defaults(args)
     args.input_size = args.input_size or FLOOD_SIZE
-    model = build_model(args)
+    with flags_of(path):
+        model = build_model(args)
     load_weights(model, state, path, head=has_head(state))
     return model.to(device).eval(), build_preparation(args).to(device).eval()

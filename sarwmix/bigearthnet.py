@@ -122,17 +122,26 @@ def place_name(path, root):
 def read_csv_rows(path):
     """(1-based line a record starts at, its cells) for every record that is not blank.
 
-    Raises DataError, which names the file, if it does not exist, is not UTF-8 or is not a CSV.
+    Raises DataError, which names the file, if it does not exist, is not UTF-8 or is not a CSV. A quotation mark without
+    its other half is an error, as the rest of the file would be taken for one cell.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader, line = csv.reader(file), 1
+            reader, line = csv.reader(_without_nul(file), strict=True), 1
             for row in reader:
                 if row:
                     yield line, row
                 line = reader.line_num + 1  # a quoted cell may span lines
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV file ({error}); check the path and the file") from error
+
+
+def _without_nul(lines):
+    """The lines of a text file. Raises csv.Error for the character NUL, which a crash may leave many of in a file."""
+    for line in lines:
+        if "\0" in line:
+            raise csv.Error("line contains NUL")
+        yield line
 
 
 def check_names(names, where, pattern=_S1_NAME, kind="S1 patch"):
@@ -225,7 +234,7 @@ class Store:
 
     def bands(self, patch, max_nonfinite):
         """[VH, VV] of a patch, (H, W) float32 dB. Raises DataError, which names what cannot be read."""
-        return [read_band(self.path(patch, channel), max_nonfinite, band=channel) for channel in CHANNELS]
+        return [read_band(self.path(patch, channel), max_nonfinite, channel, integers=False) for channel in CHANNELS]
 
     def image(self, patch, max_nonfinite):
         """(2, 120, 120) float32 dB. Raises DataError, which names what cannot be read or has another size."""
@@ -360,21 +369,23 @@ class BigEarthNet(Dataset):
     def check_units(self, samples=32):
         """{"mean", "std", "min", "max": [VH, VV] in dB, "nonfinite": pixels} of up to `samples` evenly spaced samples.
 
-        Raises DataError if a channel, which should be in dB, is never negative there.
+        Raises DataError if a channel, which should be in dB, is never negative in one of them.
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
-        values = np.stack([self.image(i).numpy() for i in rows], axis=1).reshape(len(self.CHANNELS), -1).astype(np.float64)
+        values = np.stack([self.image(i).numpy() for i in rows], axis=1).astype(np.float64)
         values[~np.isfinite(values)] = np.nan
+        per_image, values = values.reshape(len(self.CHANNELS), len(rows), -1), values.reshape(len(self.CHANNELS), -1)
         report = {
             name: [float(x) for x in function(values, axis=1)]
             for name, function in (("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax))
         }
-        for channel, path, lowest in zip(self.CHANNELS, self.files(rows[0]), report["min"]):
-            if lowest >= 0:
+        for k, channel in enumerate(self.CHANNELS):
+            linear = [i for i, lowest in zip(rows, np.nanmin(per_image[k], axis=1, initial=np.inf)) if 0 <= lowest < np.inf]
+            if linear:
                 raise DataError(
-                    f"{path} and {len(rows) - 1} more: {channel} is never negative, so it looks linear, but "
-                    "BigEarthNet is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset "
-                    "and --data_path"
+                    f"{self.files(linear[0])[k]}{f' and {len(linear) - 1} more' if linear[1:] else ''}: {channel} is never negative, "
+                    "so it looks linear, but BigEarthNet is read as dB; store 10*log10(value), as the dataset's authors do, "
+                    "or check --dataset and --data_path"
                 )
         return report | {"nonfinite": int(np.isnan(values).sum())}
 

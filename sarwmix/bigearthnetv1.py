@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
 """BigEarthNet v1 (BigEarthNet-MM), Sentinel-1: patch folders with their JSON files, or one Zarr group per patch."""
 
-import json
 import logging
 import os
 import re
-import zlib
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -15,6 +13,7 @@ import zarr
 from sarwmix.bigearthnet import (
     CHANNELS,
     CLC43,
+    SIZE,
     BigEarthNet,
     Listing,
     Store,
@@ -30,7 +29,8 @@ from sarwmix.bigearthnet import (
     split_lists,
 )
 from sarwmix.errors import DataError, data_error
-from sarwmix.rasters import check_nonfinite
+from sarwmix.files import read_json
+from sarwmix.rasters import MOST_PIXELS, check_nonfinite
 
 INNER = "BigEarthNet-S1-v1.0"
 S1_START, S2_START = re.compile(r"S1[A-Z]_"), re.compile(r"S2[A-Z]_")
@@ -142,7 +142,7 @@ class FolderStore(Store):
     def metadata(self, patch):
         """The Metadata of a patch, from its JSON file."""
         path = f"{self.folder}/{patch}/{patch}_labels_metadata.json"
-        return Metadata(path, _read_json(path))
+        return Metadata(path, _read_object(path))
 
 
 class ZarrStore(FolderStore):
@@ -161,9 +161,9 @@ class ZarrStore(FolderStore):
     def metadata(self, patch):
         path = f"{self.folder}/{patch}/zarr.json"
         if os.path.exists(path):
-            return Metadata(path, _read_json(path).get("attributes", {}))
+            return Metadata(path, _object(path, _read_object(path).get("attributes", {})))
         path = f"{self.folder}/{patch}/.zattrs"
-        return Metadata(path, _read_json(path))
+        return Metadata(path, _read_object(path))
 
     def missing(self, patch):
         return [channel for channel in CHANNELS if not _has_chunk(self.path(patch, channel))]
@@ -184,10 +184,15 @@ def _has_chunk(path):
 def _read_array(path, max_nonfinite):
     """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
     try:
-        values = zarr.open_array(path, mode="r")[:].astype(np.float32, copy=False)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zlib.error) as error:
+        array = zarr.open_array(path, mode="r")
+        held = f"{array.dtype} of shape {array.shape}"
+        usable = array.dtype.kind == "f" and array.size <= MOST_PIXELS
+        values = array[:].astype(np.float32, copy=False) if usable else None
+    except Exception as error:  # of damaged metadata, the package raises whatever comes to pass
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
+    if values is None:
+        raise DataError(f"{path}: holds {held}, not float32 of {SIZE}x{SIZE}; copy it again")
     check_nonfinite(values, path, max_nonfinite)
     return values
 
@@ -201,12 +206,11 @@ def open_store(root):
     return FolderStore(root / INNER if (root / INNER).is_dir() else root)
 
 
-def _read_json(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); copy it again, or remove its patch") from error
+def _read_object(path):
+    return _object(path, read_json(path, "copy it again, or remove its patch"))
+
+
+def _object(path, content):
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds no JSON object; copy it again, or remove its patch")
     return content

@@ -65,10 +65,11 @@ class BigEarthNetv2(BigEarthNet):
         else:
             self.metadata = as_paths(metadata)
         store = _open_store(root)
-        parts, listed = [], Counter()
+        parts, listed, counts = [], Counter(), []
         for path in self.metadata:
             listing, splits = read_metadata(path, place_name(path, root), id_col)
             listed.update(splits)
+            counts.append(len(listing.ids))
             parts.append(_of_split(listing, splits, split, path))
         listing = join_listings(parts)
         if len(listing.ids) == 0:
@@ -77,6 +78,9 @@ class BigEarthNetv2(BigEarthNet):
                 f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
                 "choose another split, or give other metadata"
             )
+        empty = [str(path) for path, count in zip(self.metadata, counts) if count == 0]
+        if empty:
+            raise data_error(f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again")
         super().__init__(root, split, store, listing, max_nonfinite)
 
 
@@ -168,6 +172,9 @@ def _columns(path, header, id_col):
         if name not in header:
             remedy = "restore its header" + (", or give the column's number with --id_col" if name == "s1_name" else "")
             raise DataError(f"{path}: has no column {name} (columns: {', '.join(map(quoted, header))}); {remedy}")
+    for name in ("labels", "split", *(("s1_name",) if id_col is None else ())):
+        if header.count(name) > 1:
+            raise DataError(f"{path}: has {header.count(name)} columns {name}; remove all but one")
     split = header.index("split") if "split" in header else None
     return header.index("s1_name") if id_col is None else id_col, header.index("labels"), split
 
@@ -179,13 +186,19 @@ def _read_parquet(path, id_col):
             header = file.schema_arrow.names
             columns = [None if k is None else header[k] for k in _columns(path, header, id_col)]
             table = file.read(columns=[name for name in columns if name])
-    except (OSError, pa.ArrowException) as error:
+        ids, labels, *splits = (table[name].to_pylist() for name in columns if name)
+    except DataError:
+        raise
+    except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the path and the file") from error
-    names = ["" if name is None else str(name) for name in table[columns[0]].to_pylist()]
-    labels = [tuple(value) if isinstance(value, list) else str(value) for value in table[columns[1]].to_pylist()]
-    splits = [_split_name(value) for value in table[columns[2]].to_pylist()] if columns[2] else ()
-    return range(len(names)), names, labels, splits
+    names = ["" if name is None else str(name) for name in ids]
+    labels = [tuple(map(_label_name, value)) if isinstance(value, list) else str(value) for value in labels]
+    return range(len(names)), names, labels, [_split_name(value) for value in splits[0]] if splits else ()
+
+
+def _label_name(value):
+    return value if isinstance(value, str) else repr(value)
 
 
 def _read_csv(path, id_col):
@@ -226,7 +239,10 @@ def _encode(labels, where):
         if value not in codes:
             codes[value] = len(table)
             try:
-                table.append(multi_hot(value if isinstance(value, tuple) else parse_labels(value)))
+                names = value if isinstance(value, tuple) else parse_labels(value)
+                if not names:
+                    raise DataError("no label")
+                table.append(multi_hot(names))
             except DataError as error:
                 problems[value] = str(error)
                 table.append(np.zeros(len(CLASSES), np.uint8))

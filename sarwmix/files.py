@@ -50,6 +50,14 @@ def write_json(path, value):
     put_in_place(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
 
 
+def read_json(path, remedy):
+    """The content of a JSON file. Raises DataError, which names it and ends with the remedy, if it is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:      # RecursionError: too many brackets within each other
+        raise DataError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
+
+
 def sha256_of(path):
     """SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as file:
@@ -126,7 +134,7 @@ def _has_record(out, record, name, flag):
         return False
     try:
         found = json.loads((out / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         raise DataError(f"{flag} {out} is not empty and was not begun by this program; choose another {flag}, or empty it") from None
     if found != json.loads(json.dumps(record)):
         raise DataError(f"{flag} {out} was made with other parameters ({out / name}); choose another {flag}, or remove it")

@@ -72,7 +72,13 @@ class Selection:
         return {rule: dict(entry) for rule, entry in self.held.items()}
 
     def load_state_dict(self, state):
-        """Take over what `state_dict` gave. Raises ValueError if its rules are those of another task."""
+        """Take over what `state_dict` gave. Raises ValueError if its rules are those of another task, or it has not their metrics."""
         if state and state.keys() != self.rules.keys():
-            raise ValueError(f"this selection has the rules {', '.join(self.rules)}; the state to load has {', '.join(state)}")
+            raise ValueError(f"this selection has the rules {', '.join(self.rules)}; the state to load has {', '.join(map(str, state))}")
+        for rule, entry in state.items():
+            try:
+                int(entry["epoch"])
+                self.rules[rule](entry["metrics"], entry["metrics"])
+            except (TypeError, KeyError) as error:
+                raise ValueError(f"what rule '{rule}' holds is not an epoch with its metrics ({error})") from None
         self.held = {rule: dict(entry) for rule, entry in state.items()}

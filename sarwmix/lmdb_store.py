@@ -13,6 +13,7 @@ from sarwmix.errors import DataError
 from sarwmix.rasters import check_nonfinite
 
 DATA = "data.mdb"
+MOST_BYTES = 2**22  # of a patch; all its bands together have fewer than 2**19
 
 _opened = {}  # {folder: (process, environment)}: LMDB must be opened once in each process, and not be used across a fork
 _opening = threading.Lock()
@@ -34,8 +35,7 @@ class LmdbStore(Store):
         return f"{self.folder}:{patch}/{channel}"
 
     def missing(self, patch):
-        with _environment(self._real).begin(buffers=True) as transaction:
-            there = transaction.get(patch.encode()) is not None  # a view: nothing is read of the value
+        there = self._get(patch, lambda value: value is not None)  # a view: nothing is read of the value
         return [] if there else list(CHANNELS)
 
     def bands(self, patch, max_nonfinite):
@@ -56,8 +56,7 @@ class LmdbStore(Store):
 
     def _arrays(self, patch):
         """{name: array} of a patch. Raises DataError, which names LMDB and key."""
-        with _environment(self._real).begin() as transaction:
-            value = transaction.get(patch.encode())
+        value = self._get(patch, self._copied)
         if value is None:
             raise DataError(f"{self.folder}: has no key {patch}; copy the LMDB again, or remove the patch's row")
         try:
@@ -66,6 +65,24 @@ class LmdbStore(Store):
             raise DataError(
                 f"{self.folder}: the value of key {patch} cannot be read as safetensors ({' '.join(str(error).split())}); "
                 "copy the LMDB again, or remove the patch's row"
+            ) from None
+
+
+    @staticmethod
+    def _copied(view):
+        # Reading mapped pages that the file does not have would kill the process.
+        if view is not None and len(view) > MOST_BYTES:
+            raise lmdb.CorruptedError(f"a value of {len(view):,} bytes")
+        return view if view is None else bytes(view)
+
+    def _get(self, patch, take):
+        """take(view of the value of a patch, or None where there is none). Raises DataError, which names LMDB and key."""
+        try:
+            with _environment(self._real).begin(buffers=True) as transaction:
+                return take(transaction.get(patch.encode()))
+        except lmdb.Error as error:
+            raise DataError(
+                f"{self._real}/{DATA}: is damaged where key {patch} is looked for ({error}); copy it again"
             ) from None
 
 

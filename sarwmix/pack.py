@@ -161,7 +161,7 @@ def read_report(path, file):
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         return report if file.stat().st_size == report["part"]["bytes"] else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

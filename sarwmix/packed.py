@@ -18,6 +18,8 @@ import copy
 import hashlib
 import json
 import logging
+import math
+import re
 import threading
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from torch.utils.data import Dataset
 
 from sarwmix.bigearthnet import acquisitions_of, check_root, check_split
 from sarwmix.errors import DataError, data_error
-from sarwmix.files import file_fault, sha256_of
+from sarwmix.files import file_fault, read_json, sha256_of
 from sarwmix.sen12flood_loader import draw_folders, folders_of
 
 MANIFEST, SAMPLES, IMAGES, STATISTICS, BAD = "manifest.json", "samples.parquet", "images.parquet", "statistics.json", "bad.csv"
@@ -37,6 +39,8 @@ FORMAT, VERSION = "sarwmix packed store", 1
 DTYPES = ("uint16", "float16", "float32")
 STAGED = 1024                       # images that are on their way to a GPU at a time
 BLOCK = 16                          # images that are decoded at a time
+MOST_SIDE = 2 ** 13                 # pixels of an image
+_PART = re.compile(r"part_\d{5}\.bin")      # in the folder itself, wherever a manifest comes from
 NO_DATA, CODES = 65535, 65534       # of uint16: the code without a value, and the greatest with one
 PARTS = {"train": ("train",), "val": ("val",), "test": ("test",), "train_val": ("train", "val", "every"),
          "all": ("train", "val", "test", "every")}       # "every": a dataset that had no lists
@@ -101,18 +105,42 @@ def manifest_checksum(manifest):
 def read_manifest(root):
     """The manifest of a store. Raises DataError if it is absent, damaged or of another version."""
     path = Path(root) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        sound = manifest["sha256"] == manifest_checksum(manifest)
-    except FileNotFoundError:
-        raise DataError(f"{path}: does not exist, so the packed store is not finished; run sarwmix.pack again") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise DataError(f"{path}: is damaged; copy it again, or pack the data again")
+    if not path.exists():
+        raise DataError(f"{path}: does not exist, so the packed store is not finished; run sarwmix.pack again")
+    again = "copy it again, or pack the data again"
+    manifest = read_json(path, again)
+    if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_checksum(manifest):
+        raise DataError(f"{path}: is damaged; {again}")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise DataError(f"{path}: is no packed store of version {VERSION}; pack the data again")
+    try:
+        sound = _is_sound(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError):        # something is not there, or of another kind
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: contradicts itself, so it was not written by sarwmix.pack; {again}")
     return manifest
+
+
+def _is_sound(manifest):
+    """Whether a manifest says all that reading needs, and of every part the size that its images take."""
+    channels, *sides = manifest["shape"]
+    each = channels * math.prod(sides) * np.dtype(manifest["dtype"]).itemsize
+    parts = manifest["parts"]
+    return all((
+        manifest["dtype"] in DTYPES,
+        channels == 2 and len(sides) == 2 and 0 < sides[0] == sides[1] <= MOST_SIDE,
+        parts and all(_PART.fullmatch(part["file"]) for part in parts),
+        all(part["images"] > 0 and part["bytes"] == part["images"] * each for part in parts),
+        all(np.asarray(part[name], np.float32).shape == (2,) for part in parts for name in ("scale", "offset")),
+        manifest["images"] == sum(part["images"] for part in parts),
+        manifest["images_per_sample"] in (1, 2),
+        manifest["files"].keys() == {SAMPLES, IMAGES, STATISTICS, BAD},
+        manifest["classes"] and all(isinstance(name, str) for name in manifest["classes"]),
+        isinstance(manifest["dataset"], str),
+        isinstance(manifest["floor_db"], float | None),
+        manifest["splits"].keys() == manifest["statistics"].keys(),
+    ))
 
 
 def verify(root, crew):
@@ -133,6 +161,8 @@ def _read_table(root, name, manifest, columns=None):
             return pd.read_parquet(path, columns=columns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again, or pack the data again") from error
+    except ValueError:
+        pass                        # no such table, whatever the checksums say
     raise DataError(f"{path}: is damaged; copy it again, or pack the data again")
 
 
@@ -270,7 +300,13 @@ class PackedDataset(Dataset):
         self._select(_read_table(root, SAMPLES, self.manifest), supervised, val_fraction, seed)
 
     def _select(self, table, supervised, val_fraction, seed):
-        split = self.split
+        split, images = self.split, [f"image_{k}" for k in range(1 + self._pairs)]
+        lacking = [name for name in ("id", "split", "position", *images, *self.CLASSES) if name not in table]
+        if lacking:
+            raise DataError(f"{self.root / SAMPLES}: has no column {lacking[0]}; copy it again, or pack the data again")
+        rows = table[images].to_numpy(np.int64)
+        if len(self._images.nonfinite) != self.manifest["images"] or (rows < 0).any() or (rows >= self.manifest["images"]).any():
+            raise DataError(f"{self.root / SAMPLES}: names other images than those that the parts hold; copy the store again")
         wanted = PARTS["train" if self._pairs and val_fraction and split == "val" else split]
         table = table[table["split"].isin(wanted)]
         if len(table) == 0:
@@ -280,7 +316,7 @@ class PackedDataset(Dataset):
         if len(wanted) > 1:
             table = table.sort_values("position", kind="stable")
         self.ids = table["id"].to_numpy(dtype=str)
-        self._rows = table[[f"image_{k}" for k in range(1 + self._pairs)]].to_numpy(np.int64)
+        self._rows = table[images].to_numpy(np.int64)
         self._labels = table[list(self.CLASSES)].to_numpy(np.uint8)
         self._number = table.index.to_numpy()
         if supervised and not self._labels.any(1).all():

@@ -11,11 +11,12 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from sarwmix.errors import DataError
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
+MOST_PIXELS = 2**26  # of an image; its header may be damaged
 
 
 def check_nonfinite(values, source, max_nonfinite):
     """DataError naming `source` if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
-    fraction = (values.size - np.count_nonzero(np.isfinite(values))) / values.size
+    fraction = (values.size - np.count_nonzero(np.isfinite(values))) / max(values.size, 1)
     if fraction > max_nonfinite:
         raise DataError(
             f"{source}: {fraction:.2%} of the pixels are NaN, infinite or no data, more than the {max_nonfinite:.2%} "
@@ -39,15 +40,16 @@ def _band_number(src, path, band):
     return matching[0]
 
 
-def read_band(path, max_nonfinite=0.01, band=None):
+def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     """One band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
 
     Pixels that are NaN or infinite stay as they are, up to the fraction `max_nonfinite` of the image; what takes their
     place is decided where batches are prepared.
     band: name of the wanted band ("VH"). A file of several bands is read only if exactly one is described by it; bands
     are never taken by position.
-    Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, too many
-    non-finite pixels.
+    integers: whether the file may hold them. Values in dB are not integers, but counts, or dB times a factor, are.
+    Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, more pixels than
+    can be, another type, too many non-finite pixels.
     """
     try:
         # Where the image lies is not needed: parsing its coordinate system takes longer than all the rest, and looking
@@ -56,6 +58,8 @@ def read_band(path, max_nonfinite=0.01, band=None):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
                 number = _band_number(src, path, band)
+                if src.width * src.height > MOST_PIXELS:
+                    raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
                 values, nodata = src.read(number), src.nodatavals[number - 1]
     except (RasterioError, OSError) as error:
         if not os.path.exists(path):
@@ -66,6 +70,8 @@ def read_band(path, max_nonfinite=0.01, band=None):
         ) from error
     if np.iscomplexobj(values):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
+    if not integers and values.dtype.kind != "f":
+        raise DataError(f"{path}: holds {values.dtype}, which dB cannot be; give 10*log10 of the backscatter as float32")
     values = values.astype(np.float32, copy=False)
     if nodata is not None:
         values[values == np.float32(nodata)] = np.nan

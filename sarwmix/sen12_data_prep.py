@@ -146,6 +146,10 @@ def _read_input(aligned, s1_list, train_list, test_list):
     if aligned is None:
         return folders, splits, {}, record | {"aligned": None}
     state = {(row["folder"], row["image"]): row for row in ALIGNED.read(aligned)}
+    unsure = [" ".join(key) for key, row in state.items() if (row["status"] == "aligned") != bool(row["nonfinite"])]
+    if unsure:
+        raise data_error(f"{aligned / ALIGNED.name}: {len(unsure)} rows do not say whether the image was aligned", unsure,
+                         f"remove it, and run python -m {ALIGN} again")
     unknown = [f"{folder} {image.name}" for folder, images in folders.items() for image in images if (folder, image.name) not in state]
     if unknown:
         raise data_error(f"{s1_list}: {len(unknown)} of its images are not in {aligned / ALIGNED.name}", unknown,

@@ -6,7 +6,6 @@ Also the names that the steps of its preparation share, and how one reads what a
 Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 2026 (pairs and splits).
 """
 import csv
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sarwmix.errors import DataError, data_error, quoted
-from sarwmix.files import write_csv
+from sarwmix.files import read_json, write_csv
 
 S1_LIST = "S1list.json"
 SIDE = 512                      # pixels of 10 m, of every aligned image
@@ -51,11 +50,7 @@ def read_s1_list(path):
 
     Raises DataError, which names the file and the first five entries that cannot be used.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); copy it again, or give another with --s1-list") from None
-    return parse_s1_list(content, path)
+    return parse_s1_list(read_json(path, "copy it again, or give another with --s1-list"), path)
 
 
 def parse_s1_list(content, path):
@@ -126,6 +121,13 @@ STEP = "step.json"              # what decides the content of the folder that a 
 ALIGN, PREPARE, PRUNE = (f"sarwmix.sen12_{name}" for name in ("align_s1_to_s2", "data_prep", "prune_partial_pairs"))
 
 
+# What a cell of a column can be; of columns that are not here, anything. Names become those of files.
+CELLS = {column: re.compile(pattern) for columns, pattern in (
+    (("split",), "train|test"), (("kind",), "image|pair"), (("status",), "aligned|dropped"), (("label", "flooded"), "[01]"),
+    (("folder",), _FOLDER.pattern), (("image", "first", "second"), r"(?!\.)[A-Za-z0-9_.-]{0,100}"), (("height", "width"), r"\d{1,9}"),
+    (("nonfinite",), r"\d*"), (("zeros_vh", "zeros_vv"), r"\d(\.\d+)?(e-\d+)?")) for column in columns}
+
+
 @dataclass(frozen=True)
 class Table:
     """A CSV file of these columns that `program` ("sarwmix.…") leaves in its folder."""
@@ -137,17 +139,21 @@ class Table:
         write_csv(Path(folder) / self.name, self.columns, rows)
 
     def read(self, folder):
-        """[{column: text}]. Raises DataError if it is not there, or another file."""
+        """[{column: text}]. Raises DataError if it is not there, or another file, or holds what no step writes."""
         path = Path(folder) / self.name
         try:
             with open(path, newline="", encoding="utf-8") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
+                header, *rows = list(csv.reader(file, strict=True)) or [[]]
         except FileNotFoundError:
             raise DataError(f"{path}: does not exist; run python -m {self.program} to its end first") from None
         except (OSError, ValueError, csv.Error) as error:
             raise DataError(f"{path}: cannot be read as a CSV file ({error}); remove it, and run python -m {self.program} again") from None
         if header != list(self.columns) or any(len(row) != len(header) for row in rows):
             raise DataError(f"{path}: is not a table of {','.join(self.columns)}; remove it, and run python -m {self.program} again")
+        bad = [f"{column} {quoted(cell)} (row {number})" for number, row in enumerate(rows, start=1)
+               for column, cell in zip(header, row) if column in CELLS and not CELLS[column].fullmatch(cell)]
+        if bad:
+            raise data_error(f"{path}: {len(bad)} cells are damaged", bad, f"remove it, and run python -m {self.program} again")
         return [dict(zip(header, row)) for row in rows]
 
 
@@ -162,10 +168,7 @@ CHECKSUMS = Table("checksums.csv", PRUNE, ("file", "sha256"))
 def read_step(folder, program):
     """The record of the program that filled a folder, plain values. Raises DataError if another did, or none."""
     path = Path(folder) / STEP
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give the folder that python -m {program} wrote") from None
+    record = read_json(path, f"give the folder that python -m {program} wrote")
     if not isinstance(record, dict) or record.get("program") != program:
         raise DataError(f"{path}: is not of {program}; give the folder that python -m {program} wrote")
     return record

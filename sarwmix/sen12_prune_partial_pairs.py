@@ -14,7 +14,6 @@ OUT/preparation.json, written last, the parameters and counts.
 """
 import argparse
 import hashlib
-import json
 import logging
 import sys
 from collections import Counter
@@ -29,7 +28,7 @@ from sarwmix.archive import open_archive
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
-from sarwmix.files import check_room, claimed, file_fault, save_array, sha256_of, write_json
+from sarwmix.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, CHECKSUMS, DROPPED, IMAGES, KEPT, LAYOUTS, PREPARE, PRUNE,
                                  S1_LIST, SIDE, SPLITS, STEP, read_step)
@@ -151,7 +150,8 @@ def _select(aligned, pairs, max_zeros, size, layout):
     """(record of the step, candidate rows, kept rows, rows of dropped.csv)."""
     before = read_step(pairs, PREPARE)
     dropped = DROPPED.read(pairs)
-    if not before["aligned"] or before["aligned"]["align_sha256"] != sha256_of(aligned / ALIGNED.name):
+    made_from = before.get("aligned")
+    if not isinstance(made_from, dict) or made_from.get("align_sha256") != sha256_of(aligned / ALIGNED.name):
         raise DataError(f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of its own")
     candidates = CANDIDATES.read(pairs)
     kept, dropped = curate(candidates, IMAGES.read(pairs), dropped, size, max_zeros)
@@ -159,7 +159,9 @@ def _select(aligned, pairs, max_zeros, size, layout):
         reasons = Counter(row[4] for row in dropped if row[0] == "pair")
         raise data_error(f"none of the {len(candidates)} pairs can be kept",
                          [f"{count} {reason}" for reason, count in reasons.most_common()], "correct --size, or raise --max_zeros")
-    return {"program": PRUNE, "layout": layout, "size": size, "max_zeros": max_zeros, "pairs": before}, candidates, kept, dropped
+    record = {"program": PRUNE, "layout": layout, "size": size, "max_zeros": max_zeros, "pairs": before}
+    parameters_of(record, pairs / STEP)
+    return record, candidates, kept, dropped
 
 
 def _check_room(out, files, size):
@@ -184,21 +186,24 @@ def _finish(out, record, candidates, kept, dropped, checksums):
         counts[split] = {"candidates": sum(row["split"] == split for row in candidates), "kept": len(mine),
                          "no flood": len(mine) - flooded, "flood": flooded}
     reasons = {f"{kind}s": dict(sorted(Counter(row[4] for row in dropped if row[0] == kind).items())) for kind in ("image", "pair")}
-    write_json(out / LAST, {"program": PRUNE, "parameters": parameters_of(record), "counts": counts, "dropped": reasons,
+    write_json(out / LAST, {"program": PRUNE, "parameters": parameters_of(record, out / STEP), "counts": counts, "dropped": reasons,
                             "checksums_sha256": sha256_of(out / CHECKSUMS.name)})
 
 
-def parameters_of(record):
-    """All that decides the content of a dataset, of this step and those before: {name: plain value}."""
-    pairs = record["pairs"]
-    step = pairs["aligned"]["step"]
-    return {"layout": record["layout"], "size": record["size"], "max_zeros": record["max_zeros"], "resampling": step["resampling"],
-            "units": step["units"], **{name: pairs[name] for name in ("s1_list_sha256", "train_list_sha256", "test_list_sha256")}}
+def parameters_of(record, path):
+    """All that decides the content of a dataset, of this step and those before: {name: plain value}; path: of the record."""
+    try:
+        pairs = record["pairs"]
+        step = pairs["aligned"]["step"]
+        return {"layout": record["layout"], "size": record["size"], "max_zeros": record["max_zeros"], "resampling": step["resampling"],
+                "units": step["units"], **{f"{name}_sha256": pairs[f"{name}_sha256"] for name in LISTS}}
+    except (LookupError, TypeError):
+        raise DataError(f"{path}: does not say how the data were made; run the steps of the preparation again") from None
 
 
 def _report(out):
     """Log what preparation.json says."""
-    said = json.loads((out / LAST).read_text(encoding="utf-8"))
+    said = _read_last(out)
     table = [(split, *counts.values()) for split, counts in said["counts"].items()]
     table.append(("all", *(sum(column) for column in list(zip(*table))[1:])))
     log.info("%s: pairs\n%s", out, tabulate(table, ("split", "candidates", "kept", *CLASSES), tablefmt="pipe"))
@@ -225,11 +230,16 @@ def verify(out, crew=Crew()):
     return len(rows)
 
 
+def _read_last(out):
+    """What preparation.json says. Raises DataError if it is not there, or damaged."""
+    said = read_json(out / LAST, f"the dataset is not complete, run python -m {PRUNE} to its end")
+    if not isinstance(said, dict) or not {"counts", "dropped", "checksums_sha256"} <= said.keys():
+        raise DataError(f"{out / LAST}: does not say what was prepared; remove it, and run python -m {PRUNE} again")
+    return said
+
+
 def _listed(out):
-    try:
-        said = json.loads((out / LAST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{out / LAST}: cannot be read ({error}); the dataset is not complete, run python -m {PRUNE} to its end") from None
+    said = _read_last(out)
     rows = CHECKSUMS.read(out)
     if sha256_of(out / CHECKSUMS.name) != said["checksums_sha256"]:
         raise DataError(f"{out / CHECKSUMS.name}: is not as it was written; copy it again, or prepare the dataset again")
@@ -247,7 +257,7 @@ def is_complete(out, wanted):
         if out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise DataError(f"--out {out} is not empty and was not begun by this program; choose another --out, or empty it")
         return False
-    there = parameters_of(read_step(out, PRUNE))
+    there = parameters_of(read_step(out, PRUNE), out / STEP)
     other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there[name] != value]
     if other:
         raise data_error(f"--out {out} was made with other parameters", other, "choose another --out, or remove it")

@@ -116,6 +116,7 @@ class FloodDataset(Dataset):
         """(img1, img2) of pair i, each (2, S, S) float32 dB."""
         images = []
         for source, values in self._linear(i):
+            refuse_db(values, source)
             lost = values.size - np.count_nonzero(np.isfinite(values))
             if lost:
                 with self.nonfinite.get_lock():
@@ -192,29 +193,22 @@ class FloodDataset(Dataset):
     def check_units(self, samples=32):
         """{"mean", "std", "min", "max": [VH, VV] in dB, "nonfinite": pixels} of up to `samples` evenly spaced pairs.
 
-        Pixels that are not finite are left out, zeros count as FLOOR_DB. Raises DataError if a channel, which should be
-        linear, is mostly negative there.
+        Pixels that are not finite are left out, zeros count as FLOOR_DB. Raises DataError as `refuse_db` does.
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
-        pixels, negative, lost, total, squares = np.zeros((5, 2))
+        pixels, lost, total, squares = np.zeros((4, 2))
         lowest, highest = np.full(2, np.inf), np.full(2, -np.inf)
         for i in rows:
-            for _, values in self._linear(i):
+            for source, values in self._linear(i):
+                refuse_db(values, source)
                 finite = np.isfinite(values)
                 pixels += finite.sum((1, 2))
                 lost += (~finite).sum((1, 2))
-                negative += (values < 0).sum((1, 2))
                 db = to_db(values).numpy().astype(np.float64)
                 total += db.sum((1, 2), where=finite)
                 squares += (db ** 2).sum((1, 2), where=finite)
                 lowest = np.minimum(lowest, db.min((1, 2), where=finite, initial=np.inf))
                 highest = np.maximum(highest, db.max((1, 2), where=finite, initial=-np.inf))
-        for channel, below, count in zip(self.CHANNELS, negative, pixels):
-            if below > count / 2:
-                raise DataError(
-                    f"{self.files(rows[0])[0]} and {len(rows) - 1} more pairs: {channel} is mostly negative, so it looks like "
-                    "dB, but pairs are stored linear; store 10**(dB/10)"
-                )
         mean = total / np.maximum(pixels, 1)
         std = np.sqrt(np.maximum(squares / np.maximum(pixels, 1) - mean ** 2, 0))
         report = {"mean": mean, "std": std, "min": lowest, "max": highest}
@@ -286,6 +280,14 @@ class FloodDataset(Dataset):
                              "remove the repeated ones")
 
 
+def refuse_db(values, source):
+    """DataError naming `source` if a channel of (2, S, S), which should be linear, is mostly negative: all of it would be FLOOR_DB."""
+    for channel, below in zip(FloodDataset.CHANNELS, np.count_nonzero(values < 0, axis=(1, 2))):
+        if below > values[0].size / 2:
+            raise DataError(f"{source}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
+                            "10**(dB/10)")
+
+
 def to_db(values):
     """Linear σ⁰, NumPy float32 of any shape → 10·log10 as a tensor; FLOOR_DB where it is not positive or not finite."""
     values = torch.from_numpy(values)
@@ -306,7 +308,8 @@ def _is_store(root):
 def _open_array(path, dimensions):
     """A memory-mapped .npy file of the shape ([2,] 2, S, S). Raises DataError that says what is wrong, without the name."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):        # of a header that claims to have more pixels than can be counted
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError("does not exist") from None
     except EOFError:

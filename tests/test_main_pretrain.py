@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import main_pretrain
+import util.steps
 from conftest import ROOT
 from dataset_fixtures import needs_samples, sample_path
 from engine_pretrain import reconstruct
@@ -345,16 +346,24 @@ def test_a_broken_patch_is_named_in_one_line(simulated, tmp_path, program, how, 
     assert "Traceback" not in err and not (tmp_path / "run" / "checkpoint.pth").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(finished, simulated, tmp_path, program):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(finished, simulated, tmp_path, program, monkeypatch):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    before = load_checkpoint(tmp_path / "checkpoint.pth")
-    broken = load_checkpoint(tmp_path / "checkpoint_2.pth")
-    broken["model"]["decoder_pred.bias"][0] = float("nan")
-    torch.save(broken, tmp_path / "broken.pth")
+    accumulate = util.steps.accumulate
+    monkeypatch.setattr(util.steps, "accumulate", lambda *args: accumulate(*args) * float("nan"))
     status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
-                             0.2, "--resume", tmp_path / "broken.pth")
+                             0.2, "--resume", tmp_path / "checkpoint_2.pth")
     assert status == 1 and len(err.splitlines()) == 1 and "epoch 2, step 0: loss nan; sample ids " in err
-    assert same_states(before, load_checkpoint(tmp_path / "checkpoint_previous.pth"))
+    for name, good in (("checkpoint.pth", "checkpoint_2.pth"), ("checkpoint_previous.pth", "checkpoint_4.pth")):
+        assert same_states(load_checkpoint(finished[0] / good), load_checkpoint(tmp_path / name))
+
+
+def test_weights_that_are_not_finite_are_not_continued(finished, simulated, tmp_path, program):
+    state = load_checkpoint(finished[0] / "checkpoint_2.pth")
+    state["model"]["decoder_pred.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "broken.pth")
+    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path / "run", *TINY, "--epochs", 4, "--drop_path",
+                             0.2, "--resume", tmp_path / "broken.pth")
+    assert status == 2 and len(err.splitlines()) == 1 and "broken.pth: damaged" in err and "'decoder_pred.bias' is not finite" in err
 
 
 # --------------------------------------------------------------------------------------------------------------------

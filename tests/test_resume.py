@@ -299,7 +299,20 @@ def test_a_run_goes_on_in_another_folder(jobs, whole, stopped, tmp_path):
     assert same_states(load_checkpoint(whole[program][0] / "checkpoint.pth"), load_checkpoint(tmp_path / "run" / "checkpoint.pth"))
 
 
-def test_with_other_threads_it_goes_on_and_says_that_bits_may_differ(stopped, jobs, tmp_path):
+def test_what_was_selected_comes_along_into_another_folder_or_is_missed_at_once(jobs, whole, tmp_path):
+    program, source = "main_finetune", tmp_path / "source"
+    flags = (*jobs[program], "--output_dir")
+    assert Run(program, (*flags, source), tmp_path / "stopped", hurt=(signalled_at_step, 9, signal.SIGTERM)).wait() == 143
+    finish(program, (*flags, tmp_path / "run", "--resume", source / "checkpoint.pth"), tmp_path / "continued")
+    one, other = (json.loads((folder / "eval_test.json").read_text()) for folder in (whole[program][0], tmp_path / "run"))
+    assert {**one, "checkpoint": ""} == {**other, "checkpoint": ""}
+    (source / "checkpoint_best_mbr.pth").unlink()
+    refused = Run(program, (*flags, tmp_path / "refused", "--resume", source / "checkpoint.pth"), tmp_path / "output")
+    assert refused.wait() == 2 and "epoch 0 was selected into checkpoint_best_mbr.pth, which is not beside it" in refused.lines()[0]
+    assert len(refused.lines()) == 1 and not list((tmp_path / "refused").glob("[!.]*"))
+
+
+def test_with_another_torch_it_goes_on_and_says_that_bits_may_differ(stopped, jobs, tmp_path):
     shutil.copytree(stopped["main_pretrain"], tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint.pth"
     state = load_checkpoint(checkpoint)

@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import struct
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from util.errors import UsageError
 from util.pos_embed import fit_position_weights
+from util.soundness import fault_of, fault_of_moments
 
 LATEST, PREVIOUS = "checkpoint.pth", "checkpoint_previous.pth"
 ZIP_SIGN = b"PK\x03\x04"
@@ -174,12 +176,16 @@ def save_checkpoint(folder, state, names=()):
                          f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error
 
 
-def go_on_from(path, folder):
+def go_on_from(path, folder, companions):
     """Make a checkpoint, which was loaded, the latest of the run in a folder, so that nothing can go on from another one.
 
-    The one that was the latest becomes the one before, unless it is damaged.
+    The one that was the latest becomes the one before, unless it is damaged. companions: pattern of names of other
+    checkpoints of the run, which are brought along from another folder.
     """
     path, latest = Path(path), Path(folder) / LATEST
+    if not os.path.samefile(path.parent, folder):
+        for other in path.parent.glob(companions):
+            _give_second_name(other, latest.with_name(other.name))
     if latest.exists():
         if os.path.samefile(path, latest):
             return
@@ -218,7 +224,8 @@ def load_checkpoint(path):
     if beginning == ZIP_SIGN:
         _check_container(path)
     try:
-        with torch.serialization.safe_globals(ALLOWED_CLASSES):
+        with torch.serialization.safe_globals(ALLOWED_CLASSES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")      # of pickles of other protocols, which are read or refused all the same
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "its content is not allowed")
@@ -251,13 +258,9 @@ def _checked(path, state):
         raise UsageError(f"{path}: not a checkpoint of this program or of the released code: it has no 'model'")
     if isinstance(state.get("args"), argparse.Namespace):
         state["args"] = vars(state["args"])
-    strange = [name for name, value in state["model"].items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))]
-    if strange:
-        raise _damaged(path, f"its 'model' has {strange[0]!r}, which is no tensor")
-    for part, kind in (("args", dict), ("input", dict), ("run", dict), ("optimizer", dict), ("scaler", dict), ("epoch", int),
-                       ("progress", dict), ("selection", dict), ("filled", int), ("bits", dict)):
-        if part in state and not isinstance(state[part], kind) and state[part] is not None:
-            raise _damaged(path, f"its '{part}' is no {kind.__name__}")
+    fault = fault_of(state)
+    if fault:
+        raise _damaged(path, fault)
     return {part: value for part, value in state.items() if value is not None}
 
 
@@ -328,10 +331,11 @@ def restore(state, path, model, optimizer, scaler):
         optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler"):
             scaler.load_state_dict(state["scaler"])
-        int(state["epoch"])
-        if "progress" in state:
-            int(state["progress"]["step"])
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        begun = state["epoch"] >= 0 or state.get("progress", {"step": 0})["step"] > 0
+        fault = fault_of_moments(optimizer, begun)
+        if fault:
+            raise ValueError(fault)
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UsageError(f"{path}: does not fit this run ({str(error).splitlines()[0][:160]}); to start from its weights only, "
                          f"use --finetune") from None
 

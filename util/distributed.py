@@ -39,16 +39,13 @@ def detect_launch(env=os.environ):
     for launcher, names in LAUNCHERS.items():
         if names[0] not in env or names[1] not in env:
             continue
+        on_node = env.get(names[3], "1" if launcher == "Slurm" else env[names[1]])
         try:
-            rank, world_size = int(env[names[0]]), int(env[names[1]])
-            local_rank = int(env.get(names[2], 0))
-            local_size = int(env.get(names[3], world_size if launcher != "Slurm" else 1))
+            rank, world_size, local_rank = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], 0))
+            local_size = int(on_node.split("(")[0] if launcher == "Slurm" else on_node)      # "4(x2)": four tasks on each of two nodes
         except ValueError:
-            if launcher == "Slurm" and not env[names[3]].isdigit():      # "4(x2)": four tasks on each of two nodes
-                local_size = int(env[names[3]].split("(")[0])
-            else:
-                raise UsageError(f"{launcher}'s variables {', '.join(names)} must be integers: "
-                                 f"{', '.join(str(env.get(name)) for name in names)}") from None
+            raise UsageError(f"{launcher}'s variables {', '.join(names)} must be integers: "
+                             f"{', '.join(str(env.get(name)) for name in names)}") from None
         if not 0 <= rank < world_size:
             raise UsageError(f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset them, or "
                              f"start all ranks with one launcher")

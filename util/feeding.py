@@ -3,6 +3,7 @@
 import argparse
 import logging
 import math
+from contextlib import contextmanager
 
 from util.errors import UsageError
 
@@ -36,6 +37,15 @@ def facts_of(state):
                 facts["patch_cut"] = "released"
                 facts.pop("input_size", None)
     return facts
+
+
+@contextmanager
+def flags_of(path):
+    """Have a UsageError about flags name the checkpoint that they were taken from."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _agree(flag, fact):

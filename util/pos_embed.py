@@ -25,6 +25,10 @@ def get_2d_sincos_pos_embed(dim, grid):
     return torch.cat([column, row], dim=-1).reshape(1, grid * grid, dim).float()
 
 
+def _is_square(number):
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
 def fit_position_weights(state, target):
     """Fit the position-dependent entries of a state dict to a model of another input size.
 
@@ -41,11 +45,11 @@ def fit_position_weights(state, target):
             fitted[name] = value
         elif name.endswith("relative_position_index"):
             fitted[name] = wanted
-        elif name.endswith("pos_embed") and wanted.shape[2] == value.shape[2]:
+        elif name.endswith("pos_embed") and value.ndim == 3 and value.shape[::2] == wanted.shape[::2] and _is_square(value.shape[1]):
             grid = math.isqrt(wanted.shape[1])
             fitted[name] = resample_abs_pos_embed(value, [grid, grid], num_prefix_tokens=0)
             resampled.append(name)
-        elif name.endswith("relative_position_bias_table") and wanted.shape[1] == value.shape[1]:
+        elif name.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == wanted.shape[1] and _is_square(value.shape[0]):
             window = (math.isqrt(wanted.shape[0]) + 1) // 2
             fitted[name] = resize_rel_pos_bias_table_simple(value, (window, window), wanted.shape)
             resampled.append(name)

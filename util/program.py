@@ -2,6 +2,7 @@
 """What the main programs share: flags, one-line errors, exit statuses."""
 import argparse
 import errno
+import math
 import os
 import re
 import sys
@@ -27,6 +28,14 @@ def _fail(line, status):
     return status
 
 
+def _rank():
+    """The rank of this process, as far as the launcher says it in an intelligible way."""
+    try:
+        return detect_launch().rank
+    except UsageError:
+        return 0
+
+
 class _Help(argparse.HelpFormatter):
     """Appends each flag's default, unless its help names it or there is none worth naming."""
 
@@ -46,17 +55,17 @@ class Parser(argparse.ArgumentParser):
         """Parse the flags and have check(args) complete them; its UsageError is one line and exit status 2 too."""
         args = self.parse_args(argv)
         try:
+            for name, value in vars(args).items():
+                for number in value if isinstance(value, list) else [value]:
+                    if isinstance(number, float) and not math.isfinite(number):
+                        raise UsageError(f"--{name} {number}: a finite number is needed")
             check(args)
         except UsageError as error:
             self.error(str(error))
         return args
 
     def error(self, message):
-        try:
-            rank = detect_launch().rank
-        except UsageError:
-            rank = 0
-        if rank == 0:
+        if _rank() == 0:
             _fail(f"{self.prog}: error: {message} (see --help)", 2)
         sys.exit(2)
 
@@ -83,7 +92,7 @@ def run_program(main, *input_errors):
 
 
 def _outcome(main, input_errors):
-    name, rank = os.path.basename(sys.argv[0]), detect_launch().rank
+    name, rank = os.path.basename(sys.argv[0]), _rank()
 
     def fail(error, line, status):
         """The line from the one rank that it happened on, or that is to speak for all; the status on every rank."""

@@ -14,7 +14,8 @@ from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidec
 from util.errors import Stopped, UsageError
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
-CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", "checkpoint_best*.pth")
+SELECTED = "checkpoint_best*.pth"
+CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", SELECTED)
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
 OWN_FILES = (LOG, RECORD, *CHECKPOINTS, *(sidecar(name).name for name in CHECKPOINTS), "reconstruction_*.png", "train_ids.csv",
              "eval_*.json")
@@ -154,7 +155,7 @@ class RunDirectory:
         for path in self.path.glob(HALF_WRITTEN):
             path.unlink()
         if start.source is not None:
-            go_on_from(start.source, self.path)
+            go_on_from(start.source, self.path, SELECTED)
         self._cut_log(start.epoch)
         before = self._read_record()
         if before:

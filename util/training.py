@@ -104,8 +104,8 @@ class Training:
             raise UsageError(f"{path}: is of step {start.step} of an epoch, which has {steps}; it is of another run")
         self.filled_before = state.get("filled", 0)
         log.info("continuing %s after epoch %d%s", path, state["epoch"], f" and {start.step} of {steps} steps" if start.progress else "")
-        changed = [f"{name} {value} (was {state['bits'][name]})" for name, value in self._bits().items()
-                   if "bits" in state and state["bits"].get(name) != value]
+        before = state.get("bits", {})
+        changed = [f"{name} {value} (was {before[name]})" for name, value in self._bits().items() if before.get(name, value) != value]
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
         return start
