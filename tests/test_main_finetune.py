@@ -448,6 +448,7 @@ def test_a_best_checkpoint_of_another_run_is_not_reported(finished, data, pretra
     shutil.copytree(finished[0], folder)
     state = load_checkpoint(folder / "checkpoint_best.pth")
     torch.save({**state, "epoch": 77}, folder / "checkpoint_best.pth")
+    (folder / "checkpoint_best.pth.sha256").unlink()
     status, _, err = program(main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", folder, "--resume", "auto")
     refused((status, "", err), "is of epoch 77", "--eval")
 

@@ -45,7 +45,7 @@ def detect_launch(env=os.environ):
             local_size = int(on_node.split("(")[0] if launcher == "Slurm" else on_node)      # "4(x2)": four tasks on each of two nodes
         except ValueError:
             raise UsageError(f"{launcher}'s variables {', '.join(names)} must be integers: "
-                             f"{', '.join(str(env.get(name)) for name in names)}") from None
+                             f"{', '.join(repr(env.get(name)) for name in names)}") from None
         if not 0 <= rank < world_size:
             raise UsageError(f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset them, or "
                              f"start all ranks with one launcher")
