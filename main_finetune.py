@@ -329,7 +329,12 @@ def build_mixup(args):
 def run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses):
     """Train from the start to args.stop_epoch; after each epoch evaluate, select, and save."""
     task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
-    wrapped, mixup, steps = distribute(training.model, ranks), build_mixup(args), loader.batch_sampler.steps
+
+    def rehearse(model):
+        image = torch.zeros(2, 2, args.input_size, args.input_size, device=ranks.device)
+        return model(*[image] * (2 if task is FLOOD else 1)).sum()
+
+    wrapped, mixup, steps = distribute(training.model, ranks, rehearse), build_mixup(args), loader.batch_sampler.steps
     size = sum(p.numel() for p in training.model.parameters())
 
     def save(epoch, progress=None, metrics=None, entry=None, names=()):

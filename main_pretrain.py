@@ -203,7 +203,11 @@ def run_inference(args, ranks):
 
 def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
     """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
-    wrapped, steps = distribute(training.model, ranks), loader.batch_sampler.steps
+    def rehearse(model):
+        pair = torch.zeros(2, 2, args.input_size, args.input_size, device=ranks.device)
+        return model(pair, mask=training.model.draw_mask(args.mask_ratio))[0]
+
+    wrapped, steps = distribute(training.model, ranks, rehearse), loader.batch_sampler.steps
     shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
 
     def save(epoch, progress=None, entry=None, names=()):

@@ -162,6 +162,15 @@ def test_two_ranks_stop_together_and_go_on(jobs, whole, tmp_path, program):
     assert before.keys() == after.keys() and list(after.values()) == pytest.approx(list(before.values()), rel=2e-6)
 
 
+def test_three_ranks_sum_in_the_order_that_they_had_before_the_stop(jobs, tmp_path):
+    """With two the order does not matter, as a + b is b + a."""
+    flags = (*jobs["main_pretrain"], *TWO_RANKS, "--batch_size", 2, "--resume", "auto", "--output_dir")
+    for folder, hurt, status in (("whole", {}, 0), ("run", {2: (signalled_at_step, 5, signal.SIGTERM)}, 143), ("run", {}, 0)):
+        ranks = start_ranks("main_pretrain", (*flags, tmp_path / folder), tmp_path / "output", 3, hurt)
+        assert [rank.wait() for rank in ranks] == [status] * 3, ranks[0].text()
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Controls: if a piece of the state were lost, these tests would notice
 # --------------------------------------------------------------------------------------------------------------------

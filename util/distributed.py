@@ -226,12 +226,20 @@ def start_ranks(args):
     return Ranks(launch, device, side)
 
 
-def distribute(model, ranks):
-    """The model under DDP, gradients averaged over ranks; the model itself where there is one rank."""
+def distribute(model, ranks, rehearse):
+    """The model under DDP, gradients averaged over ranks; the model itself where there is one rank.
+
+    rehearse(model) → a loss of whatever input. After its first backward pass DDP deals the gradients to other buckets, and
+    with them the order changes in which three ranks or more are summed. So that is done here: a run that goes on then has
+    the buckets of one that is under way, and the same last bits.
+    """
     if ranks.world_size == 1:
         return model
     # The buffers are constants; what keeps DDP from sending them at every step was renamed in PyTorch 2.15.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    return DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                                   gradient_as_bucket_view=True,
-                                   **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
+    model = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+                                    gradient_as_bucket_view=True,
+                                    **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
+    rehearse(model).backward()
+    model.zero_grad(set_to_none=True)
+    return model
