@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints: never half-written, never executed, fitted to other input sizes."""
 import argparse
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from models_mixmim import mixmim_tiny
-from util.checkpoint import (LATEST, PREVIOUS, check_same_run, initialise, load_checkpoint, load_latest, save_checkpoint,
+from util.checkpoint import (LATEST, PREVIOUS, check_same_run, initialise, load_checkpoint, load_latest, save_checkpoint, sidecar,
                              write_atomically)
 from util.errors import UsageError
 from util.pos_embed import get_2d_sincos_pos_embed
@@ -92,6 +93,18 @@ def test_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog):
         load_latest(tmp_path)
     one_line(error, "--overwrite")
     assert load_latest(tmp_path / "nowhere") == (None, None)
+
+
+def test_a_checksum_is_written_as_sha256sum_does_and_an_empty_one_allows_nothing(tmp_path):
+    for epoch in range(2):
+        save_checkpoint(tmp_path, {"model": {"w": torch.arange(1000.0)}, "epoch": epoch}, ("checkpoint_best.pth",))
+    for name in (LATEST, PREVIOUS, "checkpoint_best.pth"):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert sidecar(tmp_path / name).read_text() == f"{digest}  {name}\n"
+    sidecar(tmp_path / LATEST).write_text("")
+    assert load_latest(tmp_path)[1].name == PREVIOUS
+    sidecar(tmp_path / LATEST).unlink()
+    assert load_latest(tmp_path)[1].name == LATEST
 
 
 def test_a_legacy_namespace_loads_and_becomes_a_dict(tmp_path):

@@ -99,12 +99,15 @@ def sidecar(path):
 
 
 def _digests(path):
-    """The checksums that the sidecar of a checkpoint allows: one, or two if a save was interrupted; none without sidecar."""
+    """The checksums that the sidecar of a checkpoint allows: one, or two if a save was interrupted; none without sidecar.
+
+    An empty sidecar, which a crash of the machine may leave, allows nothing.
+    """
     try:
         lines = sidecar(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    return [line.split()[0] for line in lines if line.strip()]
+    return [line.split()[0] for line in lines if line.strip()] or [""]
 
 
 def _digest_of(path):
@@ -172,7 +175,7 @@ def save_checkpoint(folder, state, names=()):
         for name in others:
             _give_second_name(folder / first, folder / name)
     except (OSError, RuntimeError) as error:         # torch.save turns a failed write into a RuntimeError
-        raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({str(error).splitlines()[0]}); the one "
+        raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({(str(error).splitlines() or [type(error).__name__])[0]}); the one "
                          f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error
 
 
