@@ -23,6 +23,14 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is not ignored, as it is where the tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def pauses(every_steps=None, every_minutes=0, walltime=None, state_bytes=0):
     return Pauses(SimpleNamespace(save_every_steps=every_steps, save_every_minutes=every_minutes, walltime=walltime), ALONE, state_bytes)
 
@@ -90,6 +98,14 @@ def test_a_second_ctrl_c_does_not_wait():
     with pytest.raises(KeyboardInterrupt), pauses():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pauses() as under_test:
+        signal.raise_signal(signal.SIGINT)
+        under_test.pause("epoch 1, step 0/8")
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_where_all_is_saved_nothing_is_saved_again(clock):

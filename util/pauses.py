@@ -51,7 +51,9 @@ class Pauses:
         self._distances = collections.deque(maxlen=RECENT)
 
     def __enter__(self):
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        # What is ignored stays so: Ctrl-C in a program that a script has started in the background.
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS
+                          if signal.getsignal(number) != signal.SIG_IGN}
         return self
 
     def __exit__(self, *_):
