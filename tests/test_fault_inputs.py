@@ -1382,7 +1382,9 @@ PICKLES |= {f"{module}.{name}": lambda path, mark, names=(module, name): torch_z
 
 
 def unpickled(path):
-    """What PyTorch, pickle or NumPy makes of a file when nobody is careful."""
+    """What PyTorch, pickle or NumPy makes of a file when nobody is careful: the control, without which a payload that never acts
+    would count as refused. Only for files of this module, whose payload makes an empty folder.
+    """
     for load in (lambda: torch.load(path, weights_only=False), lambda: pickle.loads(path.read_bytes()),
                  lambda: np.load(path, allow_pickle=True)["model"], lambda: np.load(path, allow_pickle=True)):
         try:

@@ -66,14 +66,13 @@ class Pauses:
             signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
 
     def save(self, work):
-        """Do the work of saving, and take its time. Returns what it returns."""
+        """Do the work of saving, and take its time."""
         started = time.monotonic()
-        result = work()
+        work()
         self._saved = time.monotonic()
         self._longest_save = max(self._longest_save, self._saved - started)
         self._paused += self._saved - started      # it is not part of a step
         self.ranks.forget_agreement()      # what was wished for before
-        return result
 
     def between_steps(self, epoch, steps, save):
         """What `run_steps` calls between two steps: saves what is due, and ends the run if that was asked for.
