@@ -79,13 +79,14 @@ def predict(model, prepare, loader, ranks, amp, features=False, between=None):
     was_training = model.training
     model.eval()
     forward = model.forward_features if features else model
-    parts, started = [], time.monotonic()
+    parts, size, started = [], None, time.monotonic()
     logged = started
     idle = max(ranks.gather(len(loader))) - len(loader)      # batches that another rank has and this one has not
     for number, batch in enumerate(chain(loader, repeat(None, idle)), 1):
         if batch is not None:
             ids, images, labels = batch
-            with autocast(ranks.device, amp):
+            size = size or len(ids)      # another one, of a split's last batch, is not worth compiling for
+            with autocast(ranks.device, amp), torch.compiler.set_stance("default" if len(ids) == size else "force_eager"):
                 outputs = forward(*prepare_images(prepare, images, ranks.device))
             parts.append((ids, outputs.float(), labels))
         if between is not None:

@@ -30,6 +30,7 @@ def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, arg
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")      # for a few images nothing is compiled
 def reconstruct(model, prepare, sar_db, mask, amp="off"):
     """What a model sees and predicts of some images, in dB, all (B, 2, H, W) on the CPU, and the mask.
 

@@ -33,11 +33,12 @@ from util.feeding import add_force_flag, facts_of, flags_of, settle_input
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
-                          run_program)
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, apply_speed_flags,
+                          check_common_flags, run_program)
 from util.reports import (log_headline, log_metrics, log_table, scalars, shown, write_features, write_frame, write_metrics,
                           write_predictions)
 from util.run_directory import RunDirectory
+from util.steps import autocast
 from util.training import Training, check_alike, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def parse_flags(argv=None):
     group.add_argument("--dist_eval", action="store_true", default=True,
                        help="spread evaluation over the ranks, every sample exactly once (the default), rather than rank 0 alone")
     group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
+    add_speed_flags(parser)
     add_distributed_flags(parser)
     return parser.parse_checked(argv, check_flags)
 
@@ -254,7 +256,7 @@ def build_trained(args, state):
     with flags_of(args.checkpoint):
         model = build_model(args)
     load_weights(model, state, args.checkpoint, head=has_head(state))
-    return model
+    return apply_speed_flags(model, args)
 
 
 def use_checkpoint(args, ranks):
@@ -331,8 +333,9 @@ def run_epochs(args, ranks, training, splits, loader, directory, start, facts, s
     task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
 
     def rehearse(model):
-        image = torch.zeros(2, 2, args.input_size, args.input_size, device=ranks.device)
-        return model(*[image] * (2 if task is FLOOD else 1)).sum()
+        images = torch.zeros(args.batch_size, 2, args.input_size, args.input_size, device=ranks.device)
+        with autocast(ranks.device, args.amp):
+            return model(*[images] * (2 if task is FLOOD else 1)).sum()
 
     wrapped, mixup, steps = distribute(training.model, ranks, rehearse), build_mixup(args), loader.batch_sampler.steps
     size = sum(p.numel() for p in training.model.parameters())

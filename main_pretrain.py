@@ -25,9 +25,10 @@ from util.errors import UsageError
 from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, check_common_flags,
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
+from util.steps import autocast
 from util.training import Training, check_alike, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def parse_flags(argv=None):
                        help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples")
     group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
     add_force_flag(group)
+    add_speed_flags(parser)
     add_distributed_flags(parser)
     return parser.parse_checked(argv, check_flags)
 
@@ -204,8 +206,9 @@ def run_inference(args, ranks):
 def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
     """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
     def rehearse(model):
-        pair = torch.zeros(2, 2, args.input_size, args.input_size, device=ranks.device)
-        return model(pair, mask=training.model.draw_mask(args.mask_ratio))[0]
+        images = torch.zeros(args.batch_size, 2, args.input_size, args.input_size, device=ranks.device)
+        with autocast(ranks.device, args.amp):
+            return model(images, mask=training.model.draw_mask(args.mask_ratio))[0]
 
     wrapped, steps = distribute(training.model, ranks, rehearse), loader.batch_sampler.steps
     shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))

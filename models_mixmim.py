@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """MixMIM with a window-attention encoder, for two-channel (VH, VV) radar patches.
 
-From leaf to root: token layouts → attention → block → stage → encoder → MixMIM (encoder + decoder + loss).
+From leaf to root: token layouts → attention → block → blocks → stage → encoder → MixMIM (encoder + decoder + loss).
 An independent implementation from the papers: MixMAE/MixMIM (arXiv 2205.13137), Swin (arXiv 2103.14030),
 MAE (arXiv 2111.06377) and SAR-W-MixMAE (arXiv 2503.01181). Parameter names and shapes are those of the released
 SAR-W-MixMAE checkpoints.
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
-from timm.models.vision_transformer import Block as DecoderBlock
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from util.pos_embed import get_2d_sincos_pos_embed
 
@@ -32,8 +32,8 @@ class StageLayout:
     """How one stage keeps its L tokens, the same for every image of a batch.
 
     Windows are not shifted, so the tokens that attend to each other can lie side by side for a whole stage: L is cut
-    into groups of n, and attention is plain attention within a group. A group is a window, or, where a mask splits
-    every window in two equal halves, the half that came from one image: half the work and no additive mask.
+    into groups of n, and attention is plain attention within a group. A group is a window, or, where every mask splits
+    the window in two equal halves, the half that came from one image: half the work and no additive mask.
     """
     entry: torch.Tensor                  # (L,) or, after a merging, (4L,): where each slot's token(s) lie before the stage
     entry_inverse: torch.Tensor          # its inverse, for the backward pass
@@ -42,20 +42,22 @@ class StageLayout:
 
 
 def _group_tokens(grid, window, mask):
-    """The order of one stage's tokens: (order (L,): slot → raster position, position (A, n), same_image or None)."""
+    """The order of one stage's tokens: (order (L,): slot → raster position, position (A, n), same_image or None).
+
+    The shapes depend on how many cells are masked, not on which, so that every step of a training has the same.
+    """
     raster = torch.arange(grid * grid).view(grid // window, window, grid // window, window)
     windows = raster.transpose(1, 2).reshape(-1, window * window)                        # (windows, w²)
     position = torch.arange(window * window)[None]
-    if mask is None:
+    if mask is None or bool(mask.all()) or not bool(mask.any()):
         return windows.flatten(), position, None
-    cells = mask.view(1, 1, *[int(mask.numel() ** 0.5)] * 2).float()
-    from_partner = F.interpolate(cells, size=(grid, grid), mode="nearest").flatten().bool()[windows]
-    partners = from_partner.sum(1)
-    if bool(((partners == 0) | (partners == window * window)).all()):
+    cells = int(mask.numel() ** 0.5)
+    if (grid // cells) % window == 0:                                                    # a window lies in one cell
         return windows.flatten(), position, None
-    if bool((2 * partners == window * window).all()):
+    from_partner = F.interpolate(mask.view(1, 1, cells, cells).float(), size=(grid, grid), mode="nearest").flatten().bool()[windows]
+    if len(windows) == 1 and 2 * int(mask.sum()) == mask.numel():                        # one window holds all cells
         position = from_partner.long().argsort(dim=1, stable=True)                       # own tokens, then the partner's
-        return windows.gather(1, position).flatten(), position.view(2 * len(windows), -1), None
+        return windows.gather(1, position).flatten(), position.view(2, -1), None
     same = from_partner[:, :, None] == from_partner[:, None, :]
     same_image = torch.zeros(same.shape).masked_fill_(~same, float("-inf"))[:, None]
     return windows.flatten(), position.expand(len(windows), -1), same_image
@@ -99,20 +101,47 @@ class _Reorder(torch.autograd.Function):
 # Encoder
 # --------------------------------------------------------------------------------------------------------------------
 
-class WindowAttention(nn.Module):
-    """Multi-head attention within groups of tokens, with Swin's learned relative position bias (2103.14030, eq. 4)."""
+def attend(q, k, v, bias=None):
+    """softmax(q kᵀ/√d + bias) v (1706.03762, eq. 1). q, k, v: (…, n, d); bias: broadcast to (…, n, n), or None.
 
-    def __init__(self, dim, window, num_heads):
+    On a GPU by PyTorch's fused kernels. On a CPU none of them gives a learned bias its gradient, and for sequences of 16
+    to 64 tokens they are slower in training than the four operations they stand for.
+    """
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head attention among all tokens of a sequence."""
+
+    def __init__(self, dim, num_heads):
         super().__init__()
         self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        """(B, L, C) → (B, L, C)."""
+        B, L, C = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)              # each (B, h, L, d)
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, L, C))
+
+
+class WindowAttention(Attention):
+    """The same within groups of tokens, with Swin's learned relative position bias (2103.14030, eq. 4)."""
+
+    def __init__(self, dim, window, num_heads):
+        super().__init__(dim, num_heads)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         place = torch.arange(window * window)
         row, column = place // window, place % window
         offset = ((row[:, None] - row + window - 1) * (2 * window - 1)
                   + column[:, None] - column + window - 1)                               # (w², w²)
         self.register_buffer("relative_position_index", offset)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, bias_index, same_image):
         """x (B, L, C) in the stage's order; bias_index (A, n, n); same_image (A, 1, n, n) or None. Returns (B, L, C)."""
@@ -124,24 +153,48 @@ class WindowAttention(nn.Module):
         bias = F.embedding(bias_index, self.relative_position_bias_table).permute(0, 3, 1, 2)       # (A, h, n, n)
         if same_image is not None:
             bias = bias + same_image
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.reshape(1, A * h, n, n).to(q.dtype))
+        x = attend(q, k, v, bias.reshape(1, A * h, n, n))
         return self.proj(x.view(-1, A, h, n, C // h).transpose(2, 3).reshape(B, L, C))
 
 
 class Block(nn.Module):
     """x + Attention(LN(x)), then x + MLP(LN(x)), both with stochastic depth per sample."""
 
-    def __init__(self, dim, window, num_heads, mlp_ratio, drop_path):
+    def __init__(self, dim, attention, mlp_ratio, drop_path=0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window, num_heads)
+        self.attn = attention
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x, bias_index, same_image):
-        x = x + self.drop_path(self.attn(self.norm1(x), bias_index, same_image))
+    def forward(self, x, *grouping):
+        """x (B, L, C); grouping: what the attention needs besides. Returns (B, L, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x), *grouping))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks on the same tokens, one after the other; what torch.compile makes one graph of.
+
+    grad_checkpointing: keep a block's input only, and do its forward pass again in the backward pass (1604.06174).
+    """
+    grad_checkpointing = False
+
+    def forward(self, x, *grouping):
+        for block in self:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, *grouping, use_reentrant=False)
+            else:
+                x = block(x, *grouping)
+        return x
+
+
+def as_autocast(x):
+    """x in the type of autocast where that is on. It leaves sums with float32 alone, and so would keep the sums x + f(x)
+    of a stage in float32, or not, by what came before the stage."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class PatchMerging(nn.Module):
@@ -162,15 +215,13 @@ class Stage(nn.Module):
 
     def __init__(self, dim, window, depth, num_heads, mlp_ratio, drop_path, downsample):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dim, window, num_heads, mlp_ratio, drop_path[i]) for i in range(depth))
+        self.blocks = Blocks(Block(dim, WindowAttention(dim, window, num_heads), mlp_ratio, drop_path[i]) for i in range(depth))
         self.downsample = PatchMerging(dim) if downsample else None
 
     def forward(self, x, layout):
         index = self.blocks[0].attn.relative_position_index                              # (w², w²), alike in all blocks
         bias_index = index[layout.position[:, :, None], layout.position[:, None, :]]     # (A, n, n)
-        for block in self.blocks:
-            x = block(x, bias_index, layout.same_image)
-        return x
+        return self.blocks(x, bias_index, layout.same_image)
 
 
 class MixMIMEncoder(nn.Module):
@@ -210,6 +261,21 @@ class MixMIMEncoder(nn.Module):
         elif isinstance(module, WindowAttention):
             nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
+    def execute_with(self, grad_checkpointing=False, compile_mode=None):
+        """How to compute, not what: time, memory and last bits change. Meant to be called once.
+
+        grad_checkpointing: as in `Blocks`. compile_mode: of torch.compile, None for eager execution.
+        """
+        for blocks in (module for module in self.modules() if isinstance(module, Blocks)):
+            blocks.grad_checkpointing = grad_checkpointing
+            if compile_mode is not None:
+                blocks.compile(mode=compile_mode, dynamic=False)
+        if compile_mode is not None:
+            # All blocks share one code object, which is compiled for each stage, for training and for evaluation. DDP's own
+            # splitting of graphs is not needed, as every stage is a graph, and it cannot split one that recomputes.
+            torch._dynamo.config.recompile_limit = 64
+            torch._dynamo.config.optimize_ddp = False
+
     def encode(self, x, mask=None):
         """Encode a batch of images, mixed beforehand if there is a mask.
 
@@ -219,7 +285,7 @@ class MixMIMEncoder(nn.Module):
         layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
         layouts = [StageLayout(*(None if t is None else t.to(x.device, non_blocking=True) for t in vars(layout).values()))
                    for layout in layouts]
-        x = self.patch_embed(x) + self.absolute_pos_embed
+        x = as_autocast(self.patch_embed(x) + self.absolute_pos_embed)
         x = _Reorder.apply(x, layouts[0].entry, layouts[0].entry_inverse)
         for i, stage in enumerate(self.layers):
             x = stage(x, layouts[i])
@@ -255,9 +321,8 @@ class MixMIM(MixMIMEncoder):
         self.decoder_pos_embed = nn.Parameter(get_2d_sincos_pos_embed(decoder_embed_dim, self.grids[-1]),
                                               requires_grad=False)
         self.decoder_embed = nn.Linear(self.num_features, decoder_embed_dim)
-        self.decoder_blocks = nn.ModuleList(
-            DecoderBlock(decoder_embed_dim, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=nn.LayerNorm)
-            for _ in range(decoder_depth))
+        self.decoder_blocks = Blocks(
+            Block(decoder_embed_dim, Attention(decoder_embed_dim, decoder_num_heads), mlp_ratio) for _ in range(decoder_depth))
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, STRIDE * STRIDE * CHANNELS)
         self.apply(self._init_weights)
@@ -311,8 +376,7 @@ class MixMIM(MixMIMEncoder):
         mask = mask.to(z)
         mask_token = self.mask_token.to(z)
         z = torch.cat([z * (1 - mask) + mask_token * mask, z * mask + mask_token * (1 - mask)]) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            z = block(z)
+        z = self.decoder_blocks(as_autocast(z))
         own, partner = self.decoder_pred(self.decoder_norm(z)).chunk(2)
         return own * mask + partner.flip(0) * (1 - mask)
 

@@ -15,7 +15,8 @@ from tabulate import tabulate
 MULTILABEL = {"ap_macro": "AP macro", "ap_micro": "AP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
 FLOOD = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
 # Flags that may differ between runs of one kind: seeds, and where things lie or how they are computed.
-FREE = ("seed", "draw_seed", "output_dir", "log_dir", "overwrite", "resume", "num_workers", "log_freq", "port", "check_files")
+FREE = ("seed", "draw_seed", "output_dir", "log_dir", "overwrite", "resume", "num_workers", "log_freq", "port", "check_files",
+        "compile", "grad_checkpointing")
 
 
 def read_run(folder, split):

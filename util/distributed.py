@@ -12,6 +12,7 @@ import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
 from util.errors import UsageError
+from util.misc import keep_freed_memory
 
 # launcher → variables of (rank, world size, rank on this node, ranks on this node), in the order they are looked for
 LAUNCHERS = {
@@ -206,8 +207,10 @@ def start_ranks(args):
     device = pick_device(args.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
+    else:
+        keep_freed_memory()
+        if launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
     side = None
     if launch.world_size > 1:
         timeout = datetime.timedelta(minutes=args.dist_timeout)

@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -19,6 +20,7 @@ from util.pauses import add_pause_flags
 LOST_RANK_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
 OUT_OF_MEMORY_SIGNS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 LOST_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)")
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
@@ -175,6 +177,22 @@ def add_run_flags(parser, *, output_dir):
     return group
 
 
+def add_speed_flags(parser):
+    """Flags that change the time and the memory a run takes, and of its results the last bits at most."""
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument("--compile", choices=COMPILE_MODES, default="off", metavar="MODE",
+                       help=f"compile the blocks, in this mode of torch.compile: {', '.join(COMPILE_MODES)} (default: off)")
+    group.add_argument("--grad_checkpointing", action="store_true",
+                       help="compute each block's forward pass twice instead of keeping what is in it: less memory, a third more time")
+    return group
+
+
+def apply_speed_flags(model, args):
+    """Have a model (see `MixMIMEncoder.execute_with`) run as the flags say. Returns it."""
+    model.execute_with(args.grad_checkpointing, None if args.compile == "off" else args.compile)
+    return model
+
+
 def add_distributed_flags(parser):
     """Flags for starting many ranks; under mpirun, torchrun or srun none is needed."""
     group = parser.add_argument_group("distributed", "ranks are found from mpirun's, torchrun's or Slurm's variables")
@@ -223,6 +241,8 @@ def check_common_flags(args):
                                                        f"({launch.launcher}, {launch.world_size}); leave the flag out")
     for flag, path in (("resume", args.resume if args.resume != "auto" else ""), ("finetune", args.finetune)):
         need(not path or os.path.exists(path), f"--{flag} {path}: there is no such checkpoint")
+    need(args.compile == "off" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))),
+         f"--compile {args.compile}: needs a C++ compiler, and there is no g++ or clang++; install one, name it in CXX, or leave the flag out")
     need(0 <= args.drop_path < 1, f"--drop_path {args.drop_path}: must be at least 0 and below 1")
     need(0 <= args.max_nonfinite <= 1, f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")
     need(not args.std or min(args.std) > 0, f"--std {args.std and ' '.join(map(str, args.std))}: must be above 0")

@@ -9,6 +9,7 @@ import torch
 from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
 from util.errors import UsageError
 from util.misc import environment
+from util.program import apply_speed_flags
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class Training:
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
-        """AdamW over parameter groups with learning rate args.lr; everything on the device."""
+        """AdamW over parameter groups with learning rate args.lr; everything on the device, executed as the flags say."""
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=True)
-        return cls(model.to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
+        return cls(apply_speed_flags(model, args).to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
 
     def state(self, epoch, args, facts, filled, progress=None):
         """A checkpoint after an epoch (0-based, the last finished one), and maybe some steps of the next.
@@ -60,14 +61,14 @@ class Training:
         """
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
-                 "filled": filled, "bits": self._bits()}
+                 "filled": filled, "bits": self._bits(args)}
         return state if progress is None else {**state, "progress": progress}
 
-    def _bits(self):
+    def _bits(self, args):
         """On what the last bits of a result depend, besides the run."""
         device = self.prepare.mean.device
         return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "threads": torch.get_num_threads()}
+                "threads": torch.get_num_threads(), "compile": args.compile}
 
     def bytes(self):
         """About what a checkpoint takes: weights, and two moments of those that are trained."""
@@ -105,7 +106,7 @@ class Training:
         self.filled_before = state.get("filled", 0)
         log.info("continuing %s after epoch %d%s", path, state["epoch"], f" and {start.step} of {steps} steps" if start.progress else "")
         before = state.get("bits", {})
-        changed = [f"{name} {value} (was {before[name]})" for name, value in self._bits().items() if before.get(name, value) != value]
+        changed = [f"{name} {value} (was {before[name]})" for name, value in self._bits(args).items() if before.get(name, value) != value]
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
         return start
