@@ -170,6 +170,44 @@ def test_mixed_precision_on_a_cpu_stays_close(finished, simulated, tmp_path, pro
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Faster, or with less memory
+# --------------------------------------------------------------------------------------------------------------------
+
+def test_grad_checkpointing_gives_the_same_losses(finished, simulated, tmp_path, program):
+    """To the last bit, drop path included."""
+    flags = ("--data_path", simulated, *TINY, "--epochs", 4, "--stop_epoch", 1, "--grad_checkpointing")
+    assert program(main_pretrain, *flags, "--drop_path", 0.2, "--output_dir", tmp_path)[0] == 0
+    assert log_of(tmp_path)[0]["train_loss"] == log_of(finished[0])[0]["train_loss"]
+
+
+def test_a_compiled_run_gives_the_same_losses(finished, simulated, tmp_path):
+    """Within rounding; and pictures, which are not compiled, and checkpoints are as ever."""
+    flags = ("--data_path", simulated, *TINY, "--epochs", 4, "--stop_epoch", 1, "--save_epochs", 1, "--drop_path", 0.2, "--output_dir", tmp_path)
+    result = launch([sys.executable, "main_pretrain.py", *flags, "--compile", "default"])
+    assert "recompile" not in result.stdout + result.stderr
+    assert list(scalars(tmp_path).values()) == pytest.approx(list(scalars(finished[0]).values())[:6], rel=1e-4)
+    assert (tmp_path / "reconstruction_1.png").exists()
+    assert list(load_checkpoint(tmp_path / "checkpoint.pth")["model"]) == list(mixmim_tiny().state_dict())
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+def test_compiled_and_with_checkpointing_on_two_ranks(simulated, tmp_path, campaign):
+    if not campaign:
+        pytest.skip("two minutes of compiling; run with --campaign")
+    flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 2, "--drop_path", 0.1)
+    launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "plain"])
+    launch(mpirun(sys.executable, *flags, "--compile", "default", "--grad_checkpointing", "--output_dir", tmp_path / "compiled"))
+    plain, compiled = (list(scalars(tmp_path / name).values()) for name in ("plain", "compiled"))
+    assert len(plain) == 12 and compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_compile_needs_a_compiler(simulated, tmp_path, program, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--compile", "default")
+    assert status == 2 and len(err.splitlines()) == 1 and "--compile default: needs a C++ compiler" in err
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Starting from weights, looking at reconstructions
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -273,6 +311,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     (["--range_mask_ratio", "0.6"], "--range_mask_ratio 0.6"),
     (["--drop_path", "1"], "--drop_path 1"),
     (["--weight_clip", "0"], "--weight_clip 0"),
+    (["--compile", "fast"], "--compile"),
     (["--mean", "-19"], "--mean"),
     (["--std", "5", "0"], "--std 5.0 0.0"),
     (["--lr", "-1"], "--lr -1"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import models_mixmim
 import oracle_mixmim as oracle
-from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny
+import torch._dynamo.testing
+from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny, stage_layouts
 from released import layout
 
 TINY = dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8),
@@ -289,6 +291,70 @@ def test_a_loud_partner_changes_nothing():
         before, after = model(x, None, mask=mask)[1], model(louder, None, mask=mask)[1]
     assert torch.allclose(before[:2], after[:2], rtol=0, atol=1e-10)
     assert not torch.allclose(before[2:], after[2:], atol=1e-3)
+
+
+# ---- the same, computed in other ways -----------------------------------------------------------------------------------
+
+def grads_of(model, x, weights, mask, seed=0):
+    """Loss and gradients, with drop path drawn from a seed."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    loss = model(x, weights, mask=mask)[0]
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in trainable(model).values())]
+
+
+def bits_kept(model, x, mask):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        model(x, None, mask=mask)
+    return sum(kept)
+
+
+def test_grad_checkpointing_changes_memory_only():
+    model = build(mixmim_tiny, drop_path_rate=0.5, **TINY).train()
+    x, weights = inputs(4, 128)
+    mask = random_mask(16, 7)
+    before, much = grads_of(model, x, weights, mask), bits_kept(model, x, mask)
+    model.execute_with(grad_checkpointing=True)
+    assert bits_kept(model, x, mask) < much / 3
+    for found, expected in zip(grads_of(model, x, weights, mask), before):
+        assert torch.equal(found, expected)
+    assert any(not torch.equal(a, b) for a, b in zip(grads_of(model, x, weights, mask, seed=1), before))      # drop path was on
+
+
+def test_shapes_depend_on_how_many_cells_are_masked_not_on_which():
+    model = mixmim_tiny(**TINY)
+    for ones, groups in ((8, (None, 4, 2, 2)), (5, (None, 4, 1, 1))):
+        found = set()
+        for cells in itertools.islice(itertools.combinations(range(16), ones), 0, None, 97):
+            mask = torch.zeros(16, dtype=torch.bool)
+            mask[list(cells)] = True
+            layouts, _ = stage_layouts(model.grids, model.windows, mask)
+            found.add(tuple((tuple(layout.position.shape), layout.same_image is None) for layout in layouts))
+        assert len(found) == 1
+        (shapes,) = found
+        for (position, unmasked), expected in zip(shapes, groups):
+            assert position[0] == (expected or 1) and unmasked == (expected in (None, 2))
+
+
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_compiled_blocks_compute_the_same_and_are_compiled_once(grad_checkpointing, monkeypatch):
+    """Traced as for any backend; five graphs serve all masks: one a stage and the decoder's."""
+    backend = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(models_mixmim.Blocks, "compile", lambda self, mode, dynamic: nn.Module.compile(
+        self, backend=backend, fullgraph=True, dynamic=dynamic))
+    torch._dynamo.reset()
+    model = build(mixmim_tiny, **TINY).train()
+    x, weights = inputs(4, 128)
+    masks = [random_mask(16, 8, seed) for seed in range(4)]
+    before = [grads_of(model, x, weights, mask) for mask in masks]
+    model.execute_with(grad_checkpointing, compile_mode="default")
+    for mask, expected in zip(masks, before):
+        for found, value in zip(grads_of(model, x, weights, mask), expected):
+            torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12)
+    assert backend.frame_count == 5
+    torch._dynamo.reset()
 
 
 # ---- the mask -----------------------------------------------------------------------------------------------------------
