@@ -27,7 +27,7 @@ CHANNELS, SIZE = ("VH", "VV"), 120
 SPLITS = ("train", "val", "test", "train_val", "all")
 THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
 
-_S1_NAME = re.compile(r"S1[A-Z](_[A-Za-z0-9-]+){3,}")
+_S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
 

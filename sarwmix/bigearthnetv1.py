@@ -34,7 +34,7 @@ from sarwmix.rasters import MOST_PIXELS, check_nonfinite
 
 INNER = "BigEarthNet-S1-v1.0"
 S1_START, S2_START = re.compile(r"S1[A-Z]_"), re.compile(r"S2[A-Z]_")
-S2_NAMES = re.compile(r"S2[A-Z](_[A-Za-z0-9-]+){3,}"), "S2 patch"
+S2_NAMES = re.compile(r"S2[A-Z](?:_[A-Za-z0-9-]+){3,}"), "S2 patch"
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +331,8 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
 
 def _read_names(path, id_col):
     """(1-based lines, names, whether they are S2 names) of a split list."""
-    rows = list(read_csv_rows(path))
+    # Tuples, as the garbage collector would visit half a million lists again and again.
+    rows = [(line, tuple(row)) for line, row in read_csv_rows(path)]
     column = _name_column(path, rows[:2], id_col)
     if rows and not any(S1_START.match(cell) or S2_START.match(cell) for cell in _cells(rows[0])):
         rows = rows[1:]  # a header: no name in it

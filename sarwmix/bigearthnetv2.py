@@ -146,7 +146,8 @@ def is_parquet(path):
 def read_metadata(path, place, id_col):
     """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages."""
     read = _read_parquet if is_parquet(path) else _read_csv
-    lines, names, printed, splits = read(path, id_col)
+    lines, names, labels, splits = read(path, id_col)
+    splits = ["val" if value == "validation" else value for value in splits]
     place += ": row " if is_parquet(path) else ":"
 
     def where(i):
@@ -160,8 +161,7 @@ def read_metadata(path, place, id_col):
             [f"{quoted(splits[i])} ({where(i)})" for i in unknown],
             "it must be train, validation or test",
         )
-    labels = _encode(printed, where)
-    return Listing(np.array(names, dtype=str), labels, (place,), line=np.array(lines, np.int64)), splits
+    return Listing(np.array(names, dtype=str), _encode(*labels, where), (place,), line=np.array(lines, np.int64)), splits
 
 
 def _columns(path, header, id_col):
@@ -180,21 +180,53 @@ def _columns(path, header, id_col):
 
 
 def _read_parquet(path, id_col):
-    """(row numbers from 0, S1 names, labels as lists, splits) of a parquet file."""
+    """(row numbers from 0, S1 names, labels as `_encode` takes them, splits) of a parquet file."""
     try:
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
             columns = [None if k is None else header[k] for k in _columns(path, header, id_col)]
             table = file.read(columns=[name for name in columns if name])
-        ids, labels, *splits = (table[name].to_pylist() for name in columns if name)
+        ids, labels, *splits = (table[name] for name in columns if name)
+        names = ["" if name is None else str(name) for name in ids.to_pylist()]
+        labels = _numbered_lists(labels.combine_chunks())
+        splits = splits[0].to_pylist() if splits else ()
     except DataError:
         raise
     except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the path and the file") from error
-    names = ["" if name is None else str(name) for name in ids]
-    labels = [tuple(map(_label_name, value)) if isinstance(value, list) else str(value) for value in labels]
-    return range(len(names)), names, labels, [_split_name(value) for value in splits[0]] if splits else ()
+    return range(len(names)), names, labels, splits
+
+
+def _numbered_lists(column):
+    """Labels of a parquet file as `_encode` takes them: tuples of names, or a text where there is no list.
+
+    column: Arrow array. Half a million Python lists would take seconds, so whole lists are told apart by the bytes that
+    stand for their names, where these are all there and so few that a byte can stand for each.
+    """
+    if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type) and not column.null_count:
+        names = column.flatten().dictionary_encode()
+        if not names.null_count and len(names.dictionary) <= 256:
+            known, text = names.dictionary.to_pylist(), names.indices.to_numpy().astype(np.uint8).tobytes()
+            ends = np.cumsum(column.value_lengths().to_numpy()).tolist()
+            numbers, distinct = _numbered(text[start:end] for start, end in zip([0, *ends], ends))
+            return numbers, [tuple(known[k] for k in key) for key in distinct]
+    return _numbered(
+        tuple(map(_label_name, value)) if isinstance(value, list) else str(value) for value in column.to_pylist()
+    )
+
+
+def _numbered(values):
+    """(number of each value, the different values in the order of their numbers)."""
+    numbers = Numbers()
+    return [numbers[value] for value in values], list(numbers)
+
+
+class Numbers(dict):
+    """Numbers from 0 of different values, in the order that they are asked for: numbers[value]."""
+
+    def __missing__(self, value):
+        return self.setdefault(value, len(self))
 
 
 def _label_name(value):
@@ -202,8 +234,9 @@ def _label_name(value):
 
 
 def _read_csv(path, id_col):
-    """(line numbers from 1, S1 names, labels as printed lists, splits) of a CSV dump with a header row."""
+    """(line numbers from 1, S1 names, labels as `_encode` takes them, splits) of a CSV dump with a header row."""
     lines, names, labels, splits, ragged = [], [], [], [], []
+    distinct = Numbers()
     rows = read_csv_rows(path)
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     if not header:
@@ -215,47 +248,37 @@ def _read_csv(path, id_col):
             continue
         lines.append(line)
         names.append(row[id_at].strip())
-        labels.append(row[labels_at])
+        labels.append(distinct[row[labels_at]])
         if split_at is not None:
-            splits.append(_split_name(row[split_at].strip()))
+            splits.append(row[split_at].strip())
     if ragged:
         raise data_error(
             f"{path}: {len(ragged)} of {len(lines) + len(ragged)} rows have not {len(header)} cells as the header has",
             ragged,
             "correct the rows, or copy the file again",
         )
-    return lines, names, labels, splits
+    return lines, names, (labels, list(distinct)), splits
 
 
-def _split_name(value):
-    return "val" if value == "validation" else value
-
-
-def _encode(labels, where):
-    """(N, 19) uint8 from N tuples of names or printed lists. Each of the few thousand different ones is parsed once."""
-    codes, table, problems, found = {}, [], {}, []
-    rows = np.empty(len(labels), np.int64)
-    for i, value in enumerate(labels):
-        if value not in codes:
-            codes[value] = len(table)
-            try:
-                names = value if isinstance(value, tuple) else parse_labels(value)
-                if not names:
-                    raise DataError("no label")
-                table.append(multi_hot(names))
-            except DataError as error:
-                problems[value] = str(error)
-                table.append(np.zeros(len(CLASSES), np.uint8))
-        if value in problems:
-            found.append(f"{problems[value]} ({where(i)})")
-        rows[i] = codes[value]
-    if found:
+def _encode(numbers, distinct, where):
+    """(N, 19) uint8. distinct: the few thousand different tuples of names or printed lists; numbers (N,): the one of each row."""
+    table, problems = np.zeros((len(distinct), len(CLASSES)), np.uint8), {}
+    for number, value in enumerate(distinct):
+        try:
+            names = value if isinstance(value, tuple) else parse_labels(value)
+            if not names:
+                raise DataError("no label")
+            table[number] = multi_hot(names)
+        except DataError as error:
+            problems[number] = str(error)
+    if problems:
+        found = [f"{problems[number]} ({where(i)})" for i, number in enumerate(numbers) if number in problems]
         raise data_error(
-            f"{len(found)} of {len(labels)} rows have labels that cannot be read",
+            f"{len(found)} of {len(numbers)} rows have labels that cannot be read",
             found,
             "use lists of the 19-class names in datasets/bigearthnet_classes.csv",
         )
-    return np.array(table, np.uint8).reshape(-1, len(CLASSES))[rows]
+    return table[np.array(numbers, np.int64)]
 
 
 def _of_split(listing, splits, split, path):

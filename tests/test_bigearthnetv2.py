@@ -7,6 +7,7 @@ import pickle
 import traceback
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
@@ -267,6 +268,30 @@ def test_unknown_labels_are_counted_and_located(root):
     frame.at[3, "labels"] = None
     frame.to_parquet(root / "metadata.parquet")
     fails("2 of 4 rows", "unknown label 'Bare rock' (metadata.parquet: row 2)", "(metadata.parquet: row 3)", root=root)
+
+
+def test_labels_of_many_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    lists = [rng.choice(CLASSES, rng.integers(1, 6)).tolist() for _ in range(40)]  # a name may stand there twice
+    frame = pd.DataFrame({"s1_name": [f"S1A_IW_GRDH_{i}" for i in range(400)], "labels": [lists[k] for k in rng.integers(0, 40, 400)]})
+    expected = np.array([[name in names for name in CLASSES] for names in frame["labels"]])
+    (tmp_path / "BigEarthNet-S1").mkdir()
+    frame.to_parquet(tmp_path / "metadata.parquet", row_group_size=150)
+    frame.to_csv(tmp_path / "dump.csv")
+    for name in ("metadata.parquet", "dump.csv"):
+        np.testing.assert_array_equal(BigEarthNetv2(tmp_path, metadata=tmp_path / name).label_table(), expected)
+
+
+@pytest.mark.parametrize("different", [200, 300])  # fewer and more than a byte can tell apart
+def test_many_unknown_labels_are_counted_and_located(root, different):
+    frame = pd.DataFrame({"s1_name": [f"S1A_IW_GRDH_{i}" for i in range(different)]})
+    frame["labels"] = [["Pastures", f"Sea {i}"] for i in range(different)]
+    frame.at[7, "labels"], frame.at[8, "labels"] = ["Pastures"], []
+    frame.to_parquet(root / "metadata.parquet")
+    fails(f"{different - 1} of {different} rows", "unknown label 'Sea 0' (metadata.parquet: row 0)",
+          f"unknown label 'Sea 4' (metadata.parquet: row 4), and {different - 6} more", root=root)  # fmt: skip
+    frame.iloc[6:10].to_parquet(root / "metadata.parquet")
+    fails("3 of 4 rows", "unknown label 'Sea 6' (metadata.parquet: row 0)", "no label (metadata.parquet: row 2)", root=root)
 
 
 def test_unknown_splits_are_counted_and_located(root):
