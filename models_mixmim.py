@@ -83,6 +83,11 @@ def stage_layouts(grids, windows, mask=None):
     return layouts, previous_slot
 
 
+def _sent(t, device):
+    """A small tensor on the device, which is not waited for: otherwise every step would wait for the one before it."""
+    return t.to(device, non_blocking=True)
+
+
 class _Reorder(torch.autograd.Function):
     """x[:, order] for a permutation. Its gradient is a gather too; that of indexing would be a scatter with sums."""
 
@@ -283,15 +288,14 @@ class MixMIMEncoder(nn.Module):
         of its window that came from the same image. Returns (B, L, C₄), L = (H/32)² in raster order, after the norm.
         """
         layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
-        layouts = [StageLayout(*(None if t is None else t.to(x.device, non_blocking=True) for t in vars(layout).values()))
-                   for layout in layouts]
+        layouts = [StageLayout(*(None if t is None else _sent(t, x.device) for t in vars(layout).values())) for layout in layouts]
         x = as_autocast(self.patch_embed(x) + self.absolute_pos_embed)
         x = _Reorder.apply(x, layouts[0].entry, layouts[0].entry_inverse)
         for i, stage in enumerate(self.layers):
             x = stage(x, layouts[i])
             if stage.downsample is not None:
                 x = stage.downsample(x, layouts[i + 1])
-        return _Reorder.apply(self.norm(x), to_raster.to(x.device), to_raster.argsort().to(x.device))
+        return _Reorder.apply(self.norm(x), _sent(to_raster, x.device), _sent(to_raster.argsort(), x.device))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -356,7 +360,7 @@ class MixMIM(MixMIMEncoder):
     def mix(self, x, mask):
         """Replace the masked cells of each image by those of its partner, image B−1−i. x (B, 2, H, W), mask (1, L, 1)."""
         g = self.grids[-1]
-        cells = mask.view(1, 1, g, g).to(x.device, dtype=torch.bool)
+        cells = _sent(mask.view(1, 1, g, g).bool(), x.device)
         return torch.where(cells.repeat_interleave(STRIDE, 2).repeat_interleave(STRIDE, 3), x.flip(0), x)
 
     def forward_encoder(self, x, mask):
@@ -426,7 +430,7 @@ class MixMIM(MixMIMEncoder):
             raise ValueError(f"batch of {len(x)}: image i is mixed with image B−1−i, so an odd batch would mix its middle "
                              f"image with itself; drop one image or use an even batch size")
         z = self.forward_encoder(x, mask)
-        mask = mask.to(x.device, dtype=torch.float32)
+        mask = _sent(mask.float(), x.device)
         pred = self.forward_decoder(z, mask)
         return self.forward_loss(x, pred, weights), pred, mask
 

@@ -8,7 +8,6 @@ turns in an order that is drawn anew for every round. Files are warm: they come 
 Writes data.json and prints a table; asserts nothing.
 """
 import argparse
-import platform
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import zarr
 from safetensors.numpy import save
 from tabulate import tabulate
 
+from benchmarks.report import machine
 from sarwmix import pack, simulate
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -177,7 +177,7 @@ def table(rows, workers):
 def get_args_parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Throughput of random batches by data layout.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", required=True, help="folder for the data and data.json; used again when it is there")
+    parser.add_argument("--out", default="output/benchmarks", help="folder for the data and data.json; used again when it is there")
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
@@ -190,8 +190,7 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     rows = measure(args)
-    write_json(Path(args.out) / "data.json", {"flags": vars(args), "machine": platform.processor() or platform.machine(),
-                                              "torch": torch.__version__, "rows": rows})
+    write_json(Path(args.out) / "data.json", {"benchmark": "data", "flags": vars(args), "machine": machine(), "rows": rows})
     print(table(rows, args.workers))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.c
 CHANNELS, SIZE = ("VH", "VV"), 120
 SPLITS = ("train", "val", "test", "train_val", "all")
 THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
+AT_ONCE = 5e-5  # seconds: an answer that comes sooner comes from memory, and threads would only be in each other's way
 
 _S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
@@ -195,11 +197,18 @@ def acquisitions_of(ids):
 
 
 def in_threads(function, items):
-    """Results of `function` for every item, in order. Many at a time: for work that waits for the file system."""
-    chunks = [items[k : k + 256] for k in range(0, len(items), 256)]  # a future per item would cost more than its work
+    """Results of `function` for every item, in order. Many at a time once the file system lets it wait."""
+    chunks = iter([items[k : k + 256] for k in range(0, len(items), 256)])  # a future per item would cost more than its work
+    results = []
+    for chunk in chunks:
+        started = time.perf_counter()
+        results += map(function, chunk)
+        if time.perf_counter() - started > AT_ONCE * len(chunk):
+            break
     with ThreadPoolExecutor(THREADS) as pool:
-        done = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
-        return [result for results in done for result in results]
+        for part in pool.map(lambda chunk: list(map(function, chunk)), chunks):
+            results += part
+    return results
 
 
 def refuse_duplicates(listing):

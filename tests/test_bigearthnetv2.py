@@ -4,6 +4,7 @@
 import json
 import logging
 import pickle
+import threading
 import traceback
 
 import numpy as np
@@ -27,6 +28,7 @@ from dataset_fixtures import (
 )
 from torch.utils.data import DataLoader
 
+from sarwmix import bigearthnet
 from sarwmix.bigearthnet import CLASSES, CLC43, parse_labels
 from sarwmix.bigearthnetv2 import SNOW_CLOUD, BigEarthNetv2
 from sarwmix.errors import DataError
@@ -421,3 +423,21 @@ def test_the_pickle_holds_arrays_not_objects(root):
     few, many = (BigEarthNetv2(root, split) for split in ("val", "all"))
     per_sample = (len(pickle.dumps(many)) - len(pickle.dumps(few))) / 3
     assert per_sample < 4 * len(s1_name(0)) + 64
+
+
+@pytest.mark.parametrize("at_once", [0.0, 60.0])
+def test_in_threads_keeps_the_order_and_the_first_error(at_once, monkeypatch):
+    """Whether the file system is quick, so that nothing is handed to threads, or slow."""
+    monkeypatch.setattr(bigearthnet, "AT_ONCE", at_once)
+    threads = set()
+
+    def square(i):
+        threads.add(threading.get_ident())
+        if i == 900:
+            raise ValueError("900")
+        return i * i
+
+    assert bigearthnet.in_threads(square, range(700)) == [i * i for i in range(700)]
+    assert (len(threads) > 1) == (at_once == 0)
+    with pytest.raises(ValueError, match="900"):
+        bigearthnet.in_threads(square, range(2000))

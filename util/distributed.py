@@ -207,6 +207,7 @@ def start_ranks(args):
     device = pick_device(args.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(False)      # gives a learned bias no gradient
     else:
         keep_freed_memory()
         if launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""Draw what the benchmarks measured: a figure for each JSON of a folder.
+
+    python -m analysis.benchmark_figure output/benchmarks --output docs/figures
+"""
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+SMOOTH = 10               # steps over which curves of losses are averaged
+
+
+def colour_of(name):
+    """Grey for what is compared with, orange for the same with our settings, blue for ours."""
+    return (GREY if "," not in name or "again" in name or "GeoTIFF" in name else ORANGE) if name.startswith("reference") else BLUE
+
+
+def bars(axis, names, values, low, high, colours, unit, digits=0):
+    """Horizontal bars, the first on top, with whiskers from low to high and the values beside them."""
+    place = np.arange(len(names))[::-1]
+    axis.barh(place, values, color=colours, height=0.7)
+    axis.errorbar(values, place, xerr=[np.subtract(values, low), np.subtract(high, values)], fmt="none", ecolor="black", capsize=3, lw=1)
+    for y, value, end in zip(place, values, high):
+        axis.annotate(f"{value:,.{digits}f}", (max(value, end), y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set_yticks(place, names)
+    axis.set_xlabel(unit)
+    axis.set_xlim(0, max(high) * 1.15)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def quartiles(values):
+    return np.percentile(values, (25, 50, 75))
+
+
+def draw_step(figure, data):
+    """Images per second of every path, one panel for each precision."""
+    kinds = list(dict.fromkeys("float32" if row["amp"] == "off" else "16 bits" for row in data["rows"]))
+    size = int(data["flags"]["batch_size"]) * int(data["flags"]["steps"])
+    for axis, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds):
+        rows = [row for row in data["rows"] if (row["amp"] == "off") == (kind == "float32")]
+        rates = [quartiles(size / np.array(row["seconds"])) for row in rows]
+        low, middle, high = np.transpose(rates)
+        bars(axis, [row["path"] for row in rows], middle, low, high, [colour_of(row["path"]) for row in rows], "images/s", 1 if max(high) < 100 else 0)
+        axis.set_title(f"{kind} ({', '.join(dict.fromkeys(row['amp'] for row in rows))})", loc="left")
+    return f"A pretraining step, {data['flags']['model']}, batch {data['flags']['batch_size']}"
+
+
+def draw_end_to_end(figure, data):
+    """Milliseconds of a step, what of it is spent waiting for data apart."""
+    axis, rows = figure.subplots(), data["rows"]
+    place = np.arange(len(rows))[::-1]
+    whole, waited = ([1e3 * median(row[name]) for row in rows] for name in ("seconds", "waited"))
+    axis.barh(place, np.subtract(whole, waited), color=[colour_of(row["way"]) for row in rows], height=0.7)
+    axis.barh(place, waited, left=np.subtract(whole, waited), color=VERMILION, height=0.7, label="waiting for data")
+    for y, value, row in zip(place, whole, rows):
+        axis.annotate(f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×", (value, y), (4, 0), textcoords="offset points",
+                      va="center", fontsize=9)
+    axis.set_yticks(place, [row["way"] for row in rows])
+    axis.set_xlabel("ms a step")
+    axis.set_xlim(0, max(whole) * 1.35)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", frameon=False)
+    return f"Training with its data, {data['flags']['model']}, batch {data['flags']['batch_size']}"
+
+
+def draw_scaling(figure, data):
+    """Images per second of N ranks as parts of N times what one alone does."""
+    axis, rows = figure.subplots(), data["rows"]
+    place, ideal = np.arange(len(rows)), np.array([row["ranks"] * row["alone"] for row in rows])
+    real, together = (np.array([row[name] for row in rows]) for name in ("exchanging", "together"))
+    parts = (("achieved", real, BLUE), ("lost to the exchange of gradients", np.maximum(together - real, 0), ORANGE),
+             ("lost to what ranks share", np.maximum(ideal - np.maximum(together, real), 0), GREY))
+    bottom = np.zeros(len(rows))
+    for name, height, colour in parts:
+        axis.bar(place, height, bottom=bottom, color=colour, width=0.6, label=name)
+        bottom += height
+    for x, value, row in zip(place, real, rows):
+        axis.annotate(f"{value:,.1f}", (x, value), (0, -4), textcoords="offset points", ha="center", va="top", color="white", fontsize=9)
+        axis.annotate(f"{row['efficiency'].split()[0]} of N × alone", (x, bottom[int(x)]), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+    axis.set_xticks(place, [f"{row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['threads']} thread{'s' if row['threads'] > 1 else ''} each"
+                            for row in rows])
+    axis.set_ylabel("images/s")
+    axis.set_ylim(0, bottom.max() * 1.3)
+    axis.legend(frameon=False, loc="upper left")
+    axis.spines[["top", "right"]].set_visible(False)
+    return f"Several ranks, {data['flags']['model']}, batch {data['flags']['batch_size']} each"
+
+
+def draw_parity(figure, data):
+    """Losses step by step, and how far each training is from the one in float32."""
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    base, window = np.array(data["rows"][0]["losses"]), np.ones(SMOOTH) / SMOOTH
+    # The control lies under the others; thin on thick, so that curves that agree can all be seen.
+    styles = [("black", 4, "-"), (GREY, 3, "-"), (BLUE, 2, "-"), (ORANGE, 1.5, "--"), (GREEN, 1.2, ":"), (PURPLE, 1.2, "-."), (VERMILION, 1, "--")]
+    for row, (colour, width, style) in zip(data["rows"], styles):
+        losses = np.array(row["losses"])
+        steps = np.arange(1, len(losses) + 1)
+        name = row["path"] if row["amp"] in row["path"] or row["amp"] == "off" else f"{row['path']} ({row['amp']})"
+        above.plot(steps[SMOOTH - 1:], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name)
+        if row is not data["rows"][0]:
+            below.plot(steps[SMOOTH - 1:], np.convolve(np.abs(losses / base - 1), window, "valid"), color=colour, lw=width, ls=style)
+    above.set_ylabel(f"loss, mean of {SMOOTH} steps")
+    above.legend(frameon=False, fontsize=9)
+    below.set_yscale("log")
+    below.set_ylabel("relative difference\nto float32")
+    below.set_xlabel("step")
+    for axis in (above, below):
+        axis.spines[["top", "right"]].set_visible(False)
+    return f"Losses of the same training in several ways, {data['flags']['model']}, batch {data['flags']['batch_size']}"
+
+
+def draw_memory(figure, data):
+    """What grows with the batch, and what does not, with and without gradient checkpointing."""
+    left, right = figure.subplots(1, 2)
+    models = list(dict.fromkeys(row["model"] for row in data["rows"]))
+    for offset, checkpointing, colour in ((-0.2, False, GREY), (0.2, True, BLUE)):
+        rows = [row for row in data["rows"] if row["grad_checkpointing"] == checkpointing]
+        label = "grad_checkpointing" if checkpointing else "as it is"
+        for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
+            axis.bar_label(axis.bar(np.arange(len(rows)) + offset, values, 0.38, color=colour, label=label), fmt="{:,.3g}", fontsize=9)
+    for axis, label in ((left, "MB an image kept for the backward pass"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
+        axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
+        axis.set_ylabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    return "Gradient checkpointing: memory and time"
+
+
+def draw_startup(figure, data):
+    """Seconds of what happens before the first step."""
+    rows = data["rows"]
+    low, middle, high = np.transpose([quartiles(row["seconds"]) for row in rows])
+    axis = figure.subplots()
+    names = [row["what"] if row["count"] is None or "extrapolated" in row["what"] else f"{row['what']} ({row['count']:,})" for row in rows]
+    bars(axis, names, middle, low, high, [GREY if row["what"].startswith("reference") else BLUE for row in rows], "seconds", 2)
+    return "Before the first step"
+
+
+def draw_data(figure, data):
+    """Samples per second of random batches by layout, one thread."""
+    rows = data["rows"]
+    low, middle, high = np.transpose([quartiles(row["rounds"]) for row in rows])
+    axis = figure.subplots()
+    bars(axis, [row["layout"] for row in rows], middle, low, high, [BLUE if row["layout"].startswith("packed") else GREY for row in rows],
+         "samples/s, one thread")
+    axis.set_xscale("log")
+    axis.set_xlim(min(low) / 2, max(high) * 4)
+    return "Reading random batches by layout of the data"
+
+
+DRAWINGS = {"step": (draw_step, (11, 3)), "end_to_end": (draw_end_to_end, (9, 3)), "scaling": (draw_scaling, (6, 4)),
+            "parity": (draw_parity, (8, 5)), "memory": (draw_memory, (9, 3.5)), "startup": (draw_startup, (10, 7)), "data": (draw_data, (9, 6))}
+
+
+def draw(name, data):
+    """The matplotlib Figure of one benchmark's JSON. Raises ValueError if it is another's."""
+    paint, size = DRAWINGS[name]
+    figure = Figure(size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    try:
+        title = paint(figure, data)
+        machine = data["machine"]
+        place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not what python -m benchmarks.{name} writes (no {error})") from None
+    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    figure.text(0.01, 0.985, f"\n{place}, PyTorch {machine['torch']}", ha="left", va="top", fontsize=9, color="dimgrey")
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m analysis.benchmark_figure", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the benchmarks wrote their JSON")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark_NAME.png and .svg (default: the same)")
+    args = parser.parse_args()
+    output = args.output or args.folder
+    found = [name for name in DRAWINGS if (args.folder / f"{name}.json").is_file()]
+    if not found:
+        parser.exit(2, f"benchmark_figure: error: {args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it\n")
+    output.mkdir(parents=True, exist_ok=True)
+    for name in found:
+        path = args.folder / f"{name}.json"
+        try:
+            figure = draw(name, json.loads(path.read_text()))
+        except ValueError as error:
+            parser.exit(2, f"benchmark_figure: error: {path}: {error}\n")
+        for kind in ("png", "svg"):
+            figure.savefig(output / f"benchmark_{name}.{kind}")
+        print(output / f"benchmark_{name}.png")
+
+
+if __name__ == "__main__":
+    main()

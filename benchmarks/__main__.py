@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""All benchmarks, one after the other, with settings for the machine they find: `python -m benchmarks --out DIR`.
+
+On a machine with GPUs: base at batch 256 in bf16, eager and compiled, 1 to all GPUs; on a CPU: base at batch 16. Each writes
+its JSON into --out; `python -m analysis.benchmark_figure DIR` draws them. One that fails does not keep the others from running.
+"""
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.report import benchmark_parser
+
+CPU = {"step": [], "end_to_end": [], "scaling": ["--ranks", "1", "2"], "memory": ["--batch_size", "4"],
+       "parity": ["--model", "mixmim_tiny"], "startup": [], "data": []}
+GPU_STEP = ["--batch_size", "256", "--steps", "10", "--warmup", "5", "--grad_checkpointing", "--compile", "default", "max-autotune-no-cudagraphs"]
+GPU = {"step": GPU_STEP,
+       "end_to_end": ["--batch_size", "256", "--samples", "8192", "--steps", "20", "--workers", "10", "--compile", "default"],
+       "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"], "memory": ["--batch_size", "64"],
+       "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"], "startup": [], "data": []}
+
+
+def main(argv=None):
+    parser = benchmark_parser("", "All benchmarks, with settings for the machine they find.")
+    parser.add_argument("--only", nargs="+", choices=tuple(GPU), default=list(GPU), metavar="NAME", help="these alone")
+    args = parser.parse_args(argv)
+    gpus, failed = torch.cuda.device_count(), []
+    for name in args.only:
+        flags = [*(GPU if gpus else CPU)[name], *(["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
+                                                   if gpus and name == "scaling" else [])]
+        print(f"\n== {name} ==", flush=True)
+        started = time.monotonic()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out), "--seed", str(args.seed), *flags]).returncode:
+            failed.append(name)
+        print(f"-- {time.monotonic() - started:.0f} s", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""Pretraining with its data: loader and step together, by layout of the data, beside the original approach, restated.
+
+    python -m benchmarks.end_to_end --out output/benchmarks
+
+Simulates patches once, in --out, and packs them. Every way to train takes its turn in every round, in an order drawn anew;
+a turn starts the loader, makes some steps that are not timed, and then some that are. "batch in hand" trains on images that
+lie in memory already: what the others need beyond that is what their loader costs, the CPU time it takes from the step
+included. Files are warm: they come from the page cache. Writes end_to_end.json and prints a table; asserts nothing.
+"""
+import argparse
+import time
+from statistics import median
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.reference import ReferenceSamples
+from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, noise, wait
+from models_mixmim import SIZES
+from sarwmix import pack, simulate
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.crew import Crew
+from sarwmix.packed import PackedDataset
+from util.datasets import ImagesWithIds, build_loader, fill_cache
+from util.distributed import Launch, Ranks, pick_device
+from util.misc import keep_freed_memory
+from util.program import COMPILE_MODES
+
+
+def write_data(args):
+    """(folder of GeoTIFFs, packed store) of simulated patches; what is there already stays."""
+    scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
+    simulate.simulate_dataset(scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), Crew(2))
+    pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)])
+    return scenes, packed
+
+
+class Way:
+    """A path to train with and where its batches come from. loader() → an iterable of batches that starts anew."""
+
+    def __init__(self, path, loader, to_batch, turn):
+        self.path, self.loader, self.to_batch, self.turn = path, loader, to_batch, turn
+        self.seconds, self.waited = [], []
+
+    def __call__(self):
+        """A turn; notes the seconds of its timed steps, and those of them spent waiting for a batch."""
+        skipped, steps = self.turn
+        batches, waited = iter(self.loader()), 0.0
+        for i in range(skipped + steps):
+            if i == skipped:
+                wait(self.path.device)
+                started, waited = time.perf_counter(), 0.0
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            self.path.losses.append(self.path.step(self.to_batch(batch), self.path.mask()))
+        wait(self.path.device)
+        self.seconds.append((time.perf_counter() - started) / steps)
+        self.waited.append(waited / steps)
+
+
+def build_ways(args, device, scenes, packed):
+    ranks, turn = Ranks(Launch(), device), (args.skip, args.steps)
+    ours = Ours(args, None, device, args.amp, compile_mode=None if args.compile == "off" else args.compile)
+    reference = Reference(args, None, device, args.amp)
+
+    def prepared(batch):
+        return [tensor.to(device, non_blocking=True) for tensor in batch]
+
+    def with_our_loader(dataset, cache="none"):
+        flags = argparse.Namespace(batch_size=args.batch_size, accum_iter=1, seed=args.seed, split="train", num_workers=args.workers,
+                                   pin_mem=True, data_cache=cache)
+        if cache != "none":
+            fill_cache(dataset, cache, ranks)
+        return Way(ours, lambda: build_loader(ImagesWithIds(dataset), flags, ranks), lambda batch: batch[1].to(device, non_blocking=True), turn)
+
+    geotiff = BigEarthNetv2(scenes, "train")
+    samples = ReferenceSamples(geotiff)
+    workers = args.workers if args.workers is not None else 2
+    hand = noise(args.batch_size, device, args.seed, args.skip + args.steps)
+    ways = {"reference, GeoTIFF": Way(reference, lambda: DataLoader(samples, args.batch_size, shuffle=True, num_workers=workers,
+                                                                     pin_memory=device.type == "cuda", drop_last=True), prepared, turn),
+            "ours, GeoTIFF": with_our_loader(geotiff), "ours, packed": with_our_loader(PackedDataset(packed, "train")),
+            "ours, packed, data_cache ram": with_our_loader(PackedDataset(packed, "train"), "ram")}
+    if device.type == "cuda":
+        ways["ours, packed, data_cache device"] = with_our_loader(PackedDataset(packed, "train"), "device")
+    return ways | {"ours, batch in hand": Way(ours, lambda: hand, lambda batch: batch, turn)}
+
+
+def main(argv=None):
+    parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.")
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision; for bf16 the reference uses fp16 on a GPU")
+    parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
+    parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
+    parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each way")
+    parser.add_argument("--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    if (args.skip + args.steps) * args.batch_size > args.samples:
+        parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")
+    device = pick_device(args.device, 0)
+    if device.type == "cpu":
+        keep_freed_memory()
+    ways = build_ways(args, device, *write_data(args))
+    in_turns(ways, args.rounds, args.seed)
+    rows, base, hand = [], ways["reference, GeoTIFF"].seconds, ways["ours, batch in hand"].seconds
+    for name, way in ways.items():
+        ratio, cost = speedup(base, way.seconds), speedup(way.seconds, hand)
+        rows.append({"way": name, "ms": median(way.seconds) * 1e3, "images_per_s": args.batch_size / median(way.seconds), "ratio": ratio,
+                     "speedup": shown(ratio), "waiting": f"{median(way.waited) / median(way.seconds):.1%}",
+                     "beyond_hand": "" if name.startswith("reference") else f"{cost['median'] - 1:+.1%}", "seconds": way.seconds, "waited": way.waited})
+    report("end_to_end", args, rows, {"way": "training", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
+                                      "waiting": "waiting for data", "beyond_hand": "beyond batch in hand"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""What memory a pretraining step takes, and what gradient checkpointing saves of it and costs in time.
+
+    python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
+
+Each case runs in a process of its own: its peak is that of the GPU, or on a CPU the most that the process ever held. The
+bytes that autograd keeps from forward to backward are counted besides (each tensor once, parameters left out), and what of
+them is kept within the largest block, which is what gradient checkpointing has to make again at a time. That is done at two
+batch sizes, which parts what grows with the batch from what does not (weights in 16 bits). So it tells about how large a batch
+a GPU holds, a tenth of its memory being left for the rest.
+Writes memory.json and prints a table.
+"""
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks.report import benchmark_parser, report
+from benchmarks.step import Ours, noise
+from models_mixmim import SIZES, Block
+from util.distributed import pick_device
+from util.misc import peak_memory
+
+
+def kept_for_backward(path, images):
+    """Bytes that a forward pass keeps for the backward pass, besides parameters: [in all, within each block]."""
+    own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
+    hooks = [hook for block in path.model.modules() if isinstance(block, Block) for hook in (
+        block.register_forward_pre_hook(lambda block, _: blocks.update({block: -sum(kept.values())})),
+        block.register_forward_hook(lambda block, *_: blocks.update({block: blocks[block] + sum(kept.values())})))]
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = path.loss(images, path.mask())
+    loss.backward()          # what was kept lives until here, so that no two tensors had the same place
+    path.model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
+    return [sum(kept.values()), *blocks.values()]
+
+
+def per_image(path, images):
+    """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once."""
+    half = len(images) // 2
+    few, many = kept_for_backward(path, images[:half]), kept_for_backward(path, images)
+    whole, *blocks = [(b - a) / (len(images) - half) for a, b in zip(few, many)]
+    return whole, max(blocks), many[0] - whole * len(images)
+
+
+def measure(args):
+    """One case, in this process: a row of the table."""
+    device = pick_device(args.device, 0)
+    path = Ours(args, noise(args.batch_size, device, args.seed), device, args.amp)
+    kept, block, once = per_image(path, path.batches[0])
+    if args.grad_checkpointing:
+        path.model.execute_with(grad_checkpointing=True)
+        kept, _, once = per_image(path, path.batches[0])
+    needed = kept + block if args.grad_checkpointing else kept
+    path.run(1)                                  # the optimizer's moments
+    started = time.perf_counter()
+    path.run(args.steps)
+    step = (time.perf_counter() - started) / args.steps
+    parameters = sum(p.numel() for p in path.model.parameters())
+    fixed = once + sum(p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters())      # weight, gradient, two moments
+    return {"model": args.model, "grad_checkpointing": args.grad_checkpointing, "amp": args.amp, "batch_size": args.batch_size,
+            "parameters_m": parameters / 1e6, "fixed_gb": fixed / 1e9, "kept_mb_per_image": kept / 1e6, "block_mb_per_image": block / 1e6,
+            "peak_gb": peak_memory(device) / 1e9, "step_s": step,
+            **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory}}
+
+
+def main(argv=None):
+    parser = benchmark_parser("memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing.")
+    parser.add_argument("--models", choices=tuple(SIZES), nargs="+", default=["mixmim_base", "mixmim_large", "mixmim_huge"], help="sizes")
+    parser.add_argument("--batch_size", type=int, default=8, help="images of a step, a multiple of 4")
+    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
+    parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
+    parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "0|1"), help="measure one case in this process, and print it as JSON")
+    args = parser.parse_args(argv)
+    if args.one:
+        args.model, args.grad_checkpointing = args.one[0], args.one[1] == "1"
+        print(json.dumps(measure(args)))
+        return
+    rows = []
+    for model in args.models:
+        for checkpointing in "01":
+            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--one", model, checkpointing]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
+            rows.append(json.loads(done.stdout))
+    report("memory", args, rows, {"model": "model", "grad_checkpointing": "grad_checkpointing", "parameters_m": "parameters, M",
+                                  "fixed_gb": "whatever the batch, GB", "kept_mb_per_image": "kept, MB/image", "block_mb_per_image": "in a block, MB/image",
+                                  "peak_gb": f"peak at {args.batch_size}, GB", "step_s": "step, s",
+                                  **{f"batch_in_{size}_gb": f"batch in {size} GB" for size in args.memory}})
+
+
+if __name__ == "__main__":
+    main()

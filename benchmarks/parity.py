@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""Whether training in bf16, compiled, or with gradient checkpointing learns as training in float32 does: losses over some steps.
+
+    python -m benchmarks.parity --model mixmim_tiny --steps 200
+
+Every way trains from the same weights on the same images under the same masks. A second float32 training, from weights that
+differ in their last bits, shows how far apart two trainings drift that ought to be one. Writes parity.json, with the losses
+of every step, for analysis/benchmark_figure.py, and prints a table.
+"""
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks.report import benchmark_parser, report
+from benchmarks.step import Ours, Reference
+from models_mixmim import SIZES
+from sarwmix import simulate
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.crew import Crew
+from util.distributed import pick_device
+from util.program import COMPILE_MODES
+
+LAST_BITS = 1e-6          # relative change of the weights of the control
+
+
+def simulated_batches(args, device):
+    """Batches (batch_size, 2, 120, 120) of simulated patches, dB."""
+    folder, count = args.out / "parity_scenes", args.batch_size * args.batches
+    simulate.simulate_dataset(folder, simulate.Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0), Crew(2))
+    dataset = BigEarthNetv2(folder, split="train")
+    images = torch.stack([dataset.image(i) for i in np.random.default_rng(args.seed).permutation(count).tolist()])
+    return list(images.to(device).split(args.batch_size))
+
+
+def ways(args, batches, device):
+    """{name: function that builds a Path}, the first of them float32, eager."""
+    def changed():
+        path = Ours(args, batches, device, "off")
+        with torch.no_grad():
+            for parameter in path.model.parameters():
+                parameter.mul_(1 + LAST_BITS * torch.randn_like(parameter))
+        return path
+
+    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed,
+             "bf16": partial(Ours, args, batches, device, "bf16"), "reference": partial(Reference, args, batches, device, "bf16")}
+    if args.grad_checkpointing:
+        found["bf16, grad_checkpointing"] = partial(Ours, args, batches, device, "bf16", grad_checkpointing=True)
+    for mode in args.compile:
+        found[f"bf16, compile {mode}"] = partial(Ours, args, batches, device, "bf16", compile_mode=mode)
+    return found
+
+
+def main(argv=None):
+    parser = benchmark_parser("parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.")
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
+    parser.add_argument("--steps", type=int, default=200, help="steps of training")
+    parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too")
+    parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device, 0)
+    rows = []
+    for name, build in ways(args, simulated_batches(args, device), device).items():
+        path = build()
+        path.run(args.steps)
+        losses = [float(loss) for loss in path.losses]
+        base = rows[0]["losses"] if rows else losses
+        tail = slice(-max(1, args.steps // 10), None)
+        rows.append({"path": name, "amp": path.amp, "first": losses[0], "last": sum(losses[tail]) / len(losses[tail]), "losses": losses,
+                     "apart": max(abs(a / b - 1) for a, b in zip(losses, base)),
+                     "apart_last": abs(sum(losses[tail]) / sum(base[tail]) - 1)})
+    for row in rows:
+        row["apart_shown"], row["apart_last_shown"] = f"{row['apart']:.1e}", f"{row['apart_last']:.1e}"
+    report("parity", args, rows, {"path": "training", "amp": "amp", "first": "first loss", "last": "last tenth",
+                                  "apart_shown": "most apart, a step", "apart_last_shown": "apart, last tenth"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""What several ranks give, and where the rest goes: one rank alone, all at once without, and with the exchange of gradients.
+
+    python -m benchmarks.scaling --ranks 1 2
+
+Each number of ranks is started anew by torchrun, on one node. The batch of a rank is the same for all. In turns, in an order
+drawn anew for every round (the same on all ranks): rank 0 trains while the others wait; all train, each by itself; all train
+as DDP does. What the first two differ by is lost to what ranks share (memory, caches, power), what the last two differ by to
+the exchange and to waiting for the slowest. On a CPU the cores are dealt to the ranks, so that alone means with as many.
+Writes scaling.json and prints a table; asserts nothing.
+"""
+import argparse
+import json
+import subprocess
+import sys
+from statistics import median
+
+import torch
+import torch.distributed as td
+
+from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
+from benchmarks.step import Ours, noise
+from models_mixmim import SIZES
+from util.distributed import distribute, start_ranks
+from util.program import COMPILE_MODES
+
+MARK = "scaling: "        # the line of rank 0 that holds the result begins so
+
+
+def measure(args):
+    """The row of one number of ranks, in one of them: {"alone", "together", "exchanging": seconds of a step, one a round}."""
+    ranks = start_ranks(argparse.Namespace(device=args.device, local_rank=None, dist_url="env://", port=None, dist_timeout=10))
+    path = Ours(args, noise(args.batch_size, ranks.device, args.seed), ranks.device, args.amp,
+                compile_mode=None if args.compile == "off" else args.compile)
+
+    def rehearse(model):
+        path.trained = model
+        return path.loss(path.batches[0], path.mask())
+
+    wrapped = distribute(path.model, ranks, rehearse)
+
+    def train(trained, on_this_rank):
+        def turn():
+            path.trained = trained
+            if on_this_rank:
+                path.run(args.steps)
+            if ranks.world_size > 1:
+                td.barrier()
+        return turn
+
+    ways = {"alone": train(path.model, ranks.is_main), "together": train(path.model, True), "exchanging": train(wrapped, True)}
+    in_turns(ways, args.warmup)
+    seconds = in_turns(ways, args.rounds, args.seed)
+    if ranks.is_main:
+        print(MARK + json.dumps({"threads": torch.get_num_threads(),
+                                 **{name: [value / args.steps for value in values] for name, values in seconds.items()}}), flush=True)
+    ranks.close()
+
+
+def main(argv=None):
+    parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    parser.add_argument("--batch_size", type=int, default=16, help="images of a rank's step, an even number")
+    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each")
+    parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="of torch.compile")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        measure(args)
+        return
+    rows = []
+    for count in args.ranks:
+        flags = sys.argv[1:] if argv is None else argv
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
+                               "benchmarks.scaling", *map(str, flags), "--one"], capture_output=True, text=True)
+        line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
+        if line is None:
+            sys.exit(f"{count} ranks: {done.stderr.strip()[-2000:]}")
+        found = json.loads(line.removeprefix(MARK))
+        rate = {name: count * args.batch_size / median(found[name]) for name in ("together", "exchanging")}
+        alone = args.batch_size / median(found["alone"])
+        rows.append({"ranks": count, "threads": found["threads"], "alone": alone, **rate,
+                     "efficiency": shown(speedup(found["alone"], found["exchanging"])),
+                     "lost_sharing": f"{1 - speedup(found['alone'], found['together'])['median']:.1%}",
+                     "lost_exchange": f"{1 - speedup(found['together'], found['exchanging'])['median']:.1%}", "seconds": found})
+    report("scaling", args, rows, {"ranks": "ranks", "threads": "threads each", "alone": "one alone, images/s",
+                                   "together": "all, no exchange, images/s", "exchanging": "all, images/s", "efficiency": "of N × alone (quartiles)",
+                                   "lost_sharing": "lost to sharing", "lost_exchange": "lost to exchange"})
+
+
+if __name__ == "__main__":
+    main()

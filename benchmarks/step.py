@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""How fast a pretraining step is, beside the original approach, restated (benchmarks/reference.py).
+
+    python -m benchmarks.step --out output/benchmarks
+    python -m benchmarks.step --batch_size 256 --steps 20 --compile default max-autotune-no-cudagraphs
+
+All paths train in one process, each its own model from the same weights, on the same images under the same masks; they take
+turns in an order drawn anew for every round. One stands there twice ("reference, again"): what those two differ by is what
+the measurement cannot tell apart. Ours takes dB images and prepares them in the step; the reference is given prepared ones,
+as its loader prepares them, so that its work on the CPU is not in these figures (benchmarks/end_to_end.py has it). On a CPU
+our programs keep freed memory (`util.misc.keep_freed_memory`); each path is measured with and without.
+Writes step.json and prints a table; asserts nothing.
+"""
+import ctypes
+import time
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.reference import ReferenceMixMIM, reference_optimizer, reference_step
+from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup, spread
+from models_mixmim import SIZES
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.preparation import BatchPreparation
+from util.distributed import pick_device
+from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from util.program import COMPILE_MODES
+from util.steps import autocast, optimizer_step
+
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}      # dense, 16 bits, of the data sheets
+SIDE = 120                # of a patch as it is stored, pixels
+USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2 ** 25, 2 ** 26      # bytes; where glibc ends up by itself (mallopt(3))
+
+
+def training_flop(size):
+    """FLOP of a training step per image: the matrix products of forward and backward, two for a multiply–add."""
+    model = SIZES[size](norm_pix_loss=True)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 2, model.img_size, model.img_size))[0].backward()
+    return counter.get_total_flops() / 2
+
+
+def product_rate(device, amp, side=4096):
+    """FLOP/s of a large square matrix product in the type of --amp: what the machine gives at best."""
+    a = torch.randn(side, side, device=device, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp])
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * side ** 3 / min(seconds)
+
+
+def give_memory_back():
+    """Undo `keep_freed_memory`."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_THRESHOLD, USUAL_MMAP_THRESHOLD)
+    mallopt(M_TRIM_THRESHOLD, USUAL_TRIM_THRESHOLD)
+
+
+def wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def noise(size, device, seed, count=4):
+    """Batches (size, 2, 120, 120) of images that have the dataset's statistics and nothing in them."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, std = (torch.tensor(values).view(1, 2, 1, 1) for values in (BigEarthNetv2.MEAN, BigEarthNetv2.STD))
+    return [(torch.randn(size, 2, SIDE, SIDE, generator=generator) * std + mean).to(device) for _ in range(count)]
+
+
+class Path:
+    """A way to train: a model with its optimizer, and how many steps it has made. losses: of every step, numbers or tensors.
+
+    batches: dB images, taken in turn; the mask of step i is a function of (seed, i). So all paths see the same.
+    keeps_memory: whether freed memory is kept, on a CPU.
+    """
+    keeps_memory = True
+
+    def __init__(self, args, batches, device, amp):
+        torch.manual_seed(args.seed)
+        self.model = SIZES[args.model](norm_pix_loss=True).to(device)
+        self.prepare = BatchPreparation(self.model.img_size, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(device)
+        self.batches, self.device, self.amp, self.seed, self.losses = batches, device, amp, args.seed, []
+
+    def mask(self):
+        return self.model.draw_mask(0.5, torch.Generator().manual_seed(self.seed + len(self.losses)))
+
+    def run(self, steps):
+        if self.device.type == "cpu":
+            (keep_freed_memory if self.keeps_memory else give_memory_back)()
+        for _ in range(steps):
+            self.losses.append(self.step(self.batches[len(self.losses) % len(self.batches)], self.mask()))
+        wait(self.device)
+
+
+class Reference(Path):
+    """batches: dB images, prepared beforehand; None where `step` is called with prepared ones."""
+
+    def __init__(self, args, batches, device, amp):
+        super().__init__(args, batches, device, "fp16" if device.type == "cuda" and amp == "bf16" else amp)
+        self.batches = batches and [self.prepare(images) for images in batches]
+        self.plain = ReferenceMixMIM(self.model)
+        self.optimizer = reference_optimizer(self.model)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
+
+    def step(self, prepared, mask):
+        return reference_step(self.plain, self.optimizer, self.scaler, *prepared, mask, self.amp)
+
+
+class Ours(Path):
+    """execution: of `execute_with`."""
+
+    def __init__(self, args, batches, device, amp, **execution):
+        super().__init__(args, batches, device, amp)
+        self.model.execute_with(**execution)
+        self.trained = self.model          # DDP may take its place
+        self.optimizer = torch.optim.AdamW(param_groups_weight_decay(self.model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+    def loss(self, images, mask):
+        x, weights = self.prepare(images)
+        with autocast(self.device, self.amp):
+            return self.trained(x, weights, mask=mask)[0]
+
+    def step(self, images, mask):
+        loss = self.loss(images, mask)
+        self.scaler.scale(loss).backward()
+        optimizer_step(self.parameters, self.optimizer, self.scaler, None)
+        return loss.detach()
+
+
+def build_paths(args, device, amp):
+    batches = noise(args.batch_size, device, args.seed)
+    paths = {"reference": Reference(args, batches, device, amp), "reference, again": Reference(args, batches, device, amp)}
+    if device.type == "cpu":
+        for path in paths.values():
+            path.keeps_memory = False
+        paths["reference, memory kept"] = Reference(args, batches, device, amp)
+    paths["ours"] = Ours(args, batches, device, amp)
+    if device.type == "cpu":
+        paths["ours, memory not kept"] = Ours(args, batches, device, amp)
+        paths["ours, memory not kept"].keeps_memory = False
+    if args.grad_checkpointing:
+        paths["ours, grad_checkpointing"] = Ours(args, batches, device, amp, grad_checkpointing=True)
+    for mode in args.compile:
+        paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
+    return paths
+
+
+def warm_up(path, steps, device):
+    """Steps that are not timed with the others: (seconds of the first ones, peak bytes of the GPU in one more, beyond what lies there)."""
+    started = time.perf_counter()
+    path.run(steps)
+    seconds = time.perf_counter() - started
+    if device.type != "cuda":
+        return seconds, None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    path.run(1)
+    return seconds, torch.cuda.max_memory_allocated(device) - before
+
+
+def measure(args, device, amp):
+    """A row for each path."""
+    paths = build_paths(args, device, amp)
+    first = {name: warm_up(path, args.warmup, device) for name, path in paths.items()}
+    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed)
+    flop, best = training_flop(args.model), product_rate(device, amp)
+    peak = next((value * 1e12 for name, value in PEAK_TFLOPS.items() if device.type == "cuda" and amp != "off"
+                 and name in torch.cuda.get_device_name(device)), None)
+    reference = [float(loss) for loss in paths["reference"].losses]
+    rows = []
+    for name, path in paths.items():
+        step = spread([value / args.steps for value in seconds[name]])
+        rate = args.batch_size / step["median"]
+        difference = max(abs(float(loss) / base - 1) for loss, base in zip(path.losses, reference))
+        ratio = speedup(seconds["reference"], seconds[name])
+        rows.append({"amp": path.amp, "path": name, "ms": step["median"] * 1e3, "images_per_s": rate, "ratio": ratio, "speedup": shown(ratio),
+                     "tflops": rate * flop / 1e12, "of_product": f"{rate * flop / best:.1%}", "mfu": f"{rate * flop / peak:.1%}" if peak else "",
+                     "loss": float(path.losses[-1]), "loss_difference": f"{difference:.1e}", "first_steps_s": first[name][0],
+                     "peak_gb": first[name][1] and first[name][1] / 1e9, "seconds": seconds[name], "flop_per_image": flop,
+                     "product_tflops": best / 1e12})
+    return rows
+
+
+def main(argv=None):
+    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.")
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    parser.add_argument("--amp", choices=("bf16", "off"), nargs="+", default=["bf16", "off"],
+                        help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does")
+    parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each path")
+    parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
+    parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile ours in these modes too")
+    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    device = pick_device(args.device, 0)
+    rows = [row for amp in args.amp for row in measure(args, device, amp)]
+    report("step", args, rows, {"amp": "amp", "path": "path", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
+                                "tflops": "TFLOP/s", "of_product": "of a product", "mfu": "MFU", "loss_difference": "losses differ by",
+                                "first_steps_s": "first steps, s", "peak_gb": "peak GB"})
+    products = ", ".join(f"{row['product_tflops']:.2f} TFLOP/s ({row['amp']})" for row in rows if row["path"] == "ours")
+    print(f"{rows[0]['flop_per_image'] / 1e9:.2f} GFLOP an image; a product of 4096×4096 matrices: {products}")
+
+
+if __name__ == "__main__":
+    main()

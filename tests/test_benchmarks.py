@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""The benchmarks run and report what they did; and what they compare with computes the same as the model."""
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from matplotlib.image import imread as read_png
+
+import benchmarks.__main__ as everything
+from analysis import benchmark_figure
+from benchmarks import end_to_end, memory, parity, report, scaling, step
+from benchmarks.reference import ReferenceMixMIM, ReferenceSamples
+from models_mixmim import mixmim_tiny
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.preparation import BatchPreparation
+
+
+@pytest.mark.parametrize("weight_level", ["token", "pixel"])
+@pytest.mark.parametrize("ones, norm_pix_loss", [(8, True), (5, False), (0, True), (16, False)])
+def test_the_reference_computes_what_the_model_computes(ones, norm_pix_loss, weight_level):
+    """Loss, prediction and every gradient, in float64."""
+    torch.manual_seed(0)
+    model = mixmim_tiny(norm_pix_loss=norm_pix_loss, weight_level=weight_level).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    x, weights = torch.randn(4, 2, 128, 128).double(), torch.rand(4, 2, 128, 128).double() + 1
+    mask = torch.zeros(16).double()
+    mask[torch.randperm(16)[:ones]] = 1
+    found = []
+    for way in (model, ReferenceMixMIM(model)):
+        model.zero_grad()
+        loss, pred, _ = way(x, weights, mask=mask.view(1, -1, 1))
+        loss.backward()
+        found.append([loss.detach(), pred.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12 + 1e-9 * theirs.abs().max().item())
+
+
+def test_the_reference_prepares_samples_as_a_batch_is_prepared(simulated):
+    dataset = BigEarthNetv2(simulated, split="train")
+    samples = ReferenceSamples(dataset)
+    prepare = BatchPreparation(128, dataset.MEAN, dataset.STD)
+    for i in (0, 5):
+        x, weights = samples[i]
+        for expected, found in zip(prepare(dataset.image(i)[None]), (x, weights)):
+            flipped = [expected[0].flip(axes) for axes in ([], [-1], [-2], [-1, -2])]
+            assert any(torch.allclose(found, way, atol=1e-5) for way in flipped)
+
+
+def test_speedups_are_of_the_same_round():
+    calls = []
+    seconds = report.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 20, seed=3)
+    assert all(sorted(calls[i:i + 2]) == ["a", "b"] for i in range(0, 40, 2)) and len(set(map(tuple, zip(calls[::2], calls[1::2])))) == 2
+    assert [len(values) for values in seconds.values()] == [20, 20]
+    assert report.speedup([2, 4, 8], [1, 2, 2]) == {"median": 2, "low": 2, "high": 4}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder into which every benchmark wrote its JSON, of the tiny model."""
+    folder = tmp_path_factory.mktemp("measured")
+    tiny = ("--model", "mixmim_tiny", "--batch_size", "4", "--device", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        for program, flags in ((step, (*tiny, "--rounds", "2", "--grad_checkpointing")),
+                               (end_to_end, (*tiny, "--samples", "32", "--rounds", "2", "--steps", "3", "--skip", "1", "--workers", "1")),
+                               (parity, (*tiny, "--steps", "12", "--batches", "2")),
+                               (memory, ("--models", "mixmim_tiny", "--batch_size", "4", "--device", "cpu")),
+                               (scaling, (*tiny, "--rounds", "2", "--warmup", "1"))):
+            patch.setattr(sys, "argv", [program.__name__, "--out", str(folder), *flags])
+            program.main()
+    return folder
+
+
+def read(folder, name):
+    written = json.loads((folder / f"{name}.json").read_text())
+    assert written["machine"]["torch"] == str(torch.__version__) and written["command"].startswith(f"python -m benchmarks.{name}")
+    return written["rows"]
+
+
+def test_step(measured):
+    rows = read(measured, "step")
+    assert [(row["amp"], row["path"]) for row in rows] == [(amp, path) for amp in ("bf16", "off") for path in (
+        "reference", "reference, again", "reference, memory kept", "ours", "ours, memory not kept", "ours, grad_checkpointing")]
+    for row in rows:
+        assert row["images_per_s"] > 0 and float(row["loss_difference"]) < (3e-3 if row["amp"] == "bf16" else 1e-5)
+    assert rows[0]["flop_per_image"] == rows[-1]["flop_per_image"] > 1e8
+
+
+def test_flop_of_base():
+    """Nearly 35.5 G: three times the 5.915 G multiply–adds of a forward pass, less what halved windows save."""
+    assert 35.0e9 < step.training_flop("mixmim_base") < 35.5e9
+
+
+def test_end_to_end(measured):
+    rows = read(measured, "end_to_end")
+    assert [row["way"] for row in rows] == ["reference, GeoTIFF", "ours, GeoTIFF", "ours, packed", "ours, packed, data_cache ram",
+                                            "ours, batch in hand"]
+    for row in rows:
+        assert len(row["seconds"]) == 2 and all(0 <= waited < whole for waited, whole in zip(row["waited"], row["seconds"]))
+
+
+def test_parity(measured):
+    rows = {row["path"]: row for row in read(measured, "parity")}
+    assert list(rows) == ["float32", "float32, last bits changed", "bf16", "reference"]
+    assert rows["float32"]["apart"] == 0 < rows["float32, last bits changed"]["apart"] < rows["bf16"]["apart"] < 0.02
+    assert all(len(row["losses"]) == 12 for row in rows.values())
+
+
+def test_memory_is_less_with_checkpointing(measured):
+    plain, checkpointed = read(measured, "memory")
+    assert checkpointed["kept_mb_per_image"] < plain["kept_mb_per_image"] / 2
+    assert plain["fixed_gb"] == checkpointed["fixed_gb"] > 0 and plain["batch_in_80_gb"] < checkpointed["batch_in_80_gb"]
+
+
+def test_scaling(measured):
+    one, two = read(measured, "scaling")
+    assert (one["ranks"], two["ranks"]) == (1, 2) and set(two["seconds"]) == {"threads", "alone", "together", "exchanging"}
+    assert min(two["alone"], two["together"], two["exchanging"]) > 0
+
+
+def test_figures_of_all_that_was_measured(measured, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_figure", str(measured), "--output", str(tmp_path)])
+    benchmark_figure.main()
+    assert {path.name for path in tmp_path.iterdir()} == {f"benchmark_{name}.{kind}" for name in (
+        "step", "end_to_end", "parity", "memory", "scaling") for kind in ("png", "svg")}
+    assert all(read_png(path).std() > 0.05 for path in tmp_path.glob("*.png"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "step.json").write_text("[]")
+    for folder, said in ((tmp_path / "absent", "no benchmark's JSON"), (tmp_path / "data", "step.json: not what python -m benchmarks.step writes")):
+        monkeypatch.setattr(sys, "argv", ["benchmark_figure", str(folder)])
+        with pytest.raises(SystemExit) as end:
+            benchmark_figure.main()
+        assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_all_benchmarks_in_one_command(tmp_path, monkeypatch):
+    """Its settings are flags that the benchmarks have, on a CPU and on GPUs; one that fails is named at the end."""
+    started = []
+
+    def run(command):
+        started.append(command)
+        return subprocess.CompletedProcess(command, int("parity" in command[2]))
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    for gpus in (0, 8):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        with pytest.raises(SystemExit, match="failed: parity"):
+            everything.main(["--out", str(tmp_path)])
+    for command in started:
+        program = importlib.import_module(command[2])
+        with monkeypatch.context() as patch:       # the first thing after its flags
+            for name in ("pick_device", "measure", "write_data", "ways", "keep_freed_memory"):
+                patch.setattr(program, name, stop, raising=False)
+            patch.setattr(subprocess, "run", stop)
+            with pytest.raises(Started):
+                program.main(command[3:])
+    assert len(started) == 14 and "1 2 8" in " ".join(started[9])
+
+
+class Started(Exception):
+    """A benchmark has understood its flags."""
+
+
+def stop(*_, **__):
+    raise Started
