@@ -267,9 +267,9 @@ class MixMIMEncoder(nn.Module):
             nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def execute_with(self, grad_checkpointing=False, compile_mode=None):
-        """How to compute, not what: time, memory and last bits change. Meant to be called once.
+        """How to compute, not what: time, memory and last bits change.
 
-        grad_checkpointing: as in `Blocks`. compile_mode: of torch.compile, None for eager execution.
+        grad_checkpointing: as in `Blocks`. compile_mode: of torch.compile; None leaves it at eager execution.
         """
         for blocks in (module for module in self.modules() if isinstance(module, Blocks)):
             blocks.grad_checkpointing = grad_checkpointing

@@ -11,10 +11,10 @@ from statistics import median
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
-SMOOTH = 10               # steps over which curves of losses are averaged
 
 
 def colour_of(name):
@@ -48,7 +48,7 @@ def draw_step(figure, data):
         rates = [quartiles(size / np.array(row["seconds"])) for row in rows]
         low, middle, high = np.transpose(rates)
         bars(axis, [row["path"] for row in rows], middle, low, high, [colour_of(row["path"]) for row in rows], "images/s", 1 if max(high) < 100 else 0)
-        axis.set_title(f"{kind} ({', '.join(dict.fromkeys(row['amp'] for row in rows))})", loc="left")
+        axis.set_title(kind if kind == "float32" else ", ".join(dict.fromkeys(row["amp"] for row in rows)), loc="left")
     return f"A pretraining step, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
 
@@ -66,7 +66,7 @@ def draw_end_to_end(figure, data):
     axis.set_xlabel("ms a step")
     axis.set_xlim(0, max(whole) * 1.35)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     return f"Training with its data, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
 
@@ -96,17 +96,18 @@ def draw_scaling(figure, data):
 def draw_parity(figure, data):
     """Losses step by step, and how far each training is from the one in float32."""
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    base, window = np.array(data["rows"][0]["losses"]), np.ones(SMOOTH) / SMOOTH
+    base, smooth = np.array(data["rows"][0]["losses"]), int(data["flags"]["batches"])      # once through the batches
+    window = np.ones(smooth) / smooth
     # The control lies under the others; thin on thick, so that curves that agree can all be seen.
     styles = [("black", 4, "-"), (GREY, 3, "-"), (BLUE, 2, "-"), (ORANGE, 1.5, "--"), (GREEN, 1.2, ":"), (PURPLE, 1.2, "-."), (VERMILION, 1, "--")]
     for row, (colour, width, style) in zip(data["rows"], styles):
         losses = np.array(row["losses"])
         steps = np.arange(1, len(losses) + 1)
         name = row["path"] if row["amp"] in row["path"] or row["amp"] == "off" else f"{row['path']} ({row['amp']})"
-        above.plot(steps[SMOOTH - 1:], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name)
+        above.plot(steps[smooth - 1:], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name)
         if row is not data["rows"][0]:
-            below.plot(steps[SMOOTH - 1:], np.convolve(np.abs(losses / base - 1), window, "valid"), color=colour, lw=width, ls=style)
-    above.set_ylabel(f"loss, mean of {SMOOTH} steps")
+            below.plot(steps[smooth - 1:], np.convolve(np.abs(losses / base - 1), window, "valid"), color=colour, lw=width, ls=style)
+    above.set_ylabel(f"loss, mean of {smooth} steps")
     above.legend(frameon=False, fontsize=9)
     below.set_yscale("log")
     below.set_ylabel("relative difference\nto float32")
@@ -125,7 +126,7 @@ def draw_memory(figure, data):
         label = "grad_checkpointing" if checkpointing else "as it is"
         for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
             axis.bar_label(axis.bar(np.arange(len(rows)) + offset, values, 0.38, color=colour, label=label), fmt="{:,.3g}", fontsize=9)
-    for axis, label in ((left, "MB an image kept for the backward pass"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
+    for axis, label in ((left, "MB/image kept for backward"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
@@ -171,7 +172,8 @@ def draw(name, data):
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not what python -m benchmarks.{name} writes (no {error})") from None
     figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    figure.text(0.01, 0.985, f"\n{place}, PyTorch {machine['torch']}", ha="left", va="top", fontsize=9, color="dimgrey")
+    below = figure.transFigure + ScaledTranslation(0, -22 / 72, figure.dpi_scale_trans)
+    figure.text(0.01, 1, f"{place}, PyTorch {machine['torch']}", ha="left", va="top", fontsize=9, color="dimgrey", transform=below)
     return figure
 
 

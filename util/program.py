@@ -183,7 +183,7 @@ def add_speed_flags(parser):
     group.add_argument("--compile", choices=COMPILE_MODES, default="off", metavar="MODE",
                        help=f"compile the blocks, in this mode of torch.compile: {', '.join(COMPILE_MODES)} (default: off)")
     group.add_argument("--grad_checkpointing", action="store_true",
-                       help="compute each block's forward pass twice instead of keeping what is in it: less memory, a third more time")
+                       help="compute each block's forward pass twice instead of keeping what is in it: less memory, a quarter more time")
     return group
 
 
