@@ -118,20 +118,19 @@ def draw_parity(figure, data):
 
 
 def draw_memory(figure, data):
-    """What grows with the batch, and what does not, with and without gradient checkpointing."""
+    """What grows with the batch, and the time of a step, of every path."""
     left, right = figure.subplots(1, 2)
     models = list(dict.fromkeys(row["model"] for row in data["rows"]))
-    for offset, checkpointing, colour in ((-0.2, False, GREY), (0.2, True, BLUE)):
-        rows = [row for row in data["rows"] if row["grad_checkpointing"] == checkpointing]
-        label = "grad_checkpointing" if checkpointing else "as it is"
+    for k, (path, colour) in enumerate(zip(dict.fromkeys(row["path"] for row in data["rows"]), (GREY, BLUE, GREEN))):
+        rows = [row for row in data["rows"] if row["path"] == path]
         for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
-            axis.bar_label(axis.bar(np.arange(len(rows)) + offset, values, 0.38, color=colour, label=label), fmt="{:,.3g}", fontsize=9)
+            axis.bar_label(axis.bar(np.arange(len(rows)) + 0.27 * (k - 1), values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
     for axis, label in ((left, "MB/image kept for backward"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
-    return "Gradient checkpointing: memory and time"
+    return "Memory and time of a step, by size of the model"
 
 
 def draw_startup(figure, data):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What memory a pretraining step takes, and what gradient checkpointing saves of it and costs in time.
+"""What memory a pretraining step takes, beside the original approach, restated, and what gradient checkpointing saves of it.
 
     python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
 
@@ -10,6 +10,7 @@ batch sizes, which parts what grows with the batch from what does not (weights i
 a GPU holds, a tenth of its memory being left for the rest.
 Writes memory.json and prints a table.
 """
+import argparse
 import json
 import subprocess
 import sys
@@ -19,13 +20,15 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, noise
+from benchmarks.step import Ours, Reference, noise
 from models_mixmim import SIZES, Block
 from util.distributed import pick_device
 from util.misc import peak_memory
 
+CASES = ("reference", "ours", "ours, grad_checkpointing")
 
-def kept_for_backward(path, images):
+
+def kept_for_backward(path, batch):
     """Bytes that a forward pass keeps for the backward pass, besides parameters: [in all, within each block]."""
     own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
     hooks = [hook for block in path.model.modules() if isinstance(block, Block) for hook in (
@@ -39,7 +42,7 @@ def kept_for_backward(path, images):
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = path.loss(images, path.mask())
+        loss = path.loss(batch, path.mask())
     loss.backward()          # what was kept lives until here, so that no two tensors had the same place
     path.model.zero_grad(set_to_none=True)
     for hook in hooks:
@@ -47,31 +50,36 @@ def kept_for_backward(path, images):
     return [sum(kept.values()), *blocks.values()]
 
 
-def per_image(path, images):
-    """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once."""
-    half = len(images) // 2
-    few, many = kept_for_backward(path, images[:half]), kept_for_backward(path, images)
-    whole, *blocks = [(b - a) / (len(images) - half) for a, b in zip(few, many)]
-    return whole, max(blocks), many[0] - whole * len(images)
+def per_image(path, size):
+    """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once.
+
+    path: with batches of size/2 and of size.
+    """
+    few, many = (kept_for_backward(path, batch) for batch in path.batches)
+    whole, *blocks = [(b - a) / (size - size // 2) for a, b in zip(few, many)]
+    return whole, max(blocks, default=None), many[0] - whole * size
 
 
 def measure(args):
     """One case, in this process: a row of the table."""
     device = pick_device(args.device, 0)
-    path = Ours(args, noise(args.batch_size, device, args.seed), device, args.amp)
-    kept, block, once = per_image(path, path.batches[0])
-    if args.grad_checkpointing:
+    checkpointing = args.case == CASES[-1]
+    batches = [noise(size, device, args.seed, 1)[0] for size in (args.batch_size // 2, args.batch_size)]
+    path = (Reference if args.case == CASES[0] else Ours)(args, batches, device, args.amp)
+    kept, block, once = per_image(path, args.batch_size)
+    if checkpointing:
         path.model.execute_with(grad_checkpointing=True)
-        kept, _, once = per_image(path, path.batches[0])
-    needed = kept + block if args.grad_checkpointing else kept
+        kept, _, once = per_image(path, args.batch_size)
+    needed = kept + block if checkpointing else kept
+    path.batches = path.batches[1:]
     path.run(1)                                  # the optimizer's moments
     started = time.perf_counter()
     path.run(args.steps)
     step = (time.perf_counter() - started) / args.steps
     parameters = sum(p.numel() for p in path.model.parameters())
     fixed = once + sum(p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters())      # weight, gradient, two moments
-    return {"model": args.model, "grad_checkpointing": args.grad_checkpointing, "amp": args.amp, "batch_size": args.batch_size,
-            "parameters_m": parameters / 1e6, "fixed_gb": fixed / 1e9, "kept_mb_per_image": kept / 1e6, "block_mb_per_image": block / 1e6,
+    return {"model": args.model, "path": args.case, "amp": path.amp, "batch_size": args.batch_size,
+            "parameters_m": parameters / 1e6, "fixed_gb": fixed / 1e9, "kept_mb_per_image": kept / 1e6, "block_mb_per_image": block and block / 1e6,
             "peak_gb": peak_memory(device) / 1e9, "step_s": step,
             **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory}}
 
@@ -84,21 +92,21 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "0|1"), help="measure one case in this process, and print it as JSON")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)       # model and case, in this process
     args = parser.parse_args(argv)
     if args.one:
-        args.model, args.grad_checkpointing = args.one[0], args.one[1] == "1"
+        args.model, args.case = args.one
         print(json.dumps(measure(args)))
         return
     rows = []
     for model in args.models:
-        for checkpointing in "01":
-            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--one", model, checkpointing]
+        for case in CASES:
+            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--one", model, case]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
             rows.append(json.loads(done.stdout))
-    report("memory", args, rows, {"model": "model", "grad_checkpointing": "grad_checkpointing", "parameters_m": "parameters, M",
+    report("memory", args, rows, {"model": "model", "path": "path", "parameters_m": "parameters, M",
                                   "fixed_gb": "whatever the batch, GB", "kept_mb_per_image": "kept, MB/image", "block_mb_per_image": "in a block, MB/image",
                                   "peak_gb": f"peak at {args.batch_size}, GB", "step_s": "step, s",
                                   **{f"batch_in_{size}_gb": f"batch in {size} GB" for size in args.memory}})

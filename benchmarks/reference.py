@@ -127,14 +127,19 @@ def reference_optimizer(model, lr=1e-4, weight_decay=0.05):
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
 
+def reference_loss(model, x, weights, mask, amp):
+    """The loss of prepared images, to be derived; amp as in --amp."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+    with torch.autocast(x.device.type, dtype, enabled=amp != "off"):
+        return model(x, weights, mask=mask)[0]
+
+
 def reference_step(model, optimizer, scaler, x, weights, mask, amp):
     """One step of training on prepared images; amp as in --amp. Returns the loss, a number.
 
     As the original approach, it takes the norm of the gradients, and reads the loss and waits for the GPU.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-    with torch.autocast(x.device.type, dtype, enabled=amp != "off"):
-        loss = model(x, weights, mask=mask)[0]
+    loss = reference_loss(model, x, weights, mask, amp)
     value = loss.item()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What several ranks give, and where the rest goes: one rank alone, all at once without, and with the exchange of gradients.
+"""What several ranks give, and where the rest goes, beside the original approach, restated.
 
     python -m benchmarks.scaling --ranks 1 2
 
 Each number of ranks is started anew by torchrun, on one node. The batch of a rank is the same for all. In turns, in an order
 drawn anew for every round (the same on all ranks): rank 0 trains while the others wait; all train, each by itself; all train
-as DDP does. What the first two differ by is lost to what ranks share (memory, caches, power), what the last two differ by to
+as DDP does; and so does the reference, with DDP as it is by default. What the first two differ by is lost to what ranks share (memory, caches, power), what the last two differ by to
 the exchange and to waiting for the slowest. On a CPU the cores are dealt to the ranks, so that alone means with as many.
 Writes scaling.json and prints a table; asserts nothing.
 """
@@ -17,9 +17,10 @@ from statistics import median
 
 import torch
 import torch.distributed as td
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, noise
+from benchmarks.step import Ours, Reference, noise
 from models_mixmim import SIZES
 from util.distributed import distribute, start_ranks
 from util.program import COMPILE_MODES
@@ -28,7 +29,7 @@ MARK = "scaling: "        # the line of rank 0 that holds the result begins so
 
 
 def measure(args):
-    """The row of one number of ranks, in one of them: {"alone", "together", "exchanging": seconds of a step, one a round}."""
+    """The row of one number of ranks, in one of them: {"alone", "together", "exchanging", "reference": seconds of a step, one a round}."""
     ranks = start_ranks(argparse.Namespace(device=args.device, local_rank=None, dist_url="env://", port=None, dist_timeout=10))
     path = Ours(args, noise(args.batch_size, ranks.device, args.seed), ranks.device, args.amp,
                 compile_mode=None if args.compile == "off" else args.compile)
@@ -39,7 +40,7 @@ def measure(args):
 
     wrapped = distribute(path.model, ranks, rehearse)
 
-    def train(trained, on_this_rank):
+    def train(trained, on_this_rank, path=path):
         def turn():
             path.trained = trained
             if on_this_rank:
@@ -48,7 +49,10 @@ def measure(args):
                 td.barrier()
         return turn
 
-    ways = {"alone": train(path.model, ranks.is_main), "together": train(path.model, True), "exchanging": train(wrapped, True)}
+    reference = Reference(args, noise(args.batch_size, ranks.device, args.seed), ranks.device, args.amp)
+    plain = DistributedDataParallel(reference.trained) if ranks.world_size > 1 else reference.trained
+    ways = {"alone": train(path.model, ranks.is_main), "together": train(path.model, True), "exchanging": train(wrapped, True),
+            "reference": train(plain, True, reference)}
     in_turns(ways, args.warmup)
     seconds = in_turns(ways, args.rounds, args.seed)
     if ranks.is_main:
@@ -82,14 +86,15 @@ def main(argv=None):
         if line is None:
             sys.exit(f"{count} ranks: {done.stderr.strip()[-2000:]}")
         found = json.loads(line.removeprefix(MARK))
-        rate = {name: count * args.batch_size / median(found[name]) for name in ("together", "exchanging")}
+        rate = {name: count * args.batch_size / median(found[name]) for name in ("together", "exchanging", "reference")}
         alone = args.batch_size / median(found["alone"])
         rows.append({"ranks": count, "threads": found["threads"], "alone": alone, **rate,
-                     "efficiency": shown(speedup(found["alone"], found["exchanging"])),
+                     "speedup": shown(speedup(found["reference"], found["exchanging"])), "efficiency": shown(speedup(found["alone"], found["exchanging"])),
                      "lost_sharing": f"{1 - speedup(found['alone'], found['together'])['median']:.1%}",
                      "lost_exchange": f"{1 - speedup(found['together'], found['exchanging'])['median']:.1%}", "seconds": found})
     report("scaling", args, rows, {"ranks": "ranks", "threads": "threads each", "alone": "one alone, images/s",
-                                   "together": "all, no exchange, images/s", "exchanging": "all, images/s", "efficiency": "of N × alone (quartiles)",
+                                   "together": "all, no exchange, images/s", "exchanging": "all, images/s",
+                                   "reference": "reference, all", "speedup": "× reference (quartiles)", "efficiency": "of N × alone (quartiles)",
                                    "lost_sharing": "lost to sharing", "lost_exchange": "lost to exchange"})
 
 

@@ -241,7 +241,10 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     logging.disable(logging.WARNING)        # what the programs report of their progress
-    rows = measure(args)
+    try:
+        rows = measure(args)
+    finally:
+        logging.disable(logging.NOTSET)
     for row in rows:
         row["shown"] = shown(row)
     report("startup", args, rows, {"what": "what", "count": "of", "shown": "seconds, median (quartiles, or extremes)"})

@@ -18,7 +18,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.reference import ReferenceMixMIM, reference_optimizer, reference_step
+from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -76,7 +76,7 @@ class Path:
     """A way to train: a model with its optimizer, and how many steps it has made. losses: of every step, numbers or tensors.
 
     batches: dB images, taken in turn; the mask of step i is a function of (seed, i). So all paths see the same.
-    keeps_memory: whether freed memory is kept, on a CPU.
+    trained: what is called with images, DDP may take its place. keeps_memory: whether freed memory is kept, on a CPU.
     """
     keeps_memory = True
 
@@ -103,12 +103,15 @@ class Reference(Path):
     def __init__(self, args, batches, device, amp):
         super().__init__(args, batches, device, "fp16" if device.type == "cuda" and amp == "bf16" else amp)
         self.batches = batches and [self.prepare(images) for images in batches]
-        self.plain = ReferenceMixMIM(self.model)
+        self.trained = ReferenceMixMIM(self.model)
         self.optimizer = reference_optimizer(self.model)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == "fp16")
 
+    def loss(self, prepared, mask):
+        return reference_loss(self.trained, *prepared, mask, self.amp)
+
     def step(self, prepared, mask):
-        return reference_step(self.plain, self.optimizer, self.scaler, *prepared, mask, self.amp)
+        return reference_step(self.trained, self.optimizer, self.scaler, *prepared, mask, self.amp)
 
 
 class Ours(Path):
@@ -117,7 +120,7 @@ class Ours(Path):
     def __init__(self, args, batches, device, amp, **execution):
         super().__init__(args, batches, device, amp)
         self.model.execute_with(**execution)
-        self.trained = self.model          # DDP may take its place
+        self.trained = self.model
         self.optimizer = torch.optim.AdamW(param_groups_weight_decay(self.model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -111,15 +111,17 @@ def test_parity(measured):
 
 
 def test_memory_is_less_with_checkpointing(measured):
-    plain, checkpointed = read(measured, "memory")
+    reference, plain, checkpointed = read(measured, "memory")
+    assert [row["path"] for row in (reference, plain, checkpointed)] == list(memory.CASES)
+    assert reference["kept_mb_per_image"] > plain["kept_mb_per_image"]
     assert checkpointed["kept_mb_per_image"] < plain["kept_mb_per_image"] / 2
-    assert plain["fixed_gb"] == checkpointed["fixed_gb"] > 0 and plain["batch_in_80_gb"] < checkpointed["batch_in_80_gb"]
+    assert plain["fixed_gb"] > checkpointed["fixed_gb"] > 16 * 2.7e6 / 1e9 and plain["batch_in_80_gb"] < checkpointed["batch_in_80_gb"]
 
 
 def test_scaling(measured):
     one, two = read(measured, "scaling")
-    assert (one["ranks"], two["ranks"]) == (1, 2) and set(two["seconds"]) == {"threads", "alone", "together", "exchanging"}
-    assert min(two["alone"], two["together"], two["exchanging"]) > 0
+    assert (one["ranks"], two["ranks"]) == (1, 2) and set(two["seconds"]) == {"threads", "alone", "together", "exchanging", "reference"}
+    assert min(two[name] for name in ("alone", "together", "exchanging", "reference")) > 0
 
 
 def test_figures_of_all_that_was_measured(measured, tmp_path, monkeypatch, capsys):
