@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.report import benchmark_parser
 
-CPU = {"step": ["--grad_checkpointing", "--compile", "default"], "end_to_end": [], "scaling": ["--ranks", "1", "2"], "memory": ["--batch_size", "4"],
+CPU = {"step": ["--grad_checkpointing", "--compile", "default"], "end_to_end": [], "scaling": ["--ranks", "1", "2"], "memory": [],
        "parity": ["--model", "mixmim_tiny"], "startup": [], "data": []}
 GPU_STEP = ["--batch_size", "256", "--steps", "10", "--warmup", "5", "--grad_checkpointing", "--compile", "default", "max-autotune-no-cudagraphs"]
 GPU = {"step": GPU_STEP,

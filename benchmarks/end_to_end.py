@@ -12,7 +12,6 @@ import argparse
 import time
 from statistics import median
 
-import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.reference import ReferenceSamples

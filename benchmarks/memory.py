@@ -26,6 +26,7 @@ from util.distributed import pick_device
 from util.misc import peak_memory
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
+COUNTED = (2, 4)          # images, few, so that counting does not decide the peak
 
 
 def kept_for_backward(path, batch):
@@ -50,28 +51,30 @@ def kept_for_backward(path, batch):
     return [sum(kept.values()), *blocks.values()]
 
 
-def per_image(path, size):
+def per_image(path):
     """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once.
 
-    path: with batches of size/2 and of size.
+    path: its first batches are of COUNTED images.
     """
-    few, many = (kept_for_backward(path, batch) for batch in path.batches)
-    whole, *blocks = [(b - a) / (size - size // 2) for a, b in zip(few, many)]
-    return whole, max(blocks, default=None), many[0] - whole * size
+    few, many = (kept_for_backward(path, batch) for batch in path.batches[:2])
+    whole, *blocks = [(b - a) / (COUNTED[1] - COUNTED[0]) for a, b in zip(few, many)]
+    return whole, max(blocks, default=None), many[0] - whole * COUNTED[1]
 
 
 def measure(args):
     """One case, in this process: a row of the table."""
     device = pick_device(args.device, 0)
     checkpointing = args.case == CASES[-1]
-    batches = [noise(size, device, args.seed, 1)[0] for size in (args.batch_size // 2, args.batch_size)]
+    batches = [noise(size, device, args.seed, 1)[0] for size in (*COUNTED, args.batch_size)]
     path = (Reference if args.case == CASES[0] else Ours)(args, batches, device, args.amp)
-    kept, block, once = per_image(path, args.batch_size)
+    kept, block, once = per_image(path)
     if checkpointing:
         path.model.execute_with(grad_checkpointing=True)
-        kept, _, once = per_image(path, args.batch_size)
+        kept, _, once = per_image(path)
     needed = kept + block if checkpointing else kept
-    path.batches = path.batches[1:]
+    path.batches = path.batches[2:]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     path.run(1)                                  # the optimizer's moments
     started = time.perf_counter()
     path.run(args.steps)
@@ -87,7 +90,7 @@ def measure(args):
 def main(argv=None):
     parser = benchmark_parser("memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing.")
     parser.add_argument("--models", choices=tuple(SIZES), nargs="+", default=["mixmim_base", "mixmim_large", "mixmim_huge"], help="sizes")
-    parser.add_argument("--batch_size", type=int, default=8, help="images of a step, a multiple of 4")
+    parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
     parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")

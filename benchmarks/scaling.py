@@ -5,9 +5,9 @@
 
 Each number of ranks is started anew by torchrun, on one node. The batch of a rank is the same for all. In turns, in an order
 drawn anew for every round (the same on all ranks): rank 0 trains while the others wait; all train, each by itself; all train
-as DDP does; and so does the reference, with DDP as it is by default. What the first two differ by is lost to what ranks share (memory, caches, power), what the last two differ by to
-the exchange and to waiting for the slowest. On a CPU the cores are dealt to the ranks, so that alone means with as many.
-Writes scaling.json and prints a table; asserts nothing.
+as DDP does; and so does the reference, with DDP as it is by default. What the first two differ by is lost to what ranks share
+(memory, caches, power), what the third needs beyond the second to the exchange and to waiting for the slowest. On a CPU the
+cores are dealt to the ranks, so that alone means with as many. Writes scaling.json and prints a table; asserts nothing.
 """
 import argparse
 import json
