@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.reference import ReferenceSamples
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, noise, wait
-from models_mixmim import SIZES
+from benchmarks.step import Ours, Reference, add_path_flags, noise, wait
 from sarwmix import pack, simulate
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.crew import Crew
@@ -90,8 +89,7 @@ def build_ways(args, device, scenes, packed):
 
 def main(argv=None):
     parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.")
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    add_path_flags(parser)
     parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision; for bf16 the reference uses fp16 on a GPU")
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
@@ -99,7 +97,6 @@ def main(argv=None):
     parser.add_argument("--rounds", type=int, default=6, help="turns of each way")
     parser.add_argument("--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     if (args.skip + args.steps) * args.batch_size > args.samples:
         parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")

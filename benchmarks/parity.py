@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference
-from models_mixmim import SIZES
+from benchmarks.step import Ours, Reference, add_path_flags
 from sarwmix import simulate
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.crew import Crew
@@ -53,13 +52,11 @@ def ways(args, batches, device):
 
 def main(argv=None):
     parser = benchmark_parser("parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.")
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    add_path_flags(parser)
     parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
     parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
     rows = []

@@ -20,8 +20,7 @@ import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, noise
-from models_mixmim import SIZES
+from benchmarks.step import Ours, Reference, add_path_flags, noise
 from util.distributed import distribute, start_ranks
 from util.program import COMPILE_MODES
 
@@ -64,14 +63,12 @@ def measure(args):
 def main(argv=None):
     parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a rank's step, an even number")
+    add_path_flags(parser)
     parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each")
     parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="of torch.compile")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:

@@ -191,10 +191,16 @@ def measure(args, device, amp):
     return rows
 
 
+def add_path_flags(parser):
+    """Flags of what a `Path` is: model, batch, device."""
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    parser.add_argument("--batch_size", type=int, default=16, help="images of a step of one rank, an even number")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
 def main(argv=None):
     parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.")
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a step, an even number")
+    add_path_flags(parser)
     parser.add_argument("--amp", choices=("bf16", "off"), nargs="+", default=["bf16", "off"],
                         help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
@@ -202,7 +208,6 @@ def main(argv=None):
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
     parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile ours in these modes too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
