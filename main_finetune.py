@@ -31,7 +31,7 @@ from util.errors import UsageError
 from util.export import export
 from util.feeding import add_force_flag, facts_of, flags_of, settle_input
 from util.lr_decay import param_groups_lrd
-from util.misc import duration, setup_logging
+from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, apply_speed_flags,
                           check_common_flags, run_program)
@@ -39,7 +39,7 @@ from util.reports import (log_headline, log_metrics, log_table, scalars, shown, 
                           write_predictions)
 from util.run_directory import RunDirectory
 from util.steps import autocast
-from util.training import Training, check_alike, same_run_facts, settle_learning_rate
+from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -295,11 +295,13 @@ def use_checkpoint(args, ranks):
 def build_training(args, device):
     """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from args.seed."""
     torch.manual_seed(args.seed)
-    model = build_model(args)
+    model, origin = build_model(args), None
     if args.finetune:
         state = load_checkpoint(args.finetune)
         resampled = load_weights(model, state, args.finetune, head=False)
-        log.info("initialised from %s, with a new head%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
+        origin = origin_of(state, args.finetune)
+        log.info("initialised from %s%s, with a new head%s", args.finetune, after_epochs(origin),
+                 f"; resampled: {', '.join(resampled)}" if resampled else "")
         warn_of_other_statistics(args, state)
     else:
         log.info("random initialisation")
@@ -309,7 +311,9 @@ def build_training(args, device):
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith("head.")
     groups = param_groups_lrd(model, args.weight_decay, layer_decay=args.layer_decay)
-    return Training.build(model, build_preparation(args), groups, (0.9, 0.999), args, device)
+    training = Training.build(model, build_preparation(args), groups, (0.9, 0.999), args, device)
+    training.origin = origin
+    return training
 
 
 def warn_of_other_statistics(args, state):
@@ -453,6 +457,7 @@ def main():
     args = parse_flags()
     ranks = start_ranks(args)
     setup_logging(ranks.is_main)
+    log_flags(args)
     if args.amp is None:
         args.amp = "bf16" if ranks.device.type == "cuda" else "off"
     if works_with_checkpoint(args):

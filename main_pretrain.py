@@ -23,13 +23,13 @@ from util.datasets import ImagesWithIds, add_data_flags, build_dataset, build_lo
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
 from util.feeding import add_force_flag, flags_of, settle_input
-from util.misc import duration, setup_logging
+from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags,
                           run_program)
 from util.run_directory import RunDirectory
 from util.steps import autocast
-from util.training import Training, check_alike, same_run_facts, settle_learning_rate
+from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,10 @@ def start_of(args, facts, training, steps):
     """Fill model, optimizer and scaler from --resume or --finetune; where to start. Raises UsageError."""
     start = training.resume(args, facts, steps)
     if start.source is None and args.finetune:
-        resampled = initialise(training.model, load_checkpoint(args.finetune), args.finetune)
-        log.info("initialised from %s%s", args.finetune, f"; resampled: {', '.join(resampled)}" if resampled else "")
+        state = load_checkpoint(args.finetune)
+        resampled = initialise(training.model, state, args.finetune)
+        training.origin = origin_of(state, args.finetune)
+        log.info("initialised from %s%s%s", args.finetune, after_epochs(training.origin), f"; resampled: {', '.join(resampled)}" if resampled else "")
     return start
 
 
@@ -259,6 +261,7 @@ def main():
     args = parse_flags()
     ranks = start_ranks(args)
     setup_logging(ranks.is_main)
+    log_flags(args)
     if args.amp is None:
         args.amp = "bf16" if ranks.device.type == "cuda" else "off"
     if args.inference is None:

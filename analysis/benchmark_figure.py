@@ -9,12 +9,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE = "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7"
+from analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, entitle, new_chart, write_figure
 
 
 def colour_of(name):
@@ -162,18 +158,14 @@ DRAWINGS = {"step": (draw_step, (11, 3)), "end_to_end": (draw_end_to_end, (9, 3)
 def draw(name, data):
     """The matplotlib Figure of one benchmark's JSON. Raises ValueError if it is another's."""
     paint, size = DRAWINGS[name]
-    figure = Figure(size, dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_chart(*size)
     try:
         title = paint(figure, data)
         machine = data["machine"]
         place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not what python -m benchmarks.{name} writes (no {error})") from None
-    figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    below = figure.transFigure + ScaledTranslation(0, -22 / 72, figure.dpi_scale_trans)
-    figure.text(0.01, 1, f"{place}, PyTorch {machine['torch']}", ha="left", va="top", fontsize=9, color="dimgrey", transform=below)
-    return figure
+    return entitle(figure, title, f"{place}, PyTorch {machine['torch']}")
 
 
 def main():
@@ -192,9 +184,7 @@ def main():
             figure = draw(name, json.loads(path.read_text()))
         except ValueError as error:
             parser.exit(2, f"benchmark_figure: error: {path}: {error}\n")
-        for kind in ("png", "svg"):
-            figure.savefig(output / f"benchmark_{name}.{kind}")
-        print(output / f"benchmark_{name}.png")
+        print(write_figure(figure, output / f"benchmark_{name}.png")[0])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Console logging, durations, memory, and the record of what a run was."""
 import ctypes
 import datetime
+import json
 import logging
 import platform
 import resource
@@ -11,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # mallopt(3): when to shrink the heap, and from which size on to map memory
 
@@ -31,6 +34,11 @@ def setup_logging(is_main):
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("rasterio").setLevel(logging.WARNING)      # it repeats at INFO what its exceptions say
+
+
+def log_flags(args):
+    """One line with all flags as JSON, so that a log says what it is of."""
+    log.info("flags: %s", json.dumps(vars(args), sort_keys=True))
 
 
 def duration(seconds):

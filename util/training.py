@@ -40,13 +40,15 @@ class Start:
 class Training:
     """A model, how its input is prepared, and what optimises it, on one rank.
 
-    filled_before: pixels that had been filled when the run was saved that this one continues.
+    filled_before: pixels that had been filled when the run was saved that this one continues. origin: of `origin_of`, None
+    for random initialisation.
     """
     model: torch.nn.Module
     prepare: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     filled_before: int = 0
+    origin: dict | None = None
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
@@ -82,7 +84,7 @@ class Training:
     def record(self, args, ranks, data, global_batch):
         """What a run is, for run.json; data: what `check_data` returned, of one split or several."""
         return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch,
-                "n_parameters": sum(p.numel() for p in self.model.parameters())}
+                "n_parameters": sum(p.numel() for p in self.model.parameters()), "initialised_from": self.origin}
 
     def resume(self, args, facts, steps):
         """Continue the run that --resume names. Returns Start, which is args.start_epoch if there is nothing to continue.
@@ -110,6 +112,18 @@ class Training:
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
         return start
+
+
+def origin_of(state, path):
+    """What run.json says of the checkpoint that the weights are from: its finished epochs, if it tells, and its flags."""
+    epoch, flags = state.get("epoch"), state.get("args", {})
+    return {"checkpoint": str(path), "epochs": epoch + 1 if isinstance(epoch, int) else None,
+            "flags": {name: value for name, value in flags.items() if isinstance(value, (bool, int, float, str, list, tuple, type(None)))}}
+
+
+def after_epochs(origin):
+    """How a log line says after how many epochs a checkpoint was saved."""
+    return f" (epochs: {origin['epochs']})" if origin["epochs"] else ""
 
 
 def check_alike(start, ranks, folder):
