@@ -102,7 +102,7 @@ elif [ "${flags[ranks]}" -gt 1 ]; then
 fi
 workers=()
 if given workers; then workers=(--workers "${flags[workers]}"); fi
-step() { "${launch[@]}" "$python" -m "sarwmix.$@" "${workers[@]}"; }
+step() { "${launch[@]}" "$python" -m "sarwmix.$1" "${@:2}" "${workers[@]}"; }
 pass() { for name in "$@"; do if given "$name"; then words+=("--$name" "${flags[$name]}"); fi; done; }
 
 # ---- what is there already

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""scripts/qsub_run.sh without PBS: what it starts, how it hands on SIGTERM, and when it submits the next job."""
+"""A job of scripts/qsub_run.sh without PBS: what it starts, how it hands on SIGTERM, and when it submits the next job."""
 import json
 import os
 import shutil
@@ -13,12 +13,13 @@ import pytest
 from conftest import ROOT
 
 BOUND = 60
+RUN = "pretrain_benv2_base_per_channel_token_seed0"
 MPIRUN, QSUB = "mpirun.json", "qsub.json"       # what the fake commands were started with
 # A fake command: writes down its arguments and its environment, then does its work.
 FAKE = f"""#!{sys.executable} -S
 import json, os, signal, sys, time
 from pathlib import Path
-here, output = Path({{here!r}}), Path(os.environ["OUTPUT"])
+here, output = Path({{here!r}}), Path(os.environ["RUN_FOLDER"])
 def note(name):
     (here / "staged").write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
     os.rename(here / "staged", here / name)
@@ -43,7 +44,7 @@ time.sleep(60)
 # A rank for the real mpirun, instead of Python: saves at SIGUSR1, and takes no notice of SIGTERM.
 RANK = """#!/bin/bash
 if [ "$1" = -c ]; then exec {python} "$@"; fi
-trap 'touch "$OUTPUT/checkpoint.pth"; exit 138' USR1
+trap 'touch "$RUN_FOLDER/checkpoint.pth"; exit 138' USR1
 trap '' TERM
 touch "{here}/running.$OMPI_COMM_WORLD_RANK"
 for _ in {{1..1000}}; do sleep 0.05; done
@@ -60,30 +61,35 @@ def executable(path, text):
 def job(tmp_path):
     """job(work of mpirun, work of qsub, **variables) → the job of a run in "out, put", begun long ago, as PBS starts it."""
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "spool" / "jobs").mkdir(parents=True)
+    shutil.copy(ROOT / "scripts" / "qsub_run.sh", tmp_path / "spool" / "jobs" / "12.pbs.SC")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    output = tmp_path / "out, put"
-    output.mkdir()
+    (tmp_path / "data, all").mkdir()
+    output = tmp_path / "out, put" / RUN
+    output.mkdir(parents=True)
     (output / "checkpoint.pth").touch()
     os.utime(output / "checkpoint.pth", (1e9, 1e9))
+    (tmp_path / "nodes").write_text("localhost\n" * 8)
+    executable(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done\n")
 
     def start(mpirun="", qsub="print('12.pbs')", **variables):
         for name, work in (("mpirun", mpirun), ("qsub", qsub)):
             if work is not None:
                 executable(tmp_path / "bin" / name, FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}"))
-        env = {name: value for name, value in os.environ.items() if name not in ("DATASET", "RESUBMIT", "WALLTIME_MIN")}
-        env |= {"PATH": f"{tmp_path / 'bin'}:{env['PATH']}", "PBS_O_WORKDIR": str(tmp_path), "DATA_PATH": "/data, all/v2",
-                "OUTPUT": str(output), **variables}
-        return subprocess.Popen(["bash", tmp_path / "scripts" / "qsub_run.sh"], cwd="/", env=env, text=True,
+        env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PBS_O_WORKDIR": str(tmp_path), "PBS_JOBID": "11.pbs",
+               "PBS_NODEFILE": str(tmp_path / "nodes"), "SITE_GROUP": "group", "DATA_PATH": "data, all", "MODELS_PATH": "out, put",
+               "RUN_FOLDER": str(output), **variables}
+        return subprocess.Popen(["bash", tmp_path / "spool" / "jobs" / "12.pbs.SC"], cwd="/", env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     return start
 
 
 def end(job):
-    """Exit status and the lines it printed."""
+    """Exit status and the lines it printed, without those that say what is started."""
     lines = job.communicate(timeout=BOUND)[0].splitlines()
-    return job.returncode, lines
+    return job.returncode, [line for line in lines if not line.startswith(("# ", "mpirun -np 8 "))]
 
 
 def only_line(lines, *words):
@@ -98,33 +104,38 @@ def wait_for(*paths):
 
 
 def test_the_run_is_started_with_the_recipe_and_the_walltime(job, tmp_path):
-    assert end(job())[0] == 0
-    words, _ = json.loads((tmp_path / MPIRUN).read_text())
-    assert words[:6] == ["-np", "8", "--bind-to", "none", ".venv/bin/python", "main_pretrain.py"]
-    flags = dict(zip(words[6:-1:2], words[7::2]))
-    assert words[-1] == "--norm_pix_loss" and flags == {
-        "--dataset": "benv2", "--data_path": "/data, all/v2", "--output_dir": str(tmp_path / "out, put"), "--resume": "auto",
-        "--walltime": "1435", "--model": "mixmim_base", "--batch_size": "256", "--epochs": "1024", "--stop_epoch": "64",
-        "--warmup_epochs": "40", "--blr": "1.5e-4", "--weight_decay": "0.05", "--mask_ratio": "0.5"}
+    assert end(job("print('a line of the run')"))[0] == 0
+    words, env = json.loads((tmp_path / MPIRUN).read_text())
+    python = str(tmp_path / ".venv" / "bin" / "python")
+    assert words[:9] == ["-np", "8", "--host", "localhost:8", "--map-by", "ppr:8:node", "--bind-to", "none", python]
+    assert words[9] == "main_pretrain.py" and env["MASTER_ADDR"] == "localhost" and env["PWD"] == str(tmp_path)
     from main_pretrain import parse_flags
-    assert parse_flags(words[6:]).walltime == 1435
+    flags = parse_flags(words[10:])
+    assert (flags.dataset, flags.data_path, flags.output_dir, flags.resume) == ("benv2", "data, all", f"out, put/{RUN}", "auto")
+    assert (flags.walltime, flags.model, flags.batch_size, flags.accum_iter) == (1435, "mixmim_base", 256, 1)
+    assert (flags.epochs, flags.stop_epoch, flags.warmup_epochs, flags.blr, flags.min_lr) == (1024, 64, 40, 1.5e-4, 0)
+    assert (flags.weight_decay, flags.mask_ratio, flags.norm_pix_loss, flags.weight_mode, flags.weight_level) == (
+        0.05, 0.5, True, "per_channel", "token")
+    log, = (tmp_path / "out, put" / "logs").iterdir()
+    assert log.read_text() == "a line of the run\n" and log.name.startswith(f"{RUN}_2")
 
 
-def test_stopped_at_the_walltime_the_next_job_gets_the_same_variables(job, tmp_path):
-    status, lines = end(job(STOPPED, RESUBMIT="3", WALLTIME_MIN="90", DATASET="benv1"))
+def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_path):
+    status, lines = end(job(STOPPED, RESUBMIT="3", WALLTIME="1:35:00", EXTRA="--clip_grad 1 --log_dir 'a b'"))
     assert status == 0 and only_line(lines, "resubmitted as 12.pbs", "2 more")
     words, env = json.loads((tmp_path / QSUB).read_text())
-    assert words == ["-v", "DATA_PATH,OUTPUT,DATASET,WALLTIME_MIN,RESUBMIT", "scripts/qsub_run.sh"]
-    assert {name: env[name] for name in words[1].split(",")} == {
-        "DATA_PATH": "/data, all/v2", "OUTPUT": str(tmp_path / "out, put"), "DATASET": "benv1", "WALLTIME_MIN": "90", "RESUBMIT": "2"}
+    assert words[:10] == ["-N", "sarwmix-pretrain", "-P", "group", "-q", "rt_HF", "-l", "select=1:ncpus=192:mpiprocs=8", "-l", "walltime=1:35:00"]
+    assert words[10] == "-v" and words[12:] == ["scripts/qsub_run.sh"]
+    handed_on = {name: env[name] for name in words[11].split(",")}
+    assert handed_on == {
+        "TASK_TYPE": "pretrain", "DATASET": "benv2", "DATA_PATH": "data, all", "MODEL": "base", "EPOCH": "64", "WEIGHT_MODE": "per_channel",
+        "WEIGHT_LEVEL": "token", "MODELS_PATH": "out, put", "SEED": "0", "EXTRA": "'--clip_grad' '1' '--log_dir' 'a b'", "RESUBMIT": "2",
+        "NODES": "1", "WALLTIME": "1:35:00", "SITE_GROUP": "group", "SITE_QUEUE": "rt_HF", "SITE_NCPUS": "192", "SITE_GPU": "H200"}
     assert env["PWD"] == str(tmp_path)
-    assert sorted(os.listdir(tmp_path / "out, put")) == ["checkpoint.pth", "run.json"]
-
-
-def test_variables_that_are_not_set_are_handed_on_as_their_defaults(job, tmp_path):
-    assert end(job(STOPPED, RESUBMIT="1"))[0] == 0
-    _, env = json.loads((tmp_path / QSUB).read_text())
-    assert (env["DATASET"], env["WALLTIME_MIN"], env["RESUBMIT"]) == ("benv2", "1435", "0")
+    assert sorted(os.listdir(tmp_path / "out, put" / RUN)) == ["checkpoint.pth", "run.json"]
+    first, _ = json.loads((tmp_path / MPIRUN).read_text())
+    assert end(job(STOPPED, **handed_on))[0] == 0 and json.loads((tmp_path / MPIRUN).read_text())[0] == first
+    assert first[-6:] == ["--walltime", "90", "--clip_grad", "1", "--log_dir", "a b"]
 
 
 @pytest.mark.parametrize("work, resubmit, status, reason", [
@@ -182,14 +193,31 @@ def test_a_qsub_that_fails_is_one_line(job, code, status):
     assert ended == status and only_line(lines, "error", "qsub: no such queue ask your administrator")
 
 
-@pytest.mark.parametrize("name, value", [("RESUBMIT", "many"), ("RESUBMIT", "-1"), ("RESUBMIT", "08"), ("WALLTIME_MIN", "24:00:00"),
-                                         ("WALLTIME_MIN", "0")])
-def test_a_number_that_is_none_is_refused_before_anything(job, tmp_path, name, value):
+@pytest.mark.parametrize("name, value", [("RESUBMIT", "many"), ("RESUBMIT", "-1"), ("RESUBMIT", "08"), ("WALLTIME", "1435"),
+                                         ("WALLTIME", "0:05:00"), ("NODES", "0"), ("SITE_GPU", "T4"), ("PBS_NODEFILE", "absent"),
+                                         ("DATA_PATH", "absent"), ("SITE", "absent")])
+def test_a_setting_that_cannot_be_meant_is_refused_before_anything(job, tmp_path, name, value):
     status, lines = end(job(**{name: value}))
     assert status == 2 and only_line(lines, f"error: {name}={value}") and not (tmp_path / MPIRUN).exists()
 
 
-def test_without_set_up_it_says_what_to_run(job, tmp_path):
-    (tmp_path / ".venv" / "bin" / "python").unlink()
+@pytest.mark.parametrize("spoil, words", [
+    (lambda at: (at / ".venv" / "bin" / "python").unlink(), ("bash scripts/setup.sh",)),
+    (lambda at: executable(at / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n"), ("nvidia-smi shows no GPU", "SITE_MODULES")),
+], ids=["no set-up", "no GPU"])
+def test_what_is_missing_on_the_node_is_named(job, tmp_path, spoil, words):
+    spoil(tmp_path)
     status, lines = end(job())
-    assert status == 2 and only_line(lines, "error", "bash scripts/setup.sh") and not (tmp_path / MPIRUN).exists()
+    assert status == 2 and only_line(lines, "error", *words) and not (tmp_path / MPIRUN).exists()
+
+
+def test_without_a_group_no_job_would_follow_and_that_is_said_first(job, tmp_path):
+    status, lines = end(job(SITE_GROUP="", RESUBMIT="1"))
+    assert status == 2 and only_line(lines, "error: SITE_GROUP is missing") and not (tmp_path / MPIRUN).exists()
+    assert end(job(SITE_GROUP="", RESUBMIT="0"))[0] == 0
+
+
+def test_modules_of_the_site_are_loaded_before_mpirun_is_looked_for(job, tmp_path):
+    (tmp_path / "scripts" / "site.sh").write_text(': "${SITE_MODULES:=mpi/4 cuda}"\nmodule() { echo "$*" > loaded; }\n')
+    assert end(job())[0] == 0
+    assert (tmp_path / "loaded").read_text() == "load mpi/4 cuda\n"

@@ -58,5 +58,5 @@ def test_without_python_or_with_an_old_one_it_says_so(tmp_path):
 
 
 def test_run_local_refuses_a_missing_folder_before_anything(tmp_path):
-    result = subprocess.run(["bash", ROOT / "scripts" / "run_local.sh", "no/such/folder"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(["bash", ROOT / "scripts" / "run_local.sh", "--data_path", "no/such/folder"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "no/such/folder" in result.stderr
