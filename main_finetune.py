@@ -54,8 +54,8 @@ FRACTION_STREAM = 4  # of the draw of --train_fraction
 # Flags
 # --------------------------------------------------------------------------------------------------------------------
 
-def parse_flags(argv=None):
-    """Parse and check the flags; anything wrong is one line and exit status 2."""
+def build_parser():
+    """The flags of this program, in groups."""
     parser = Parser(description="Finetune a SAR-W-MixMAE encoder: BigEarthNet (multi-label) or SEN12-FLOOD (image pairs).")
     group = parser.add_argument_group("what to do", "without any of these: finetune, then evaluate what was selected")
     group.add_argument("--eval", action="store_true", help="evaluate a checkpoint, named with --finetune or --resume")
@@ -107,7 +107,12 @@ def parse_flags(argv=None):
     group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
     add_speed_flags(parser)
     add_distributed_flags(parser)
-    return parser.parse_checked(argv, check_flags)
+    return parser
+
+
+def parse_flags(argv=None):
+    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    return build_parser().parse_checked(argv, check_flags)
 
 
 def check_flags(args):

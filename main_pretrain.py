@@ -38,8 +38,8 @@ SAME_RUN = ("mask_ratio", "range_mask_ratio", "norm_pix_loss", "weight_mode", "w
 PICTURE_SAMPLES = 4
 
 
-def parse_flags(argv=None):
-    """Parse and check the flags; anything wrong is one line and exit status 2."""
+def build_parser():
+    """The flags of this program, in groups."""
     parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
     group = parser.add_argument_group("model")
     group.add_argument("--model", choices=tuple(SIZES), help="size of the model (default: mixmim_base)")
@@ -75,7 +75,12 @@ def parse_flags(argv=None):
     add_force_flag(group)
     add_speed_flags(parser)
     add_distributed_flags(parser)
-    return parser.parse_checked(argv, check_flags)
+    return parser
+
+
+def parse_flags(argv=None):
+    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    return build_parser().parse_checked(argv, check_flags)
 
 
 def check_flags(args):

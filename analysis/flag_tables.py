@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The flags of both main programs as tables, made from their parsers, for docs/FLAGS.md.
+
+    python -m analysis.flag_tables --output docs/FLAGS.md
+"""
+import argparse
+import re
+
+import main_finetune
+import main_pretrain
+from util.checkpoint import write_atomically
+
+PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
+HEAD = """<!-- SPDX-License-Identifier: MIT -->
+<!-- Made by `python -m analysis.flag_tables --output docs/FLAGS.md` (or `make docs`); do not edit. -->
+# Flags of the main programs
+
+What `--help` says, as tables. In *values*, capitals stand for what is to be given; a *switch* takes nothing. In *default*, – is: none, or
+see *meaning*. [FORMATS.md](FORMATS.md) describes the files that flags name, [DIFFERENCES.md](DIFFERENCES.md) the flags that
+reproduce the released code. The programs that prepare data, `python -m sarwmix.<name>`, explain theirs with `--help`.
+"""
+COLUMNS = ("flag", "values", "default", "meaning")
+KINDS = {int: "integer", float: "number"}
+SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")      # where a help text names the default itself
+
+
+def groups_of(parser):
+    """(title, remark or "", actions) of every group of a parser that has flags, without --help."""
+    for group in parser._action_groups:         # argparse has no other way to ask
+        actions = [action for action in group._group_actions if "--help" not in action.option_strings]
+        if actions:
+            yield group.title, group.description or "", actions
+
+
+def values_of(action):
+    """What follows a flag: its choices, or a name and a kind of value, the name as often as it is to be given."""
+    if action.choices:
+        return ", ".join(f"`{choice}`" for choice in action.choices)
+    kind = KINDS.get(action.type, "")
+    names = action.metavar or ("" if kind else action.dest.upper())
+    names = " ".join(names) if isinstance(names, tuple) else f"{names} …" if action.nargs in ("*", "+") else names
+    return ", ".join(filter(None, (names, kind)))
+
+
+def row_of(action):
+    """A row of COLUMNS for an action."""
+    flag = f"`{', '.join(action.option_strings)}`"
+    if action.const is False:
+        return flag, "switch", "off", f"the opposite of `--{action.dest}`"
+    text = action.help % vars(action)
+    if action.const is True:
+        return flag, "switch", "on" if action.default else "off", text
+    said = SAID.search(text)
+    default = f"`{action.default}`" if action.default not in (None, "") else (said[1] or said[2]) if said else "–"
+    return flag, values_of(action), default, SAID.sub("", text)
+
+
+def table(rows):
+    """A pipe table without padding, so that a row changes only with its flag."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def section(name, parser):
+    """Markdown: the flags of a program, a table for each group."""
+    parts = [f"## {name}\n{parser.description}\n"]
+    for title, remark, actions in groups_of(parser):
+        remark = f"{remark[0].upper()}{remark[1:]}.\n\n" if remark else ""
+        parts.append(f"### {title}\n{remark}{table(map(row_of, actions))}")
+    return "\n".join(parts)
+
+
+def page():
+    """The whole of docs/FLAGS.md."""
+    return "\n".join((HEAD, *(section(name, module.build_parser()) for name, module in PROGRAMS.items())))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", required=True, metavar="FILE", help="Markdown file to write")
+    args = parser.parse_args()
+    try:
+        write_atomically(args.output, lambda file: file.write(page().encode()))
+    except OSError as error:
+        parser.exit(2, f"flag_tables: error: --output {args.output}: {error.strerror}; name a file that can be written\n")
+
+
+if __name__ == "__main__":
+    main()
