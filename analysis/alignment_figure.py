@@ -6,14 +6,13 @@
 Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads must lie
 at the same place in all panels; the circles are drawn at the same pixels, to compare by.
 """
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from analysis.figures import ORANGE, write_figure
+from sarwmix.command import Command
 from sarwmix.errors import DataError
-from sarwmix.files import put_in_place
 from sarwmix.quicklook import HIDDEN, grey, new_figure
 from sarwmix.rasters import read_band
 from sarwmix.sen12_data_prep import read_aligned
@@ -31,9 +30,11 @@ def to_grey(sigma0, channel):
 
 
 def stretch(band):
-    """(H, W) reflectance → (H, W, 3) between its 2nd and 98th percentile."""
-    low, high = np.percentile(band, (2, 98))
-    return np.clip((band - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=-1)
+    """(H, W) reflectance → (H, W, 3) between its 2nd and 98th percentile; pixels without data in the colour of hidden cells."""
+    known = np.isfinite(band)
+    low, high = np.percentile(band[known], (2, 98)) if known.any() else (0, 1)
+    image = np.clip((band - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=-1)
+    return np.where(known[..., None], image, np.array(HIDDEN, np.float32))
 
 
 def draw_alignment(reference, images):
@@ -52,7 +53,7 @@ def draw_alignment(reference, images):
                     va="center", fontsize=9)
     height, width = reference.shape
     for axis in [axes[0, 0], *axes[:, 1:].flat]:
-        axis.plot([width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec="#e69f00", mew=1.1)
+        axis.plot([width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec=ORANGE, mew=1.1)
     return figure
 
 
@@ -61,7 +62,10 @@ def read_folder(raw, aligned, folder):
     rows = [row for row in ALIGNED.read(aligned) if row["folder"] == folder and row["status"] == "aligned"]
     if not rows:
         raise DataError(f"--folder {folder}: has no aligned image in {aligned / ALIGNED.name}; choose another")
-    known = {image.name: image for image in read_s1_list(aligned / S1_LIST)[folder]}
+    known = {image.name: image for image in read_s1_list(aligned / S1_LIST).get(folder, ())}
+    lost = [row["image"] for row in rows if row["image"] not in known]
+    if lost:
+        raise DataError(f"{aligned / S1_LIST}: lacks {folder}/{lost[0]}, which {ALIGNED.name} has; run python -m {ALIGNED.program} again")
     images = []
     for row in [rows[k] for k in np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]:
         image, values = known[row["image"]], read_aligned(aligned / folder / f"{row['image']}.tif")
@@ -72,18 +76,17 @@ def read_folder(raw, aligned, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m analysis.alignment_figure", description=__doc__.splitlines()[0])
+    parser = Command("analysis.alignment_figure", __doc__.splitlines()[0])
     parser.add_argument("--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images")
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
-    parser.add_argument("--output", type=Path, required=True, metavar="PNG", help="picture to write")
+    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
     args = parser.parse_args()
     try:
-        figure = draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder))
-        put_in_place(args.output, lambda path: figure.savefig(path, format="png"))
-    except (DataError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

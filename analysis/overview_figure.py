@@ -5,26 +5,29 @@
 
 The reconstructions are those of the checkpoint.
 """
-import argparse
-
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from analysis.figures import GREEN, VERMILION, write_figure
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.command import Command
 from sarwmix.preparation import BatchPreparation
 from sarwmix.quicklook import grey
 from sarwmix.simulate import simulate_scene
 from sarwmix.weighting import compute_weights
 from util.checkpoint import initialise, load_checkpoint
 from util.errors import UsageError
+from util.feeding import facts_of
 
 SCENES = ((36, "coast"), (33, "lakeland"))                       # seed and landscape of the two images
-COLOURS = ("#d95f02", "#1b9e77")
+COLOURS = (VERMILION, GREEN)                                     # of the two images
 MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]).view(1, 16, 1).float()
+PIXELS = 128                                                     # side of an image
 WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55                            # inches
 
 
@@ -87,22 +90,29 @@ def draw_overview(images, result):
     return canvas.figure
 
 
+def load_model(path):
+    """(model, preparation) of a pretraining checkpoint; of one that does not say, with the statistics of BigEarthNet v2. Raises UsageError."""
+    state = load_checkpoint(path)
+    facts = {"model": "mixmim_base", "input_size": PIXELS, "norm_pix_loss": False, "mean": BigEarthNetv2.MEAN, "std": BigEarthNetv2.STD,
+             **facts_of(state)}
+    if facts["model"] not in SIZES or facts["input_size"] != PIXELS:
+        raise UsageError(f"{path}: is a {facts['model']} of input size {facts['input_size']}; name a pretrained one of ours, of {PIXELS}")
+    model = SIZES[facts["model"]](norm_pix_loss=facts["norm_pix_loss"])
+    initialise(model, state, path)
+    return model, BatchPreparation(PIXELS, facts["mean"], facts["std"])
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Command("analysis.overview_figure", __doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
-    parser.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
     args = parser.parse_args()
     try:
-        state = load_checkpoint(args.checkpoint)
-        flags = state.get("args", {})
-        model = SIZES[flags.get("model", "mixmim_base")](norm_pix_loss=flags.get("norm_pix_loss", False))
-        initialise(model, state, args.checkpoint)
-    except UsageError as error:
-        parser.exit(2, f"overview_figure: error: {error}\n")
-    facts = state.get("input", {"mean": (-19.1966, -12.5144), "std": (5.4501, 5.0019)})
-    images = torch.stack([torch.from_numpy(simulate_scene(seed, 1, 1, size=128, landscape=landscape)[0]) for seed, landscape in SCENES])
-    result = reconstruct(model, BatchPreparation(128, facts["mean"], facts["std"]), images, MASK)
-    draw_overview(images, result).savefig(args.output)
+        model, prepare = load_model(args.checkpoint)
+        images = torch.stack([torch.from_numpy(simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0]) for seed, landscape in SCENES])
+        write_figure(draw_overview(images, reconstruct(model, prepare, images, MASK)), args.output)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

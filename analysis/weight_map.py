@@ -4,14 +4,14 @@
     python -m analysis.weight_map --vh PATCH_VH.tif --vv PATCH_VV.tif --output weights.png
     python -m analysis.weight_map --simulate 7 --landscape coast --output weights.png
 """
-import argparse
-
 import torch
 import torch.nn.functional as F
 
-from sarwmix.errors import DataError
+from analysis.figures import write_figure
+from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.command import Command
 from sarwmix.preparation import BatchPreparation
-from sarwmix.quicklook import grey, new_figure
+from sarwmix.quicklook import RANGES, grey, new_figure
 from sarwmix.rasters import read_band
 from sarwmix.simulate import simulate_scene
 from sarwmix.simulate_landcover import LANDSCAPES
@@ -24,45 +24,61 @@ CLIP = 99.0
 def draw_weights(sar_db):
     """σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels.
 
-    sar_db: (2, H, W) dB, order VH, VV; resized to 128. Returns a matplotlib Figure.
+    sar_db: (2, H, W) dB, order VH, VV; resized to 128, with the channel's mean for no data. Returns a matplotlib Figure.
     """
-    sar_db = BatchPreparation(128, (0.0, 0.0), (1.0, 1.0)).resize(sar_db[None])
+    prepare = BatchPreparation(128, BigEarthNetv2.MEAN, BigEarthNetv2.STD)
+    sar_db = prepare.resize(prepare.fill(sar_db[None]))
     weights, clipped = compute_weights(sar_db)[0], compute_weights(sar_db, clip=CLIP)[0]
     tokens = F.avg_pool2d(weights, TOKEN).repeat_interleave(TOKEN, 1).repeat_interleave(TOKEN, 2)
     titles = ("σ⁰", "pixel weight w", "token weight W\n(the default loss)", f"pixel weight,\n--weight_clip {CLIP:g}")
-    figure, axes = new_figure(2, 4, cell=2.2, left=0.3, top=0.5, right=0.8)
+    figure, axes = new_figure(2, 4, cell=2.2, left=0.3, top=0.5, right=0.85)
     for row, c in ((0, 1), (1, 0)):
-        axes[row, 0].imshow(grey(sar_db[0, c].numpy(), ("VH", "VV")[c]), interpolation="nearest")
-        axes[row, 0].set_ylabel(("VH", "VV")[c], fontsize=11, weight="bold")
+        channel = BigEarthNetv2.CHANNELS[c]
+        axes[row, 0].imshow(grey(sar_db[0, c].numpy(), channel), interpolation="nearest")
+        axes[row, 0].set_ylabel(channel, fontsize=11, weight="bold")
+        notes = ["{:g} … {:g} dB".format(*RANGES[channel])]
         for axis, values in zip(axes[row, 1:], (weights[c], tokens[c], clipped[c])):
             image = axis.imshow(values.numpy(), cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
-            axis.text(0.03, 0.04, f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}", transform=axis.transAxes,
-                      fontsize=7, color="white", bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5))
+            notes.append(f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}")
+        for axis, note in zip(axes[row], notes):
+            axis.text(0.03, 0.04, note.replace("-", "−"), transform=axis.transAxes, fontsize=7, color="white",
+                      bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5))
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
-    bar = figure.colorbar(image, cax=figure.add_axes([1 - 0.65 / figure.get_figwidth(), 0.1, 0.018, 0.7]))
+    bar = figure.colorbar(image, cax=figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7]), label="weight")
     bar.set_ticks([1, 1.5, 2, 2.5, torch.e], labels=["1", "1.5", "2", "2.5", "e"])
     return figure
 
 
+def read_patch(vh, vv):
+    """(2, H, W) dB of the files of a patch's channels. Raises DataError naming a file, or ValueError."""
+    channels = [torch.from_numpy(read_band(path, band=channel, integers=False)) for path, channel in ((vh, "VH"), (vv, "VV"))]
+    if channels[0].shape != channels[1].shape:
+        sides = ["×".join(map(str, channel.shape)) for channel in channels]
+        raise ValueError(f"--vv {vv}: has {sides[1]} pixels, and --vh {sides[0]}; give both channels of one patch")
+    return torch.stack(channels)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Command("analysis.weight_map", __doc__.splitlines()[0])
     parser.add_argument("--vh", metavar="TIF", help="VH of a patch, dB")
     parser.add_argument("--vv", metavar="TIF", help="VV of the same patch, dB")
     parser.add_argument("--simulate", type=int, metavar="SEED", help="a simulated patch instead")
     parser.add_argument("--landscape", choices=tuple(LANDSCAPES), default="coast", help="of the simulated patch")
-    parser.add_argument("--output", required=True, metavar="PNG", help="picture to write")
+    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
     args = parser.parse_args()
-    if (args.simulate is None) == (args.vh is None or args.vv is None):
+    if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")
+    if args.simulate is not None and args.simulate < 0:
+        parser.error(f"--simulate {args.simulate}: must be at least 0")
     try:
         if args.simulate is None:
-            sar_db = torch.stack([torch.from_numpy(read_band(path)) for path in (args.vh, args.vv)])
+            sar_db = read_patch(args.vh, args.vv)
         else:
             sar_db = torch.from_numpy(simulate_scene(args.simulate, 1, 1, size=128, landscape=args.landscape)[0])
-    except DataError as error:
-        parser.exit(2, f"weight_map: error: {error}\n")
-    draw_weights(sar_db).savefig(args.output)
+        write_figure(draw_weights(sar_db), args.output)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The figure by which people check an alignment: what is in its panels, and what it says of a folder that is not there."""
+import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 
 from analysis import alignment_figure
-from analysis.alignment_figure import draw_alignment, read_folder, to_grey
+from analysis.alignment_figure import draw_alignment, read_folder, stretch, to_grey
+from sarwmix.errors import DataError
 from sarwmix.quicklook import HIDDEN
 from sarwmix.sen12_align_s1_to_s2 import align
 from sarwmix.simulate_flood_raw import RawParameters, simulate_raw_floods
@@ -39,15 +42,34 @@ def test_pixels_without_data_are_not_dark_ones():
     assert image[0, 0].tolist() == pytest.approx(HIDDEN) and image[0, 1].tolist() == [0, 0, 0] and image[0, 2, 0] == pytest.approx(12 / 22)
 
 
-@pytest.mark.parametrize("folder, words", (("0001", None), ("77", "--folder 77: has no aligned image"), ("raw", "has no aligned image")))
-def test_the_program_writes_a_picture_or_one_line(work, tmp_path, monkeypatch, capsys, folder, words):
+def test_reference_is_stretched_over_what_it_has_data_of():
+    band = np.arange(100.0).reshape(10, 10)
+    band[0, 0] = np.nan
+    image = stretch(band)
+    assert image[0, 0].tolist() == pytest.approx(HIDDEN) and image[0, 1].tolist() == [0, 0, 0] and image[9, 9].tolist() == [1, 1, 1]
+    assert image[5, 0, 0] == pytest.approx((50 - 2.96) / (97.04 - 2.96))
+    assert stretch(np.full((2, 2), np.nan)) == pytest.approx(np.broadcast_to(HIDDEN, (2, 2, 3)))
+
+
+def test_an_image_that_the_list_lacks_is_named(work, tmp_path):
+    shutil.copytree(work / "aligned", tmp_path / "aligned")
+    path = tmp_path / "aligned" / "S1list.json"
+    path.write_text(json.dumps({folder: images for folder, images in json.loads(path.read_text()).items() if folder != "1"}))
+    with pytest.raises(DataError, match="lacks 1/S1"):
+        read_folder(work / "raw", tmp_path / "aligned", "1")
+
+
+@pytest.mark.parametrize("folder, output, words", (("0001", "a.png", None), ("77", "a.png", "--folder 77: has no aligned image"),
+                                                   ("raw", "a.png", "has no aligned image"), ("1", "a.tif", "a.tif: its name must end in"),
+                                                   ("1", "no/a.png", "--output")))
+def test_the_program_writes_a_picture_or_one_line(work, tmp_path, monkeypatch, capsys, folder, output, words):
     monkeypatch.setattr(sys, "argv", ["alignment_figure", "--raw-root", str(work / "raw"), "--aligned", str(work / "aligned"), "--folder",
-                                      folder, "--output", str(tmp_path / "a.png")])
+                                      folder, "--output", str(tmp_path / output)])
     if words is None:
         alignment_figure.main()
-        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"</svg>" in (tmp_path / "a.svg").read_bytes()
         return
     with pytest.raises(SystemExit) as end:
         alignment_figure.main()
     message = capsys.readouterr().err
-    assert end.value.code == 2 and words in message and message.count("\n") == 1 and not (tmp_path / "a.png").exists()
+    assert end.value.code == 2 and words in message and message.count("\n") == 1 and not list(tmp_path.iterdir())
