@@ -11,12 +11,17 @@ from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default is not None else action.help
+
+
 class Command(argparse.ArgumentParser):
     """Argument parser of `python -m <module>`; says what is wrong in one line, without the usage."""
 
     def __init__(self, module, description):
         super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                         formatter_class=_Help)
 
     def error(self, message):
         if Crew.start(1).is_main:

@@ -9,7 +9,8 @@
 #   WEIGHT_MODE    per_channel (default), shared_avg or none; WEIGHT_LEVEL: token (default) or pixel
 #   MODELS_PATH    folder of all runs, and of their logs in logs/ (default: output)
 #   CHECKPOINT     another file to finetune or to test; "random": finetune from random initialisation
-#   PRETRAINED_ON  dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published)
+#   PRETRAINED_ON  dataset of the pretraining run to start from, whose statistics floods are fed with (default: DATASET; benv1
+#                  for sen12flood, as published)
 #   SEED           default: 0
 #   BATCH_SIZE, ACCUM_ITER   per rank (default: what makes the published global batch of the ranks at hand, and fits them)
 #   EXTRA          flags of the main program, as after --, quoted as for a shell

@@ -74,7 +74,7 @@ study() {  # kind, seed
     if [ -n "$FLOOD_PATH" ] && [ "$mode" != random ]; then
         local_run finetune sen12flood "$FLOOD_PATH" --pretrained_on "$DATASET" "${weights[@]}" -- "${flooding[@]}"
     elif [ -n "$FLOOD_PATH" ]; then
-        local_run finetune sen12flood "$FLOOD_PATH" --checkpoint random --seed "$2" "${batch[@]}" -- "${flooding[@]}"
+        local_run finetune sen12flood "$FLOOD_PATH" --checkpoint random --pretrained_on "$DATASET" --seed "$2" "${batch[@]}" -- "${flooding[@]}"
     fi
 }
 
