@@ -308,8 +308,6 @@ def build_training(args, device):
         log.info("initialised from %s%s, with a new head%s", args.finetune, after_epochs(origin),
                  f"; resampled: {', '.join(resampled)}" if resampled else "")
         warn_of_other_statistics(args, state)
-    else:
-        log.info("random initialisation")
     torch.nn.init.trunc_normal_(model.head.weight, std=HEAD_STD)
     torch.nn.init.zeros_(model.head.bias)
     if args.freeze_encoder:
@@ -449,6 +447,8 @@ def finetune(args, ranks):
         start = ranks.together(lambda: training.resume(args, facts, steps))
         check_alike(start, ranks, args.output_dir)
         ranks.together(lambda: go_on_selecting(selection, start, directory.path))
+        if start.source is None and not args.finetune:
+            log.info("random initialisation")
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
         if args.train_fraction < 1:
             ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))

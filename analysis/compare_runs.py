@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.console_log import FLOOD, MULTILABEL
 from analysis.figures import dot_plot, write_figure
 from sarwmix.command import Command
 from sarwmix.files import put_in_place
 
-MULTILABEL = {"ap_macro": "AP macro", "ap_micro": "AP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro"}
-FLOOD = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
+SHOWN = {name: MULTILABEL[name] for name in ("ap_macro", "ap_micro", "f1_macro", "f1_micro")}
 # Flags that may differ between runs of one kind: seeds; where a run lies and how it goes on; where and how it is computed, not
 # what. Of accum_iter and ranks the product counts, which the global batch tells. At another data_path there may be other data.
 FREE = ("seed", "draw_seed",
@@ -36,7 +36,7 @@ def read_run(folder, split):
     try:
         # A run that was continued starts from what its first part did.
         flags = {**record["flags"], "finetune": record.get("earlier", [record])[0]["flags"]["finetune"]}
-        names = FLOOD if "accuracy" in metrics else MULTILABEL
+        names = FLOOD if "accuracy" in metrics else SHOWN
         row = {"run": folder.name, "start": flags["finetune"] or "random", "training samples": record["data"]["train"]["samples"],
                "epoch": metrics["epoch"], **{shown: _score(metrics[name]) for name, shown in names.items()}}
         kind = {name: value for name, value in flags.items() if name not in FREE and value is not None}
@@ -73,7 +73,7 @@ def group_by_kind(runs):
 
 
 def metrics_of(frame):
-    return [name for name in (*MULTILABEL.values(), *FLOOD.values()) if name in frame]
+    return [name for name in (*SHOWN.values(), *FLOOD.values()) if name in frame]
 
 
 def table_of_runs(runs):

@@ -1,65 +1,69 @@
 # SPDX-License-Identifier: MIT
-"""Read log.txt of one or several runs and draw their training loss and learning rate against the epoch.
+"""Tabulate the best results of all finetuning logs of a folder, best first.
 
-    python -m analysis.logfile_reader --log output/pretrain/log.txt --output loss.png
+    python -m analysis.logfile_reader logs output --output table.csv
+
+Reads console logs of these programs and of the released code, run folders, and tables; see analysis/results.py. What the
+table does not know can be written into the CSV by hand, which this and the programs that draw read in place of the logs.
 """
-import argparse
-import json
+import math
+from os.path import commonpath, relpath
 from pathlib import Path
 
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from analysis.console_log import FLOOD, MULTILABEL
+from analysis.results import account, add_name_flags, log_parser, percent, results_of, write_table
+from sarwmix.errors import DataError
+
+TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (FLOOD, "Floods"))
 
 
-def read_log(path):
-    """log.txt, one JSON object a line, as a DataFrame with the epochs (0-based) as index.
-
-    Of an epoch that stands there twice, the later line counts. Raises ValueError naming the file and line.
-    """
-    entries = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-                entries.append({**entry, "epoch": int(entry["epoch"])})
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}:{number}: not a log entry with an epoch; remove the line") from None
-    if not entries:
-        raise ValueError(f"{path}: no epoch is logged there yet")
-    return pd.DataFrame(entries).drop_duplicates("epoch", keep="last").set_index("epoch").sort_index()
+def short_names(results):
+    """The sources, without the folder that all of them lie in."""
+    folder = commonpath([Path(result.source).absolute().parent for result in results])
+    return [relpath(Path(result.source).absolute(), folder) for result in results]
 
 
-def draw_losses(logs):
-    """logs: dict name → DataFrame of `read_log`. Returns a matplotlib Figure."""
-    figure = Figure(figsize=(7, 4), dpi=120)
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    rate = axis.twinx()
-    for i, (name, log) in enumerate(logs.items()):
-        axis.plot(log.index + 1, log["train_loss"], marker=".", color=f"C{i}", label=name)
-        rate.plot(log.index + 1, log["train_lr"], linestyle=":", color=f"C{i}", linewidth=1)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("training loss")
-    rate.set_ylabel("learning rate (dotted)")
-    rate.set_ylim(bottom=0)
-    axis.grid(alpha=0.3)
-    if len(logs) > 1:
-        axis.legend()
-    figure.tight_layout()
-    return figure
+def best_first(results, task, sort_by):
+    """The results of a task in order; those without a value last. sort_by: a metric of it, or its first."""
+    name = sort_by if sort_by in task else next(iter(task))
+
+    def key(result):
+        value = result.metrics.get(name)
+        return -math.inf if value is None else value
+
+    return sorted((result for result in results if result.task == task), key=key, reverse=True)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--log", nargs="+", required=True, metavar="FILE", help="log.txt of one or several runs")
-    parser.add_argument("--output", required=True, metavar="PNG", help="picture to write")
-    args = parser.parse_args()
+def table_of(results, task):
+    """A pipe table of results of one task."""
+    rows = [(name, result.start, result.pretraining_epochs, None if result.share is None else percent(result.share),
+             result.seed, result.epoch, result.split,
+             *(None if result.metrics.get(metric) is None else f"{result.metrics[metric]:.4f}" for metric in task))
+            for name, result in zip(short_names(results), results)]
+    return tabulate(rows, ["log", "start", "pretraining epochs", "share", "seed", "epoch", "split", *task.values()], tablefmt="pipe",
+                    missingval="–", disable_numparse=True)
+
+
+def main(argv=None):
+    parser = log_parser("analysis.logfile_reader", __doc__.splitlines()[0])
+    add_name_flags(parser)
+    parser.add_argument("--sort_by", choices=(*MULTILABEL, *FLOOD), metavar="METRIC",
+                        help=f"one of {', '.join((*MULTILABEL, *FLOOD))} (default: ap_macro; floods: accuracy)")
+    parser.add_argument("--output", metavar="CSV", help="also write the results here, those of both tasks into one table")
+    args = parser.parse_args(argv)
     try:
-        logs = {str(Path(path).parent): read_log(path) for path in args.log}
-        draw_losses(logs).savefig(args.output)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"logfile_reader: error: {error}\n")
+        results, skipped = results_of(args)
+        parts = [(title, task, best_first(results, task, args.sort_by)) for task, title in TITLES]
+        if args.output:
+            write_table(args.output, [result for _, _, part in parts for result in part])
+    except DataError as error:
+        parser.error(str(error))
+    for title, task, part in parts:
+        if part:
+            print(f"{title}\n\n{table_of(part, task)}\n")
+    print(*account(results, skipped), sep="\n")
 
 
 if __name__ == "__main__":

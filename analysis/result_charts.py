@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""What the charts of finetuning results share: results gathered into series, panels for the metrics, axes in powers of two."""
+from dataclasses import dataclass
+from statistics import fmean
+
+from matplotlib.ticker import NullLocator
+from tabulate import tabulate
+
+from analysis.console_log import FLOOD
+from analysis.figures import bare, entitle, new_chart
+from sarwmix.errors import DataError
+
+PANELS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")      # of many labels
+FLOOD_PANELS = ("accuracy", "f1")
+CLOSEST = 0.35              # octaves between labelled ticks
+LETTERS = 13                # of a legend in an inch
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over the runs of one kind."""
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+    def __str__(self):
+        return f"{self.mean:.4f}" if self.runs == 1 else f"{self.mean:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+
+def spread(results, metric):
+    """The Spread of a metric over results, None if none of them has it."""
+    values = [result.metrics[metric] for result in results if result.metrics.get(metric) is not None]
+    return Spread(fmean(values), min(values), max(values), len(values)) if values else None
+
+
+def gather(results, fact, descending=False):
+    """{value of a fact of Result: [results]}, in the order of the values; None last."""
+    groups = {}
+    for result in results:
+        groups.setdefault(getattr(result, fact), []).append(result)
+    known = sorted((value for value in groups if value is not None), reverse=descending)
+    return {value: groups[value] for value in (*known, *(value for value in groups if value is None))}
+
+
+def metrics_to_draw(results):
+    """{metric: its name} of the panels. Raises DataError unless all results are of one task and of one split."""
+    tasks = {"many labels" if result.task is not FLOOD else "floods": result for result in results}
+    splits = {f"split {result.split}": result for result in results if result.split}
+    for kinds in (tasks, splits):
+        if len(kinds) > 1:
+            raise DataError(f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see --pattern")
+    task = results[0].task
+    names = [name for name in (FLOOD_PANELS if task is FLOOD else PANELS) if spread(results, name)]
+    if not names:
+        raise DataError(f"{results[0].source}: has none of the metrics that are drawn; choose other logs")
+    return {name: task[name] for name in names}
+
+
+def panel_grid(metrics):
+    """(Figure, {metric: axis}): a panel for each metric, named by it, two in a row."""
+    columns, rows = min(len(metrics), 2), (len(metrics) + 1) // 2
+    figure = new_chart(5.2 * columns, 2.9 * rows + 1.1)
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for axis, name in zip(axes, metrics.values()):
+        bare(axis).set_ylabel(name)
+        axis.tick_params(labelsize=9)
+    for axis in axes[len(metrics):]:
+        axis.set_visible(False)
+    return figure, dict(zip(metrics, axes))
+
+
+def finish(figure, axes, x_label, title, note):
+    """Name the x axis under the lowest panels, and put a title on top and one legend below. Returns the figure."""
+    axes = list(axes.values())
+    for axis in axes[-2:]:
+        axis.set_xlabel(x_label)
+        axis.tick_params(labelbottom=True)
+    figure.align_ylabels(axes)
+    legend = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    columns = int(LETTERS * figure.get_figwidth()) // (max(map(len, legend)) + 8)      # 8: about what a handle and a gap take
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), max(columns, 1)), frameon=False,
+                  fontsize=9, handlelength=3)
+    return entitle(figure, title, note)
+
+
+def draw_series(axis, metric, groups, **style):
+    """A line through the means of a metric, with whiskers from minimum to maximum where there are several runs.
+
+    groups: {x: [results]}. style: of matplotlib's lines.
+    """
+    found = {x: value for x, results in groups.items() if (value := spread(results, metric))}
+    if found:
+        axis.plot(list(found), [value.mean for value in found.values()], **style)
+    several = {x: value for x, value in found.items() if value.runs > 1}
+    if several:
+        below = [value.mean - value.low for value in several.values()]
+        above = [value.high - value.mean for value in several.values()]
+        axis.errorbar(list(several), [value.mean for value in several.values()], [below, above], fmt="none", ecolor=style["color"], capsize=4,
+                      lw=1.2, zorder=1.9)
+
+
+def octaves(axis, values, show=str):
+    """Make the x axis logarithmic to base 2, with labelled ticks at these values, those left out that would touch another."""
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(min(values) / 2 ** 0.3, max(values) * 2 ** 0.3)
+    kept = []
+    for value in sorted(values, reverse=True):
+        if not kept or kept[-1] / value >= 2 ** CLOSEST:
+            kept.append(value)
+    axis.set_xticks(kept, [show(value) for value in kept])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def note_on(groups):
+    """What a point is. groups: the lists of results of the points and lines that are drawn."""
+    fewest, most = (choose(map(len, groups)) for choose in (min, max))
+    if most == 1:
+        return "one run each"
+    return f"mean of {most if fewest == most else f'{fewest} to {most}'} runs, with their minimum and maximum"
+
+
+def table_of(rows, headers, metrics):
+    """A pipe table of what is drawn. rows: [(cells, results of a point)]; headers: of the cells; metrics: {metric: its name}."""
+    cells = [(*first, len(results), *(str(spread(results, metric) or "–") for metric in metrics)) for first, results in rows]
+    return tabulate(cells, [*headers, "runs", *metrics.values()], tablefmt="pipe", disable_numparse=True)
+
+
+def left_out(results, reason):
+    """Lines to print about results that have no place in a chart."""
+    return [f"{len(results)} results are not drawn: {reason}", *(f"- {result.source}" for result in results)] if results else []
