@@ -47,12 +47,18 @@ fi
 # ---- the whole way on simulated scenes
 if [ -z "$dry_run" ]; then bash scripts/setup.sh; fi
 run() { if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi; }
+logged() {  # name, command
+    if [ -n "$dry_run" ]; then show "${@:2}"; return; fi
+    mkdir -p "$models/logs"
+    "${@:2}" 2>&1 | tee "$models/logs/$1_$stamp.log"
+}
 models=${MODELS_PATH:-output}
 scenes=$models/simulated
 pretrained=$models/pretrain_simulated
 finetuned=$models/finetune_simulated
+stamp=$(date +%Y%m%d-%H%M%S)
 run "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2
-run "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$pretrained" --overwrite \
+logged pretrain_simulated "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$pretrained" --overwrite \
     --model mixmim_tiny --batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 5e-4 --clip_grad 1 --log_freq 64 --save_epochs 1 4 11
 run "$python" -m analysis.exponential_2_n_training "$pretrained" --output "$pretrained/loss.png"
 run "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "$pretrained" --inference_samples 4 \
@@ -60,10 +66,9 @@ run "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "
 
 # A tenth of the labels: from the pretrained encoder and from random initialisation, side by side and alike.
 finetune_from() {  # name, checkpoint
-    local command=(env OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "${launch[@]}" "$python" main_finetune.py --dataset benv2 --data_path "$scenes"
-        --finetune "$2" --train_fraction 0.1 --output_dir "$finetuned/$1" --overwrite --model mixmim_tiny --batch_size 8 --epochs 24
-        --warmup_epochs 3 --lr 2e-3 --log_freq 12 --num_workers 0)
-    if [ -n "$dry_run" ]; then show "${command[@]}"; else "${command[@]}" 2>&1 | sed -u "s/^/$1: /"; fi
+    logged "finetune_simulated_$1" env OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "${launch[@]}" "$python" main_finetune.py --dataset benv2 \
+        --data_path "$scenes" --finetune "$2" --train_fraction 0.1 --output_dir "$finetuned/$1" --overwrite --model mixmim_tiny \
+        --batch_size 8 --epochs 24 --warmup_epochs 3 --lr 2e-3 --log_freq 12 --num_workers 0 | if [ -n "$dry_run" ]; then cat; else sed -u "s/^/$1: /"; fi
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 finetune_from pretrained "$pretrained/checkpoint.pth" & first=$!
@@ -79,4 +84,5 @@ echo "  $pretrained/reconstruction_11.png                 what the model makes o
 echo "  $pretrained/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
 echo "  $pretrained/loss.png                              the loss, falling"
 echo "  $pretrained/checkpoint.pth                        the pretrained encoder"
+echo "  $models/logs/                                    what each run said"
 echo "  $finetuned/pretrained/checkpoint_best.pth    the classifier, with its figures in eval_test.json beside it"
