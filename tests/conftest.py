@@ -17,6 +17,18 @@ def pytest_addoption(parser):
                                                              "and not only the few of a usual run")
 
 
+def pytest_sessionfinish(session):
+    """Of several test processes, each hands its counts to the one that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = COUNTS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for what, numbers in getattr(node, "workeroutput", {}).get("counts", {}).items():
+        COUNTS[what] = [have + more for have, more in zip(COUNTS.get(what, [0, 0]), numbers)]
+
+
 def pytest_terminal_summary(terminalreporter):
     if COUNTS:
         terminalreporter.section("faults injected")
