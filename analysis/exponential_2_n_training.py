@@ -28,6 +28,7 @@ EVENTS_BEGIN, CSV_BEGINS = b"brain.Event:", b"Wall time,Step,Value"
 PER_EPOCH = 1000                                      # TensorBoard's steps in an epoch
 LOSS_TAGS, RATE_TAGS = ("train_loss", "loss"), ("lr",)
 UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)      # what a damaged line can raise
+FEW = 16                                              # epochs that can all have a marker
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -185,10 +186,13 @@ def draw_curves(curves, log2=False, marks=()):
 
 
 def with_marker(epochs, first, last, share, log2):
-    """Indices of the epochs that carry a marker: powers of two or eighths of the axis, each and a share of the way to the next; the last.
+    """Indices of the epochs that carry a marker: of a short curve all; else powers of two or eighths of the axis, each and a share of
+    the way to the next, and the last.
 
     The share differs between curves, so that those that coincide can be told apart.
     """
+    if len(epochs) <= FEW:
+        return list(range(len(epochs)))
     steps = np.arange(last.bit_length()) + share if log2 else np.arange(8) + share
     places = 2.0 ** steps if log2 else first + (last - first) / 8 * steps
     within = places[(places >= epochs.min()) & (places < epochs.max())]
