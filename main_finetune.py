@@ -16,27 +16,24 @@ import pandas as pd
 import torch
 from timm.data import Mixup
 
-from engine_finetune import predict, train_one_epoch
+from engine_finetune import train_one_epoch
+from evaluation import evaluate, use_checkpoint
 from models_mixmim import ENCODERS
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
-from pretrained import (FLOOD, FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head,
-                        load_weights)
+from pretrained import FLOOD, TASKS, build_model, build_preparation, fill_defaults, load_weights
 from sarwmix.catalogue import DATASETS, SPLITS
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, build_test_loader, check_data
+from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
-from util.export import export
-from util.feeding import add_force_flag, facts_of, flags_of, settle_input
+from util.feeding import add_force_flag, facts_of
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, apply_speed_flags,
-                          check_common_flags, run_program)
-from util.reports import (log_headline, log_metrics, log_table, scalars, shown, write_features, write_frame, write_metrics,
-                          write_predictions)
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags, run_program)
+from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run_directory import RunDirectory
 from util.steps import autocast
 from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
@@ -218,79 +215,6 @@ def log_class_balance(dataset, part):
     absent = [row[0] for row in rows if row[2] == 0]
     if absent:
         log.warning("no training sample of %d classes: %s", len(absent), ", ".join(absent))
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Evaluation
-# --------------------------------------------------------------------------------------------------------------------
-
-def evaluate(task, model, prepare, dataset, args, ranks, between=None):
-    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64). between: as in `predict`."""
-    loader = build_test_loader(dataset, args, ranks, args.dist_eval)
-    logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
-    probabilities = task.activate(logits.double())
-
-    def measure():
-        try:
-            return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}
-        except ValueError as error:
-            raise DataError(f"split '{dataset.split}': {error}") from None
-
-    return ranks.together(measure), probabilities
-
-
-def open_checkpoint(args):
-    """(state, the flags completed by what it says) of --finetune or --resume. Raises UsageError where they contradict."""
-    path = args.checkpoint
-    state = load_checkpoint(path)
-    trained = state.get("args", {})
-    args.dataset = args.dataset or trained.get("dataset")
-    if args.dataset not in DATASETS:
-        raise UsageError(f"--dataset is missing, and {path} does not say it: one of {', '.join(DATASETS)}")
-    if args.eval:
-        check_classes(state, path, args)
-    args = settle_input(args, state, path)
-    fill_defaults(args)
-    if not args.val_fraction:       # what was kept apart in training stays so
-        args.val_fraction, args.draw_seed = (trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
-    return state, args
-
-
-def build_trained(args, state):
-    """The model of the flags with a checkpoint's weights, and its head where it has one. Raises UsageError."""
-    with flags_of(args.checkpoint):
-        model = build_model(args)
-    load_weights(model, state, args.checkpoint, head=has_head(state))
-    return apply_speed_flags(model, args)
-
-
-def use_checkpoint(args, ranks):
-    """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
-    state, args = ranks.together(lambda: open_checkpoint(args))
-    task, path, metrics = TASKS[args.dataset], args.checkpoint, {}
-    if args.eval or args.embed:
-        dataset = ranks.together(lambda: build_dataset(args, supervised=True))
-        args.input_size = args.input_size or dataset.size
-        check_data(dataset, args, ranks)
-        model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
-        prepare = build_preparation(args).to(ranks.device)
-        log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,
-                 args.split)
-    if args.eval:
-        metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
-        log_metrics(metrics, dataset.CLASSES)
-        log_headline(task.headline, metrics)
-        ranks.on_main(lambda: write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path),
-                                            dataset=args.dataset, split=args.split, samples=len(dataset), epoch=state.get("epoch")))
-        if args.predictions:
-            ranks.on_main(lambda: write_predictions(args.predictions, dataset, probabilities))
-    if args.embed:
-        features, _ = predict(model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True)
-        ranks.on_main(lambda: write_features(args.embed, dataset, features))
-    if args.export:
-        args.input_size = args.input_size or FLOOD_SIZE
-        classes = DATASETS[args.dataset].CLASSES if has_head(state) else None
-        ranks.on_main(lambda: export(args.export, state, args, classes, {args.split: scalars(metrics)} if metrics else {}))
 
 
 # --------------------------------------------------------------------------------------------------------------------
