@@ -66,9 +66,11 @@ run "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "
 
 # A tenth of the labels: from the pretrained encoder and from random initialisation, side by side and alike.
 finetune_from() {  # name, checkpoint
+    local prefix="$1: "
+    if [ -n "$dry_run" ]; then prefix=''; fi
     logged "finetune_simulated_$1" env OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "${launch[@]}" "$python" main_finetune.py --dataset benv2 \
         --data_path "$scenes" --finetune "$2" --train_fraction 0.1 --output_dir "$finetuned/$1" --overwrite --model mixmim_tiny \
-        --batch_size 8 --epochs 24 --warmup_epochs 3 --lr 2e-3 --log_freq 12 --num_workers 0 | if [ -n "$dry_run" ]; then cat; else sed -u "s/^/$1: /"; fi
+        --batch_size 8 --epochs 24 --warmup_epochs 3 --lr 2e-3 --log_freq 12 --num_workers 0 | sed -u "s/^/$prefix/"
 }
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 finetune_from pretrained "$pretrained/checkpoint.pth" & first=$!

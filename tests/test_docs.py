@@ -21,6 +21,7 @@ from conftest import ROOT
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")))
 NEEDS = {"data", "a GPU", "a cluster", "the network"}
 SMALLER = {"--patches 1280": "--patches 160", "--folders 24": "--folders 8", "--folders 60": "--folders 8", "--epochs 24 ": "--epochs 4 ",
+           "--epochs 8 --warmup": "--epochs 2 --warmup",
            "for seed in 0 1 2": "for seed in 0", "for epoch in 1 4 11": "for epoch in 1 11", "SEEDS:-0 1 2": "SEEDS:-0",
            "KINDS:-none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel": "KINDS:-none/token"}
 # The second command of README.md is what runs this test.
