@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""--dry_run of both runner scripts: the commands for the machines they are made for, and what they refuse."""
+"""The runner scripts: the commands for the machines they are made for (--dry_run), what they refuse, logs and signals."""
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -227,3 +229,34 @@ def test_help_names_every_setting(dry_run, script):
 def test_scripts_are_clean():
     result = subprocess.run(["shellcheck", "-x", *sorted((ROOT / "scripts").glob("*.sh"))], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+# A program instead of Python: says what it was started with, and takes SIGTERM as a reason to save.
+PROGRAM = """#!/bin/bash
+trap 'echo saved; exit 143' TERM
+echo "started $*"
+touch running
+for _ in {1..1000}; do sleep 0.05; done
+"""
+
+
+def test_a_run_on_this_machine_is_logged_and_gets_the_signals(tmp_path):
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts" / "setup.sh").write_text("true\n")
+    (tmp_path / "data").mkdir()
+    program = tmp_path / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    run = subprocess.Popen(["bash", tmp_path / "scripts" / "run_local.sh", "--data_path", "data", "--ranks", "1"], cwd=tmp_path, text=True,
+                           env={"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "running").exists():
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=60)[0]
+    log, = (tmp_path / "output" / "logs").glob("pretrain_benv2_base_per_channel_token_seed0_2*.log")
+    assert run.returncode == 143 and said.endswith("saved\n")
+    started, saved = log.read_text().splitlines()
+    assert started.startswith("started main_pretrain.py --dataset benv2 --data_path data ") and saved == "saved"
