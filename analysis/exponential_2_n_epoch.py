@@ -74,7 +74,7 @@ def main(argv=None):
     parser = log_parser("analysis.exponential_2_n_epoch", __doc__.splitlines()[0])
     add_name_flags(parser)
     parser.add_argument("--mark", nargs="*", type=int, default=MARKED, metavar="EPOCH",
-                        help="epochs to mark with a line, where there are results on both sides (default: 40 600)")
+                        help="epochs to mark with a line, where there are results on both sides")
     parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written")
     args = parser.parse_args(argv)
     try:

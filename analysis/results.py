@@ -373,10 +373,9 @@ def _lies_at(folder, output_dir):
 def log_parser(module, description, nargs="+"):
     """The parser of a program that reads logs; its errors are one line."""
     parser = Command(module, description)
-    parser.formatter_class = argparse.HelpFormatter
     parser.add_argument("logs", nargs=nargs, help="logs, run folders, and folders to search for these, with all folders in them")
     parser.add_argument("--pattern", default="*", metavar="GLOB",
-                        help="names of the files and run folders to take in folders that are searched, as '*.log' (default: all)")
+                        help="names of the files and run folders to take in folders that are searched, as '*.log'")
     return parser
 
 

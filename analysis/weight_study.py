@@ -15,9 +15,9 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
+from analysis.compare_runs import write_table
 from analysis.figures import dot_plot, write_figure
 from sarwmix.command import Command
-from sarwmix.files import put_in_place
 
 PROBE = {"ap_macro": "probe: AP macro", "ap_micro": "probe: AP micro", "f1_macro": "probe: F1 macro"}
 FLOOD = {"accuracy": "flood: accuracy", "f1": "flood: F1"}
@@ -138,8 +138,8 @@ def main():
     try:
         frame = read_study(args.folder)
         write_figure(draw_study(frame, args.note), args.output)
-        put_in_place(args.table, lambda temporary: temporary.write_text(frame.to_csv(index=False), encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        write_table(frame, args.table, "--table")
+    except ValueError as error:
         parser.error(str(error))
     means, differences = tables(frame)
     print("Mean and standard deviation over seeds:\n")

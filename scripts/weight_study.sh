@@ -38,7 +38,8 @@ run() {
     wait $!      # and not in the foreground, where a signal would wait for it
 }
 local_run() {  # task, dataset, data, flags …
-    run bash scripts/run_local.sh --task_type "$1" --dataset "$2" --data_path "$3" --models_path "$MODELS_PATH" --model "$MODEL" --epoch "$EPOCH" "${@:4}"
+    run bash scripts/run_local.sh --task_type "$1" --dataset "$2" --data_path "$3" --models_path "$MODELS_PATH" --model "$MODEL" --epoch "$EPOCH" \
+        ${RANKS:+--ranks "$RANKS"} "${@:4}"
 }
 
 if [ -z "$dry_run" ]; then bash scripts/setup.sh; fi

@@ -105,8 +105,9 @@ def value(words, flag):
 
 def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out():
     lines = dry_run("--data_path", "/d", "--flood_path", "/f", "--seeds", "3 4", "--models_path", "/m", "--model", "large", "--epoch", "32",
-                    "--", "--weight_clip", "99")
+                    "--ranks", "4", "--", "--weight_clip", "99")
     runs = [words for words in lines if "scripts/run_local.sh" in words]
+    assert all(value(words, "--ranks") == "4" for words in runs)
     pretrained = [words for words in runs if value(words, "--task_type") == "pretrain"]
     kinds = {(value(words, "--weight_mode"), value(words, "--weight_level"), value(words, "--seed")) for words in pretrained}
     assert len(pretrained) == len(kinds) == 10 and {kind[2] for kind in kinds} == {"3", "4"} and ("none", "pixel", "3") not in kinds
