@@ -9,7 +9,7 @@ from sarwmix.catalogue import DATASETS
 from sarwmix.errors import DataError
 from util.checkpoint import load_checkpoint
 from util.datasets import build_dataset, build_test_loader, check_data
-from util.errors import UsageError
+from util.errors import Interrupted, UsageError
 from util.export import export
 from util.feeding import flags_of, settle_input
 from util.program import apply_speed_flags
@@ -21,7 +21,11 @@ log = logging.getLogger(__name__)
 def evaluate(task, model, prepare, dataset, args, ranks, between=None):
     """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64). between: as in `predict`."""
     loader = build_test_loader(dataset, args, ranks, args.dist_eval)
-    logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
+    try:
+        logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
+    except Interrupted:
+        between()       # which ends the run
+        raise
     probabilities = task.activate(logits.double())
 
     def measure():

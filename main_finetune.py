@@ -6,7 +6,6 @@
 """
 import logging
 import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,13 @@ from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
 from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data
 from util.distributed import distribute, start_ranks
+from util.ending import leave, run_program
 from util.errors import UsageError
 from util.feeding import add_force_flag, facts_of
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags, run_program)
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run_directory import RunDirectory
 from util.steps import autocast
@@ -397,4 +397,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, DataError))
+    leave(run_program(main, DataError))

@@ -2,7 +2,6 @@
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
 import logging
 import math
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import initialise, load_checkpoint, write_atomically
 from util.datasets import ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
 from util.distributed import distribute, start_ranks
+from util.ending import leave, run_program
 from util.errors import UsageError
 from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags,
-                          run_program)
+from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
 from util.run_directory import RunDirectory
 from util.steps import autocast
 from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
@@ -235,7 +234,7 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, 
             result = reconstruct_samples(training.model, training.prepare, dataset, shown, args)
             picture = save_picture(directory.path / f"reconstruction_{done}.png", {"prediction": result},
                                    dataset.ids[shown].tolist(), args.norm_pix_loss)
-            directory.writer.add_image("reconstruction", picture, done, dataformats="HWC")
+            directory.writer.add_image("reconstruction", picture, done)
         entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
         pauses.save(partial(save, epoch, entry=entry, names=(f"checkpoint_{done}.pth",) if done in args.save_epochs else ()))
         if done < args.stop_epoch:
@@ -277,4 +276,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main, DataError))
+    leave(run_program(main, DataError))

@@ -67,7 +67,7 @@ def simulated(tmp_path_factory):
 def program(monkeypatch, capsys):
     """program(module, *flags) → (exit status, stdout, stderr), run in this process."""
     from sarwmix.errors import DataError
-    from util.program import run_program
+    from util.ending import run_program
 
     def run(module, *flags):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def _run(program, flags, output, env, hurt):
     sys.argv = [f"{program}.py", *flags]
     torch.set_num_threads(1)
     from sarwmix.errors import DataError
-    from util.program import run_program
+    from util.ending import run_program
     main = importlib.import_module(program).main
     if hurt is not None:
         hurt[0](*hurt[1:])
@@ -175,3 +176,58 @@ def with_a_bad_loss_at_step(number):
         return accumulate(*args) * (float("nan") if taken[0] == number else 1)
 
     util.steps.accumulate = spoiling
+
+
+# ---- anywhere in the program
+
+def _replace(place, make):
+    """Put make(function) in the place of a function, "module:name" or "module:Class.name"."""
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    setattr(owner, name, make(getattr(owner, name)))
+
+
+def _before(place, act, calls):
+    """Have act() called before a function, each time after it was called so many times in a process."""
+    def make(function):
+        done = [0]
+
+        def call(*args, **kwargs):
+            done[0] += 1
+            if done[0] > calls:
+                act()
+            return function(*args, **kwargs)
+
+        return call
+
+    _replace(place, make)
+
+
+def failing_in(place, error, calls=0):
+    """A function raises, after it was called so many times."""
+    def fail():
+        raise error
+
+    _before(place, fail, calls)
+
+
+def hanging_in(place, calls=0, patience=1, signal_parent=None):
+    """A function does not return; the parent process may then be sent a signal, when it has used up what was loaded before."""
+    import util.pauses
+    util.pauses.PATIENCE = patience
+
+    def hang():
+        time.sleep(3)
+        if signal_parent is not None:
+            os.kill(os.getppid(), signal_parent)
+        time.sleep(1000)
+
+    _before(place, hang, calls)
+
+
+def hanging_in_evaluation(place, *args):
+    """As `hanging_in`, from the moment an evaluation begins."""
+    _before("evaluation:build_test_loader", lambda: hanging_in(place, *args), 0)

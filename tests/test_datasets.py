@@ -29,7 +29,7 @@ class Steps:
 def flags(**kwargs):
     return SimpleNamespace(**{**dict(dataset="benv2", data_path=None, split="all", metadata=None, id_col=None,
                                      include_snow_cloud=False, data_cache="none", max_nonfinite=0.01, mean=None, std=None,
-                                     batch_size=2, accum_iter=1, seed=0, num_workers=0, pin_mem=True), **kwargs})
+                                     batch_size=2, accum_iter=1, seed=0, num_workers=0, pin_mem=True, data_timeout=1), **kwargs})
 
 
 def test_statistics_come_from_the_dataset_unless_given(tmp_path):

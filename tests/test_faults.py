@@ -246,7 +246,7 @@ def wrapper(tmp_path, *hurt):
     """A Python file that does to rank 1 what `forked` can do, and then runs the pretraining program."""
     path = tmp_path / "hurt.py"
     path.write_text(f"import os, signal, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-                    f"import torch, forked, main_pretrain\nfrom sarwmix.errors import DataError\nfrom util.program import run_program\n"
+                    f"import torch, forked, main_pretrain\nfrom sarwmix.errors import DataError\nfrom util.ending import run_program\n"
                     f"sys.argv[0] = 'main_pretrain.py'\n"
                     f"if os.environ['OMPI_COMM_WORLD_RANK'] == '1': forked.{hurt[0]}({', '.join(map(str, hurt[1:]))})\n"
                     f"sys.exit(run_program(main_pretrain.main, DataError))\n")

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import signal
+import tempfile
 import time
 from functools import partial
 
@@ -16,10 +17,13 @@ from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
 from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
+from util.pauses import SIGNALS
 from util.sampling import InOrderSampler, MicroBatchSampler
-from util.streaming import BatchStream
+from util.streaming import BatchStream, Watched
 
 PR_SET_PDEATHSIG = 1      # prctl(2): the signal that a process gets when its parent ends
+# Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes "/pymp-xxxxxxxx/listener-xxxxxxxx".
+LONGEST_TMPDIR = 107 - 32
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,9 @@ def add_data_flags(parser):
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
                        help="standard deviation in dB (default: the dataset's; for benv1 those of the released checkpoints)")
+    group.add_argument("--data_timeout", type=float, default=8, metavar="MIN",
+                       help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
+                            "that the rank that waits says so")
     group.add_argument("--check_files", choices=("all", "none"), default="all",
                        help="look for every file before training starts")
     return group
@@ -136,13 +143,30 @@ def _loader(samples, sampler, args, ranks, persistent):
     workers = args.num_workers
     if workers is None:
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
+    timeout = 60 * args.data_timeout
     if isinstance(samples.dataset, PackedDataset):
-        return _packed_loader(samples, sampler, args.data_cache, workers, ranks, args.pin_mem)
-    return DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
-                      persistent_workers=persistent and workers > 0, worker_init_fn=_start_worker)
+        return Watched(_packed_loader(samples, sampler, args.data_cache, workers, ranks, args.pin_mem, timeout))
+    if workers:
+        check_temporary_folder()
+    return Watched(DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
+                              persistent_workers=persistent and workers > 0, worker_init_fn=_start_worker, timeout=timeout if workers else 0))
 
 
-def _packed_loader(samples, sampler, cache, workers, ranks, pin):
+def check_temporary_folder():
+    """Loader processes hand batches over through a socket in the folder for temporary files, whose path may not be long.
+
+    Raises UsageError where that cannot be: the processes would die of it, and training would wait for them.
+    """
+    try:
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        raise UsageError(f"TMPDIR: there is no folder for temporary files ({error.strerror}); set it to one that can be written") from None
+    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
+        raise UsageError(f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of at most "
+                         f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0")
+
+
+def _packed_loader(samples, sampler, cache, workers, ranks, pin, timeout):
     """As `_loader` for a packed store: whole batches, coded until they are on the device that trains, and no processes."""
     dataset, labelled = samples.dataset, isinstance(samples, SamplesWithIds)
     if ranks.device.type == "cpu" or cache == "device":
@@ -160,7 +184,7 @@ def _packed_loader(samples, sampler, cache, workers, ranks, pin):
         images = to_device(fetched, ids)
         return (torch.tensor(ids), images, dataset.labels(ids)) if labelled else (torch.tensor(ids), images[0])
 
-    return BatchStream(sampler, fetch, finish, 0 if cache == "device" else workers)
+    return BatchStream(sampler, fetch, finish, 0 if cache == "device" else workers, timeout)
 
 
 def fill_cache(dataset, cache, ranks):
@@ -190,6 +214,6 @@ def _start_worker(_):
     Batch systems send theirs to every process of a job.
     """
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

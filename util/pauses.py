@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
 """What may come between two steps: a checkpoint that is due, or the end of a run that was asked to end."""
 import collections
+import contextlib
 import os
 import signal
 import time
 
-from util.errors import Stopped
+from util.errors import Interrupted, Stopped
 
 # What a rank wishes for. Above these: the exit status of the signal it received (128 + its number).
 NOTHING, SAVE, WALLTIME = 0, 1, 2
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)      # mpirun hands on the last, and ends all ranks at any of the others
+# At which a run saves and ends. mpirun hands on SIGUSR1 and SIGUSR2, and ends all ranks at any of the others; a terminal that is
+# closed sends SIGHUP; batch systems send SIGUSR2 or SIGXCPU, if told to, some time before the walltime is over.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
+PATIENCE = 5              # seconds that a signal waits for a batch to come
 DISK_SPEED = 50e6         # bytes/s that a save is taken for until one was timed
 RECENT = 16               # pauses whose distance tells how long the next step may take
 
@@ -32,31 +36,41 @@ def process_age():
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
+def catch(handler, signals):
+    """Handle these signals, but those that are ignored: nohup ignores SIGHUP, a script's background Ctrl-C. Returns the handlers before."""
+    return {number: signal.signal(number, handler) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+
+
 class Pauses:
     """Between steps, all ranks call the same methods; within the `with` block SIGNALS wait for the next pause.
+
+    A signal that comes while a batch is waited for (`waiting_for_data`), or before, waits PATIENCE seconds for it. Then a single
+    process raises Interrupted there, and pauses; one of several ranks ends alone, as it cannot save without the others.
 
     args: save_every_steps, save_every_minutes, walltime (minutes). state_bytes: the size of a checkpoint, as far as known.
     A signal or a clock of one rank counts for all: they agree on it in the background, one pause later than it came.
     A second Ctrl-C does not wait.
     """
+    _active = None            # the one whose `with` block the process is in
 
     def __init__(self, args, ranks, state_bytes):
         self.every_steps = args.save_every_steps
         self.every_seconds = args.save_every_minutes * 60 or None
         self.ranks = ranks
         self._ends_at = None if args.walltime is None else time.monotonic() - process_age() + 60 * args.walltime
-        self._signal, self._handlers = None, {}
+        self._signal, self._handlers, self._waiting = None, {}, False
         self._longest_save = state_bytes / DISK_SPEED
         self._saved = self._paused = time.monotonic()
         self._distances = collections.deque(maxlen=RECENT)
 
     def __enter__(self):
-        # What is ignored stays so: Ctrl-C in a program that a script has started in the background.
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS
-                          if signal.getsignal(number) != signal.SIG_IGN}
+        self._handlers = {**catch(self._on_signal, SIGNALS), signal.SIGALRM: signal.signal(signal.SIGALRM, self._on_alarm)}
+        Pauses._active = self
         return self
 
     def __exit__(self, *_):
+        Pauses._active = None
+        signal.alarm(0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -64,6 +78,33 @@ class Pauses:
         self._signal = number
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
+        if self._waiting:
+            signal.alarm(PATIENCE)
+
+    def _on_alarm(self, *_):
+        if not self._waiting or self._signal is None:
+            return
+        if self.ranks.world_size == 1:
+            raise Interrupted
+        name = signal.Signals(self._signal).name
+        raise Stopped(f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; nothing was saved "
+                      f"now: --resume auto goes on from the last checkpoint", 128 + self._signal, on_all_ranks=False)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def waiting_for_data():
+        """What takes a batch from its loader does so in this block, wherever it is: signals concern the whole process."""
+        pauses = Pauses._active
+        if pauses is None:
+            yield
+            return
+        pauses._waiting = True
+        if pauses._signal is not None:
+            signal.alarm(PATIENCE)
+        try:
+            yield
+        finally:
+            pauses._waiting = False
 
     def save(self, work):
         """Do the work of saving, and take its time."""

@@ -1,41 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""What the main programs share: flags, one-line errors, exit statuses."""
+"""What the main programs share: flags and how they are read."""
 import argparse
-import errno
 import math
 import os
-import re
 import shutil
 import sys
-import time
-import traceback
-
-import torch.distributed as td
 
 from util.distributed import detect_launch
-from util.errors import Stopped, TrainingError, UsageError
+from util.ending import fail, own_rank
+from util.errors import UsageError
 from util.pauses import add_pause_flags
 
-# How gloo and NCCL word it when another rank is gone.
-LOST_RANK_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "NCCL")
-OUT_OF_MEMORY_SIGNS = ("CUDA out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
-LOST_WORKER = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-
-
-def _fail(line, status):
-    """One line on stderr, its line breaks folded; the status to exit with."""
-    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
-    return status
-
-
-def _rank():
-    """The rank of this process, as far as the launcher says it in an intelligible way."""
-    try:
-        return detect_launch().rank
-    except UsageError:
-        return 0
 
 
 class _Help(argparse.HelpFormatter):
@@ -67,73 +43,9 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message):
-        if _rank() == 0:
-            _fail(f"{self.prog}: error: {message} (see --help)", 2)
+        if own_rank() == 0:
+            fail(f"{self.prog}: error: {message} (see --help)", 2)
         sys.exit(2)
-
-
-def run_program(main, *input_errors):
-    """Call main() and return an exit status: 0; 2 for bad input (UsageError or `input_errors`); 1 when training cannot go on;
-    128 + the number of a signal that asked a run to end.
-
-    Each failure is reported in one line, by the rank it happened on.
-    """
-    try:
-        status = _outcome(main, input_errors)
-    except Exception:
-        if not td.is_initialized():
-            raise
-        traceback.print_exc()
-        status = 1
-    if status and td.is_initialized():
-        # Collectives may be in flight, and their threads abort when the interpreter is taken down under them.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
-
-
-def _outcome(main, input_errors):
-    name, rank = os.path.basename(sys.argv[0]), _rank()
-
-    def fail(error, line, status):
-        """The line from the one rank that it happened on, or that is to speak for all; the status on every rank."""
-        return _fail(f"{name}: {line}", status) if getattr(error, "reported_by", rank) == rank else status
-
-    try:
-        main()
-        return 0
-    except (UsageError, *input_errors) as error:
-        # An error raised in a DataLoader worker arrives with the worker's traceback before its own last line.
-        line = str(error).strip().splitlines()[-1].removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")
-        return fail(error, f"error: {line}", 2)
-    except (TrainingError, Stopped) as error:          # raised by all ranks together
-        error.reported_by = 0
-        if isinstance(error, Stopped) and td.is_initialized():
-            td.destroy_process_group()
-        return fail(error, f"stopped: {error}", getattr(error, "status", 1))
-    except OSError as error:
-        if error.errno not in DISK_FAULTS:
-            raise
-        return fail(error, f"error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room or mend the "
-                           f"disk, then go on with --resume auto", 1)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
-            return fail(error, f"error: rank {rank} is out of memory ({_first_line(error)}); lower --batch_size, and raise --accum_iter by as "
-                               f"much to keep the global batch", 1)
-        if LOST_WORKER.search(str(error)):
-            return fail(error, f"error: a loader process of rank {rank} died ({_first_line(error)}), perhaps for want of memory; lower "
-                               f"--num_workers", 1)
-        if not (td.is_initialized() and any(sign in str(error) for sign in LOST_RANK_SIGNS)):
-            raise
-        time.sleep(2)         # the launcher reports who ends first, which should be the rank that knows why
-        return fail(error, f"rank {rank} ends because another rank is gone; that one's message says why", 1)
-    except KeyboardInterrupt:
-        return _fail(f"{name}: interrupted", 130)
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr):
@@ -216,7 +128,7 @@ def check_common_flags(args):
     for name, least in (("batch_size", 1), ("accum_iter", 1), ("epochs", 1), ("log_freq", 1), ("start_epoch", 0), ("seed", 0),
                         ("warmup_epochs", 0), ("weight_decay", 0), ("min_lr", 0), ("blr", 0)):
         need(getattr(args, name) >= least, f"--{name} {getattr(args, name)}: must be at least {least}")
-    for name in ("lr", "clip_grad", "dist_timeout", "walltime"):
+    for name in ("lr", "clip_grad", "dist_timeout", "data_timeout", "walltime"):
         value = getattr(args, name)
         need(value is None or value > 0, f"--{name} {value}: must be above 0")
     need(args.save_every_steps is None or args.save_every_steps >= 1, f"--save_every_steps {args.save_every_steps}: must be at least 1")

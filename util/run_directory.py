@@ -8,10 +8,10 @@ import signal
 import socket
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
-from util.errors import Stopped, UsageError
+from util.errors import Stopped, UsageError, reason_of
+from util.events import EventFile
+from util.pauses import SIGNALS, catch
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 SELECTED = "checkpoint_best*.pth"
@@ -31,13 +31,11 @@ class RunDirectory:
 
     What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it holds
     a run already and neither resume nor overwrite is asked for, or a file cannot be written.
-    writer: of TensorBoard, from `begin` on, on rank 0.
+    writer: an EventFile, from `begin` on, on rank 0.
     """
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
     def __init__(self, path, ranks):
-        self.path, self.ranks, self.writer, self._lock = Path(path), ranks, None, None
+        self.path, self.ranks, self.writer, self._lock, self._handlers = Path(path), ranks, None, None, {}
 
     def __enter__(self):
         return self
@@ -45,10 +43,10 @@ class RunDirectory:
     def __exit__(self, kind, error, _):
         def end():
             if self.writer:
-                self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {error}")
+                self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {reason_of(error)}")
             self.close()
 
-        if error is None or isinstance(error, Stopped):
+        if error is None or isinstance(error, Stopped) and error.on_all_ranks:
             self.ranks.on_main(end)       # mpirun kills the others soon after the first rank has ended
         else:
             end()
@@ -88,8 +86,8 @@ class RunDirectory:
         if self._lock and not self._lock.closed:
             self._lock.truncate(0)
             self._lock.close()
-            for number in self._SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def _open(self, resume, overwrite):
         try:
@@ -128,8 +126,7 @@ class RunDirectory:
         self._lock.truncate(0)
         self._lock.write(f"{here} pid {os.getpid()}\n")
         self._lock.flush()
-        for number in self._SIGNALS:
-            signal.signal(number, self._on_signal)
+        self._handlers = catch(self._on_signal, set(SIGNALS) - {signal.SIGINT})      # Ctrl-C unwinds the program, as elsewhere
 
     def _on_signal(self, number, _):
         """Outside of training (`util.pauses`) a signal finds nothing to save: free the folder and end, status 128 + number.
@@ -161,7 +158,7 @@ class RunDirectory:
         if before:
             record = {**record, "earlier": [*before.pop("earlier", []), before]}
         self._write_record({**record, "outcome": "running"})
-        self.writer = SummaryWriter(log_dir, purge_step=int((start.epoch + start.step / steps) * 1000) + 1)
+        self.writer = EventFile(log_dir, purge_step=int((start.epoch + start.step / steps) * 1000) + 1)
 
     def _read_record(self):
         path = self.path / RECORD

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from util.errors import TrainingError
+from util.errors import Interrupted, TrainingError
 from util.lr_sched import adjust_learning_rate
 from util.misc import duration, peak_memory
 from util.sampling import stream_seed
@@ -137,7 +137,11 @@ def run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, 
     for step in range(first, steps):
         done = step + 1
         lr = adjust_learning_rate(optimizer, epoch + step / steps, args)
-        loss = accumulate(model, micro_batch_loss, batches, scaler, epoch, step, ranks, args)
+        try:
+            loss = accumulate(model, micro_batch_loss, batches, scaler, epoch, step, ranks, args)
+        except Interrupted:
+            between(step, partial(progress_after, step))      # which ends the run
+            raise
         record.add(step, loss, optimizer_step(parameters, optimizer, scaler, args.clip_grad))
         if done % args.log_freq == 0 or done == steps:
             record.collect(done, epoch, describe_step)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Batches made by threads of this process, a few ahead of training: for data that needs copying and no computing."""
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+
+from util.pauses import Pauses
 
 
 class BatchStream:
@@ -9,10 +11,11 @@ class BatchStream:
 
     batch_sampler: yields lists of ids. fetch(ids) runs in one of `threads` threads, up to two batches ahead for each, or
     in the caller's if there are none; finish(fetched) runs in the caller's thread, in order, and makes the batch.
+    timeout: seconds after which a batch that did not come is an error, as in a DataLoader.
     """
 
-    def __init__(self, batch_sampler, fetch, finish, threads):
-        self.batch_sampler, self.fetch, self.finish, self.threads = batch_sampler, fetch, finish, threads
+    def __init__(self, batch_sampler, fetch, finish, threads, timeout=None):
+        self.batch_sampler, self.fetch, self.finish, self.threads, self.timeout = batch_sampler, fetch, finish, threads, timeout
 
     def __len__(self):
         return len(self.batch_sampler)
@@ -31,7 +34,29 @@ class BatchStream:
             while ahead:
                 yield self._finished(*ahead.popleft())
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)      # a thread may wait for a file system that does not answer
 
     def _finished(self, ids, fetched):
-        return self.finish(ids, fetched.result())
+        try:
+            return self.finish(ids, fetched.result(self.timeout))
+        except TimeoutError:
+            raise RuntimeError(f"DataLoader timed out after {self.timeout:g} seconds") from None
+
+
+class Watched:
+    """A loader during whose waits signals are acted on (`Pauses.waiting_for_data`)."""
+
+    def __init__(self, loader):
+        self.loader, self.batch_sampler = loader, loader.batch_sampler
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        batches, end = iter(self.loader), object()
+        while True:
+            with Pauses.waiting_for_data():
+                batch = next(batches, end)
+            if batch is end:
+                return
+            yield batch
