@@ -9,7 +9,7 @@ Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 1
 3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of them sea;
 others, 5), and on simulated scenes and floods, which lie within these ranges:
     mean of an image    VH -31.7 (calm sea) … -14.1 (forest), VV -31.0 (calm sea) … -7.9 (town)
-    VV above VH         4.8 … 8.7 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
+    VV above VH         4.8 … 10.6 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
     standard deviation  1.9 … 7.5 dB of an image
     darkest pixel       -57.3 in products in dB. OPERA subtracts noise without a floor, so that pixels of the sea come near to
                         0: 3e-5 of all its VH pixels are below -60 dB, one of 3.1 million is at -103.5
@@ -40,11 +40,10 @@ FAR_DB = 5.0                        # from the expected mean: one standard devia
 STD_RATIO = 3.0                     # to the expected one, or of it; the published std of benv1 is 1.7 times too small
 COMMON, AROUND = 0.01, 10           # share of the pixels in one bin of a histogram above any of the AROUND bins on each side
 
-USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2, where nothing else is expected
+USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2, to recognise values where nothing else is expected
 
 # What values may be instead of dB, with the remedy; the mean and std (2,) that they would have as dB. M, S: expected ones.
 READINGS = (
-    ("VH and VV swapped; check which file is which", lambda m, s, M, S: (m[::-1], s[::-1])),
     ("dB times 10; divide them by 10", lambda m, s, M, S: (m / 10, s / 10)),
     ("dB times 100; divide them by 100", lambda m, s, M, S: (m / 100, s / 100)),
     ("dB divided by 10; multiply them by 10", lambda m, s, M, S: (m * 10, s * 10)),

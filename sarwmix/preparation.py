@@ -88,8 +88,8 @@ class BatchPreparation(nn.Module):
         with torch.autocast(sar_db.device.type, enabled=False):
             sar_db = self.fill(sar_db.float())
             if ids is None and (sar_db.device.type == "cpu" or not self._looked):
-                self._looked = True
                 check_batch(sar_db.transpose(0, 1).cpu().numpy(), (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+                self._looked = True
             sar_db = self.resize(sar_db)
             if ids is not None:
                 sar_db = random_flips(sar_db, self.seed, epoch, ids)
