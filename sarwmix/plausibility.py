@@ -72,7 +72,7 @@ def check_decibels(image, name, remedy="store 10*log10(value), as the dataset's 
 
 
 def _check_channel(values, size, name, channel, remedy):
-    if values.size > size / 2 and values.min() >= 0:
+    if values.size > size / 2 and values.min() >= 0 and values.any():       # 0 everywhere is no data, not linear
         raise DataError(f"{name}: {channel} is never negative, so it looks linear, but is read as dB; {remedy}")
     dark, bright = values < DARK_DB, values > BRIGHTEST_DB
     if np.count_nonzero(dark) > MOST_DARK * values.size or (values < DARKEST_DB).any():

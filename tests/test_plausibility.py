@@ -82,7 +82,7 @@ def test_values_that_no_pixel_has_are_refused(kind):
 
 @pytest.mark.parametrize("image", (
     scene(), scene(mean=(-31.0, -31.0), std=3), spot(scene(), -103.5, 1 / 14400), spot(scene(), 45, 0.001), spot(scene(), np.nan, 1),
-    spot(scene(), -np.inf, 0.5), spot(scene(), np.inf, 0.5), spot(spot(scene(), np.nan, 1), 5, 0.01)))
+    spot(scene(), -np.inf, 0.5), spot(scene(), np.inf, 0.5), spot(spot(scene(), np.nan, 1), 5, 0.01), spot(scene(), 0, 1)))
 def test_what_was_measured_and_what_is_lost_is_not_refused(image):
     check_decibels(image, str)
 
