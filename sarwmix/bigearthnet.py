@@ -21,7 +21,9 @@ import torch
 from torch.utils.data import Dataset
 
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.plausibility import FIRST_LOOK, check_decibels, judge
 from sarwmix.rasters import read_band
+from sarwmix.tally import Tally
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
 CHANNELS, SIZE = ("VH", "VV"), 120
@@ -246,7 +248,7 @@ class Store:
         return [read_band(self.path(patch, channel), max_nonfinite, channel, integers=False) for channel in CHANNELS]
 
     def image(self, patch, max_nonfinite):
-        """(2, 120, 120) float32 dB. Raises DataError, which names what cannot be read or has another size."""
+        """(2, 120, 120) float32 dB. Raises DataError, which names what cannot be read, has another size or is not dB."""
         bands = self.bands(patch, max_nonfinite)
         for channel, band in zip(CHANNELS, bands):
             if band.shape != (SIZE, SIZE):
@@ -254,7 +256,9 @@ class Store:
                     f"{self.path(patch, channel)}: is {'x'.join(map(str, band.shape))} pixels, not {SIZE}x{SIZE}; "
                     "restore the patch, or remove its row"
                 )
-        return np.stack(bands)
+        image = np.stack(bands)
+        check_decibels(image, lambda channel: self.path(patch, channel))
+        return image
 
 
 def _has_content(path):
@@ -375,28 +379,19 @@ class BigEarthNet(Dataset):
                 f"restore them in {self._store.folder}, or remove these rows",
             )
 
-    def check_units(self, samples=32):
+    def check_units(self, expected=None, samples=32):
         """{"mean", "std", "min", "max": [VH, VV] in dB, "nonfinite": pixels} of up to `samples` evenly spaced samples.
 
-        Raises DataError if a channel, which should be in dB, is never negative in one of them.
+        expected: (mean, std) that they will be standardised with. Raises DataError for values that cannot be dB, and
+        warns of those that may not be (`sarwmix.plausibility`).
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
-        values = np.stack([self.image(i).numpy() for i in rows], axis=1).astype(np.float64)
-        values[~np.isfinite(values)] = np.nan
-        per_image, values = values.reshape(len(self.CHANNELS), len(rows), -1), values.reshape(len(self.CHANNELS), -1)
-        report = {
-            name: [float(x) for x in function(values, axis=1)]
-            for name, function in (("mean", np.nanmean), ("std", np.nanstd), ("min", np.nanmin), ("max", np.nanmax))
-        }
-        for k, channel in enumerate(self.CHANNELS):
-            linear = [i for i, lowest in zip(rows, np.nanmin(per_image[k], axis=1, initial=np.inf)) if 0 <= lowest < np.inf]
-            if linear:
-                raise DataError(
-                    f"{self.files(linear[0])[k]}{f' and {len(linear) - 1} more' if linear[1:] else ''}: {channel} is never negative, "
-                    "so it looks linear, but BigEarthNet is read as dB; store 10*log10(value), as the dataset's authors do, "
-                    "or check --dataset and --data_path"
-                )
-        return report | {"nonfinite": int(np.isnan(values).sum())}
+        total = Tally()
+        for i in rows:
+            total.add(self.read_image(i))
+        figures = total.summary()
+        judge(f"{self.root}: {len(rows)} images of split '{self.split}'", figures, expected, total.histogram_dict())
+        return {name: figures[name] for name in FIRST_LOOK} | {"nonfinite": sum(figures["nodata"] + figures["infinite"])}
 
     def _labels(self, i):
         """(19,) uint8 of sample i."""

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sarwmix.bigearthnet import CHANNELS
 from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.errors import DataError, data_error
@@ -27,6 +26,7 @@ from sarwmix.files import check_room, claimed, put_in_place, sha256_of, write_cs
 from sarwmix.images import DistinctImages, ImageRange
 from sarwmix.packed import (BAD, DTYPES, FORMAT, IMAGES, MANIFEST, SAMPLES, STATISTICS, VERSION, as_tensor, decode, encode, is_packed,
                             manifest_checksum, verify)
+from sarwmix.plausibility import find_fault, judge
 from sarwmix.statistics import log_tally
 from sarwmix.tally import Tally
 
@@ -132,7 +132,9 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
             continue
         images[m] = image
         total.add(image)
-    refuse_other_units(part, total)
+    fault = find_fault(total.summary())
+    if fault:
+        raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {fault}")
     codes, scale, offset = encode(images, dtype)
     put_in_place(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
     nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
@@ -143,17 +145,6 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     if skip_bad or not bad:
         write_json(out / part.report, report)
     return report
-
-
-def refuse_other_units(part, total):
-    """DataError if a channel cannot be what it is taken for: dB are negative somewhere, linear values are positive mostly."""
-    for channel, count, lowest, nodata in zip(CHANNELS, total.count, total.lowest, total.nodata):
-        if total.floor_db is None and count and lowest >= 0:
-            raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {channel} is never negative, so it looks linear, but "
-                            "is read as dB; store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path")
-        if total.floor_db is not None and nodata > count:
-            raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {channel} is mostly not positive, so it looks like dB, "
-                            "but is read as linear; store 10**(dB/10)")
 
 
 def read_report(path, file):
@@ -213,10 +204,11 @@ def finish(out, sources, positions, reports, known, dtype):
     """All that is not a part; the manifest last."""
     write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
     splits = write_tables(out, sources, positions, reports, known["classes"])
-    tallies = write_statistics(out, reports, known["floor_db"])
+    tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
     for split, tally in tallies.items():
         log.info("split %s, %d samples", split, splits[split])
         log_tally(tally, known["channels"])
+        judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
     manifest = {"format": FORMAT, "version": VERSION, **known, "dtype": dtype, "no_data": 65535 if dtype == "uint16" else "NaN",
                 "largest_error_db": max(report["largest_error_db"] for report in reports), "splits": splits,
                 "samples": sum(splits.values()), "images": sum(report["part"]["images"] for report in reports),
@@ -263,7 +255,7 @@ def check_space(args, out, parts, shape):
 def refuse_bad(bad, count, args, out, crew):
     if not bad:
         return
-    if not args.skip_bad:
+    if not args.skip_bad or len(bad) == count:
         crew.on_main(lambda: write_csv(out / BAD, ("image", "reason"), bad))
         raise data_error(f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}", [reason for _, reason in bad],
                          "restore them and run again, which does only their parts, or leave them out with --skip_bad")

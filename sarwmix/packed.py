@@ -32,6 +32,7 @@ from torch.utils.data import Dataset
 from sarwmix.bigearthnet import acquisitions_of, check_root, check_split
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import file_fault, read_json, sha256_of
+from sarwmix.plausibility import judge
 from sarwmix.sen12flood_loader import draw_folders, folders_of
 
 MANIFEST, SAMPLES, IMAGES, STATISTICS, BAD = "manifest.json", "samples.parquet", "images.parquet", "statistics.json", "bad.csv"
@@ -387,9 +388,18 @@ class PackedDataset(Dataset):
         if faults:
             raise data_error(f"{self.root}: {len(faults)} of {parts} parts cannot be used", faults, "copy the store again")
 
-    def check_units(self):
-        """{"mean", "std", "min", "max", …} by the store's own statistics, of the splits that this one consists of."""
-        return {name: self.manifest["statistics"][name] for name in PARTS[self.split] if name in self.manifest["statistics"]}
+    def check_units(self, expected=None):
+        """{"mean", "std", "min", "max", …} by the store's own statistics, of the splits that this one consists of.
+
+        expected: (mean, std) that they will be standardised with. Raises DataError for values that cannot be dB, and
+        warns of those that may not be (`sarwmix.plausibility`).
+        """
+        figures = {name: self.manifest["statistics"][name] for name in PARTS[self.split] if name in self.manifest["statistics"]}
+        whole = file_fault(self.root, (STATISTICS, self.manifest["files"][STATISTICS])) is None
+        histograms = read_json(self.root / STATISTICS, "copy the store again") if whole else {}     # training can do without
+        for name in figures:
+            judge(f"{self.root}: split '{name}'", figures[name], expected, histograms.get(name, {}).get("histogram"))
+        return figures
 
     # ---- whole batches ---------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
 from util.crop import random_flips
 
@@ -17,6 +18,8 @@ class BatchPreparation(nn.Module):
     weight_mode, exp_scale, weight_clip: as in `compute_weights`. weight_domain: "linear", weights from backscatter as
     the papers say; "standardized", the standardised values are taken for dB, as the released code does.
     Pixels that are NaN or infinite (no data) become the channel's mean, and are counted in `filled`.
+    Batches that cannot be dB of Sentinel-1 are refused, where no ids are given: datasets look at what they read themselves.
+    On a GPU that is the first batch only, as a look has to wait for it.
     Raises ValueError for an unknown choice or statistics that cannot be.
     """
     CHANNELS, UNITS = ("VH", "VV"), "dB"
@@ -32,6 +35,7 @@ class BatchPreparation(nn.Module):
         self.input_size, self.seed = input_size, seed
         self.weight_mode, self.weight_domain = weight_mode, weight_domain
         self.exp_scale, self.weight_clip = exp_scale, weight_clip
+        self._looked = False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
@@ -76,12 +80,17 @@ class BatchPreparation(nn.Module):
         """(B, 2, h, w) float, dB → (x, weights), both (B, 2, input_size, input_size), float32.
 
         x is standardised; weights is None for weight mode "none". With ids (B,) int64 and the epoch, the images are
-        flipped at random as in training; without, they are not. Raises ValueError for another number of channels.
+        flipped at random as in training; without, they are not. Raises ValueError for another number of channels, and
+        DataError, which is one, for images that cannot be dB.
         """
         if sar_db.ndim != 4 or sar_db.shape[1] != len(self.CHANNELS):
             raise ValueError(f"batch of shape {tuple(sar_db.shape)}; (B, 2, h, w) with VH, VV is needed")
         with torch.autocast(sar_db.device.type, enabled=False):
-            sar_db = self.resize(self.fill(sar_db.float()))
+            sar_db = self.fill(sar_db.float())
+            if ids is None and (sar_db.device.type == "cpu" or not self._looked):
+                check_batch(sar_db.transpose(0, 1).cpu().numpy(), (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+                self._looked = True
+            sar_db = self.resize(sar_db)
             if ids is not None:
                 sar_db = random_flips(sar_db, self.seed, epoch, ids)
             return self.standardize(sar_db), self.weights(sar_db)

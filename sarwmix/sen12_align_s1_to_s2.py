@@ -34,6 +34,7 @@ from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import check_room, claimed, put_in_place, sha256_of
+from sarwmix.plausibility import check_linear
 from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,7 @@ def align_image(image, raw, out, reference, resampling, units):
     """Write out/<folder>/<image>.tif, unless it is there. Returns the number of NaN and infinite pixels of its sources.
 
     reference: Grid, or a sentence why there is none. Raises Dropped for an image that cannot be aligned, DataError for
-    one in other units.
+    one in other units, or with values that backscatter cannot have.
     """
     if not set(CHANNELS) <= set(image.polarisations):
         raise Dropped("single polarisation", f"{image.folder}/{image.name} has {' and '.join(image.polarisations)} only")
@@ -229,6 +230,7 @@ def align_image(image, raw, out, reference, resampling, units):
         raise Dropped("missing file", f"{' and '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
     read = [read_channel(raw / name, channel, name) for channel, name in names.items()]
     linear = [to_linear(values, units, raw / name) for (values, _), name in zip(read, names.values())]
+    check_linear([values for values, _ in linear], lambda channel: raw / names[channel])
     lost = sum(count for _, count in linear)
     if not isinstance(reference, Grid):
         raise Dropped("no reference", reference)

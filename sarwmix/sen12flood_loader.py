@@ -26,11 +26,12 @@ from sarwmix.bigearthnet import (
     read_csv_rows,
 )
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.plausibility import FLOOR_DB, FIRST_LOOK, check_linear, judge
 from sarwmix.rasters import check_nonfinite
 from sarwmix.sen12_index import PAIR
+from sarwmix.tally import Tally
 
 PATCH = 128                     # side of the patches that the model cuts
-FLOOR_DB = -60.0                # dB of pixels without backscatter or without data
 PARTS = {"train": ("train",), "val": ("train",), "train_val": ("train",), "test": ("test",), "all": ("train", "test")}
 
 # One underscore at a time and none at an end, so that "__" can only stand between names; no "/", and no "." in front.
@@ -116,7 +117,6 @@ class FloodDataset(Dataset):
         """(img1, img2) of pair i, each (2, S, S) float32 dB."""
         images = []
         for source, values in self._linear(i):
-            refuse_db(values, source)
             lost = values.size - np.count_nonzero(np.isfinite(values))
             if lost:
                 with self.nonfinite.get_lock():
@@ -190,34 +190,30 @@ class FloodDataset(Dataset):
                 f"copy the files to {self.root} again, or remove their pairs",
             )
 
-    def check_units(self, samples=32):
+    def check_units(self, expected=None, samples=32):
         """{"mean", "std", "min", "max": [VH, VV] in dB, "nonfinite": pixels} of up to `samples` evenly spaced pairs.
 
-        Pixels that are not finite are left out, zeros count as FLOOR_DB. Raises DataError as `refuse_db` does.
+        Pixels that are not finite or have no backscatter (FLOOR_DB) are left out. expected: (mean, std) that they will be
+        standardised with. Raises DataError for values that cannot be right, and warns of those that may not be
+        (`sarwmix.plausibility`).
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(samples, len(self))).astype(int))
-        pixels, lost, total, squares = np.zeros((4, 2))
-        lowest, highest = np.full(2, np.inf), np.full(2, -np.inf)
+        total, lost = Tally(FLOOR_DB), 0
         for i in rows:
-            for source, values in self._linear(i):
-                refuse_db(values, source)
-                finite = np.isfinite(values)
-                pixels += finite.sum((1, 2))
-                lost += (~finite).sum((1, 2))
-                db = to_db(values).numpy().astype(np.float64)
-                total += db.sum((1, 2), where=finite)
-                squares += (db ** 2).sum((1, 2), where=finite)
-                lowest = np.minimum(lowest, db.min((1, 2), where=finite, initial=np.inf))
-                highest = np.maximum(highest, db.max((1, 2), where=finite, initial=-np.inf))
-        mean = total / np.maximum(pixels, 1)
-        std = np.sqrt(np.maximum(squares / np.maximum(pixels, 1) - mean ** 2, 0))
-        report = {"mean": mean, "std": std, "min": lowest, "max": highest}
-        return {name: values.tolist() for name, values in report.items()} | {"nonfinite": int(lost.sum())}
+            for _, values in self._linear(i):
+                lost += int(values.size - np.count_nonzero(np.isfinite(values)))
+                total.add(to_db(values).numpy())
+        figures = total.summary()
+        judge(f"{self.root}: {len(rows)} pairs of split '{self.split}'", figures, expected, total.histogram_dict())
+        return {name: figures[name] for name in FIRST_LOOK} | {"nonfinite": lost}
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def _linear(self, i, *which):
-        """[(what messages call it, (2, S, S) float32 linear)] of both images of pair i, or of those asked for."""
+        """[(what messages call it, (2, S, S) float32 linear)] of both images of pair i, or of those asked for.
+
+        Raises DataError, which names what cannot be read, or cannot be linear backscatter.
+        """
         arrays = [self._open(path, i) for path in self.files(i)]
         for path, array in zip(self.files(i), arrays):
             if array.shape[-1] != self.size:
@@ -230,6 +226,7 @@ class FloodDataset(Dataset):
         images = [(source, np.array(array)) for source, array in (images[k] for k in which or (0, 1))]
         for source, values in images:
             check_nonfinite(values, source, self.max_nonfinite)
+            check_linear(values, lambda channel: source)
         return images
 
     def _open(self, path, i):
@@ -278,14 +275,6 @@ class FloodDataset(Dataset):
         if repeated:
             raise data_error(f"{self.root}: {len(repeated)} of {len(names)} pairs are repeated", repeated,
                              "remove the repeated ones")
-
-
-def refuse_db(values, source):
-    """DataError naming `source` if a channel of (2, S, S), which should be linear, is mostly negative: all of it would be FLOOR_DB."""
-    for channel, below in zip(FloodDataset.CHANNELS, np.count_nonzero(values < 0, axis=(1, 2))):
-        if below > values[0].size / 2:
-            raise DataError(f"{source}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
-                            "10**(dB/10)")
 
 
 def to_db(values):

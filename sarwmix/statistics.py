@@ -19,6 +19,7 @@ from sarwmix.errors import DataError, data_error
 from sarwmix.files import write_json
 from sarwmix.images import DistinctImages
 from sarwmix.packed import STATISTICS, is_packed
+from sarwmix.plausibility import judge
 from sarwmix.tally import Tally
 
 CHUNK = 256                     # images of a part
@@ -92,6 +93,7 @@ def work(args, crew):
     chunks, samples = crew.on_main(prepare)
     total = measure(chunks, getattr(kind, "FLOOR_DB", None), crew)
     log_tally(total, kind.CHANNELS)
+    judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     if args.out:
         report = {"dataset": args.dataset, "split": args.split, "samples": samples, "images": sum(map(len, chunks)), "units": "dB",
                   "channels": list(kind.CHANNELS), **total.summary(), "histogram": total.histogram_dict()}

@@ -41,6 +41,22 @@ def test_a_gpu_computes_what_the_cpu_computes(amp, tolerance, execution):
     assert (found_gradients - gradients).norm() < tolerance * gradients.norm()
 
 
+def test_evaluation_waits_for_its_first_batch_only():
+    """That batch is read back, to see that it is dB."""
+    prepare = BatchPreparation(128, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(GPU)
+    images = torch.randn(8, 2, 120, 120, device=GPU) - 15
+    for _ in range(2):
+        with pytest.raises(ValueError, match="never negative"):
+            prepare(10 ** (images / 10))
+    prepare(images)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        prepare(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_no_step_waits_for_the_gpu():
     """Preparation, mask, forward, backward, norm and optimizer are all handed over without reading anything back."""
     model, prepare = build(GPU), BatchPreparation(128, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(GPU)

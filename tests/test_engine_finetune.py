@@ -73,8 +73,8 @@ class Constant(torch.nn.Module):
 
 
 def test_predictions_are_in_order_and_what_is_not_finite_is_named():
-    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 2, 32, 32).clone()
-    prepare = BatchPreparation(32, (0.0, 0.0), (1.0, 1.0), weight_mode="none")
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 2, 32, 32) - 20
+    prepare = BatchPreparation(32, (-20.0, -20.0), (1.0, 1.0), weight_mode="none")
     batches = [(torch.tensor(ids), [images[ids]], torch.tensor(ids)) for ids in ([3, 1], [4], [0, 2])]
     model = Constant().train()
     outputs, labels = predict(model, prepare, batches, ALONE, "off")
@@ -88,7 +88,7 @@ def test_predictions_are_in_order_and_what_is_not_finite_is_named():
 
 def test_one_rank_without_a_batch_is_no_obstacle():
     ranks = SimpleNamespace(device=torch.device("cpu"), gather=lambda here: [here, type(here)()])
-    images = torch.zeros(1, 2, 32, 32)
-    outputs, _ = predict(Constant(), BatchPreparation(32, (0, 0), (1, 1), weight_mode="none"), [(torch.tensor([0]), [images], torch.tensor([1]))],
-                         ranks, "off")
+    images = torch.full((1, 2, 32, 32), -20.0)
+    prepare = BatchPreparation(32, (-20, -20), (1, 1), weight_mode="none")
+    outputs, _ = predict(Constant(), prepare, [(torch.tensor([0]), [images], torch.tensor([1]))], ranks, "off")
     assert outputs.tolist() == [[0, 0]]

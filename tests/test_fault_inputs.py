@@ -297,6 +297,22 @@ def every_tif(root, value):
         write_tif(path, value)
 
 
+def spotted(image, value):
+    """The image (..., H, W) with its upper tenth at one value."""
+    image = image.copy()
+    image[..., :-(-image.shape[-2] // 10), :] = value
+    return image
+
+
+def swap(root):
+    """Exchange VH and VV of every patch."""
+    for vh in root.rglob("*_VH.tif"):
+        vv, aside = vh.with_name(vh.name.replace("_VH", "_VV")), vh.with_suffix(".aside")
+        vh.rename(aside)
+        vv.rename(vh)
+        aside.rename(vv)
+
+
 VRT = ('<VRTDataset rasterXSize="120" rasterYSize="120"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
        '<SourceFilename>/etc/passwd</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>')
 NAMED, LACKS = (f"{s1_name(2)}_VH.tif", "metadata.parquet: row 2"), ("1 of", s1_name(2), "metadata.parquet: row 2")
@@ -319,6 +335,10 @@ GEOTIFF = {
     "NaN": (lambda r: write_tif(tif(r), np.nan), (*NAMED, "100.00%", "--max_nonfinite")),
     "infinite": (lambda r: write_tif(tif(r), -np.inf), (*NAMED, "100.00%")),
     "no data": (lambda r: write_tif(tif(r), -9999.0, nodata=-9999.0), (*NAMED, "100.00%")),
+    "no data without a tag": (lambda r: write_tif(tif(r), spotted(band(-20.0), -9999)), (*NAMED, "10.00% of the VH pixels are below -100 dB",
+                                                                                         "gdal_edit.py -a_nodata -9999")),
+    "dB times 100": (lambda r: write_tif(tif(r), -2000.0), (*NAMED, "100.00% of the VH pixels", "dB times 10 or 100")),
+    "VH and VV swapped": (swap, ("data", "VH is brighter than VV", "swapped")),
     "linear in one file": (lambda r: write_tif(tif(r), 0.05), (f"{s1_name(2)}_VH.tif", "looks linear", "--dataset")),
     "linear in all files": (lambda r: every_tif(r, 0.05), ("_VH.tif", "looks linear")),
     "missing VH": (lambda r: tif(r).unlink(), (*LACKS, "VH")),
@@ -694,6 +714,8 @@ FLOODS = {
     "NaN": (lambda r: np.save(flood(r), np.load(flood(r)) * np.float32("nan")), ("d1.npy", "100.00%")),
     "infinite": (lambda r: np.save(flood(r), np.load(flood(r)) + np.float32("inf")), ("d1.npy", "100.00%")),
     "dB": (lambda r: np.save(flood(r), 10 * np.log10(np.load(flood(r)) + np.float32(1e-6))), ("d1.npy", "looks like dB")),
+    "no data without a tag": (lambda r: np.save(flood(r), spotted(np.load(flood(r)), -9999)), ("d1.npy: 10.16% of the VH pixels are below -1",)),
+    "times 10,000": (lambda r: [np.save(path, np.load(path) * 10000) for path in r.rglob("*.npy")], ("data", "on average, but images are between")),
     "missing": (lambda r: flood(r).unlink(), (*FLOOD, "does not exist")),
     "a folder": (lambda r: as_folder(flood(r)), (*FLOOD, "Is a directory")),
     "a link to itself": (lambda r: as_link(flood(r), flood(r)), FLOOD),

@@ -363,7 +363,7 @@ def test_wrong_flags_are_one_line_and_nothing_is_written(flags, words, v2, store
 
 
 @pytest.mark.parametrize("dataset, value, words", (("benv2", 0.05, "VH is never negative, so it looks linear"),
-                                                   ("sen12flood", -15.0, "VH is mostly not positive, so it looks like dB")))
+                                                   ("sen12flood", -15.0, "VH is mostly negative, so it looks like dB")))
 def test_data_in_other_units_are_refused(tmp_path, capsys, dataset, value, words):
     if dataset == "benv2":
         for path in write_v2(tmp_path / "data").rglob("*_VH.tif"):

@@ -25,7 +25,7 @@ PAIRS = {  # part → (folder, first, second, label); image "a<k>" is a constant
 def linear(name, size=S):
     """(2, size, size): another constant for each channel of each image."""
     k = 10 if name == "b-0.x" else int(name[1:])
-    return np.stack([np.full((size, size), 0.01 * (k + 1), np.float32), np.full((size, size), 0.1 * (k + 2), np.float32)])
+    return np.stack([np.full((size, size), 0.01 * (k + 1), np.float32), np.full((size, size), 0.2 + 0.05 * k, np.float32)])
 
 
 def decibels(name):

@@ -75,7 +75,7 @@ def check_data(dataset, args, ranks):
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
     if args.data_cache != "none":
         ranks.together(lambda: fill_cache(dataset, args.data_cache, ranks))
-    return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+    return {**dataset.describe(), "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std)))}
 
 
 class ImagesWithIds(Dataset):
