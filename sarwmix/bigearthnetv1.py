@@ -78,7 +78,7 @@ class BigEarthNetv1(BigEarthNet):
             listing = every_patch(store)
             log.info("%s: no split lists: split %s is every patch, %d", root, split, len(listing.ids))
         if not keep_unlabelled:
-            listing.labels, absent = _read_all_labels(store, listing.ids.tolist())
+            listing.labels, absent = _read_all_labels(store, listing.ids.tolist(), logging.WARNING)
             listing = labelled(listing, store.folder, absent)
         super().__init__(root, split, store, listing, max_nonfinite)
 
@@ -268,10 +268,11 @@ def _of_each(read, patches):
     return in_threads(attempt, patches)
 
 
-def _read_all_labels(store, patches):
+def _read_all_labels(store, patches, level=logging.INFO):
     """((N, 19) uint8, all 0 where nothing says them; (N,) bool, which patches are absent).
 
-    Raises DataError for labels that cannot be read: count and the first five.
+    Raises DataError for labels that cannot be read: count and the first five. level: at which those are logged that nothing
+    says.
     """
     labels = _of_each(store.labels, patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
@@ -284,8 +285,8 @@ def _read_all_labels(store, patches):
     absent = np.array([label is None and not store.has(patch) for patch, label in zip(patches, labels)])
     unsaid = [patch for patch, label, gone in zip(patches, labels, absent) if label is None and not gone]
     if unsaid:
-        log.warning(
-            "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their JSON files",
+        log.log(
+            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their JSON files",
             store.folder, len(unsaid), len(patches), unsaid[0],
         )  # fmt: skip
     nothing = np.zeros(len(CLASSES), np.uint8)

@@ -62,15 +62,22 @@ def find_layout(root, name, acquisitions):
 
 def folders_in(folder):
     """The folders in a folder, sorted, of its first LISTED entries. None for a folder that cannot be listed."""
-    return sorted(Path(folder, entry.name) for entry in _entries(folder) if entry.is_dir())
+    return [Path(folder, entry.name) for entry in _entries(folder) if _is_folder(entry)]
 
 
 def _entries(folder):
     try:
         with os.scandir(folder) as entries:
-            return list(islice(entries, LISTED))
+            return sorted(islice(entries, LISTED), key=lambda entry: entry.name)
     except OSError:
         return []
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:     # a link to itself
+        return False
 
 
 def _layouts_in(folder, acquisitions):
@@ -79,7 +86,7 @@ def _layouts_in(folder, acquisitions):
     for entry in _entries(folder):
         if len(found) >= ENOUGH:
             break
-        if S1_START.match(entry.name) and entry.is_dir():
+        if S1_START.match(entry.name) and _is_folder(entry):
             suffix = _suffix_of(entry)
             inner = suffix is None
             if inner:
@@ -92,7 +99,7 @@ def _layouts_in(folder, acquisitions):
 
 
 def _patches_of(acquisition):
-    return islice((entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and entry.is_dir()), ENOUGH)
+    return islice((entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and _is_folder(entry)), ENOUGH)
 
 
 def _suffix_of(patch):
@@ -119,7 +126,7 @@ def whereabouts(path):
     wanted, folder = path, path.parent
     while not folder.is_dir() and folder != folder.parent:
         wanted, folder = folder, folder.parent
-    names = sorted(entry.name for entry in _entries(folder))
+    names = [entry.name for entry in _entries(folder)]
     shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
     if wanted.name in names:
         return f"looked for {path}, which is no file"
