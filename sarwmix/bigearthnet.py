@@ -31,7 +31,7 @@ SPLITS = ("train", "val", "test", "train_val", "all")
 THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
 AT_ONCE = 5e-5  # seconds: an answer that comes sooner comes from memory, and threads would only be in each other's way
 
-_S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
+S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
 
@@ -150,7 +150,7 @@ def _without_nul(lines):
         yield line
 
 
-def check_names(names, where, pattern=_S1_NAME, kind="S1 patch"):
+def check_names(names, where, pattern=S1_NAME, kind="S1 patch"):
     """DataError listing the names that cannot be patch names: too few parts, or characters that could leave the folder.
 
     where: row -> where it was named.

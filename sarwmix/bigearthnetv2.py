@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sarwmix.bigearthnet import (
     CLASSES,
+    S1_NAME,
     BigEarthNet,
     Listing,
     PatchFolders,
@@ -187,7 +188,9 @@ def _columns(path, header, id_col, need_labels):
     """Numbers of the columns with the S1 name, the labels and the split (or None). Raises DataError if one lacks."""
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
-    for name in (*(("labels",) if need_labels else ()), *(("s1_name",) if id_col is None else ())):
+    if id_col is not None and S1_NAME.fullmatch(header[id_col]):
+        raise DataError(f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it")
+    for name in (*(("s1_name",) if id_col is None else ()), *(("labels",) if need_labels else ())):
         if name not in header:
             remedy = "restore its header" + (", or give the column's number with --id_col" if name == "s1_name" else "")
             raise DataError(f"{path}: has no column {name} (columns: {', '.join(map(quoted, header))}); {remedy}")

@@ -71,6 +71,7 @@ def test_some_of_version_2_without_labels(labels, form, tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", ["folders", "zarr 2", "zarr 3"])
 def test_version_1_without_labels(kind, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     if kind == "folders":
         root = write_v1(tmp_path)
         files = [root / s1_name(k) / f"{s1_name(k)}_labels_metadata.json" for k in (0, 1)]
@@ -155,3 +156,5 @@ def test_lists_of_csv_may_leave_labels_out(tmp_path):
     root = write_v2(tmp_path)
     path = write_csv(root / "names.csv", [["s1_name"], [s1_name(2)], [s1_name(0)]])
     assert BigEarthNetv2(root, metadata=path).ids.tolist() == [s1_name(2), s1_name(0)]
+    path = write_csv(root / "no_header.csv", [[s1_name(2)], [s1_name(0)]])
+    fails(lambda: BigEarthNetv2(root, metadata=path, id_col=0), "no_header.csv: has no header", s1_name(2))
