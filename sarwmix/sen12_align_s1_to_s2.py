@@ -347,7 +347,7 @@ def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SI
 
 
 def _read_input(raw, s1_list):
-    load("osgeo.gdal", "warping images")
+    load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
     if not raw.is_dir():
         raise DataError(f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images")
     return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)

@@ -86,6 +86,13 @@ def test_what_cannot_be_written_is_one_line_before_any_work(tmp_path, absent, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "v1"]
 
 
+def test_ranks_that_cannot_find_each_other_are_one_line(tmp_path, absent, capsys, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    words = "running under mpirun or srun needs mpi4py, which is not installed; pip install mpi4py"
+    assert words in refusal(simulate.main, ["--patches", 8, "--out", tmp_path / "out"], capsys)
+    assert "--patches" in refusal(simulate.main, ["--patches", "x", "--out", tmp_path / "out"], capsys)
+
+
 def test_a_package_that_cannot_be_imported_is_named_with_the_reason(tmp_path, monkeypatch):
     def broken(name):
         raise ImportError("libgdal.so.34: cannot open\nshared object file")
