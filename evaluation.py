@@ -8,7 +8,7 @@ from pretrained import FLOOD_SIZE, TASKS, build_model, build_preparation, check_
 from sarwmix.catalogue import DATASETS
 from sarwmix.errors import DataError
 from util.checkpoint import load_checkpoint
-from util.datasets import build_dataset, build_test_loader, check_data
+from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
 from util.errors import Interrupted, UsageError
 from util.export import export
 from util.feeding import flags_of, settle_input
@@ -67,7 +67,7 @@ def use_checkpoint(args, ranks):
     state, args = ranks.together(lambda: open_checkpoint(args))
     task, path, metrics = TASKS[args.dataset], args.checkpoint, {}
     if args.eval or args.embed:
-        dataset = ranks.together(lambda: build_dataset(args, supervised=True))
+        dataset = drop_missing(ranks.together(lambda: build_dataset(args, supervised=bool(args.eval))), args, ranks)
         args.input_size = args.input_size or dataset.size
         check_data(dataset, args, ranks)
         model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)

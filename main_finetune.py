@@ -24,7 +24,7 @@ from sarwmix.catalogue import DATASETS, SPLITS
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data
+from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
 from util.errors import UsageError
@@ -350,7 +350,7 @@ def report(args, ranks, training, splits, selection, folder, pauses):
 def finetune(args, ranks):
     """The whole job, from flags to the evaluation of the selected checkpoint."""
     started = time.monotonic()
-    splits = ranks.together(lambda: build_splits(args))
+    splits = {name: drop_missing(dataset, args, ranks) for name, dataset in ranks.together(lambda: build_splits(args)).items()}
     args.input_size = args.input_size or splits["train"].size
     if args.val_split == args.test_split:
         log.warning("the checkpoint is selected on the split it is tested on, so its test figures are optimistic; %s",

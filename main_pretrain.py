@@ -18,7 +18,8 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import initialise, load_checkpoint, write_atomically
-from util.datasets import ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, telling_ids
+from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing, fill_statistics,
+                           telling_ids)
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
 from util.errors import UsageError
@@ -140,7 +141,7 @@ def build_training(args, device):
 
 def prepare_data(args, ranks):
     """The dataset, its loader and a summary for run.json, all checked before training. Raises DataError, UsageError."""
-    dataset = ranks.together(lambda: build_dataset(args))
+    dataset = drop_missing(ranks.together(lambda: build_dataset(args)), args, ranks)
     loader = ranks.together(lambda: build_loader(ImagesWithIds(dataset), args, ranks))
     return dataset, loader, check_data(dataset, args, ranks)
 
@@ -178,7 +179,7 @@ def run_inference(args, ranks):
     Model, input size and statistics are those a checkpoint says it was trained with, those of --dataset where it does
     not say; the numbers go into an .npz.
     """
-    dataset = build_dataset(args)
+    dataset = drop_missing(build_dataset(args), args)
     ids = telling_ids(dataset, args.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False

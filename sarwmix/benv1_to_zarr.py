@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from sarwmix.bigearthnet import CHANNELS, SIZE, check_root, join_listings, read_csv_rows, refuse_duplicates
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import check_room, claimed, put_in_place, sha256_of, write_csv
+from sarwmix.packages import load
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +92,11 @@ def _patch_in_memory():
     Making a group and arrays takes longer than reading, compressing and writing. A file for each array, beside its
     metadata, rather than in folders of its own: there are half a million patches.
     """
-    files = {}
+    files, zarr = {}, load("zarr", "writing a Zarr store")
+    codecs = zarr.codecs
     group = zarr.create_group(files, zarr_format=3)
     arrays = [group.create_array(channel, shape=(SIZE, SIZE), chunks=(SIZE, SIZE), dtype="float32", fill_value=np.nan,
-                                 serializer=BytesCodec(endian="little"), compressors=[ZstdCodec(level=3), Crc32cCodec()],
+                                 serializer=codecs.BytesCodec(endian="little"), compressors=[codecs.ZstdCodec(level=3), codecs.Crc32cCodec()],
                                  chunk_key_encoding={"name": "default", "separator": "."}, config={"write_empty_chunks": True})
               for channel in CHANNELS]
     return files, group, arrays
@@ -171,6 +171,7 @@ def _chunks(items):
 
 
 def _open(root):
+    load("zarr", "writing a Zarr store")
     source = open_store(check_root(root))
     if isinstance(source, ZarrStore):
         raise DataError(f"--root {root}: is a Zarr store already; give the folder of patch folders")
@@ -203,7 +204,7 @@ def _prepare(out, target, patches):
         shutil.rmtree(path)
     check_room([("--out", out, DISK_BYTES * (patches - len(target.patches())))])
     files = {}
-    zarr.create_group(files, zarr_format=3)
+    load("zarr", "writing a Zarr store").create_group(files, zarr_format=3)
     for folder in (target.folder.parent, target.folder):
         put_in_place(folder / "zarr.json", lambda path: path.write_bytes(files["zarr.json"].to_bytes()))
 

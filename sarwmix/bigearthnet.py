@@ -8,6 +8,7 @@ GRSM 2021; datasets/README.md.
 import copy
 import csv
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -21,8 +22,9 @@ import torch
 from torch.utils.data import Dataset
 
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.layouts import whereabouts
 from sarwmix.plausibility import FIRST_LOOK, check_decibels, judge
-from sarwmix.rasters import read_band
+from sarwmix.rasters import load_rasterio, read_band
 from sarwmix.tally import Tally
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
@@ -31,9 +33,11 @@ SPLITS = ("train", "val", "test", "train_val", "all")
 THREADS = 32  # for file systems whose every answer takes a millisecond, not for cores
 AT_ONCE = 5e-5  # seconds: an answer that comes sooner comes from memory, and threads would only be in each other's way
 
-_S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
+S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
+
+log = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------------------------------------------
 # classes and labels
@@ -148,7 +152,7 @@ def _without_nul(lines):
         yield line
 
 
-def check_names(names, where, pattern=_S1_NAME, kind="S1 patch"):
+def check_names(names, where, pattern=S1_NAME, kind="S1 patch"):
     """DataError listing the names that cannot be patch names: too few parts, or characters that could leave the folder.
 
     where: row -> where it was named.
@@ -213,6 +217,21 @@ def in_threads(function, items):
     return results
 
 
+def labelled(listing, source, unknown=False):
+    """The rows of a listing that have a label, or whose labels are `unknown` (a mask): those of patches that are missing.
+
+    Raises DataError, which names the `source` of the labels, if there are none.
+    """
+    keep = listing.labels.any(axis=1) | unknown
+    log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
+    if not keep.any():
+        raise DataError(
+            f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels: pretraining, --embed "
+            "and sarwmix.statistics alone do without them"
+        )
+    return listing.take(keep)
+
+
 def refuse_duplicates(listing):
     """Raises DataError if an id is listed twice: count, and where the first five are."""
     names = listing.ids.tolist()
@@ -230,7 +249,7 @@ def refuse_duplicates(listing):
 
 
 class Store:
-    """The images of patches under one folder: GeoTIFFs, one for each channel. Other kinds override all but `image`."""
+    """The images of patches under one folder: files, one for each channel. Other kinds override all but `image`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -242,6 +261,14 @@ class Store:
     def missing(self, patch):
         """The channels of a patch that are not there, or empty. Looks, and reads nothing."""
         return [channel for channel in CHANNELS if not _has_content(self.path(patch, channel))]
+
+    def whereabouts(self, patch, channel):
+        """For a message: where a channel that is missing was looked for, and what is there instead."""
+        return whereabouts(self.path(patch, channel))
+
+    def require(self):
+        """Raises DataError if a package that reading needs is not installed."""
+        load_rasterio()
 
     def bands(self, patch, max_nonfinite):
         """[VH, VV] of a patch, (H, W) float32 dB. Raises DataError, which names what cannot be read."""
@@ -259,6 +286,17 @@ class Store:
         image = np.stack(bands)
         check_decibels(image, lambda channel: self.path(patch, channel))
         return image
+
+
+class PatchFolders(Store):
+    """A folder of GeoTIFFs in a Layout."""
+
+    def __init__(self, layout):
+        super().__init__(layout.folder)
+        self._layout = layout
+
+    def path(self, patch, channel):
+        return f"{self._layout.folder_of(patch)}/{patch}_{channel}{self._layout.suffix}"
 
 
 def _has_content(path):
@@ -283,6 +321,7 @@ class BigEarthNet(Dataset):
     CHANNELS, UNITS = CHANNELS, "dB"
     CLASSES = CLASSES
     SIZE = SIZE
+    left_out = None  # samples that were left out because their images are missing, where that was asked for
 
     def __init__(self, root, split, store, listing, max_nonfinite):
         refuse_duplicates(listing)
@@ -314,6 +353,10 @@ class BigEarthNet(Dataset):
     def where(self, i):
         """Where sample i was named: "benv2_train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based row)."""
         return self._listing.where(i)
+
+    def require(self):
+        """Raises DataError if a package that reading needs is not installed."""
+        self._store.require()
 
     @property
     def groups(self):
@@ -362,7 +405,19 @@ class BigEarthNet(Dataset):
             "samples": len(self),
             "class_counts": None if labels is None else dict(zip(CLASSES, labels.sum(0, dtype=int).tolist())),
             "fingerprint": hashlib.sha256("\n".join(self.ids.tolist()).encode()).hexdigest(),
-        }
+        } | ({} if self.left_out is None else {"left_out": self.left_out})
+
+    def missing(self, start=0, step=1):
+        """Those of every step-th sample from `start` whose images are missing or empty: their positions.
+
+        Ranks share the work with start=rank, step=world size.
+        """
+        return [i for i, _ in self._incomplete(range(len(self))[start::step])]
+
+    def _incomplete(self, rows):
+        """[(sample, its channels that are missing or empty)]."""
+        found = in_threads(lambda i: self._store.missing(str(self.ids[i])), rows)
+        return [(i, lost) for i, lost in zip(rows, found) if lost]
 
     def check_files(self, start=0, step=1):
         """Raises DataError if images of every step-th sample from `start` are missing or empty: count, first five.
@@ -370,13 +425,13 @@ class BigEarthNet(Dataset):
         Ranks share the work with start=rank, step=world size.
         """
         rows = range(len(self))[start::step]
-        found = in_threads(lambda i: self._store.missing(str(self.ids[i])), rows)
-        missing = [(i, lost) for i, lost in zip(rows, found) if lost]
+        missing = self._incomplete(rows)
         if missing:
+            i, lost = missing[0]
             raise data_error(
-                f"{len(missing)} of {len(rows)} samples lack data",
+                f"{len(missing)} of {len(rows)} samples lack data (--skip_missing leaves them out, --skip_bad when they are packed)",
                 [f"{self.ids[i]} {' and '.join(lost)} ({self.where(i)})" for i, lost in missing],
-                f"restore them in {self._store.folder}, or remove these rows",
+                f"{self._store.whereabouts(str(self.ids[i]), lost[0])}; restore them in {self._store.folder}, or remove these rows",
             )
 
     def check_units(self, expected=None, samples=32):

@@ -8,21 +8,22 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-import zarr
 
 from sarwmix.bigearthnet import (
     CHANNELS,
+    CLASSES,
     CLC43,
     SIZE,
     BigEarthNet,
     Listing,
-    Store,
+    PatchFolders,
     as_paths,
     check_names,
     check_root,
     check_split,
     in_threads,
     join_listings,
+    labelled,
     multi_hot,
     place_name,
     read_csv_rows,
@@ -30,10 +31,12 @@ from sarwmix.bigearthnet import (
 )
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import read_json
+from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
+from sarwmix.packages import PACK_ELSEWHERE, load
 from sarwmix.rasters import MOST_PIXELS, check_nonfinite
 
 INNER = "BigEarthNet-S1-v1.0"
-S1_START, S2_START = re.compile(r"S1[A-Z]_"), re.compile(r"S2[A-Z]_")
+S2_START = re.compile(r"S2[A-Z]_")
 S2_NAMES = re.compile(r"S2[A-Z](?:_[A-Za-z0-9-]+){3,}"), "S2 patch"
 
 log = logging.getLogger(__name__)
@@ -42,16 +45,16 @@ log = logging.getLogger(__name__)
 class BigEarthNetv1(BigEarthNet):
     """BigEarthNet v1: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder of patch folders, or that holds BigEarthNet-S1-v1.0; or a Zarr store (format 2 or 3) with groups
-    sentinel1/<patch>, their arrays VH and VV and attribute `labels`.
+    root: the folder of patch folders, or that holds BigEarthNet-S1-v1.0 (for other layouts see `find_layout`); or a Zarr
+    store (format 2 or 3) with groups sentinel1/<patch>, their arrays VH and VV and attribute `labels`.
     split: train, val (or validation), test, train_val, all. metadata: one list of patches or several, which are taken
     whole; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
     Lists are the official ones (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col
     (0-based; by default the second one, else the first that holds such names). S2 names are looked up in the JSON
     files, which reads all of them: lists with S1 names start faster. Without any list, the splits all and train_val are
     every patch there is, sorted.
-    keep_unlabelled: a patch left without a 19-class label stays (pretraining; labels are then read per item), or is
-    dropped (supervised work; reads all labels first).
+    keep_unlabelled: a patch without a 19-class label, or without any JSON file that says one, stays (pretraining; labels
+    are then read per item), or is dropped (supervised work; reads all labels first).
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for lists and labels that cannot be used; `check_files` and `check_units` look at the images.
     Source: Sumbul et al., BigEarthNet-MM, IEEE GRSM 2021.
@@ -65,7 +68,7 @@ class BigEarthNetv1(BigEarthNet):
     ):
         root, split = check_root(root), check_split(split)
         store = open_store(root)
-        self.metadata = _default_lists(root, split) if metadata is None else as_paths(metadata)
+        self.metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
         if self.metadata:
             by_s2_name = cache(lambda: patches_by_s2_name(store))  # the same for all lists, if any needs it
             listing = join_listings([
@@ -75,7 +78,8 @@ class BigEarthNetv1(BigEarthNet):
             listing = every_patch(store)
             log.info("%s: no split lists: split %s is every patch, %d", root, split, len(listing.ids))
         if not keep_unlabelled:
-            listing = _labelled(store, listing)
+            listing.labels, absent = _read_all_labels(store, listing.ids.tolist(), logging.WARNING)
+            listing = labelled(listing, store.folder, absent)
         super().__init__(root, split, store, listing, max_nonfinite)
 
     def check_files(self, start=0, step=1):
@@ -87,7 +91,8 @@ class BigEarthNetv1(BigEarthNet):
 
     def _labels(self, i):
         if self._listing.labels is None:
-            return self._store.metadata(str(self.ids[i])).labels()
+            labels = self._store.labels(str(self.ids[i]))
+            return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
         return super()._labels(i)
 
 
@@ -125,24 +130,37 @@ class Metadata:
         return name
 
 
-class FolderStore(Store):
-    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
-
-    def path(self, patch, channel):
-        return f"{self.folder}/{patch}/{patch}_{channel}.tif"
+class FolderStore(PatchFolders):
+    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json, or as the Layout says."""
 
     def patches(self):
         """Sorted names of the patches there are."""
-        try:
-            with os.scandir(self.folder) as entries:
-                return sorted(entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir())
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot be listed ({error.strerror}); check --data_path") from error
+        if not self._layout.acquisitions:
+            return sorted(_names_in(self.folder))
+        return sorted(name for acquisition in _names_in(self.folder) for name in _names_in(f"{self.folder}/{acquisition}"))
 
     def metadata(self, patch):
         """The Metadata of a patch, from its JSON file."""
-        path = f"{self.folder}/{patch}/{patch}_labels_metadata.json"
+        path = f"{self._layout.folder_of(patch)}/{patch}_labels_metadata.json"
         return Metadata(path, _read_object(path))
+
+    def labels(self, patch):
+        """(19,) uint8 of a patch, or None where nothing says them: no file, or no labels in it. Raises DataError for the rest."""
+        try:
+            metadata = self.metadata(patch)
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and self._can_lack_metadata(patch):
+                return None
+            raise
+        return None if metadata.content.get("labels") is None else metadata.labels()
+
+    def has(self, patch):
+        """Whether there is a folder of a patch."""
+        return os.path.isdir(self._layout.folder_of(patch))
+
+    def _can_lack_metadata(self, patch):
+        """Whether a patch without metadata is not damaged."""
+        return True
 
 
 class ZarrStore(FolderStore):
@@ -153,7 +171,7 @@ class ZarrStore(FolderStore):
     """
 
     def __init__(self, root):
-        super().__init__(root / "sentinel1")
+        super().__init__(Layout(root / "sentinel1", acquisitions=False))
 
     def path(self, patch, channel):
         return f"{self.folder}/{patch}/{channel}"
@@ -165,11 +183,31 @@ class ZarrStore(FolderStore):
         path = f"{self.folder}/{patch}/.zattrs"
         return Metadata(path, _read_object(path))
 
+    def _can_lack_metadata(self, patch):
+        # In format 2 attributes are a file of their own.
+        return os.path.exists(f"{self.folder}/{patch}/.zgroup") or not self.has(patch)
+
     def missing(self, patch):
         return [channel for channel in CHANNELS if not _has_chunk(self.path(patch, channel))]
 
+    def require(self):
+        _zarr()
+
     def bands(self, patch, max_nonfinite):
         return [_read_array(self.path(patch, channel), max_nonfinite) for channel in CHANNELS]
+
+
+def _zarr():
+    return load("zarr", "reading a Zarr store", PACK_ELSEWHERE)
+
+
+def _names_in(folder):
+    """Names of the folders in a folder that are called as patches or acquisitions are."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check --data_path") from error
 
 
 def _has_chunk(path):
@@ -183,6 +221,7 @@ def _has_chunk(path):
 
 def _read_array(path, max_nonfinite):
     """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
+    zarr = _zarr()
     try:
         array = zarr.open_array(path, mode="r")
         held = f"{array.dtype} of shape {array.shape}"
@@ -203,7 +242,8 @@ def open_store(root):
         if not (root / "sentinel1").is_dir():
             raise DataError(f"{root}: this Zarr store has no group sentinel1; check --data_path")
         return ZarrStore(root)
-    return FolderStore(root / INNER if (root / INNER).is_dir() else root)
+    layout = find_layout(root, INNER, acquisitions=False)
+    return FolderStore(layout or Layout(root / INNER if (root / INNER).is_dir() else root, acquisitions=False))
 
 
 def _read_object(path):
@@ -228,9 +268,13 @@ def _of_each(read, patches):
     return in_threads(attempt, patches)
 
 
-def _read_all_labels(store, patches):
-    """(N, 19) uint8. Raises DataError for those that cannot be read: count and the first five."""
-    labels = _of_each(lambda patch: store.metadata(patch).labels(), patches)
+def _read_all_labels(store, patches, level=logging.INFO):
+    """((N, 19) uint8, all 0 where nothing says them; (N,) bool, which patches are absent).
+
+    Raises DataError for labels that cannot be read: count and the first five. level: at which those are logged that nothing
+    says.
+    """
+    labels = _of_each(store.labels, patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
     if problems:
         raise data_error(
@@ -238,17 +282,15 @@ def _read_all_labels(store, patches):
             problems,
             "restore them, or take these patches out of the lists",
         )
-    return np.array(labels, np.uint8)
-
-
-def _labelled(store, listing):
-    """The rows that have a 19-class label, with their labels."""
-    listing.labels = _read_all_labels(store, listing.ids.tolist())
-    keep = listing.labels.any(axis=1)
-    log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
-    if not keep.any():
-        raise DataError(f"{store.folder}: none of the {len(keep)} patches has a 19-class label; check the lists")
-    return listing.take(keep)
+    absent = np.array([label is None and not store.has(patch) for patch, label in zip(patches, labels)])
+    unsaid = [patch for patch, label, gone in zip(patches, labels, absent) if label is None and not gone]
+    if unsaid:
+        log.log(
+            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their JSON files",
+            store.folder, len(unsaid), len(patches), unsaid[0],
+        )  # fmt: skip
+    nothing = np.zeros(len(CLASSES), np.uint8)
+    return np.array([nothing if label is None else label for label in labels], np.uint8), absent
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -260,14 +302,16 @@ def every_patch(store):
     names = store.patches()
     place = f"{store.folder.name}/"
     if not names:
-        raise DataError(f"{store.folder}: holds no patch folders (S1A_… or S1B_…); check --data_path")
+        held = [folder.name for folder in folders_in(store.folder)]
+        shown = f"only {', '.join(held[:3])}{', …' if held[3:] else ''}" if held else "no folder at all"
+        raise DataError(f"{store.folder}: holds no patch folders (S1A_… or S1B_…), {shown}; check --data_path")
     check_names(names, lambda i: f"{place}{names[i]}")
     return Listing(np.array(names, dtype=str), None, (place,))
 
 
-def _default_lists(root, split):
+def _default_lists(root, store, split):
     """Paths of the split's lists; none if there are no lists at all and the split can do without."""
-    for folder in [root] if (root / INNER).is_dir() else [root, root.parent]:
+    for folder in places_of_lists(root, root if isinstance(store, ZarrStore) else store.folder, INNER):
         if any((folder / f"benv1_{part}.csv").exists() for part in ("train", "val", "test", "train_val")):
             lists = split_lists(folder, "benv1", split)
             missing = [str(path) for path in lists if not path.exists()]
@@ -324,7 +368,8 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
         raise data_error(
             f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
             lost,
-            f"copy the missing patches to {store.folder}, or remove these rows",
+            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which --skip_missing "
+            "leaves out what is missing",
         )
     return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))
 

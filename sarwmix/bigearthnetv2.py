@@ -10,14 +10,16 @@ import pyarrow.parquet as pq
 
 from sarwmix.bigearthnet import (
     CLASSES,
+    S1_NAME,
     BigEarthNet,
     Listing,
-    Store,
+    PatchFolders,
     as_paths,
     check_names,
     check_root,
     check_split,
     join_listings,
+    labelled,
     multi_hot,
     parse_labels,
     place_name,
@@ -25,6 +27,7 @@ from sarwmix.bigearthnet import (
     split_lists,
 )
 from sarwmix.errors import DataError, data_error, quoted
+from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
 from sarwmix.lmdb_store import LmdbStore, is_lmdb
 
 IMAGES = "BigEarthNet-S1"
@@ -38,12 +41,15 @@ log = logging.getLogger(__name__)
 class BigEarthNetv2(BigEarthNet):
     """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder that holds BigEarthNet-S1/, else the authors' LMDB or a folder that holds one.
+    root: the folder that holds BigEarthNet-S1/ (for other layouts see `find_layout`), else the authors' LMDB or a folder
+    that holds one.
     split: train, val (or validation), test, train_val, all.
     metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
-    in root, else the split's benv2_*.csv there; if root is the LMDB itself, they may also lie beside it. Files with a
-    `split` column are filtered by it, also those given here: split="all" takes every row. A CSV without that column is
-    taken whole, for whatever split it is given.
+    in root, else the split's benv2_*.csv there; they may also lie in the folder of images or the LMDB, and, if root is
+    that folder, beside it. Files with a `split` column are filtered by it, also those given here: split="all" takes every
+    row. A CSV without that column is taken whole, for whatever split it is given.
+    keep_unlabelled: a patch without a label stays, all its 19 labels 0, and the column of labels may be absent; or it is
+    dropped (supervised work).
     include_snow_cloud: the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which lies where
     metadata.parquet does, come after those of the official metadata.
     id_col: number (0-based) of the column with the S1 names, for files that do not call it s1_name.
@@ -55,19 +61,25 @@ class BigEarthNetv2(BigEarthNet):
     MEAN, STD = (-19.1966, -12.5144), (5.4501, 5.0019)
 
     def __init__(
-        self, root, split="train_val", metadata=None, id_col=None, max_nonfinite=0.01, include_snow_cloud=False
-    ):
+        self, root, split="train_val", metadata=None, id_col=None, max_nonfinite=0.01, include_snow_cloud=False,
+        keep_unlabelled=True
+    ):  # fmt: skip
         root, split = check_root(root), check_split(split)
+        store = _find_store(root)
         if metadata is None:
-            self.metadata = _default_metadata(root, split, include_snow_cloud)
+            self.metadata = _default_metadata(root, store, split, include_snow_cloud)
         elif include_snow_cloud:
             raise DataError("--include_snow_cloud goes with the default metadata; name its file with --metadata as well")
         else:
             self.metadata = as_paths(metadata)
-        store = _open_store(root)
+        if store is None:
+            raise DataError(
+                f"{root / IMAGES}: no such folder, no folder with patches is in {root}, and no LMDB (data.mdb); "
+                f"{_content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
+            )
         parts, listed, counts = [], Counter(), []
         for path in self.metadata:
-            listing, splits = read_metadata(path, place_name(path, root), id_col)
+            listing, splits = read_metadata(path, place_name(path, root), id_col, need_labels=not keep_unlabelled)
             listed.update(splits)
             counts.append(len(listing.ids))
             parts.append(_of_split(listing, splits, split, path))
@@ -81,6 +93,11 @@ class BigEarthNetv2(BigEarthNet):
         empty = [str(path) for path, count in zip(self.metadata, counts) if count == 0]
         if empty:
             raise data_error(f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again")
+        unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
+        if unlabelled and not keep_unlabelled:
+            listing = labelled(listing, ", ".join(map(str, self.metadata)))
+        elif unlabelled:
+            log.info("%d of %d patches have no label, and stay", unlabelled, len(listing.ids))
         super().__init__(root, split, store, listing, max_nonfinite)
 
 
@@ -88,42 +105,42 @@ class BigEarthNetv2(BigEarthNet):
 # where images and metadata are
 
 
-class SceneFolders(Store):
-    """Folders of patches in folders of acquisitions: <s1_name without its last 3 parts>/<s1_name>/<s1_name>_{VH,VV}.tif."""
+def _find_store(root):
+    """The folders if BigEarthNet-S1 is there, else the LMDB, else folders in another layout; None if there is nothing.
 
-    def path(self, patch, channel):
-        return f"{self.folder}/{patch.rsplit('_', 3)[0]}/{patch}/{patch}_{channel}.tif"
-
-
-def _open_store(root):
-    """The folders if they are there, else the LMDB. Raises DataError if there is neither, or more than one LMDB."""
-    if (root / IMAGES).is_dir():
-        return SceneFolders(root / IMAGES)
-    if is_lmdb(root):
-        return LmdbStore(root)
-    found = sorted(folder for folder in root.iterdir() if is_lmdb(folder))
-    if len(found) > 1:
-        raise data_error(f"{root} holds {len(found)} LMDBs", [folder.name for folder in found], "give one with --data_path")
-    if not found:
-        raise DataError(
-            f"{root / IMAGES}: no such folder, and no LMDB (data.mdb) is in {root}; give the folder that holds "
-            f"{IMAGES}, or the LMDB, with --data_path"
-        )
-    return LmdbStore(found[0])
+    Raises DataError for more than one.
+    """
+    if not (root / IMAGES).is_dir():
+        found = [root] if is_lmdb(root) else [folder for folder in folders_in(root) if is_lmdb(folder)]
+        if len(found) > 1:
+            raise data_error(
+                f"{root} holds {len(found)} LMDBs", [folder.name for folder in found], "give one with --data_path"
+            )
+        if found:
+            return LmdbStore(found[0])
+    layout = find_layout(root, IMAGES, acquisitions=True)
+    if layout is None and (root / IMAGES).is_dir():
+        layout = Layout(root / IMAGES, acquisitions=True)  # without any patch, which check_files will say
+    return layout and PatchFolders(layout)
 
 
-def _default_metadata(root, split, include_snow_cloud):
+def _content_of(root):
+    names = [folder.name for folder in folders_in(root)]
+    return f"it holds the folders {', '.join(names[:3])}{', …' if names[3:] else ''}" if names else "it holds no folder"
+
+
+def _default_metadata(root, store, split, include_snow_cloud):
     """metadata.parquet, else the CSV dumps of the split; then the snow and cloud patches. Raises DataError if one lacks."""
-    beside = not (root / IMAGES).is_dir() and is_lmdb(root)
-    for folder in (root, root.absolute().parent) if beside else (root,):
+    for folder in [root] if store is None else places_of_lists(root, store.folder, IMAGES):
         official = folder / OFFICIAL
         chosen = [official] if official.exists() else split_lists(folder, "benv2", split)
         missing = [path.name for path in chosen if not path.exists()]
         if not missing:
             return chosen + ([snow_cloud_beside(official)] if include_snow_cloud else [])
+    beside = " or beside it" if store is not None and store.folder == root else ""
     raise DataError(
-        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{' or beside it' if beside else ''}; "
-        "copy the dataset's metadata into it"
+        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, or name "
+        "them with --metadata"
     )
 
 
@@ -143,10 +160,13 @@ def is_parquet(path):
     return path.suffix.lower() in (".parquet", ".pq")
 
 
-def read_metadata(path, place, id_col):
-    """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages."""
+def read_metadata(path, place, id_col, need_labels=True):
+    """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages.
+
+    need_labels: whether a file without a column of labels is an error; rows may be without a label in any case.
+    """
     read = _read_parquet if is_parquet(path) else _read_csv
-    lines, names, labels, splits = read(path, id_col)
+    lines, names, labels, splits = read(path, id_col, need_labels)
     splits = ["val" if value == "validation" else value for value in splits]
     place += ": row " if is_parquet(path) else ":"
 
@@ -164,32 +184,34 @@ def read_metadata(path, place, id_col):
     return Listing(np.array(names, dtype=str), _encode(*labels, where), (place,), line=np.array(lines, np.int64)), splits
 
 
-def _columns(path, header, id_col):
+def _columns(path, header, id_col, need_labels):
     """Numbers of the columns with the S1 name, the labels and the split (or None). Raises DataError if one lacks."""
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
-    for name in ("labels",) if id_col is not None else ("labels", "s1_name"):
+    if id_col is not None and S1_NAME.fullmatch(header[id_col]):
+        raise DataError(f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it")
+    for name in (*(("s1_name",) if id_col is None else ()), *(("labels",) if need_labels else ())):
         if name not in header:
             remedy = "restore its header" + (", or give the column's number with --id_col" if name == "s1_name" else "")
             raise DataError(f"{path}: has no column {name} (columns: {', '.join(map(quoted, header))}); {remedy}")
     for name in ("labels", "split", *(("s1_name",) if id_col is None else ())):
         if header.count(name) > 1:
             raise DataError(f"{path}: has {header.count(name)} columns {name}; remove all but one")
-    split = header.index("split") if "split" in header else None
-    return header.index("s1_name") if id_col is None else id_col, header.index("labels"), split
+    labels, split = (header.index(name) if name in header else None for name in ("labels", "split"))
+    return header.index("s1_name") if id_col is None else id_col, labels, split
 
 
-def _read_parquet(path, id_col):
+def _read_parquet(path, id_col, need_labels):
     """(row numbers from 0, S1 names, labels as `_encode` takes them, splits) of a parquet file."""
     try:
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
-            columns = [None if k is None else header[k] for k in _columns(path, header, id_col)]
+            columns = [None if k is None else header[k] for k in _columns(path, header, id_col, need_labels)]
             table = file.read(columns=[name for name in columns if name])
-        ids, labels, *splits = (table[name] for name in columns if name)
+        ids, labels, splits = (name and table[name] for name in columns)
         names = ["" if name is None else str(name) for name in ids.to_pylist()]
-        labels = _numbered_lists(labels.combine_chunks())
-        splits = splits[0].to_pylist() if splits else ()
+        labels = ([0] * len(names), [()]) if labels is None else _numbered_lists(labels.combine_chunks())
+        splits = () if splits is None else splits.to_pylist()
     except DataError:
         raise
     except (OSError, ValueError, LookupError, OverflowError, pa.ArrowException) as error:
@@ -212,7 +234,8 @@ def _numbered_lists(column):
             numbers, distinct = _numbered(text[start:end] for start, end in zip([0, *ends], ends))
             return numbers, [tuple(known[k] for k in key) for key in distinct]
     return _numbered(
-        tuple(map(_label_name, value)) if isinstance(value, list) else str(value) for value in column.to_pylist()
+        () if value is None else tuple(map(_label_name, value)) if isinstance(value, list) else str(value)
+        for value in column.to_pylist()
     )
 
 
@@ -233,7 +256,7 @@ def _label_name(value):
     return value if isinstance(value, str) else repr(value)
 
 
-def _read_csv(path, id_col):
+def _read_csv(path, id_col, need_labels):
     """(line numbers from 1, S1 names, labels as `_encode` takes them, splits) of a CSV dump with a header row."""
     lines, names, labels, splits, ragged = [], [], [], [], []
     distinct = Numbers()
@@ -241,14 +264,14 @@ def _read_csv(path, id_col):
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     if not header:
         raise DataError(f"{path}: is empty; copy it again")
-    id_at, labels_at, split_at = _columns(path, header, id_col)
+    id_at, labels_at, split_at = _columns(path, header, id_col, need_labels)
     for line, row in rows:
         if len(row) != len(header):
             ragged.append(f"{path.name}:{line}")
             continue
         lines.append(line)
         names.append(row[id_at].strip())
-        labels.append(distinct[row[labels_at]])
+        labels.append(distinct[() if labels_at is None or not row[labels_at].strip() else row[labels_at]])
         if split_at is not None:
             splits.append(row[split_at].strip())
     if ragged:
@@ -261,14 +284,14 @@ def _read_csv(path, id_col):
 
 
 def _encode(numbers, distinct, where):
-    """(N, 19) uint8. distinct: the few thousand different tuples of names or printed lists; numbers (N,): the one of each row."""
+    """(N, 19) uint8. distinct: the few thousand different tuples of names or printed lists; numbers (N,): the one of each row.
+
+    Without a name in it, all labels of a row are 0.
+    """
     table, problems = np.zeros((len(distinct), len(CLASSES)), np.uint8), {}
     for number, value in enumerate(distinct):
         try:
-            names = value if isinstance(value, tuple) else parse_labels(value)
-            if not names:
-                raise DataError("no label")
-            table[number] = multi_hot(names)
+            table[number] = multi_hot(value if isinstance(value, tuple) else parse_labels(value))
         except DataError as error:
             problems[number] = str(error)
     if problems:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The datasets by name, and from a name and a folder to a dataset, in whatever layout the folder has it."""
+import logging
+
+import numpy as np
+
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.errors import DataError
@@ -9,11 +13,13 @@ from sarwmix.sen12flood_loader import FloodDataset
 DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
 SPLITS = ("train", "val", "test", "train_val", "all")
 
+log = logging.getLogger(__name__)
+
 
 def add_source_flags(group):
     """Flags that say where the data lies, what is in it, and what makes an image unusable."""
     group.add_argument("--data_path", metavar="DIR",
-                       help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or the authors' LMDB; "
+                       help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the authors' LMDB; "
                             "benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and test/ with "
                             "pair files, or of images/ and pairs_*.csv")
     group.add_argument("--metadata", nargs="+", metavar="FILE",
@@ -24,6 +30,30 @@ def add_source_flags(group):
                        help="benv2: add the patches with seasonal snow, cloud or shadow, which the official metadata leave out")
     group.add_argument("--max_nonfinite", type=float, default=0.01, metavar="SHARE",
                        help="share of NaN, infinite or no-data pixels above which an image is an error")
+
+
+def add_skip_missing_flag(group):
+    """--skip_missing, for `leave_out`; None where it was not given, so that runs from before the flag are of the same kind."""
+    group.add_argument("--skip_missing", action="store_true", default=None,
+                       help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with an "
+                            "error; a packed store is made without them by sarwmix.pack --skip_bad")
+
+
+def leave_out(dataset, missing):
+    """A dataset without the samples at these positions, whose images are missing, for --skip_missing.
+
+    Logs how many they are, and has `describe` say it. Raises DataError if nothing is left.
+    """
+    if len(missing) == len(dataset):
+        dataset.check_files()
+    part = dataset.subset(np.setdiff1d(np.arange(len(dataset)), missing))
+    part.left_out = len(missing)
+    if missing:
+        log.warning("%d of %d samples of split '%s' are left out, as their images are missing, the first is %s; restore them to use them",
+                    len(missing), len(dataset), dataset.split, dataset.ids[missing[0]])
+    else:
+        log.info("no sample of split '%s' is missing", dataset.split)
+    return part
 
 
 def open_dataset(dataset, root, split, metadata=None, id_col=None, include_snow_cloud=False, max_nonfinite=0.01, supervised=False,
@@ -45,6 +75,7 @@ def open_dataset(dataset, root, split, metadata=None, id_col=None, include_snow_
     if kind is FloodDataset:
         return kind(root, val_fraction=val_fraction, seed=seed, **options)
     options["id_col"] = id_col
-    if kind is BigEarthNetv1:
-        return kind(root, keep_unlabelled=not supervised, **options)
-    return kind(root, include_snow_cloud=include_snow_cloud, **options)
+    options["keep_unlabelled"] = not supervised
+    opened = kind(root, **options) if kind is BigEarthNetv1 else kind(root, include_snow_cloud=include_snow_cloud, **options)
+    opened.require()
+    return opened

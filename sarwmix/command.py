@@ -24,7 +24,11 @@ class Command(argparse.ArgumentParser):
                          formatter_class=_Help)
 
     def error(self, message):
-        if Crew.start(1).is_main:
+        try:
+            speaks = Crew.start(1).is_main
+        except DataError:
+            speaks = True
+        if speaks:
             sys.stderr.write(f"{self.prog}: error: {message}\n")
         sys.exit(2)
 
@@ -42,7 +46,10 @@ def run_command(parser, work, argv=None):
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers {args.workers}: must be at least 1")
-    crew = Crew.start(args.workers)
+    try:
+        crew = Crew.start(args.workers)
+    except DataError as error:
+        parser.error(str(error))
     logging.basicConfig(level=logging.INFO if crew.is_main else logging.WARNING, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
     try:
         work(args, crew)

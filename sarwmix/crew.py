@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 
+from sarwmix.packages import load
+
 log = logging.getLogger(__name__)
 
 MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")      # what Open MPI, MPICH and srun set for their processes
@@ -23,10 +25,10 @@ class Crew:
 
     @classmethod
     def start(cls, workers):
-        """The ranks that mpirun or srun started, or this process alone."""
+        """The ranks that mpirun or srun started, or this process alone. Raises DataError if mpi4py, which finds them, is absent."""
         if not any(sign in os.environ for sign in MPI_SIGNS):
             return cls(workers)
-        from mpi4py import MPI
+        MPI = load("mpi4py.MPI", "running under mpirun or srun")
         return cls(workers, MPI.COMM_WORLD if MPI.COMM_WORLD.Get_size() > 1 else None)
 
     @property

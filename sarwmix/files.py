@@ -51,9 +51,9 @@ def write_json(path, value):
 
 
 def read_json(path, remedy):
-    """The content of a JSON file. Raises DataError, which names it and ends with the remedy, if it is none."""
+    """The content of a JSON file, with a byte order mark or without. Raises DataError, which names it and ends with the remedy."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:      # RecursionError: too many brackets within each other
         raise DataError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
 

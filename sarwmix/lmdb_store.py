@@ -4,12 +4,12 @@
 import os
 import threading
 
-import lmdb
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from sarwmix.bigearthnet import CHANNELS, Store
 from sarwmix.errors import DataError
+from sarwmix.packages import PACK_ELSEWHERE, load as load_package
 from sarwmix.rasters import check_nonfinite
 
 DATA = "data.mdb"
@@ -17,6 +17,10 @@ MOST_BYTES = 2**22  # of a patch; all its bands together have fewer than 2**19
 
 _opened = {}  # {folder: (process, environment)}: LMDB must be opened once in each process, and not be used across a fork
 _opening = threading.Lock()
+
+
+def _lmdb():
+    return load_package("lmdb", "reading an LMDB", PACK_ELSEWHERE)
 
 
 def is_lmdb(folder):
@@ -37,6 +41,12 @@ class LmdbStore(Store):
     def missing(self, patch):
         there = self._get(patch, lambda value: value is not None)  # a view: nothing is read of the value
         return [] if there else list(CHANNELS)
+
+    def require(self):
+        _lmdb()
+
+    def whereabouts(self, patch, channel):
+        return f"{self.folder} has no key {patch}"
 
     def bands(self, patch, max_nonfinite):
         arrays, found = self._arrays(patch), []
@@ -72,7 +82,7 @@ class LmdbStore(Store):
     def _copied(view):
         # Reading mapped pages that the file does not have would kill the process.
         if view is not None and len(view) > MOST_BYTES:
-            raise lmdb.CorruptedError(f"a value of {len(view):,} bytes")
+            raise _lmdb().CorruptedError(f"a value of {len(view):,} bytes")
         return view if view is None else bytes(view)
 
     def _get(self, patch, take):
@@ -80,7 +90,7 @@ class LmdbStore(Store):
         try:
             with _environment(self._real).begin(buffers=True) as transaction:
                 return take(transaction.get(patch.encode()))
-        except lmdb.Error as error:
+        except _lmdb().Error as error:
             raise DataError(
                 f"{self._real}/{DATA}: is damaged where key {patch} is looked for ({error}); copy it again"
             ) from None
@@ -99,7 +109,7 @@ def _environment(folder):
 
 
 def _open(folder):
-    data = f"{folder}/{DATA}"
+    lmdb, data = _lmdb(), f"{folder}/{DATA}"
     try:
         environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False)
     except lmdb.Error as error:

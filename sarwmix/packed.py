@@ -322,6 +322,9 @@ class PackedDataset(Dataset):
         self._number = table.index.to_numpy()
         if supervised and not self._labels.any(1).all():
             keep = self._labels.any(1)
+            if not keep.any():
+                raise DataError(f"{self.root}: none of the {len(keep)} samples of split '{split}' has a label; give data with labels: "
+                                "pretraining and --embed alone do without them")
             log.info("dropped %d of %d samples, which have no label", np.count_nonzero(~keep), len(keep))
             self._keep(keep)
         if self._pairs and val_fraction and split in ("train", "val"):

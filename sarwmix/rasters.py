@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Reads one band of a GeoTIFF, and says which file it was when that fails."""
 
+import logging
 import os
 import warnings
+from functools import cache
 
 import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from sarwmix.errors import DataError
+from sarwmix.packages import PACK_ELSEWHERE, load
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
 MOST_PIXELS = 2**26  # of an image; its header may be damaged
@@ -22,6 +23,14 @@ def check_nonfinite(values, source, max_nonfinite):
             f"{source}: {fraction:.2%} of the pixels are NaN, infinite or no data, more than the {max_nonfinite:.2%} "
             "allowed; remove its row from the list, or raise --max_nonfinite"
         )
+
+
+@cache
+def load_rasterio():
+    """The package. It logs what GDAL says of a file, which its exceptions say too, and so do the messages made of them."""
+    rasterio = load("rasterio", "reading GeoTIFFs", PACK_ELSEWHERE)
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    return rasterio
 
 
 def _band_number(src, path, band):
@@ -49,19 +58,20 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     are never taken by position.
     integers: whether the file may hold them. Values in dB are not integers, but counts, or dB times a factor, are.
     Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, more pixels than
-    can be, another type, too many non-finite pixels.
+    can be, another type, too many non-finite pixels; or rasterio is not installed.
     """
+    rasterio = load_rasterio()
     try:
         # Where the image lies is not needed: parsing its coordinate system takes longer than all the rest, and looking
         # for sidecar files lists the folder, which a parallel file system is slow at.
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
                 number = _band_number(src, path, band)
                 if src.width * src.height > MOST_PIXELS:
                     raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
                 values, nodata = src.read(number), src.nodatavals[number - 1]
-    except (RasterioError, OSError) as error:
+    except (rasterio.errors.RasterioError, OSError) as error:
         if not os.path.exists(path):
             raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
         reason = " ".join(str(error.__cause__ or error).split())

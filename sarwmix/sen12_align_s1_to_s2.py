@@ -28,18 +28,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from osgeo import gdal, osr
+
+try:
+    from osgeo import gdal, osr
+except ImportError:
+    gdal = osr = None           # `align` says so
 
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import check_room, claimed, put_in_place, sha256_of
+from sarwmix.packages import load
 from sarwmix.plausibility import check_linear
 from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
 
 log = logging.getLogger(__name__)
 
-RESAMPLING = {"bilinear": gdal.GRA_Bilinear, "nearest": gdal.GRA_NearestNeighbour, "average": gdal.GRA_Average}
+RESAMPLING = {"bilinear": "GRA_Bilinear", "nearest": "GRA_NearestNeighbour", "average": "GRA_Average"}     # GDAL's names
 UNITS = ("linear", "dB")
 LOST = "nonfinite"              # tag of an aligned image: pixels of both sources that were NaN or infinite
 GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
@@ -207,7 +212,7 @@ def warp(values, source, target, resampling="bilinear"):
     memory.GetRasterBand(1).WriteArray(values)
     # errorThreshold 0: every pixel is transformed, instead of interpolating between some.
     warped = gdal.Warp("", memory, format="MEM", srcSRS=source.crs, dstSRS=target.crs, outputBounds=target.bounds, width=target.width,
-                       height=target.height, resampleAlg=RESAMPLING[resampling], errorThreshold=0, srcNodata=0, dstNodata=0)
+                       height=target.height, resampleAlg=getattr(gdal, RESAMPLING[resampling]), errorThreshold=0, srcNodata=0, dstNodata=0)
     return warped.ReadAsArray()
 
 
@@ -344,6 +349,7 @@ def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SI
 
 
 def _read_input(raw, s1_list):
+    load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
     if not raw.is_dir():
         raise DataError(f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images")
     return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)

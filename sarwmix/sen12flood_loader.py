@@ -8,6 +8,7 @@ import copy
 import hashlib
 import logging
 import multiprocessing
+import os
 import re
 from functools import cached_property
 
@@ -61,6 +62,7 @@ class FloodDataset(Dataset):
     MEAN, STD = (-19.2309, -12.5951), (3.1672, 2.9644)      # of BigEarthNet v1: the published run starts from its weights
     CLASSES = ("no flood", "flood")
     FLOOR_DB = FLOOR_DB
+    left_out = None         # pairs that were left out because their images are missing, where that was asked for
 
     def __init__(self, root, split="train", metadata=None, val_fraction=0.0, seed=0, max_nonfinite=0.01):
         self.root, self.split, self.max_nonfinite = check_root(root), check_split(split), max_nonfinite
@@ -170,7 +172,13 @@ class FloodDataset(Dataset):
             "samples": len(self),
             "class_counts": dict(zip(self.CLASSES, self.label_table().sum(0, dtype=int).tolist())),
             "fingerprint": hashlib.sha256("\n".join(self.ids.tolist()).encode()).hexdigest(),
-        }
+        } | ({} if self.left_out is None else {"left_out": self.left_out})
+
+    def missing(self, start=0, step=1):
+        """Those of every step-th pair from `start` of which a file is not there: their positions."""
+        rows = range(len(self))[start::step]
+        whole = in_threads(lambda i: all(map(os.path.exists, self.files(i))), rows)
+        return [i for i, there in zip(rows, whole) if not there]
 
     def check_files(self, start=0, step=1):
         """Raises DataError if every step-th file from `start` is missing, empty or of another form: count, first five.
@@ -187,7 +195,7 @@ class FloodDataset(Dataset):
             raise data_error(
                 f"{len(bad)} of {len(files)} image files cannot be used",
                 [f"{place_name(path, self.root)} {fault}{self._named(first_row[path])}" for path, fault in bad],
-                f"copy the files to {self.root} again, or remove their pairs",
+                f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves those out that do not exist",
             )
 
     def check_units(self, expected=None, samples=32):

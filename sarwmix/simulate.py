@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import rasterio
 
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 from sarwmix.files import claimed, put_in_place
+from sarwmix.packages import load
 from sarwmix.simulate_landcover import LANDSCAPES, LandCover, draw_geography
 from sarwmix.simulate_radar import BANDS, PSF_REACH, observe
 
@@ -138,6 +138,7 @@ def _labels(land_cover):
 
 def write_scene(scene, out, parameters):
     """Simulate one scene and write its patches under out. Returns rows of (tile and position, date, split, labels)."""
+    rasterio = load("rasterio", "writing GeoTIFFs")
     size, (tile, epsg, west, north) = parameters.size, TILES[scene.tile]
     seed = parameters.seed, scene.index
     sigma0_db, land_cover = simulate_scene(seed, scene.side, scene.side, size, scene.landscape)
@@ -185,7 +186,11 @@ def simulate_dataset(out, parameters, crew=Crew()):
     Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are too
     few for the splits.
     """
-    out, scenes = Path(out), crew.on_main(lambda: plan_scenes(parameters))
+    def plan():
+        load("rasterio", "writing GeoTIFFs")        # before the folder is begun
+        return plan_scenes(parameters)
+
+    out, scenes = Path(out), crew.on_main(plan)
     record = {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}
     with claimed(crew, out, record, last="metadata.parquet") as complete:
         if complete:

@@ -19,12 +19,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import rasterio
-from rasterio.warp import Resampling, reproject, transform, transform_bounds
+
+try:
+    import rasterio
+    from rasterio.warp import Resampling, reproject, transform, transform_bounds
+except ImportError:
+    rasterio = None             # `simulate_raw_floods` says so
 
 from sarwmix.command import Command
 from sarwmix.crew import Crew
 from sarwmix.files import claimed, put_in_place, write_json
+from sarwmix.packages import load
 from sarwmix.sen12_index import S1_LIST
 from sarwmix.simulate import PIXEL, add_output_flags, run_generator
 from sarwmix.simulate_flood import (FIRST_DATE, NEXT_PLACE, REVISIT, Parameters, add_content_flags, draw_place, flooded_dates,
@@ -38,7 +43,7 @@ C = LandCover
 VERSION = 1                     # of the generator: another one gives other images for the same parameters
 STREAM = 3                      # apart from what the other generators draw from the same seed
 NAME, ZIP, FAULTS = "SEN12FLOOD", "SEN12FLOOD.zip", "faults.json"
-LATLON = rasterio.CRS.from_epsg(4326)
+LATLON = rasterio and rasterio.CRS.from_epsg(4326)
 DEGREES = 0.0000898             # side of a pixel of the Sentinel-1 images: 10 m along a meridian
 EDGE = 4                        # pixels of 10 m that they reach beyond the grid of the Sentinel-2 image
 MARGIN = 24                     # of the simulation beyond that grid: EDGE, and what the meridian turns from the grid's north
@@ -243,9 +248,13 @@ def simulate_raw_floods(out, parameters, crew=Crew()):
     everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too many
     for the splits.
     """
+    def plan():
+        load("rasterio", "writing GeoTIFFs")        # before the folder is begun
+        return plan_places(parameters)
+
     out = Path(out)
     root = out / NAME
-    places = crew.on_main(lambda: plan_places(parameters))
+    places = crew.on_main(plan)
     faults = plan_faults(places, parameters.images)
     record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood_raw", "version": VERSION, "units": "linear",
               "parameters": asdict(parameters)}

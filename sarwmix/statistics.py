@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from sarwmix.catalogue import DATASETS, SPLITS, add_source_flags, open_dataset
+from sarwmix.catalogue import DATASETS, SPLITS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import write_json
@@ -50,7 +50,7 @@ def measure(chunks, floor_db, crew):
     bad = [line for _, lines in results for line in lines]
     if bad:
         raise data_error(f"{len(bad)} of {sum(map(len, chunks))} images cannot be read", bad,
-                         "restore them, or take them out of the lists")
+                         "restore them, or take them out of the lists; --skip_missing leaves those out that are missing")
     total = Tally(floor_db)
     for part, _ in results:
         total.merge(Tally.from_dict(part))
@@ -71,6 +71,7 @@ def get_args_parser():
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
     add_source_flags(group)
+    add_skip_missing_flag(group)
     group.add_argument("--split", choices=SPLITS, default="train", help="part of the data to measure")
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="FILE", help="JSON file to write; without it, the table alone is shown")
@@ -87,6 +88,8 @@ def work(args, crew):
                             "it was made of")
         dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, args.id_col, args.include_snow_cloud,
                                args.max_nonfinite)
+        if args.skip_missing:
+            dataset = leave_out(dataset, dataset.missing())
         return chunks_of(dataset), len(dataset)
 
     kind = DATASETS[args.dataset]

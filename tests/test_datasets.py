@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From flags to a dataset and its loader."""
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from dataset_fixtures import write_v2
 from sarwmix.catalogue import DATASETS
 from util.datasets import ImagesWithIds, SamplesWithIds, build_dataset, build_loader, build_test_loader, fill_statistics, telling_ids
 from util.distributed import Launch, Ranks
+from util.errors import UsageError
 
 
 class Steps:
@@ -51,6 +53,23 @@ def test_a_loader_gives_each_image_with_its_own_id(workers):
     for ids, images in batches:
         assert ids.dtype == torch.int64 and torch.equal(images[:, 0, 0, 0], ids.float())
     assert [ids.tolist() for ids, _ in batches] == list(loader.batch_sampler)
+
+
+@pytest.mark.parametrize("samples, accum_iter, world_size, remedy", [
+    (47, 2, 1, "--batch_size 22 is the largest that fits"),
+    (47, 32, 1, "--batch_size 46 and --accum_iter 1 is the largest that fits"),
+    (47, 1, 8, "--batch_size 4 is the largest that fits"),
+    (5, 1, 8, "start 2 ranks at most, with --batch_size 2 and --accum_iter 1"),
+    (1, 1, 1, "two samples are the least")])
+def test_a_batch_larger_than_the_data_names_what_fits(samples, accum_iter, world_size, remedy):
+    ranks = Ranks(Launch("torchrun", 0, world_size, 0, world_size), torch.device("cpu"))
+    with pytest.raises(UsageError) as error:
+        build_loader(ImagesWithIds(Steps(*[0] * samples)), flags(batch_size=64, accum_iter=accum_iter), ranks)
+    assert str(error.value).startswith(f"--batch_size 64: the {samples} samples of split 'all'") and f"; {remedy}, or give" in str(error.value)
+    fitting = re.match("--batch_size (\\d+)(?: and --accum_iter (\\d+))? is", remedy)
+    if fitting:
+        args = flags(batch_size=int(fitting[1]), accum_iter=int(fitting[2] or accum_iter))
+        assert build_loader(ImagesWithIds(Steps(*[0] * samples)), args, ranks).batch_sampler.steps == 1
 
 
 class Pairs(Steps):

@@ -397,7 +397,6 @@ PARQUET = {
     "a folder": (lambda r: as_folder(metadata(r)), (HERE, "cannot be read as a parquet")),
     "a link to itself": (lambda r: as_link(metadata(r), metadata(r)), (HERE,)),
     "text that is not UTF-8": (lambda r: rewrite(r, labels=NOT_UTF8), (HERE, "utf-8")),
-    "no column labels": (lambda r: rewrite(r, labels=...), (HERE, "no column labels")),
     "no column s1_name": (lambda r: rewrite(r, s1_name=...), (HERE, "no column s1_name")),
     "two columns labels": (lambda r: twice(r, "labels"), (HERE, "2 columns labels")),
     "two columns s1_name": (lambda r: twice(r, "s1_name"), (HERE, "2 columns s1_name")),
@@ -408,8 +407,6 @@ PARQUET = {
     "labels that are text": (lambda r: rewrite(r, labels=["Pastures"] * 4), (ROW, "not a printed list")),
     "an unknown label": (lambda r: relabel(r, 1, ["Pastures", "Sea"]), (ROW, "unknown label 'Sea'")),
     "a label of version 1": (lambda r: relabel(r, 1, ["Sea and ocean"]), (ROW, "unknown label")),
-    "no label": (lambda r: relabel(r, 1, []), (ROW, "no label")),
-    "null labels": (lambda r: relabel(r, 1, None), (ROW, "labels that cannot be read")),
     "a null within labels": (lambda r: relabel(r, 1, ["Pastures", None]), (ROW, "unknown label 'None'")),
     "an unknown split": (lambda r: rewrite(r, split=["train", "dev", "test", "train"]), (ROW, "unknown split")),
     "a null split": (lambda r: rewrite(r, split=["train", None, "test", "train"]), (ROW, "unknown split")),
@@ -445,7 +442,7 @@ TRAIN = ("benv2_train.csv",)
 CSV = {
     "empty": (lambda r: put(train_csv(r), ""), (*TRAIN, "is empty")),
     "nothing but a header": (lambda r: put(train_csv(r), header_of(train_csv(r))), TRAIN),
-    "no header": (lambda r: put(train_csv(r), train_csv(r).read_text().partition("\n")[2]), (*TRAIN, "no column labels")),
+    "no header": (lambda r: put(train_csv(r), train_csv(r).read_text().partition("\n")[2]), (*TRAIN, "no column s1_name")),
     "cut off in a row": (lambda r: cut(train_csv(r), 0.8), TRAIN),
     "a row too short": (lambda r: edit(train_csv(r), ",Austria", ""), (*TRAIN, "benv2_train.csv:2", "6 cells")),
     "a row too long": (lambda r: edit(train_csv(r), ",Austria", ",Austria,,"), ("benv2_train.csv:2", "6 cells")),
@@ -459,7 +456,6 @@ CSV = {
     "an unclosed bracket": (lambda r: edit(train_csv(r), "]", ""), ("benv2_train.csv:2", "not a printed list")),
     "a label without its quotation mark": (lambda r: edit(train_csv(r), "['Arable", "[Arable"),
                                            ("benv2_train.csv:2", "not a printed list")),
-    "no label": (lambda r: cell(train_csv(r), "labels", "[]"), ("benv2_train.csv:2", "no label")),
     "an unknown label": (lambda r: cell(train_csv(r), "labels", "['Sea']"), ("benv2_train.csv:2", "unknown label 'Sea'")),
     "an endless cell": (lambda r: edit(train_csv(r), "Austria", "A" * 200_000), (*TRAIN, "field limit")),
     "the same row twice": (lambda r: put(train_csv(r), train_csv(r).read_text() + train_csv(r).read_text().splitlines()[-1] + "\n"),
@@ -481,14 +477,12 @@ def labels_of(root):
 
 V1_NAMED = (f"{s1_name(1)}_labels_metadata.json",)
 V1 = {
-    "no JSON file": (lambda r: labels_of(r).unlink(), V1_NAMED),
     "a truncated JSON file": (lambda r: cut(labels_of(r)), (*V1_NAMED, "cannot be read as JSON")),
     "an empty JSON file": (lambda r: put(labels_of(r), ""), (*V1_NAMED, "cannot be read as JSON")),
     "a folder for a JSON file": (lambda r: as_folder(labels_of(r)), (*V1_NAMED, "Is a directory")),
     "brackets without end": (lambda r: put(labels_of(r), DEEP), (*V1_NAMED, "cannot be read as JSON")),
     "UTF-16": (lambda r: recode(labels_of(r), "utf-16"), (*V1_NAMED, "utf-8")),
     "no object": (lambda r: put(labels_of(r), "[1]"), (*V1_NAMED, "no JSON object")),
-    "no labels": (lambda r: change(labels_of(r), labels=...), (*V1_NAMED, "no list of labels")),
     "labels that are text": (lambda r: change(labels_of(r), labels="Pastures"), (*V1_NAMED, "no list of labels")),
     "labels within labels": (lambda r: change(labels_of(r), labels=[["Pastures"]]), (*V1_NAMED, "no list of labels")),
     "an unknown label": (lambda r: change(labels_of(r), labels=["Sea\n"]), (*V1_NAMED, r"unknown label 'Sea\n'")),
@@ -544,7 +538,6 @@ ZARR = {
     "a chunk of junk": (lambda r: put(chunk_of(r), JUNK), (VH_OF, "copy it again")),
 }
 ZARR_3 = {
-    "no attribute labels": (lambda r: change(patch_of(r) / "zarr.json", attributes={}), (f"{s1_name(1)}/zarr.json", "no list of labels")),
     "attributes that are a list": (lambda r: change(patch_of(r) / "zarr.json", attributes=["Pastures"]), ("zarr.json", "no JSON object")),
     "attributes that are null": (lambda r: change(patch_of(r) / "zarr.json", attributes=None), ("zarr.json", "no JSON object")),
     "a group without its metadata": (lambda r: (patch_of(r) / "zarr.json").unlink(), (s1_name(1), "cannot be read as JSON")),
@@ -562,7 +555,6 @@ ZARR_3 = {
     "complex numbers": (lambda r: resize(r, data_type="complex64", fill_value=[0, 0]), (VH_OF, "holds complex64")),
 }
 ZARR_2 = {
-    "no attributes": (lambda r: (patch_of(r) / ".zattrs").unlink(), (s1_name(1), ".zattrs")),
     "objects that would be unpickled": (lambda r: change(patch_of(r) / "VH" / ".zarray", dtype="|O", filters=[{"id": "pickle"}]), (VH_OF,)),
     "an unknown compressor": (lambda r: change(patch_of(r) / "VH" / ".zarray", compressor={"id": "none such"}), (VH_OF, "none such")),
 }

@@ -7,13 +7,14 @@ import signal
 import tempfile
 import time
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
+from sarwmix.catalogue import DATASETS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
 from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
@@ -32,6 +33,7 @@ def add_data_flags(parser):
     """Flags of the data: where it lies and its statistics. A program adds --dataset and --split to the group returned."""
     group = parser.add_argument_group("data")
     add_source_flags(group)
+    add_skip_missing_flag(group)
     group.add_argument("--data_cache", choices=("none", "ram", "device"), default="none",
                        help="keep a packed store's images in the memory of each rank, or on its GPU, instead of reading them from disk")
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
@@ -64,6 +66,23 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
         raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
                          "python -m sarwmix.pack")
     return dataset
+
+
+def drop_missing(dataset, args, ranks=None):
+    """--skip_missing: the dataset without the samples whose images are missing, the same ones on every rank.
+
+    Each rank looks at a share, so all of them must call this; without `ranks` this process looks at everything. Raises
+    UsageError for a packed store, which has none, and DataError if nothing is left.
+    """
+    if not args.skip_missing:
+        return dataset
+    if isinstance(dataset, PackedDataset):
+        raise UsageError(f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; leave the "
+                         "flag out")
+    if ranks is None:
+        return leave_out(dataset, dataset.missing())
+    found = ranks.gather(ranks.together(lambda: dataset.missing(ranks.rank, ranks.world_size)))
+    return ranks.together(lambda: leave_out(dataset, sorted(chain(*found))))
 
 
 def check_data(dataset, args, ranks):
@@ -126,8 +145,19 @@ def build_loader(samples, args, ranks):
     sampler = MicroBatchSampler(len(samples), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
     if sampler.steps == 0:
         raise UsageError(f"--batch_size {args.batch_size}: the {len(samples)} samples of split '{args.split}' do not fill one "
-                         f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks")
+                         f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks; "
+                         f"{_batch_that_fits(len(samples), args.accum_iter, ranks.world_size)}, or give more data")
     return _loader(samples, sampler, args, ranks, persistent=True)
+
+
+def _batch_that_fits(samples, accum_iter, world_size):
+    """For a message: flags of the largest global batch of no more samples than these. Batches are even, as images are mixed in pairs."""
+    for micro_batches in (accum_iter, 1):
+        size = samples // (micro_batches * world_size)
+        if size >= 2:
+            lower = f" and --accum_iter {micro_batches}" if micro_batches != accum_iter else ""
+            return f"--batch_size {size - size % 2}{lower} is the largest that fits"
+    return f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1" if samples >= 2 else "two samples are the least"
 
 
 def build_test_loader(dataset, args, ranks, spread=True):

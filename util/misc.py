@@ -33,7 +33,6 @@ def setup_logging(is_main):
     handler.setFormatter(_ClockFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    logging.getLogger("rasterio").setLevel(logging.WARNING)      # it repeats at INFO what its exceptions say
 
 
 def log_flags(args):

@@ -81,8 +81,12 @@ def write_predictions(path, dataset, probabilities):
 
 
 def write_features(path, dataset, features):
-    """Features with ids, groups (what lies side by side: acquisition or folder) and labels."""
+    """Features with ids, groups (what lies side by side: acquisition or folder) and labels, all 0 of a sample without a label."""
     features, labels = features.numpy(), dataset.label_table()
+    unlabelled = np.count_nonzero(~labels.any(1))
+    if 0 < unlabelled < len(labels):
+        log.warning("%s: %d of %d samples have no label, all their labels are 0; --eval with --embed leaves them out", path, unlabelled,
+                    len(labels))
     if Path(path).suffix == ".parquet":
         columns = {"id": dataset.ids, "group": dataset.groups}
         columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Where the GeoTIFFs of BigEarthNet lie under a folder, in whatever way the archives were unpacked.
+
+A layout is detected once, when a dataset is opened, by listing a few folders. The names of patches come from the metadata.
+"""
+import logging
+import os
+import re
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sarwmix.errors import DataError, data_error
+
+SUFFIXES = (".tif", ".tiff", ".TIF", ".TIFF")
+S1_START = re.compile(r"S1[A-Z]_")
+ENOUGH = 4      # folders with patches that are looked into, at most
+LISTED = 1000   # entries of a folder that are listed, at most: there may be half a million
+SHOWN = 3       # entries that a message shows
+
+log = logging.getLogger(__name__)
+
+
+class Layout(NamedTuple):
+    """Patches in a folder: [<acquisition>/]<patch>/<patch>_{VH,VV}<suffix>. An acquisition is its patches' name without 3 parts."""
+
+    folder: Path
+    acquisitions: bool
+    suffix: str = SUFFIXES[0]
+
+    def __str__(self):
+        return f"{self.folder}/{'<acquisition>/' * self.acquisitions}<patch>/<patch>_VH{self.suffix}"
+
+    def folder_of(self, patch):
+        """The folder of a patch."""
+        return f"{self.folder}/{patch.rsplit('_', 3)[0]}/{patch}" if self.acquisitions else f"{self.folder}/{patch}"
+
+
+def find_layout(root, name, acquisitions):
+    """The one Layout of the images under a folder, or None where there are none.
+
+    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Looked at in
+    this order, until something is found: root/name, root/name/name (extracted twice), root itself, and the same of the
+    folders in root. In a folder that has the official layout no other is looked for.
+    Raises DataError where several would do.
+    """
+    def in_named(folder):
+        return _layouts_in(folder / name, acquisitions) or _layouts_in(folder / name / name, acquisitions)
+
+    found = in_named(root) or _layouts_in(root, acquisitions)
+    if not found:
+        found = [layout for folder in folders_in(root) for layout in in_named(folder)]
+    if len(found) > 1:
+        raise data_error(f"{root}: holds images in {len(found)} ways", list(map(str, found)),
+                         "remove all but one, or give the right folder with --data_path")
+    if not found:
+        return None
+    if found[0] not in (Layout(root / name, acquisitions), Layout(root, acquisitions)):
+        log.info("%s: the images are read from %s", root, found[0])
+    return found[0]
+
+
+def folders_in(folder):
+    """The folders in a folder, sorted, of its first LISTED entries. None for a folder that cannot be listed."""
+    return [Path(folder, entry.name) for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _entries(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(islice(entries, LISTED), key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:     # a link to itself
+        return False
+
+
+def _layouts_in(folder, acquisitions):
+    """Layouts of the first few folders with patches in this folder; the official one alone, if it is among them."""
+    found = {}
+    for entry in _entries(folder):
+        if len(found) >= ENOUGH:
+            break
+        if S1_START.match(entry.name) and _is_folder(entry):
+            suffix = _suffix_of(entry)
+            inner = suffix is None
+            if inner:
+                suffix = next(filter(None, map(_suffix_of, _patches_of(entry))), None)
+            if suffix:
+                found[entry.name] = Layout(folder, inner, suffix)
+    layouts = sorted(set(found.values()))
+    official = Layout(folder, acquisitions)
+    return [official] if official in layouts else layouts
+
+
+def _patches_of(acquisition):
+    return islice((entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and _is_folder(entry)), ENOUGH)
+
+
+def _suffix_of(patch):
+    """The suffix of the images in a folder (os.DirEntry), if it is one of a patch, else None."""
+    names = {entry.name for entry in _entries(patch)}
+    return next((suffix for suffix in SUFFIXES if any(f"{patch.name}_{channel}{suffix}" in names for channel in ("VH", "VV"))), None)
+
+
+def places_of_lists(root, images, name):
+    """Folders in which lists and metadata are looked for: root, those from it to the folder `images`, and maybe the one above.
+
+    That one is looked into where root is, or is called as, the folder of images.
+    """
+    inner = [root.joinpath(*images.relative_to(root).parts[:k]) for k in range(len(images.relative_to(root).parts) + 1)]
+    above = images == root or root.absolute().name == name
+    return inner + ([root.parent if root.name not in ("", "..") else root.absolute().parent] if above else [])
+
+
+def whereabouts(path):
+    """For a message about a file that is not there, or empty: its path, and what is in the nearest folder above that is there."""
+    path = Path(path)
+    if path.is_file():
+        return f"{path} is empty"
+    wanted, folder = path, path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        wanted, folder = folder, folder.parent
+    names = [entry.name for entry in _entries(folder)]
+    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    if wanted.name in names:
+        return f"looked for {path}, which is no file"
+    return f"looked for {path}, but {folder} holds {f'{shown} and ' if names else ''}no {wanted.name}"
