@@ -367,7 +367,7 @@ def finetune(args, ranks):
         whole, splits["train"] = splits["train"], draw_fraction(splits["train"], args.train_fraction, args.draw_seed)
         log_class_balance(whole, splits["train"])
     loader = ranks.together(lambda: build_loader(SamplesWithIds(splits["train"]), args, ranks))
-    summary = {name: check_data(dataset, args, ranks) for name, dataset in splits.items()}
+    summary = {name: check_data(dataset, args, ranks, read_once=name == "test") for name, dataset in splits.items()}
     steps = loader.batch_sampler.steps
     global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
     training = ranks.together(lambda: build_training(args, ranks.device))

@@ -28,7 +28,7 @@ OUT_OF_MEMORY = "out of memory"      # how PyTorch words it
 def describe(execution):
     """An execution in words. execution: {"compile": "off" or a mode of torch.compile, "attention": of `execute_with`}."""
     how = "eager" if execution["compile"] == OFF else f"compiled ({execution['compile']})"
-    return f"{how}, {execution['attention']} attention"
+    return f"{how} with {execution['attention']} attention"
 
 
 def settle_execution(training, loss_of, args, ranks, start):
