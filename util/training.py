@@ -9,7 +9,6 @@ import torch
 from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
 from util.errors import UsageError
 from util.misc import environment
-from util.program import apply_speed_flags
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +53,9 @@ class Training:
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
-        """AdamW over parameter groups with learning rate args.lr; everything on the device, executed as the flags say."""
+        """AdamW over parameter groups with learning rate args.lr; everything on the device."""
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=True)
-        return cls(apply_speed_flags(model, args).to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
+        return cls(model.to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
 
     def state(self, epoch, args, facts, filled, progress=None):
         """A checkpoint after an epoch (0-based, the last finished one), and maybe some steps of the next.

@@ -88,8 +88,10 @@ class Bench:
 
     def compiled_or(self, execution, on_failure):
         """Set an execution. Where its compiler fails, on_failure(execution, failure) is called, and it is set to be eager. Returns what is set."""
-        self.set(execution)
-        failure = self.warm_up(1) if self._compiled else None
+        if execution["compile"] == OFF:
+            self.set(execution)
+            return execution
+        failure = self.try_out(execution, 1)
         if failure and OUT_OF_MEMORY in failure:
             self.ranks.together(lambda: self.steps(1))      # raises that as training would
         elif failure:
@@ -108,8 +110,7 @@ class Bench:
             if max(self.ranks.gather(time.monotonic() - started)) > LIMIT:
                 leave_out(way, f"measuring has taken {LIMIT} s")
                 continue
-            self.set(way)
-            failure = self.warm_up(WARM_UP)
+            failure = self.try_out(way, WARM_UP)
             if failure is None:
                 times[describe(way)] = max(self.ranks.gather(self.time())), way
                 continue
@@ -130,17 +131,18 @@ class Bench:
                  self.batch_size, ", ".join(f"{name} {ms:.1f} ms" for name, ms in measured.items()), time.monotonic() - started)
         return {**best, "ms": measured}
 
-    def warm_up(self, count):
-        """Make some steps. Returns None, or what has failed, in one line, on the first rank where something did."""
+    def try_out(self, execution, count):
+        """Set an execution and make some steps. Returns None, or what has failed, in one line, on the first rank where something did."""
         failure = None
         try:
+            self.set(execution)
             self.steps(count)
         except Exception as error:      # whatever a compiler raises; the other ranks must not wait for this one
             failure = _one_line(error)
         if failure:
             self.model.zero_grad(set_to_none=True)
-            gc.collect()
             if self.ranks.device.type == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
         return next(filter(None, self.ranks.gather(failure)), None)
 
