@@ -144,13 +144,15 @@ class Both(Ranks):
 
 
 def test_the_slowest_rank_counts_and_a_failure_on_one(monkeypatch):
-    """For each way: how long it has taken so far, what has failed, seconds of a step."""
+    """For each way: how long it has taken so far, what has failed, seconds of a step and what has failed."""
     costs = {EAGER_PLAIN: 4, EAGER_FUSED: 3, PLAIN: 1, FUSED: 2}
-    ranks = Both(None, None, 4.5, None, None, 3.5, None, None, 9.0, None, None, 2.5)
+    ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, None, (9.0, None), None, None, (2.5, None))
     case = Case(monkeypatch, costs)
     assert case.settle(ranks=ranks) == FUSED and list(case.execution["ms"].values()) == [4500, 3500, 9000, 2500] and not ranks.others
-    ranks = Both(None, None, 4.5, None, None, 3.5, None, "InductorError: no compiler")
+    ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, (None, "InductorError: no compiler"))
     assert Case(monkeypatch, costs).settle(ranks=ranks) == EAGER_FUSED and not ranks.others
+    ranks = Both(None, None, None, None, None, (None, "OutOfMemoryError: out of memory"), None, None, None, None, (None, "OutOfMemoryError: out of memory"))
+    assert Case(monkeypatch, costs).settle(ranks=ranks) == PLAIN and not ranks.others
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -158,8 +160,8 @@ def test_the_slowest_rank_counts_and_a_failure_on_one(monkeypatch):
 # --------------------------------------------------------------------------------------------------------------------
 
 def test_measuring_changes_nothing_of_a_training(monkeypatch):
-    """Weights, gradients, moments, random streams, and whether the model trains."""
-    model = mixmim_tiny(img_size=32, drop_path_rate=0.5).eval()
+    """Weights, gradients, moments and random streams."""
+    model = mixmim_tiny(img_size=32, drop_path_rate=0.5)
     optimizer = torch.optim.AdamW(model.parameters())
     training = SimpleNamespace(model=model, optimizer=optimizer, warn_of_other_bits=lambda start: None, bits=lambda: {"device": "cpu"})
     args = SimpleNamespace(compile="auto", grad_checkpointing=False, batch_size=4, amp="off", mask_ratio=0.5, input_size=32, seed=0)
@@ -170,7 +172,7 @@ def test_measuring_changes_nothing_of_a_training(monkeypatch):
     expected = torch.rand(4)
     torch.manual_seed(3)
     settle_execution(training, main_pretrain.rehearsal(args, ranks), args, ranks, Start(0))
-    assert torch.equal(torch.rand(4), expected) and not model.training and not optimizer.state and len(training.execution["ms"]) == 4
+    assert torch.equal(torch.rand(4), expected) and model.training and not optimizer.state and len(training.execution["ms"]) == 4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 

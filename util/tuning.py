@@ -91,7 +91,7 @@ class Bench:
         if execution["compile"] == OFF:
             self.set(execution)
             return execution
-        failure = self.try_out(execution, 1)
+        _, failure = self.attempt(lambda: self.set(execution) or self.steps(1))
         if failure and OUT_OF_MEMORY in failure:
             self.ranks.together(lambda: self.steps(1))      # raises that as training would
         elif failure:
@@ -110,9 +110,11 @@ class Bench:
             if max(self.ranks.gather(time.monotonic() - started)) > LIMIT:
                 leave_out(way, f"measuring has taken {LIMIT} s")
                 continue
-            failure = self.try_out(way, WARM_UP)
+            _, failure = self.attempt(lambda: self.set(way) or self.steps(WARM_UP))
             if failure is None:
-                times[describe(way)] = max(self.ranks.gather(self.time())), way
+                seconds, failure = self.attempt(self.time)
+            if failure is None:
+                times[describe(way)] = max(seconds), way
                 continue
             leave_out(way, failure)
             if way["compile"] != OFF and OUT_OF_MEMORY not in failure:
@@ -125,18 +127,18 @@ class Bench:
         if best is not way:
             self.set(best)
         if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.ranks.device)
         measured = {name: round(1e3 * seconds, 3) for name, (seconds, _) in times.items()}
         log.info("--compile auto: %s is the fastest: forward and backward pass of %d samples: %s; measured in %.0f s", describe(best),
                  self.batch_size, ", ".join(f"{name} {ms:.1f} ms" for name, ms in measured.items()), time.monotonic() - started)
         return {**best, "ms": measured}
 
-    def try_out(self, execution, count):
-        """Set an execution and make some steps. Returns None, or what has failed, in one line, on the first rank where something did."""
-        failure = None
+    def attempt(self, work):
+        """Run work() on every rank. Returns (the results of all, None), or (None, what has failed on the first rank where something did)."""
+        result, failure = None, None
         try:
-            self.set(execution)
-            self.steps(count)
+            result = work()
         except Exception as error:      # whatever a compiler raises; the other ranks must not wait for this one
             failure = _one_line(error)
         if failure:
@@ -144,7 +146,9 @@ class Bench:
             if self.ranks.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-        return next(filter(None, self.ranks.gather(failure)), None)
+        results, failures = zip(*self.ranks.gather((result, failure)))
+        failure = next(filter(None, failures), None)
+        return (None, failure) if failure else (results, None)
 
     def time(self):
         """Seconds of a step on this rank: the median of some rounds."""
@@ -156,7 +160,6 @@ class Bench:
         device, model = self.ranks.device, self.model
         parameters = [p for p in model.parameters() if p.requires_grad]
         missing = 0 if self.training.optimizer.state else 2 * sum(p.nbytes for p in parameters)
-        was_training = model.training
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             moments = torch.empty(missing, dtype=torch.uint8, device=device)
             model.train()
@@ -167,7 +170,6 @@ class Bench:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = (time.perf_counter() - started) / count
-            model.train(was_training)
             del moments
         return seconds
 
