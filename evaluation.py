@@ -69,7 +69,7 @@ def use_checkpoint(args, ranks):
     if args.eval or args.embed:
         dataset = drop_missing(ranks.together(lambda: build_dataset(args, supervised=bool(args.eval))), args, ranks)
         args.input_size = args.input_size or dataset.size
-        check_data(dataset, args, ranks)
+        check_data(dataset, args, ranks, read_once=True)
         model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
         prepare = build_preparation(args).to(ranks.device)
         log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,

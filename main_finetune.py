@@ -37,6 +37,7 @@ from util.reports import log_headline, log_metrics, log_table, scalars, shown, w
 from util.run_directory import RunDirectory
 from util.steps import autocast
 from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
+from util.tuning import settle_execution
 
 log = logging.getLogger(__name__)
 
@@ -259,16 +260,22 @@ def build_mixup(args):
                  label_smoothing=0.0, num_classes=args.batch_size)
 
 
+def rehearsal(args, ranks):
+    """A function of a model, maybe under DDP: a loss of a random batch of the shapes of training, the same at each call."""
+    generator = torch.Generator().manual_seed(args.seed)
+    images = torch.randn(args.batch_size, 2, args.input_size, args.input_size, generator=generator).to(ranks.device)
+
+    def loss_of(model):
+        with autocast(ranks.device, args.amp):
+            return model(*[images] * (2 if TASKS[args.dataset] is FLOOD else 1)).sum()
+
+    return loss_of
+
+
 def run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses):
     """Train from the start to args.stop_epoch; after each epoch evaluate, select, and save."""
     task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
-
-    def rehearse(model):
-        images = torch.zeros(args.batch_size, 2, args.input_size, args.input_size, device=ranks.device)
-        with autocast(ranks.device, args.amp):
-            return model(*[images] * (2 if task is FLOOD else 1)).sum()
-
-    wrapped, mixup, steps = distribute(training.model, ranks, rehearse), build_mixup(args), loader.batch_sampler.steps
+    wrapped, mixup, steps = distribute(training.model, ranks, rehearsal(args, ranks)), build_mixup(args), loader.batch_sampler.steps
     size = sum(p.numel() for p in training.model.parameters())
 
     def save(epoch, progress=None, metrics=None, entry=None, names=()):
@@ -360,7 +367,7 @@ def finetune(args, ranks):
         whole, splits["train"] = splits["train"], draw_fraction(splits["train"], args.train_fraction, args.draw_seed)
         log_class_balance(whole, splits["train"])
     loader = ranks.together(lambda: build_loader(SamplesWithIds(splits["train"]), args, ranks))
-    summary = {name: check_data(dataset, args, ranks) for name, dataset in splits.items()}
+    summary = {name: check_data(dataset, args, ranks, read_once=name == "test") for name, dataset in splits.items()}
     steps = loader.batch_sampler.steps
     global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
     training = ranks.together(lambda: build_training(args, ranks.device))
@@ -373,6 +380,7 @@ def finetune(args, ranks):
         ranks.together(lambda: go_on_selecting(selection, start, directory.path))
         if start.source is None and not args.finetune:
             log.info("random initialisation")
+        settle_execution(training, rehearsal(args, ranks), args, ranks, start)
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
         if args.train_fraction < 1:
             ranks.on_main(lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids})))

@@ -30,6 +30,7 @@ from util.program import (Parser, add_distributed_flags, add_run_flags, add_sche
 from util.run_directory import RunDirectory
 from util.steps import autocast
 from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
+from util.tuning import settle_execution
 
 log = logging.getLogger(__name__)
 
@@ -210,14 +211,22 @@ def run_inference(args, ranks):
     write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
 
 
+def rehearsal(args, ranks):
+    """A function of a model, maybe under DDP: its loss of a random batch of the shapes of training, the same at each call."""
+    generator = torch.Generator().manual_seed(args.seed)
+    images = torch.randn(args.batch_size, 2, args.input_size, args.input_size, generator=generator).to(ranks.device)
+
+    def loss_of(model):
+        mask = getattr(model, "module", model).draw_mask(args.mask_ratio, torch.Generator().manual_seed(args.seed))
+        with autocast(ranks.device, args.amp):
+            return model(images, torch.ones_like(images), mask=mask)[0]
+
+    return loss_of
+
+
 def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
     """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
-    def rehearse(model):
-        images = torch.zeros(args.batch_size, 2, args.input_size, args.input_size, device=ranks.device)
-        with autocast(ranks.device, args.amp):
-            return model(images, mask=training.model.draw_mask(args.mask_ratio))[0]
-
-    wrapped, steps = distribute(training.model, ranks, rehearse), loader.batch_sampler.steps
+    wrapped, steps = distribute(training.model, ranks, rehearsal(args, ranks)), loader.batch_sampler.steps
     shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
 
     def save(epoch, progress=None, entry=None, names=()):
@@ -256,6 +265,7 @@ def pretrain(args, ranks):
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
         start = ranks.together(lambda: start_of(args, facts, training, steps))
         check_alike(start, ranks, args.output_dir)
+        settle_execution(training, rehearsal(args, ranks), args, ranks, start)
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
         with Pauses(args, ranks, training.bytes()) as pauses:
             run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses)

@@ -106,22 +106,32 @@ class _Reorder(torch.autograd.Function):
 # Encoder
 # --------------------------------------------------------------------------------------------------------------------
 
-def attend(q, k, v, bias=None):
+def attention_variants(device_type):
+    """The ways in which `attend` can compute, the usual one on this type of device ("cpu", "cuda") first.
+
+    "fused": PyTorch's scaled_dot_product_attention. "plain": a product, a softmax and a product, which torch.compile fuses
+    with what stands around them. On a CPU no fused kernel gives a learned bias its gradient, and for sequences of 16 to 64
+    tokens they are slower in training than the four operations they stand for.
+    """
+    return ("plain", "fused") if device_type == "cpu" else ("fused", "plain")
+
+
+def attend(q, k, v, bias=None, variant=None):
     """softmax(q kᵀ/√d + bias) v (1706.03762, eq. 1). q, k, v: (…, n, d); bias: broadcast to (…, n, n), or None.
 
-    On a GPU by PyTorch's fused kernels. On a CPU none of them gives a learned bias its gradient, and for sequences of 16
-    to 64 tokens they are slower in training than the four operations they stand for.
+    variant: of `attention_variants`; None is the usual one. They differ in rounding only.
     """
     if bias is not None:
         bias = bias.to(q.dtype)
-    if q.device.type != "cpu":
+    if (variant or attention_variants(q.device.type)[0]) == "fused":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
     return (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
-    """Multi-head attention among all tokens of a sequence."""
+    """Multi-head attention among all tokens of a sequence. variant: of `attend`."""
+    variant = None
 
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -133,7 +143,7 @@ class Attention(nn.Module):
         """(B, L, C) → (B, L, C)."""
         B, L, C = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)              # each (B, h, L, d)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(B, L, C))
+        return self.proj(attend(q, k, v, variant=self.variant).transpose(1, 2).reshape(B, L, C))
 
 
 class WindowAttention(Attention):
@@ -158,7 +168,7 @@ class WindowAttention(Attention):
         bias = F.embedding(bias_index, self.relative_position_bias_table).permute(0, 3, 1, 2)       # (A, h, n, n)
         if same_image is not None:
             bias = bias + same_image
-        x = attend(q, k, v, bias.reshape(1, A * h, n, n))
+        x = attend(q, k, v, bias.reshape(1, A * h, n, n), self.variant)
         return self.proj(x.view(-1, A, h, n, C // h).transpose(2, 3).reshape(B, L, C))
 
 
@@ -266,15 +276,25 @@ class MixMIMEncoder(nn.Module):
         elif isinstance(module, WindowAttention):
             nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
-    def execute_with(self, grad_checkpointing=False, compile_mode=None):
-        """How to compute, not what: time, memory and last bits change.
+    @property
+    def attention_variants(self):
+        """Of `execute_with`, the usual one where the model lies first."""
+        return attention_variants(self.absolute_pos_embed.device.type)
 
-        grad_checkpointing: as in `Blocks`. compile_mode: of torch.compile; None leaves it at eager execution.
+    def execute_with(self, grad_checkpointing=False, compile_mode=None, attention=None):
+        """How to compute, not what: time, memory and last bits change. Undoes what an earlier call has set.
+
+        grad_checkpointing: as in `Blocks`. compile_mode: of torch.compile; None is eager execution. attention: of
+        `attention_variants`; None is the usual one.
         """
-        for blocks in (module for module in self.modules() if isinstance(module, Blocks)):
-            blocks.grad_checkpointing = grad_checkpointing
-            if compile_mode is not None:
-                blocks.compile(mode=compile_mode, dynamic=False)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.variant = attention
+            if isinstance(module, Blocks):
+                module.grad_checkpointing = grad_checkpointing
+                module._compiled_call_impl = None      # where nn.Module.compile puts what is called instead
+                if compile_mode is not None:
+                    module.compile(mode=compile_mode, dynamic=False)
         if compile_mode is not None:
             # All blocks share one code object, which is compiled for each stage, for training and for evaluation. DDP's own
             # splitting of graphs is not needed, as every stage is a graph, and it cannot split one that recomputes.

@@ -245,12 +245,19 @@ class Images:
 
 
 class ImagesInMemory(Images):
-    """Some of the images of a store, read into memory."""
+    """Some of the images of a store, read into memory.
 
-    def __init__(self, images, rows):
+    memory: a buffer for them, None for one of its own. share (k, n): of n processes that share the buffer, this is the k-th
+    from 0, which reads its part of the images; the others' are there when they are done.
+    """
+
+    def __init__(self, images, rows, memory=None, share=(0, 1)):
         self.__dict__.update(images.__dict__)
         self._rows = rows                       # sorted
-        self._codes = images.gather(rows, np.empty((len(rows), *self.shape), self.dtype))
+        shape, (own, of) = (len(rows), *self.shape), share
+        self._codes = np.empty(shape, self.dtype) if memory is None else np.frombuffer(memory, self.dtype).reshape(shape)
+        part = slice(len(rows) * own // of, len(rows) * (own + 1) // of)
+        images.gather(rows[part], self._codes[part])
 
     def each(self, rows):
         yield from map(self._codes.__getitem__, np.searchsorted(self._rows, rows).tolist())
@@ -438,10 +445,18 @@ class PackedDataset(Dataset):
             self.nonfinite.add(lost)
         return images
 
-    def cache(self, device=None):
-        """Read the images of this split into memory, or into that of `device`; batches then come from there."""
+    def cache(self, device=None, memory=None, share=(0, 1)):
+        """Read the images of this split into memory, or into that of `device`; batches then come from there.
+
+        memory, share: of `ImagesInMemory`, for processes that share one copy.
+        """
         rows = np.unique(self._rows)
-        self._images = ImagesInMemory(self._images, rows) if device is None else ImagesOnDevice(self._images, rows, device)
+        self._images = ImagesInMemory(self._images, rows, memory, share) if device is None else ImagesOnDevice(self._images, rows, device)
+
+    @property
+    def on_device(self):
+        """Whether batches lie on the device of the cache."""
+        return isinstance(self._images, ImagesOnDevice)
 
     def cache_bytes(self):
         """Bytes that `cache` takes."""

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What only a GPU can show. Skipped where there is none."""
+import json
+
 import pytest
 import torch
 
+import main_pretrain
 from models_mixmim import mixmim_tiny
+from runs import log_of
+from sarwmix import pack
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
 from util.steps import autocast, optimizer_step
@@ -33,7 +38,7 @@ def loss_and_gradients(device, amp, **execution):
 
 
 @pytest.mark.parametrize("amp, tolerance", [("off", 1e-3), ("bf16", 3e-2), ("fp16", 3e-2)])
-@pytest.mark.parametrize("execution", [{}, {"grad_checkpointing": True}, {"compile_mode": "default"}])
+@pytest.mark.parametrize("execution", [{}, {"grad_checkpointing": True}, {"compile_mode": "default"}, {"attention": "plain"}])
 def test_a_gpu_computes_what_the_cpu_computes(amp, tolerance, execution):
     loss, gradients = loss_and_gradients(CPU, "off")
     found, found_gradients = loss_and_gradients(GPU, amp, **execution)
@@ -55,6 +60,30 @@ def test_evaluation_waits_for_its_first_batch_only():
         prepare(images)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp, tolerance, compile_mode", [("off", 1e-3, None), ("bf16", 3e-2, "default")])
+def test_fused_and_plain_attention_compute_the_same(amp, tolerance, compile_mode):
+    fused = loss_and_gradients(GPU, amp, attention="fused")
+    plain = loss_and_gradients(GPU, amp, attention="plain", compile_mode=compile_mode)
+    assert fused[0] == pytest.approx(plain[0], rel=tolerance)
+    assert (fused[1] - plain[1]).norm() < tolerance * plain[1].norm()
+
+
+def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_and_it_goes_on_as_it_chose(simulated, tmp_path, program):
+    pack.main(["--workers", "1", "--dataset", "benv2", "--data_path", str(simulated), "--out", str(tmp_path / "store"), "--splits", "train", "val"])
+    flags = ("--data_path", tmp_path / "store", "--model", "mixmim_tiny", "--batch_size", 8, "--epochs", 2, "--warmup_epochs", 0, "--save_epochs", 99,
+             "--output_dir", tmp_path / "run", "--resume", "auto")
+    status, out, err = program(main_pretrain, *flags, "--stop_epoch", 1)
+    assert status == 0, err
+    assert "--data_cache auto: the images of split train_val are on the GPU" in out and "is the fastest" in out
+    first = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
+    assert len(first["ms"]) == 4 and min(first["ms"], key=first["ms"].get).endswith(f"{first['attention']} attention")
+    status, out, err = program(main_pretrain, *flags)
+    assert status == 0 and "as in the run that is continued" in out, err
+    again = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
+    assert again == {name: first[name] for name in ("compile", "attention")}
+    assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [0, 1]
 
 
 def test_no_step_waits_for_the_gpu():

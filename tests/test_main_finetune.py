@@ -485,7 +485,7 @@ class Stripes(torch.utils.data.Dataset):
 def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
     """Update tests/golden_finetune.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
     monkeypatch.setattr(main_finetune, "build_splits", lambda args: {"train": Stripes(1, 96), "val": Stripes(101, 37), "test": Stripes(201, 37)})
-    monkeypatch.setattr(main_finetune, "check_data", lambda dataset, args, ranks: dataset.describe())
+    monkeypatch.setattr(main_finetune, "check_data", lambda dataset, *_, **__: dataset.describe())
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
     status, _, err = program(main_finetune, *RUN, "--data_path", "-", "--finetune", "", "--epochs", 4, "--batch_size", 8, "--output_dir", tmp_path)

@@ -359,6 +359,41 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(grad_checkpointi
 
 # ---- the mask -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("kind", [0, 5, 8])
+def test_fused_and_plain_attention_compute_the_same(kind):
+    """With and without an additive mask, with groups that have biases of their own, and in the decoder, which has no bias."""
+    model, (x, weights) = build(mixmim_tiny, **TINY).train(), inputs(4, 128)
+    mask, found, called = random_mask(16, kind), {}, []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *args, **kwargs: called.append(1) or fused(*args, **kwargs))
+        for variant in (*model.attention_variants, None):
+            called.clear()
+            model.execute_with(attention=variant)
+            found[variant] = grads_of(model, x, weights, mask), len(called)
+    assert model.attention_variants == ("plain", "fused") and [found[name][1] for name in ("plain", "fused", None)] == [0, 7, 0]
+    for plain, fused, usual in zip(*(found[name][0] for name in ("plain", "fused", None))):
+        torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-12)
+        assert torch.equal(usual, plain)
+
+
+def test_execution_can_be_changed_and_taken_back(monkeypatch):
+    """Compiled, compiled with other attention, eager again: code is compiled for each, and not called afterwards."""
+    backend = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    monkeypatch.setattr(models_mixmim.Blocks, "compile", lambda self, mode, dynamic: nn.Module.compile(self, backend=backend, dynamic=dynamic))
+    torch._dynamo.reset()
+    model = build(models_mixmim.MixMIMEncoder, img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_sizes=(8, 4))
+    x, _ = inputs(2, 32)
+    before = model.encode(x)
+    for attention, graphs, fused in (("plain", 2, False), ("fused", 4, True)):
+        model.execute_with(compile_mode="default", attention=attention)
+        torch.testing.assert_close(model.encode(x), before, rtol=1e-9, atol=1e-12)
+        assert backend.frame_count == graphs and ("scaled_dot_product_attention" in backend.graphs[-1].code) == fused
+    model.execute_with()
+    torch._dynamo.reset()
+    assert torch.equal(model.encode(x), before) and backend.frame_count == 4
+
+
 @pytest.mark.parametrize("img_size, ratio", [
     (128, 0), (128, 0.25), (128, 0.5), (128, 0.6), (128, 0.75), (128, 1), (64, 0.5), (32, 0.5)])
 def test_draw_mask_takes_int_of_L_times_ratio_cells(img_size, ratio):

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import tempfile
-import time
 from functools import partial
 from itertools import chain
 
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sarwmix.catalogue import DATASETS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
 from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
+from util.caching import fill_cache, step_bytes
 from util.errors import UsageError
 from util.pauses import SIGNALS
 from util.sampling import InOrderSampler, MicroBatchSampler
@@ -34,8 +34,9 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     add_source_flags(group)
     add_skip_missing_flag(group)
-    group.add_argument("--data_cache", choices=("none", "ram", "device"), default="none",
-                       help="keep a packed store's images in the memory of each rank, or on its GPU, instead of reading them from disk")
+    group.add_argument("--data_cache", choices=("auto", "none", "ram", "device"), default="auto",
+                       help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a node (ram), "
+                            "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from disk")
     group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
                        help="standard deviation in dB (default: the dataset's; for benv1 those of the released checkpoints)")
@@ -62,7 +63,7 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
     flood = {"val_fraction": args.val_fraction, "seed": args.draw_seed} if DATASETS[args.dataset] is FloodDataset else {}
     dataset = open_dataset(args.dataset, args.data_path, split or args.split, metadata or args.metadata, args.id_col,
                            args.include_snow_cloud, args.max_nonfinite, supervised, **flood)
-    if args.data_cache != "none" and not isinstance(dataset, PackedDataset):
+    if args.data_cache not in ("auto", "none") and not isinstance(dataset, PackedDataset):
         raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
                          "python -m sarwmix.pack")
     return dataset
@@ -85,15 +86,15 @@ def drop_missing(dataset, args, ranks=None):
     return ranks.together(lambda: leave_out(dataset, sorted(chain(*found))))
 
 
-def check_data(dataset, args, ranks):
+def check_data(dataset, args, ranks, read_once=False):
     """Look for every file, and at some values; fill the cache. Returns what a run records about the data.
 
-    Raises DataError, and UsageError for a cache that does not fit.
+    read_once: whether every image is read a single time, so that --data_cache auto does not keep them. Raises DataError, and UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
-    if args.data_cache != "none":
-        ranks.together(lambda: fill_cache(dataset, args.data_cache, ranks))
+    if isinstance(dataset, PackedDataset) and not (read_once and args.data_cache == "auto"):
+        fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, args.dataset == "sen12flood"))
     return {**dataset.describe(), "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std)))}
 
 
@@ -175,7 +176,7 @@ def _loader(samples, sampler, args, ranks, persistent):
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
     timeout = 60 * args.data_timeout
     if isinstance(samples.dataset, PackedDataset):
-        return Watched(_packed_loader(samples, sampler, args.data_cache, workers, ranks, args.pin_mem, timeout))
+        return Watched(_packed_loader(samples, sampler, workers, ranks, args.pin_mem, timeout))
     if workers:
         check_temporary_folder()
     return Watched(DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
@@ -196,10 +197,10 @@ def check_temporary_folder():
                          f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0")
 
 
-def _packed_loader(samples, sampler, cache, workers, ranks, pin, timeout):
+def _packed_loader(samples, sampler, workers, ranks, pin, timeout):
     """As `_loader` for a packed store: whole batches, coded until they are on the device that trains, and no processes."""
     dataset, labelled = samples.dataset, isinstance(samples, SamplesWithIds)
-    if ranks.device.type == "cpu" or cache == "device":
+    if ranks.device.type == "cpu" or dataset.on_device:
         fetch = dataset.images
 
         def to_device(images, ids):
@@ -214,28 +215,7 @@ def _packed_loader(samples, sampler, cache, workers, ranks, pin, timeout):
         images = to_device(fetched, ids)
         return (torch.tensor(ids), images, dataset.labels(ids)) if labelled else (torch.tensor(ids), images[0])
 
-    return BatchStream(sampler, fetch, finish, 0 if cache == "device" else workers, timeout)
-
-
-def fill_cache(dataset, cache, ranks):
-    """--data_cache: put a packed split into this process's memory ("ram"), or the device's ("device").
-
-    Raises UsageError if there is not enough of it.
-    """
-    need = dataset.cache_bytes()
-    device = ranks.device if cache == "device" else torch.device("cpu")
-    if device.type == "cuda":
-        free, sharing = torch.cuda.mem_get_info(device)[0], 1
-    else:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-        sharing = ranks.launch.local_size
-    if need * sharing > free:
-        raise UsageError(f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB for each of {sharing} ranks, and "
-                         f"{free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is")
-    started = time.monotonic()
-    dataset.cache(device if cache == "device" else None)
-    log.info("split %s is in the memory of %s: %.2f GB, %.1f s", dataset.split, device, need / 1e9, time.monotonic() - started)
+    return BatchStream(sampler, fetch, finish, 0 if dataset.on_device else workers, timeout)
 
 
 def _start_worker(_):

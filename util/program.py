@@ -92,16 +92,22 @@ def add_run_flags(parser, *, output_dir):
 def add_speed_flags(parser):
     """Flags that change the time and the memory a run takes, and of its results the last bits at most."""
     group = parser.add_argument_group("speed and memory")
-    group.add_argument("--compile", choices=COMPILE_MODES, default="off", metavar="MODE",
-                       help=f"compile the blocks, in this mode of torch.compile: {', '.join(COMPILE_MODES)} (default: off)")
+    group.add_argument("--compile", choices=("auto", *COMPILE_MODES), metavar="MODE",
+                       help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; or auto: time eager and compiled "
+                            f"steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, off on a CPU)")
     group.add_argument("--grad_checkpointing", action="store_true",
                        help="compute each block's forward pass twice instead of keeping what is in it: less memory, a quarter more time")
     return group
 
 
+def compiles(args):
+    """Whether --compile names a mode of torch.compile; auto may find one yet."""
+    return args.compile not in (None, "auto", "off")
+
+
 def apply_speed_flags(model, args):
-    """Have a model (see `MixMIMEncoder.execute_with`) run as the flags say. Returns it."""
-    model.execute_with(args.grad_checkpointing, None if args.compile == "off" else args.compile)
+    """Have a model (see `MixMIMEncoder.execute_with`) run as the flags say, eager for --compile auto. Returns it."""
+    model.execute_with(args.grad_checkpointing, args.compile if compiles(args) else None)
     return model
 
 
@@ -153,7 +159,7 @@ def check_common_flags(args):
                                                        f"({launch.launcher}, {launch.world_size}); leave the flag out")
     for flag, path in (("resume", args.resume if args.resume != "auto" else ""), ("finetune", args.finetune)):
         need(not path or os.path.exists(path), f"--{flag} {path}: there is no such checkpoint")
-    need(args.compile == "off" or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))),
+    need(not compiles(args) or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))),
          f"--compile {args.compile}: needs a C++ compiler, and there is no g++ or clang++; install one, name it in CXX, or leave the flag out")
     need(0 <= args.drop_path < 1, f"--drop_path {args.drop_path}: must be at least 0 and below 1")
     need(0 <= args.max_nonfinite <= 1, f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")

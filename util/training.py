@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What is trained and with what; how a run starts, goes on, and says what it is."""
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,7 +9,6 @@ import torch
 from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
 from util.errors import UsageError
 from util.misc import environment
-from util.program import apply_speed_flags
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +23,13 @@ class Start:
     """Where in a run training begins or goes on: at an epoch (0-based), or after some steps of it.
 
     progress: of `run_steps`, None at the beginning of an epoch. source: the checkpoint it goes on from, None for a new run;
-    selection: what it says of the epochs selected so far.
+    selection, bits: what it says of the epochs selected so far, and of `Training.bits`.
     """
     epoch: int
     progress: dict | None = None
     source: Path | None = None
     selection: dict | None = None
+    bits: dict = field(default_factory=dict)
 
     @property
     def step(self):
@@ -41,7 +41,7 @@ class Training:
     """A model, how its input is prepared, and what optimises it, on one rank.
 
     filled_before: pixels that had been filled when the run was saved that this one continues. origin: of `origin_of`, None
-    for random initialisation.
+    for random initialisation. execution: of `util.tuning.settle_execution`, None until then.
     """
     model: torch.nn.Module
     prepare: torch.nn.Module
@@ -49,12 +49,13 @@ class Training:
     scaler: torch.amp.GradScaler
     filled_before: int = 0
     origin: dict | None = None
+    execution: dict | None = None
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
-        """AdamW over parameter groups with learning rate args.lr; everything on the device, executed as the flags say."""
+        """AdamW over parameter groups with learning rate args.lr; everything on the device."""
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=True)
-        return cls(apply_speed_flags(model, args).to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
+        return cls(model.to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
 
     def state(self, epoch, args, facts, filled, progress=None):
         """A checkpoint after an epoch (0-based, the last finished one), and maybe some steps of the next.
@@ -63,14 +64,14 @@ class Training:
         """
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
-                 "filled": filled, "bits": self._bits(args)}
+                 "filled": filled, "bits": self.bits()}
         return state if progress is None else {**state, "progress": progress}
 
-    def _bits(self, args):
+    def bits(self):
         """On what the last bits of a result depend, besides the run."""
         device = self.prepare.mean.device
         return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "threads": torch.get_num_threads(), "compile": args.compile}
+                "threads": torch.get_num_threads(), **{name: (self.execution or {}).get(name) for name in ("compile", "attention")}}
 
     def bytes(self):
         """About what a checkpoint takes: weights, and two moments of those that are trained."""
@@ -83,7 +84,7 @@ class Training:
 
     def record(self, args, ranks, data, global_batch):
         """What a run is, for run.json; data: what `check_data` returned, of one split or several."""
-        return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch,
+        return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch, "execution": self.execution,
                 "n_parameters": sum(p.numel() for p in self.model.parameters()), "initialised_from": self.origin}
 
     def resume(self, args, facts, steps):
@@ -102,16 +103,18 @@ class Training:
             return Start(args.start_epoch)
         check_same_run(state.get("run", {}), facts)
         restore(state, path, self.model, self.optimizer, self.scaler)
-        start = Start(state["epoch"] + 1, state.get("progress"), path, state.get("selection"))
+        start = Start(state["epoch"] + 1, state.get("progress"), path, state.get("selection"), state.get("bits") or {})
         if start.step > steps:
             raise UsageError(f"{path}: is of step {start.step} of an epoch, which has {steps}; it is of another run")
         self.filled_before = state.get("filled", 0)
         log.info("continuing %s after epoch %d%s", path, state["epoch"], f" and {start.step} of {steps} steps" if start.progress else "")
-        before = state.get("bits", {})
-        changed = [f"{name} {value} (was {before[name]})" for name, value in self._bits(args).items() if before.get(name, value) != value]
+        return start
+
+    def warn_of_other_bits(self, start):
+        """Say what has changed since the run was saved that this one continues, and makes other last bits."""
+        changed = [f"{name} {value} (was {start.bits[name]})" for name, value in self.bits().items() if start.bits.get(name, value) != value]
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
-        return start
 
 
 def origin_of(state, path):
