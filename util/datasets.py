@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sarwmix.catalogue import DATASETS, add_source_flags, open_dataset
+from sarwmix.catalogue import DATASETS, add_source_flags, is_simulated, open_dataset
+from sarwmix.errors import DataError
+from sarwmix.files import read_json
 from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.errors import UsageError
+from util.feeding import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.soundness import are_statistics
 from util.streaming import BatchStream
 
 PR_SET_PDEATHSIG = 1      # prctl(2): the signal that a process gets when its parent ends
@@ -30,12 +34,37 @@ def add_data_flags(parser):
     add_source_flags(group)
     group.add_argument("--data_cache", choices=("none", "ram", "device"), default="none",
                        help="keep a packed store's images in the memory of each rank, or on its GPU, instead of reading them from disk")
-    group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
+    group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"),
+                       help="mean in dB (default: that of the checkpoint it starts from, else the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
-                       help="standard deviation in dB (default: the dataset's; for benv1 those of the released checkpoints)")
+                       help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)")
+    group.add_argument("--statistics", metavar="FILE",
+                       help="take mean and standard deviation from what sarwmix.statistics --out wrote, or from the statistics.json of a "
+                            "packed store (its split train)")
     group.add_argument("--check_files", choices=("all", "none"), default="all",
                        help="look for every file before training starts")
     return group
+
+
+def take_statistics(args):
+    """Put what the file of --statistics says into args.mean and args.std. Raises UsageError."""
+    if not args.statistics:
+        return
+    if args.mean or args.std:
+        raise UsageError("--statistics contradicts --mean and --std: both say how to standardise; leave one out")
+    remedy = "give what python -m sarwmix.statistics --out FILE wrote"
+    try:
+        content = read_json(args.statistics, remedy)
+    except DataError as error:
+        raise UsageError(f"--statistics {error}") from None
+    if isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict):      # of a packed store
+        content = {"units": UNITS, "channels": CHANNELS, **content["train"]}
+    if not isinstance(content, dict) or not are_statistics(content.get("mean")) or not are_statistics(content.get("std"), above=0):
+        raise UsageError(f"--statistics {args.statistics}: has no mean and std of two channels; {remedy}")
+    if content.get("units") != UNITS or content.get("channels") != CHANNELS:
+        raise UsageError(f"--statistics {args.statistics}: is of channels {content.get('channels')} in {content.get('units')}, but "
+                         f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}")
+    args.mean, args.std = ([round(float(value), 4) for value in content[name]] for name in STATISTICS)
 
 
 def fill_statistics(args):
@@ -43,6 +72,25 @@ def fill_statistics(args):
     kind = DATASETS[args.dataset]
     args.mean = list(args.mean or kind.MEAN)
     args.std = list(args.std or kind.STD)
+
+
+def log_statistics(args, checkpoint=None):
+    """One line that says with which mean and standard deviation images are standardised, and where these are from.
+
+    checkpoint: (path, state) of the one that may have said them.
+    """
+    path, facts = (None, {}) if checkpoint is None else (checkpoint[0], facts_of(checkpoint[1]))
+
+    def source(name):
+        value = getattr(args, name)
+        if args.statistics:
+            return f"--statistics {args.statistics}"
+        if name in facts and agree(value, facts[name]):
+            return str(path)
+        return f"--dataset {args.dataset}" if agree(value, getattr(DATASETS[args.dataset], name.upper())) else f"--{name}"
+
+    log.info("standardised with mean %s and std %s dB (VH, VV), of %s", shown(args.mean), shown(args.std),
+             " and ".join(dict.fromkeys(map(source, STATISTICS))))
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
@@ -68,7 +116,7 @@ def check_data(dataset, args, ranks):
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
     if args.data_cache != "none":
         ranks.together(lambda: fill_cache(dataset, args.data_cache, ranks))
-    return {**dataset.describe(), "first_look": ranks.on_main(dataset.check_units)}
+    return {**dataset.describe(), "simulated": is_simulated(dataset), "first_look": ranks.on_main(dataset.check_units)}
 
 
 class ImagesWithIds(Dataset):

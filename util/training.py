@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
+from util.checkpoint import check_same_run, find_checkpoint, is_exported, load_checkpoint, load_latest, restore
 from util.errors import UsageError
+from util.feeding import settle_start
 from util.misc import environment
 from util.program import apply_speed_flags
 
@@ -41,7 +42,7 @@ class Training:
     """A model, how its input is prepared, and what optimises it, on one rank.
 
     filled_before: pixels that had been filled when the run was saved that this one continues. origin: of `origin_of`, None
-    for random initialisation.
+    for random initialisation. data: of `samples_of`.
     """
     model: torch.nn.Module
     prepare: torch.nn.Module
@@ -49,6 +50,7 @@ class Training:
     scaler: torch.amp.GradScaler
     filled_before: int = 0
     origin: dict | None = None
+    data: dict | None = None
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
@@ -63,7 +65,7 @@ class Training:
         """
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
-                 "filled": filled, "bits": self._bits(args)}
+                 "filled": filled, "bits": self._bits(args), **({"data": self.data} if self.data else {})}
         return state if progress is None else {**state, "progress": progress}
 
     def _bits(self, args):
@@ -95,6 +97,10 @@ class Training:
             state, path = load_latest(args.output_dir)
             if state is None:
                 log.info("nothing to continue in %s: starting", args.output_dir)
+        elif Path(args.resume).is_dir() and args.resume and not is_exported(args.resume):
+            state, path = load_latest(args.resume)
+            if state is None:
+                raise UsageError(f"--resume {args.resume}: a folder without a checkpoint; name a checkpoint, or the folder of a run")
         else:
             path = Path(args.resume)
             state = load_checkpoint(path) if args.resume else None
@@ -112,6 +118,30 @@ class Training:
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
         return start
+
+
+def open_start(args, size_of, names):
+    """The checkpoint of --finetune, None without one; completes the flags by what it says of its encoder.
+
+    size_of: of models_mixmim. names: as in `settle_start`. Raises UsageError.
+    """
+    if not args.finetune:
+        return None
+    args.finetune = find_checkpoint(args.finetune)
+    state = load_checkpoint(args.finetune)
+    settle_start(args, state, args.finetune, size_of(state["model"]), names)
+    return {name: value for name, value in state.items() if name != "optimizer"}
+
+
+def samples_of(parts, state=None):
+    """What a checkpoint says of its data, {"train", …: {"samples", "simulated"}}.
+
+    parts: {name: what `check_data` returned}. state: the checkpoint that the training starts from, whose data are "pretraining".
+    """
+    before = (state or {}).get("data", {})
+    before = before.get("pretraining", before.get("train"))
+    return {**{name: {"samples": part["samples"], "simulated": part["simulated"]} for name, part in parts.items() if "simulated" in part},
+            **({"pretraining": before} if before else {})}
 
 
 def origin_of(state, path):
