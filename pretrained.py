@@ -105,9 +105,10 @@ def load_weights(model, state, path, head):
 
 
 def load(path, dataset=None, device="cpu", **flags):
-    """A checkpoint of ours, exported or released, as (model, prepare), both in evaluation mode on the device.
+    """A checkpoint of ours, exported, released or of another program, as (model, prepare), both in evaluation mode on the device.
 
-    dataset: benv1, benv2 or sen12flood; needed for released checkpoints, which do not say how to feed them. flags:
+    path: the file, an exported folder, or the folder of a run. dataset: benv1, benv2 or sen12flood; needed for checkpoints
+    that do not say how their input is prepared, as the released ones. flags:
     model, input_size, mean, std, patch_cut, patch_op, where the checkpoint does not know. A pretraining checkpoint gives
     an encoder whose head is untrained: use model.forward_features. Raises UsageError for one that does not fit.
     """

@@ -98,6 +98,7 @@ def test_checkpoints_say_how_to_feed_them_and_what_was_selected(finished):
     assert {"model", "optimizer", "epoch", "scaler", "args", "input", "metrics", "selection"} <= set(state)
     assert state["input"] == {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144],
                               "std": [5.4501, 5.0019], "classes": list(CLASSES)}
+    assert state["data"] == {"train": {"samples": 24, "simulated": True}, "val": {"samples": 11, "simulated": True}}
     for rule, entry in state["selection"].items():
         held = load_checkpoint(folder / f"checkpoint_{rule}.pth")
         assert held["epoch"] == entry["epoch"]
@@ -278,6 +279,7 @@ def test_an_exported_classifier_gives_identical_outputs(finished, data, tmp_path
     config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
     assert config["input"] == load_checkpoint(checkpoint)["input"] and config["recipe"]["lr"] == 2e-3
     assert config["metrics"]["test"]["ap_macro"] == evaluated(tmp_path / "a")["ap_macro"] and "val" in config["metrics"]
+    assert config["measured_on"]["test"] == {"samples": 13, "simulated": True} and "Data: val 11 simulated samples, test 13 simulated samples." in card
     assert all(text in card for text in ("multi-label classifier", "VH and VV", "64×64", "-19.1966", "18. Marine waters", "| lr ",
                                          f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}"))
     status, _, err = program(main_finetune, "--export", folder, "--finetune", checkpoint)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import evaluation
 import main_finetune
 import main_pretrain
 import pretrained
@@ -76,7 +77,7 @@ def test_other_statistics_and_another_size_can_be_asked_for(checkpoint, caplog):
     args = started(checkpoint, "--mean", -19, -13, "--input_size", 128)
     assert (args.mean, args.std, args.input_size) == ([-19.0, -13.0], [4.0, 4.5], 128)
     warning, = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
-    assert "was trained with --mean -18.0 -12.0, and goes on with -19.0 -13.0" in warning
+    assert "was trained with --mean -18.0 -12.0, and this run uses -19.0 -13.0" in warning
     assert f"of --mean and {checkpoint}" in caplog.text
 
 
@@ -128,7 +129,14 @@ def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog
         assert (args.mean, args.std) == ([-18.1234, -11.5], [5.25, 4.75])
     assert f"of --statistics {args.statistics}" in caplog.text and "WARNING" not in caplog.text
     assert started(checkpoint, "--statistics", measured(WRITTEN), program=main_pretrain).mean == [-18.1234, -11.5]
-    assert "was trained with --mean -18.0 -12.0, and goes on with -18.1234 -11.5" in caplog.text
+    assert "was trained with --mean -18.0 -12.0, and this run uses -18.1234 -11.5" in caplog.text
+
+
+def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, checkpoint, tmp_path):
+    flags = ["--embed", str(tmp_path / "x.npz"), "--data_path", ".", "--finetune", str(checkpoint), "--statistics", str(measured(WRITTEN))]
+    with pytest.raises(UsageError, match="--statistics -18.1234 -11.5 .it says -18.0 -12.0."):
+        evaluation.open_checkpoint(main_finetune.parse_flags(flags))
+    assert evaluation.open_checkpoint(main_finetune.parse_flags([*flags, "--force_input"]))[1].mean == [-18.1234, -11.5]
 
 
 def test_the_file_that_the_statistics_program_writes_is_taken(tmp_path):
@@ -169,7 +177,7 @@ def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state,
     assert started(tmp_path / "run").finetune == str(tmp_path / "run" / "checkpoint.pth")
     save_checkpoint(tmp_path / "run", {**state, "epoch": 2}, ("checkpoint_best.pth",))
     assert find_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint_best.pth")
-    assert f"{tmp_path / 'run'} is the folder of a run: its checkpoint_best.pth is taken" in caplog.text
+    assert f"{tmp_path / 'run'} is the folder of a run: using its checkpoint_best.pth" in caplog.text
     assert pretrained.load(tmp_path / "run")[1].input_size == 64
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="empty: a folder without checkpoint_best.pth, checkpoint.pth or an exported model"):

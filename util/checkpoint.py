@@ -230,7 +230,7 @@ def find_checkpoint(path):
         if name is None:
             raise UsageError(f"{path}: a folder without {BEST}, {LATEST} or an exported model ({EXPORTED_CONFIG}, {EXPORTED_WEIGHTS}); give "
                              f"the checkpoint file, or the folder of a run")
-        log.info("%s is the folder of a run: its %s is taken", path, name)
+        log.info("%s is the folder of a run: using its %s", path, name)
         return str(given / name)
     if given.name == EXPORTED_WEIGHTS and given.with_name(EXPORTED_CONFIG).is_file():
         log.info("%s: read with the %s beside it", path, EXPORTED_CONFIG)
@@ -391,7 +391,7 @@ def initialise(model, state, path, ignore=(), keep=()):
     if faults:
         raise UsageError(f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size")
     if fixed:
-        log.info("%s: has not %s%s, which are not learned: computed", path, fixed[0], f" and {len(fixed) - 1} more like it" if fixed[1:] else "")
+        log.info("%s: lacks %s%s, which are computed, as nothing in them is learned", path, fixed[0], f" and {len(fixed) - 1} more" if fixed[1:] else "")
     model.load_state_dict(weights)
     return resampled
 

@@ -66,6 +66,11 @@ def agree(flag, fact):
     return flag == fact
 
 
+def _flag(args, name):
+    """The flag that gave a value, as it is typed."""
+    return "--statistics" if name in STATISTICS and getattr(args, "statistics", None) else f"--{name}"
+
+
 def check_channels(state, path):
     """Refuse a checkpoint that needs channels or units that are not fed. Raises UsageError."""
     said = state.get("input", {})
@@ -91,20 +96,20 @@ def settle_input(args, state, path, size):
         if flag is None:
             setattr(settled, name, facts[name])
         elif not agree(flag, facts[name]):
-            contradictions.append(f"--{name} {shown(flag)} (it says {shown(facts[name])})")
+            contradictions.append(f"{_flag(args, name)} {shown(flag)} (it says {shown(facts[name])})")
     if contradictions and not args.force_input:
         raise UsageError(f"{path}: was trained with other values than {', '.join(contradictions)}; leave the flag out, or insist "
                          f"with --force_input")
     for contradiction in contradictions:
         log.warning("%s: forced %s", path, contradiction)
     if "input" not in state:
-        log.info("%s: does not say how to feed it, as those of the released code%s", path,
+        log.info("%s: does not say how its input is prepared, as those of the released code%s", path,
                  f"; patch_cut is {settled.patch_cut}" if facts.get("patch_cut") else "")
     return settled
 
 
 def settle_start(args, state, path, size, names=STARTED_WITH):
-    """Complete the flags of a training that starts from the weights of a checkpoint: an encoder is fed as it was trained.
+    """Complete the flags of a training that starts from the weights of a checkpoint: an encoder's input is prepared as in its training.
 
     args: flags, None where not given. size: the model that its weights are of, or None. names: what to take over. Other
     statistics or another input size may be asked for, the former with a warning. Raises UsageError for another model,
@@ -122,7 +127,7 @@ def settle_start(args, state, path, size, names=STARTED_WITH):
         elif name == "model" and flag != fact:
             raise UsageError(f"{path}: is a {fact}, not a {flag}; leave --model out, or start from another checkpoint")
         elif name in STATISTICS and not agree(flag, fact):
-            log.warning("%s: was trained with --%s %s, and goes on with %s; leave the flag out to feed it as it was trained", path, name,
+            log.warning("%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as in its training", path, name,
                         shown(fact), shown(flag))
 
 
