@@ -25,10 +25,10 @@ from sarwmix.catalogue import DATASETS, SPLITS
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, log_statistics, take_statistics
+from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, take_statistics
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
-from util.feeding import STARTED_WITH, add_force_flag, flags_of
+from util.feeding import STARTED_WITH, add_force_flag
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
@@ -65,7 +65,8 @@ def build_parser():
                                                        "with --eval, its metrics are put into the card")
     add_force_flag(group)
     group = parser.add_argument_group("model")
-    group.add_argument("--finetune", metavar="PATH", help="start from this checkpoint, or exported folder; '' is random initialisation")
+    group.add_argument("--finetune", metavar="PATH", help="start from this checkpoint, exported folder or folder of a run; '' is random "
+                                                              "initialisation")
     group.add_argument("--model", choices=tuple(ENCODERS), help="size of the model (default: that of the checkpoint, else mixmim_base)")
     group.add_argument("--input_size", type=int, metavar="PIXELS", help="side of the input; default: that of the checkpoint, else "
                                                                         "128; floods: that of the images, a multiple of 128")
@@ -164,8 +165,13 @@ def check_flags(args):
     if args.freeze_encoder:
         args.drop_path = 0.0                       # features of a frozen encoder are what they will be in use
     if not args.finetune:
-        fill_defaults(args)
-        build_model(args, meta=True)
+        complete(args)
+
+
+def complete(args):
+    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
+    fill_defaults(args)
+    build_model(args, meta=True)
 
 
 def can_write(path):
@@ -225,15 +231,9 @@ def log_class_balance(dataset, part):
 # --------------------------------------------------------------------------------------------------------------------
 
 def open_encoder(args):
-    """The checkpoint of --finetune, None without one; completes the flags by what it, or nothing, says. Raises UsageError."""
+    """The checkpoint of --finetune, None without one; completes the flags by what it says. Raises UsageError."""
     flood = TASKS[args.dataset] is FLOOD      # whose input_size is that of the images, not of the patches that the encoder takes
-    state = open_start(args, size_of, [name for name in STARTED_WITH if not (flood and name == "input_size")])
-    fill_defaults(args)
-    if state is not None:
-        with flags_of(args.finetune):
-            build_model(args, meta=True)
-    log_statistics(args, state and (args.finetune, state))
-    return state
+    return open_start(args, size_of, complete, [name for name in STARTED_WITH if not (flood and name == "input_size")])
 
 
 def build_training(args, device, state=None):

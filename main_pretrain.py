@@ -19,11 +19,11 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
-from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, log_statistics,
-                           take_statistics, telling_ids)
+from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, fill_statistics, take_statistics,
+                           telling_ids)
 from util.distributed import distribute, start_ranks
 from util.errors import UsageError
-from util.feeding import STARTED_WITH, add_force_flag, flags_of, settle_input
+from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags,
@@ -67,7 +67,7 @@ def build_parser():
     group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
     add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
     group = add_run_flags(parser, output_dir="output/pretrain")
-    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint")
+    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint, or the latest of a run's folder")
     group.add_argument("--save_epochs", type=int, nargs="*", metavar="N",
                        help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
                             "600 and the last)")
@@ -107,8 +107,13 @@ def check_flags(args):
         if args.inference_samples < 2 or args.inference_samples % 2:
             raise UsageError(f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs")
     elif not args.finetune:
-        fill_defaults(args)
-        build_model(args, meta=True)
+        complete(args)
+
+
+def complete(args):
+    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
+    fill_defaults(args)
+    build_model(args, meta=True)
 
 
 def fill_defaults(args):
@@ -149,19 +154,8 @@ def prepare_data(args, ranks):
     return dataset, loader, check_data(dataset, args, ranks)
 
 
-def open_weights(args):
-    """The checkpoint of --finetune, None without one; completes the flags by what it, or nothing, says. Raises UsageError."""
-    state = open_start(args, size_of, STARTED_WITH)
-    fill_defaults(args)
-    if state is not None:
-        with flags_of(args.finetune):
-            build_model(args, meta=True)
-    log_statistics(args, state and (args.finetune, state))
-    return state
-
-
 def start_of(args, facts, training, steps, state):
-    """Fill model, optimizer and scaler from --resume or --finetune; where to start. state: of `open_weights`. Raises UsageError."""
+    """Fill model, optimizer and scaler from --resume or --finetune; where to start. state: of `open_start`. Raises UsageError."""
     start = training.resume(args, facts, steps)
     if start.source is None and state is not None:
         resampled = initialise(training.model, state, args.finetune)
@@ -261,7 +255,7 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, 
 def pretrain(args, ranks):
     """The whole job, from flags to checkpoints."""
     started = time.monotonic()
-    state = ranks.together(lambda: open_weights(args))
+    state = ranks.together(lambda: open_start(args, size_of, complete))
     dataset, loader, summary = prepare_data(args, ranks)
     steps = loader.batch_sampler.steps
     global_batch = settle_learning_rate(args, ranks, len(dataset), steps)

@@ -15,12 +15,13 @@ import main_finetune
 import main_pretrain
 import pretrained
 from dataset_fixtures import write_v2
-from models_mixmim import mixmim_tiny
+from models_mixmim import mixmim_tiny, size_of
 from sarwmix import statistics
 from sarwmix.catalogue import DATASETS, is_simulated
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from util.errors import UsageError
 from util.export import export
+from util.training import open_start
 
 INPUT = {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-18.0, -12.0], "std": [4.0, 4.5]}
 SIMULATED = {"train": {"samples": 1024, "simulated": True}, "val": {"samples": 256, "simulated": True}}
@@ -47,7 +48,10 @@ def logged(caplog):
 def started(path, *flags, program=main_finetune, dataset="benv2"):
     """The flags of a training from a checkpoint, completed."""
     args = program.parse_flags([str(word) for word in ("--data_path", ".", "--dataset", dataset, "--finetune", path, *flags)])
-    (main_finetune.open_encoder if program is main_finetune else main_pretrain.open_weights)(args)
+    if program is main_finetune:
+        main_finetune.open_encoder(args)
+    else:
+        open_start(args, size_of, main_pretrain.complete)
     return args
 
 

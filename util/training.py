@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from util.checkpoint import check_same_run, find_checkpoint, is_exported, load_checkpoint, load_latest, restore
+from util.datasets import log_statistics
 from util.errors import UsageError
-from util.feeding import settle_start
+from util.feeding import STARTED_WITH, flags_of, settle_start
 from util.misc import environment
 from util.program import apply_speed_flags
 
@@ -120,16 +121,21 @@ class Training:
         return start
 
 
-def open_start(args, size_of, names):
-    """The checkpoint of --finetune, None without one; completes the flags by what it says of its encoder.
+def open_start(args, size_of, complete, names=STARTED_WITH):
+    """The checkpoint of --finetune, without its optimizer, or None; completes the flags by what it says of its encoder.
 
-    size_of: of models_mixmim. names: as in `settle_start`. Raises UsageError.
+    size_of: of models_mixmim. complete(args): fills in what it does not say, and checks that the model can be built; without
+    a checkpoint that is done already. names: as in `settle_start`. Raises UsageError.
     """
     if not args.finetune:
+        log_statistics(args)
         return None
-    args.finetune = find_checkpoint(args.finetune)
-    state = load_checkpoint(args.finetune)
-    settle_start(args, state, args.finetune, size_of(state["model"]), names)
+    path = args.finetune = find_checkpoint(args.finetune)
+    state = load_checkpoint(path)
+    settle_start(args, state, path, size_of(state["model"]), names)
+    with flags_of(path):
+        complete(args)
+    log_statistics(args, (path, state))
     return {name: value for name, value in state.items() if name != "optimizer"}
 
 
