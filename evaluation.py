@@ -4,16 +4,18 @@ import logging
 from pathlib import Path
 
 from engine_finetune import predict
+from models_mixmim import size_of
 from pretrained import FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head, load_weights
 from sarwmix.catalogue import DATASETS
 from sarwmix.errors import DataError
-from util.checkpoint import load_checkpoint
-from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
+from util.checkpoint import find_checkpoint, load_checkpoint
+from util.datasets import build_dataset, build_test_loader, check_data, drop_missing, log_statistics
 from util.errors import Interrupted, UsageError
 from util.export import export
 from util.feeding import flags_of, settle_input
 from util.program import apply_speed_flags
 from util.reports import log_headline, log_metrics, scalars, write_features, write_metrics, write_predictions
+from util.training import samples_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ def evaluate(task, model, prepare, dataset, args, ranks, between=None):
 
 def open_checkpoint(args):
     """(state, the flags completed by what it says) of --finetune or --resume. Raises UsageError where they contradict."""
-    path = args.checkpoint
+    path = args.checkpoint = find_checkpoint(args.checkpoint)
     state = load_checkpoint(path)
     trained = state.get("args", {})
     args.dataset = args.dataset or trained.get("dataset")
@@ -47,8 +49,9 @@ def open_checkpoint(args):
         raise UsageError(f"--dataset is missing, and {path} does not say it: one of {', '.join(DATASETS)}")
     if args.eval:
         check_classes(state, path, args)
-    args = settle_input(args, state, path)
+    args = settle_input(args, state, path, size_of(state["model"]))
     fill_defaults(args)
+    log_statistics(args, (path, state))
     if not args.val_fraction:       # what was kept apart in training stays so
         args.val_fraction, args.draw_seed = (trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
     return state, args
@@ -65,11 +68,11 @@ def build_trained(args, state):
 def use_checkpoint(args, ranks):
     """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
     state, args = ranks.together(lambda: open_checkpoint(args))
-    task, path, metrics = TASKS[args.dataset], args.checkpoint, {}
+    task, path, metrics, data = TASKS[args.dataset], args.checkpoint, {}, {}
     if args.eval or args.embed:
         dataset = drop_missing(ranks.together(lambda: build_dataset(args, supervised=bool(args.eval))), args, ranks)
         args.input_size = args.input_size or dataset.size
-        check_data(dataset, args, ranks, read_once=True)
+        data = samples_of({args.split: check_data(dataset, args, ranks, read_once=True)})
         model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
         prepare = build_preparation(args).to(ranks.device)
         log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,
@@ -88,4 +91,5 @@ def use_checkpoint(args, ranks):
     if args.export:
         args.input_size = args.input_size or FLOOD_SIZE
         classes = DATASETS[args.dataset].CLASSES if has_head(state) else None
-        ranks.on_main(lambda: export(args.export, state, args, classes, {args.split: scalars(metrics)} if metrics else {}))
+        ranks.on_main(lambda: export(args.export, state, args, classes, {args.split: scalars(metrics)} if metrics else {},
+                                    data if metrics else {}))

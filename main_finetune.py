@@ -17,18 +17,19 @@ from timm.data import Mixup
 
 from engine_finetune import train_one_epoch
 from evaluation import evaluate, use_checkpoint
-from models_mixmim import ENCODERS
+from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import FLOOD, TASKS, build_model, build_preparation, fill_defaults, load_weights
 from sarwmix.catalogue import DATASETS, SPLITS
 from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
 from util.checkpoint import load_checkpoint
-from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing
+from util.datasets import (SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing,
+                           take_statistics)
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
 from util.errors import UsageError
-from util.feeding import add_force_flag, facts_of
+from util.feeding import STARTED_WITH, add_force_flag
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
@@ -36,7 +37,8 @@ from util.program import (Parser, add_distributed_flags, add_run_flags, add_sche
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run_directory import RunDirectory
 from util.steps import autocast
-from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
+from util.training import (Training, after_epochs, check_alike, open_start, origin_of, same_run_facts, samples_of,
+                           settle_learning_rate)
 from util.tuning import settle_execution
 
 log = logging.getLogger(__name__)
@@ -65,10 +67,11 @@ def build_parser():
                                                        "with --eval, its metrics are put into the card")
     add_force_flag(group)
     group = parser.add_argument_group("model")
-    group.add_argument("--finetune", metavar="PATH", help="start from this checkpoint, or exported folder; '' is random initialisation")
-    group.add_argument("--model", choices=tuple(ENCODERS), help="size of the model (default: mixmim_base)")
-    group.add_argument("--input_size", type=int, metavar="PIXELS", help="side of the input; default: 128, or the size of the flood "
-                                                                        "images, which must be a multiple of 128")
+    group.add_argument("--finetune", metavar="PATH", help="start from this checkpoint, exported folder or folder of a run; '' is random "
+                                                              "initialisation")
+    group.add_argument("--model", choices=tuple(ENCODERS), help="size of the model (default: that of the checkpoint, else mixmim_base)")
+    group.add_argument("--input_size", type=int, metavar="PIXELS", help="side of the input; default: that of the checkpoint, else "
+                                                                        "128; floods: that of the images, a multiple of 128")
     group.add_argument("--nb_classes", type=int, metavar="N", help="classes (default, and only choice: those of the dataset)")
     group.add_argument("--drop_path", type=float, default=0.1, metavar="RATE", help="stochastic depth of the last block")
     group.add_argument("--freeze_encoder", action="store_true", help="train the head alone (linear probe)")
@@ -122,6 +125,7 @@ def check_flags(args):
     args.draw_seed = args.seed if args.draw_seed is None else args.draw_seed
     if args.export and not (args.eval or args.embed):
         args.data_path = args.data_path or ""      # not read
+    take_statistics(args)
     check_common_flags(args)
     for name, low, high in (("train_fraction", 0, 1), ("layer_decay", 0, 1)):
         need(low < getattr(args, name) <= high, f"--{name} {getattr(args, name)}: must be above {low} and at most {high}")
@@ -162,6 +166,12 @@ def check_flags(args):
     args.split, args.val_split = args.split or "train", args.val_split or ("test" if published else "val")
     if args.freeze_encoder:
         args.drop_path = 0.0                       # features of a frozen encoder are what they will be in use
+    if not args.finetune:
+        complete(args)
+
+
+def complete(args):
+    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
     fill_defaults(args)
     build_model(args, meta=True)
 
@@ -222,17 +232,24 @@ def log_class_balance(dataset, part):
 # Finetuning
 # --------------------------------------------------------------------------------------------------------------------
 
-def build_training(args, device):
-    """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from args.seed."""
+def open_encoder(args):
+    """The checkpoint of --finetune, None without one; completes the flags by what it says. Raises UsageError."""
+    flood = TASKS[args.dataset] is FLOOD      # whose input_size is that of the images, not of the patches that the encoder takes
+    return open_start(args, size_of, complete, [name for name in STARTED_WITH if not (flood and name == "input_size")])
+
+
+def build_training(args, device, state=None):
+    """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from args.seed.
+
+    state: of `open_encoder`.
+    """
     torch.manual_seed(args.seed)
     model, origin = build_model(args), None
-    if args.finetune:
-        state = load_checkpoint(args.finetune)
+    if state is not None:
         resampled = load_weights(model, state, args.finetune, head=False)
         origin = origin_of(state, args.finetune)
         log.info("initialised from %s%s, with a new head%s", args.finetune, after_epochs(origin),
                  f"; resampled: {', '.join(resampled)}" if resampled else "")
-        warn_of_other_statistics(args, state)
     torch.nn.init.trunc_normal_(model.head.weight, std=HEAD_STD)
     torch.nn.init.zeros_(model.head.bias)
     if args.freeze_encoder:
@@ -242,14 +259,6 @@ def build_training(args, device):
     training = Training.build(model, build_preparation(args), groups, (0.9, 0.999), args, device)
     training.origin = origin
     return training
-
-
-def warn_of_other_statistics(args, state):
-    facts = facts_of(state)
-    for name in ("mean", "std"):
-        if name in facts and not np.allclose(facts[name], getattr(args, name), rtol=1e-5):
-            log.warning("%s was trained with --%s %s; this run uses %s, of --dataset %s or the flag", args.finetune, name,
-                        " ".join(map(str, facts[name])), " ".join(map(str, getattr(args, name))), args.dataset)
 
 
 def build_mixup(args):
@@ -357,6 +366,7 @@ def report(args, ranks, training, splits, selection, folder, pauses):
 def finetune(args, ranks):
     """The whole job, from flags to the evaluation of the selected checkpoint."""
     started = time.monotonic()
+    state = ranks.together(lambda: open_encoder(args))
     splits = {name: drop_missing(dataset, args, ranks) for name, dataset in ranks.together(lambda: build_splits(args)).items()}
     args.input_size = args.input_size or splits["train"].size
     if args.val_split == args.test_split:
@@ -370,7 +380,9 @@ def finetune(args, ranks):
     summary = {name: check_data(dataset, args, ranks, read_once=name == "test") for name, dataset in splits.items()}
     steps = loader.batch_sampler.steps
     global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
-    training = ranks.together(lambda: build_training(args, ranks.device))
+    training = ranks.together(lambda: build_training(args, ranks.device, state))
+    training.data = samples_of({name: summary[name] for name in ("train", "val")}, state)
+    del state
     facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, [summary[name]["fingerprint"] for name in ("train", "val")])
     selection = Selection(TASKS[args.dataset].name)
     with RunDirectory(args.output_dir, ranks) as directory:

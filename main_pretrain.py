@@ -11,14 +11,14 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from engine_pretrain import reconstruct, train_one_epoch
-from models_mixmim import SIZES
+from models_mixmim import SIZES, size_of
 from sarwmix.catalogue import SPLITS
 from sarwmix.errors import DataError
 from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
-from util.checkpoint import initialise, load_checkpoint, write_atomically
-from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing, fill_statistics,
+from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
+from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing, fill_statistics, take_statistics,
                            telling_ids)
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
@@ -29,7 +29,8 @@ from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
 from util.run_directory import RunDirectory
 from util.steps import autocast
-from util.training import Training, after_epochs, check_alike, origin_of, same_run_facts, settle_learning_rate
+from util.training import (Training, after_epochs, check_alike, open_start, origin_of, same_run_facts, samples_of,
+                           settle_learning_rate)
 from util.tuning import settle_execution
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,9 @@ def build_parser():
     """The flags of this program, in groups."""
     parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=tuple(SIZES), help="size of the model (default: mixmim_base)")
+    group.add_argument("--model", choices=tuple(SIZES), help="size of the model (default: that of the checkpoint, else mixmim_base)")
     group.add_argument("--input_size", type=int, metavar="PIXELS",
-                       help="side of the input: 32, 64, 128 (the default), 256, 384 or 512")
+                       help="side of the input: 32, 64, 128, 256, 384 or 512 (default: that of the checkpoint, else 128)")
     group.add_argument("--mask_ratio", type=float, default=0.5, help="share of the cells taken from the partner image")
     group.add_argument("--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this")
     group.add_argument("--norm_pix_loss", action="store_true", default=None,
@@ -66,7 +67,7 @@ def build_parser():
     group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
     add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
     group = add_run_flags(parser, output_dir="output/pretrain")
-    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint")
+    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint, or the latest of a run's folder")
     group.add_argument("--save_epochs", type=int, nargs="*", metavar="N",
                        help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
                             "600 and the last)")
@@ -86,6 +87,7 @@ def parse_flags(argv=None):
 
 def check_flags(args):
     """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
+    take_statistics(args)
     check_common_flags(args)
     if args.batch_size % 2 and args.mask_ratio + args.range_mask_ratio > 0:
         raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
@@ -104,9 +106,14 @@ def check_flags(args):
             raise UsageError("--inference: name the checkpoints to draw, or one with --resume PATH")
         if args.inference_samples < 2 or args.inference_samples % 2:
             raise UsageError(f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs")
-    else:
-        fill_defaults(args)
-        build_model(args, meta=True)
+    elif not args.finetune:
+        complete(args)
+
+
+def complete(args):
+    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
+    fill_defaults(args)
+    build_model(args, meta=True)
 
 
 def fill_defaults(args):
@@ -147,11 +154,10 @@ def prepare_data(args, ranks):
     return dataset, loader, check_data(dataset, args, ranks)
 
 
-def start_of(args, facts, training, steps):
-    """Fill model, optimizer and scaler from --resume or --finetune; where to start. Raises UsageError."""
+def start_of(args, facts, training, steps, state):
+    """Fill model, optimizer and scaler from --resume or --finetune; where to start. state: of `open_start`. Raises UsageError."""
     start = training.resume(args, facts, steps)
-    if start.source is None and args.finetune:
-        state = load_checkpoint(args.finetune)
+    if start.source is None and state is not None:
         resampled = initialise(training.model, state, args.finetune)
         training.origin = origin_of(state, args.finetune)
         log.info("initialised from %s%s%s", args.finetune, after_epochs(training.origin), f"; resampled: {', '.join(resampled)}" if resampled else "")
@@ -184,10 +190,11 @@ def run_inference(args, ranks):
     ids = telling_ids(dataset, args.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
-    one_run = len({Path(path).parent for path in args.inference}) == 1
-    for path in args.inference:
+    paths = [find_checkpoint(path) for path in args.inference]
+    one_run = len({Path(path).parent for path in paths}) == 1
+    for path in paths:
         state = load_checkpoint(path)
-        trained = settle_input(args, state, path)
+        trained = settle_input(args, state, path, size_of(state["model"]))
         fill_defaults(trained)
         with flags_of(path):
             model = build_model(trained)
@@ -256,14 +263,17 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, 
 def pretrain(args, ranks):
     """The whole job, from flags to checkpoints."""
     started = time.monotonic()
+    state = ranks.together(lambda: open_start(args, size_of, complete))
     dataset, loader, summary = prepare_data(args, ranks)
     steps = loader.batch_sampler.steps
     global_batch = settle_learning_rate(args, ranks, len(dataset), steps)
     training = build_training(args, ranks.device)
+    training.data = samples_of({"train": summary}, state)
     facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["fingerprint"])
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        start = ranks.together(lambda: start_of(args, facts, training, steps))
+        start = ranks.together(lambda: start_of(args, facts, training, steps, state))
+        del state
         check_alike(start, ranks, args.output_dir)
         settle_execution(training, rehearsal(args, ranks), args, ranks, start)
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)

@@ -468,6 +468,15 @@ ENCODERS = {
 }
 
 
+def size_of(weights):
+    """The size (key of ENCODERS) of the encoder with these weights, by width and number of blocks; None if it is none of them."""
+    kernel = weights.get("patch_embed.proj.weight")
+    blocks = {tuple(name.split(".")[1:4:2]) for name in weights if name.startswith("layers.") and ".blocks." in name}
+    depths = tuple(sum(stage == str(k) for stage, _ in blocks) for k in range(4))
+    return next((size for size, encoder in ENCODERS.items()
+                 if kernel is not None and kernel.ndim and (len(kernel), depths) == (encoder["embed_dim"], encoder["depths"])), None)
+
+
 def mixmim_tiny(**kwargs):
     """2.7 M parameters: for a CPU, tests and demonstrations. Not a size of the papers."""
     decoder = dict(decoder_embed_dim=192, decoder_depth=2, decoder_num_heads=6)

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 
 import models_mixmim_ft
 import models_sen12_ft
+from models_mixmim import size_of
 from sarwmix.catalogue import DATASETS
 from sarwmix.preparation import BatchPreparation
-from util.checkpoint import initialise, load_checkpoint
+from util.checkpoint import find_checkpoint, initialise, load_checkpoint
 from util.datasets import fill_statistics
 from util.errors import UsageError
 from util.feeding import TRAINED_WITH, facts_of, flags_of, settle_input
@@ -104,19 +105,21 @@ def load_weights(model, state, path, head):
 
 
 def load(path, dataset=None, device="cpu", **flags):
-    """A checkpoint of ours, exported or released, as (model, prepare), both in evaluation mode on the device.
+    """A checkpoint of ours, exported, released or of another program, as (model, prepare), both in evaluation mode on the device.
 
-    dataset: benv1, benv2 or sen12flood; needed for released checkpoints, which do not say how to feed them. flags:
+    path: the file, an exported folder, or the folder of a run. dataset: benv1, benv2 or sen12flood; needed for checkpoints
+    that do not say how their input is prepared, as the released ones. flags:
     model, input_size, mean, std, patch_cut, patch_op, where the checkpoint does not know. A pretraining checkpoint gives
     an encoder whose head is untrained: use model.forward_features. Raises UsageError for one that does not fit.
     """
+    path = find_checkpoint(path)
     state = load_checkpoint(path)
     dataset = dataset or state.get("args", {}).get("dataset")
     if dataset not in DATASETS:
         raise UsageError(f"{path}: does not say what it was trained on; give dataset, one of {', '.join(DATASETS)}")
     args = argparse.Namespace(**{**dict.fromkeys(TRAINED_WITH), "drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset,
                                  **flags})
-    args = settle_input(args, state, path)
+    args = settle_input(args, state, path, size_of(state["model"]))
     if has_head(state):
         check_classes(state, path, args)
     fill_defaults(args)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The datasets by name, and from a name and a folder to a dataset, in whatever layout the folder has it."""
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.errors import DataError
 from sarwmix.packed import PackedDataset, is_packed
 from sarwmix.sen12flood_loader import FloodDataset
+
+FIRST_YEAR = 2014         # of Sentinel-1; simulated acquisitions are dated before
+ACQUIRED = re.compile(r"_([0-9]{4})[0-9]{4}T[0-9]{6}")
 
 DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
 SPLITS = ("train", "val", "test", "train_val", "all")
@@ -79,3 +84,12 @@ def open_dataset(dataset, root, split, metadata=None, id_col=None, include_snow_
     opened = kind(root, **options) if kind is BigEarthNetv1 else kind(root, include_snow_cloud=include_snow_cloud, **options)
     opened.require()
     return opened
+
+
+def is_simulated(dataset):
+    """Whether a dataset holds simulated images: by the record of its generator beside them, or the dates of its acquisitions.
+
+    The dates outlast packing, conversion and split lists.
+    """
+    dates = (ACQUIRED.search(sample) for sample in dataset.ids.tolist())
+    return (Path(dataset.root) / "simulation.json").is_file() or any(date and int(date[1]) < FIRST_YEAR for date in dates)

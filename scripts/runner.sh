@@ -9,8 +9,8 @@
 #   WEIGHT_MODE    per_channel (default), shared_avg or none; WEIGHT_LEVEL: token (default) or pixel
 #   MODELS_PATH    folder of all runs, and of their logs in logs/ (default: output)
 #   CHECKPOINT     another file to finetune or to test; "random": finetune from random initialisation
-#   PRETRAINED_ON  dataset of the pretraining run to start from, whose statistics floods are fed with (default: DATASET; benv1
-#                  for sen12flood, as published)
+#   PRETRAINED_ON  dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published); with
+#                  CHECKPOINT, whose statistics floods are standardised with
 #   SEED           default: 0
 #   BATCH_SIZE, ACCUM_ITER   per rank (default: what makes the published global batch of the ranks at hand, and fits them)
 #   EXTRA          flags of the main program, as after --, quoted as for a shell
@@ -175,8 +175,8 @@ recipe() {
             need_checkpoint "$start" "finetune first, or name one with CHECKPOINT"
             flags+=(--eval --split test --finetune "$start") ;;
     esac
-    if [ "$TASK_TYPE/$DATASET/$pretrained_on" = finetune/sen12flood/benv2 ]; then
-        flags+=(--mean -19.1966 -12.5144 --std 5.4501 5.0019)      # an encoder is fed as it was trained
+    if [ "$TASK_TYPE/$DATASET/$pretrained_on" = finetune/sen12flood/benv2 ] && [ -n "$CHECKPOINT" ]; then
+        flags+=(--mean -19.1966 -12.5144 --std 5.4501 5.0019)      # runs of ours say it, released files and random weights do not
     fi
     # nvidia-smi names a V100 alone of those in use that cannot compute in bf16.
     if [[ $gpu_name == *V100* ]]; then flags+=(--amp fp16); fi

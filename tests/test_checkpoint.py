@@ -91,7 +91,8 @@ def test_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog):
     (tmp_path / PREVIOUS).write_bytes(b"")
     with pytest.raises(UsageError) as error:
         load_latest(tmp_path)
-    one_line(error, "--overwrite")
+    one_line(error, "left as they are", "--resume PATH", "another --output_dir")
+    assert "--overwrite" not in str(error.value)
     assert load_latest(tmp_path / "nowhere") == (None, None)
 
 
@@ -147,7 +148,7 @@ def test_missing_and_foreign_checkpoints_are_named(tmp_path):
     with pytest.raises(UsageError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "absent.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UsageError, match="has no 'model'"):
+    with pytest.raises(UsageError, match="has no 'model', as it is a list"):
         load_checkpoint(tmp_path / "list.pth")
 
 

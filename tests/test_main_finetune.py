@@ -98,6 +98,7 @@ def test_checkpoints_say_how_to_feed_them_and_what_was_selected(finished):
     assert {"model", "optimizer", "epoch", "scaler", "args", "input", "metrics", "selection"} <= set(state)
     assert state["input"] == {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144],
                               "std": [5.4501, 5.0019], "classes": list(CLASSES)}
+    assert state["data"] == {"train": {"samples": 24, "simulated": True}, "val": {"samples": 11, "simulated": True}}
     for rule, entry in state["selection"].items():
         held = load_checkpoint(folder / f"checkpoint_{rule}.pth")
         assert held["epoch"] == entry["epoch"]
@@ -135,7 +136,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_pa
 def test_a_new_head_nearly_zero_on_the_pretrained_encoder(pretraining, program, data, tmp_path):
     args = main_finetune.parse_flags([str(word) for word in (*data, *RUN, "--finetune", pretraining)])
     args.lr = 1e-3
-    training = main_finetune.build_training(args, torch.device("cpu"))
+    training = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args))
     weights = load_checkpoint(pretraining)["model"]
     own = training.model.state_dict()
     assert all(torch.equal(own[name], weights[name]) for name in own if not name.startswith("head."))
@@ -278,6 +279,7 @@ def test_an_exported_classifier_gives_identical_outputs(finished, data, tmp_path
     config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
     assert config["input"] == load_checkpoint(checkpoint)["input"] and config["recipe"]["lr"] == 2e-3
     assert config["metrics"]["test"]["ap_macro"] == evaluated(tmp_path / "a")["ap_macro"] and "val" in config["metrics"]
+    assert config["measured_on"]["test"] == {"samples": 13, "simulated": True} and "Data: val 11 simulated samples, test 13 simulated samples." in card
     assert all(text in card for text in ("multi-label classifier", "VH and VV", "64×64", "-19.1966", "18. Marine waters", "| lr ",
                                          f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}"))
     status, _, err = program(main_finetune, "--export", folder, "--finetune", checkpoint)
@@ -327,7 +329,7 @@ def test_released_finetuned_weights_evaluate_with_the_datasets_statistics(releas
     write_v1(tmp_path / "v1")
     flags = ("--eval", "--split", "all", "--finetune", folder / "finetune.pth", "--output_dir", tmp_path, "--num_workers", 0)
     status, out, err = program(main_finetune, *flags, "--dataset", "benv1", "--data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv")
-    assert (status, err) == (0, "") and "statistics are those of --dataset benv1" in out and "dropped 1 of 3 patches" in out
+    assert (status, err) == (0, "") and "5.0019" not in out and "of --dataset benv1" in out and "dropped 1 of 3 patches" in out
     model, prepare = pretrained.load(folder / "finetune.pth", "benv1")
     assert prepare.std.flatten().tolist() == pytest.approx([3.1672, 2.9644])
     assert all(torch.equal(value, weights["finetune"][name]) for name, value in model.state_dict().items())
@@ -345,7 +347,7 @@ def test_released_pretraining_weights_start_a_run_also_at_another_size(released,
                                     tmp_path / "run", "--lr", 1e-3)]
     for size, resampled in ((128, False), (64, True)):
         args = main_finetune.parse_flags([*flags, "--input_size", str(size)])
-        own = main_finetune.build_training(args, torch.device("cpu")).model.state_dict()
+        own = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args)).model.state_dict()
         assert torch.equal(own["layers.2.blocks.17.mlp.fc1.weight"], weights["pretrain"]["layers.2.blocks.17.mlp.fc1.weight"])
         table = own["layers.3.blocks.0.attn.relative_position_bias_table"]
         assert (table.shape[0] == 9) == resampled == (own["absolute_pos_embed"].shape[1] == 256)
@@ -361,7 +363,7 @@ def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replace
     status, _, err = program(main_finetune, *flags, "--eval", "--output_dir", tmp_path)
     assert status == 2 and len(err.splitlines()) == 1 and "classifies 2 classes, but --dataset benv2 has 19" in err
     args = main_finetune.parse_flags([str(word) for word in (*flags, "--lr", 1e-3)])
-    own = main_finetune.build_training(args, torch.device("cpu")).model.state_dict()
+    own = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args)).model.state_dict()
     assert own["head.weight"].shape == (19, 1024) and torch.equal(own["norm.weight"], weights["flood"]["norm.weight"])
 
 

@@ -218,6 +218,15 @@ def test_finetune_starts_from_weights_of_another_input_size(finished, simulated,
     assert log_of(tmp_path)[0]["train_loss"] < log_of(finished[0])[0]["train_loss"]
 
 
+def test_the_folder_of_a_run_is_continued_from_its_latest_checkpoint(finished, simulated, tmp_path, program):
+    flags = ("--data_path", simulated, "--output_dir", tmp_path / "run", *TINY, "--epochs", 4, "--drop_path", 0.2, "--resume")
+    status, out, _ = program(main_pretrain, *flags, finished[0])
+    assert status == 0 and f"continuing {finished[0] / 'checkpoint.pth'} after epoch 3" in out and "are done already" in out
+    (tmp_path / "empty").mkdir()
+    status, _, err = program(main_pretrain, *flags, tmp_path / "empty")
+    assert status == 2 and len(err.splitlines()) == 1 and "empty: a folder without a checkpoint" in err
+
+
 def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simulated, tmp_path, program):
     checkpoints = [finished[0] / "checkpoint_2.pth", finished[0] / "checkpoint_4.pth"]
     status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, "--inference_samples", 6,

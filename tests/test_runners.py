@@ -129,13 +129,17 @@ def test_finetuning_starts_from_the_pretraining_of_the_same_settings(dry_run, mo
 
 @pytest.mark.parametrize("flags, start, folder, mean", [
     ([], "output/pretrain_benv1_base_per_channel_token_seed0/checkpoint_64.pth",
-     "finetune_sen12flood_base_benv1_per_channel_token_seed0_epoch64", [-19.2309, -12.5951]),
+     "finetune_sen12flood_base_benv1_per_channel_token_seed0_epoch64", None),
     (["--pretrained_on", "benv2"], "output/pretrain_benv2_base_per_channel_token_seed0/checkpoint_64.pth",
-     "finetune_sen12flood_base_benv2_per_channel_token_seed0_epoch64", [-19.1966, -12.5144]),
+     "finetune_sen12flood_base_benv2_per_channel_token_seed0_epoch64", None),
     (["--checkpoint", "/m/benv1_pretrain_checkpoint_64.pth"], "/m/benv1_pretrain_checkpoint_64.pth",
-     "finetune_sen12flood_base_benv1_pretrain_checkpoint_64_seed0", [-19.2309, -12.5951]),
+     "finetune_sen12flood_base_benv1_pretrain_checkpoint_64_seed0", None),
+    (["--checkpoint", "/m/benv2_pretrain_checkpoint_64.pth", "--pretrained_on", "benv2"], "/m/benv2_pretrain_checkpoint_64.pth",
+     "finetune_sen12flood_base_benv2_pretrain_checkpoint_64_seed0", [-19.1966, -12.5144]),
+    (["--checkpoint", "random", "--pretrained_on", "benv2"], "", "finetune_sen12flood_base_random_seed0", [-19.1966, -12.5144]),
     (["--checkpoint", "random"], "", "finetune_sen12flood_base_random_seed0", [-19.2309, -12.5951])])
 def test_floods_start_from_benv1_unless_told_otherwise(dry_run, monkeypatch, flags, start, folder, mean):
+    """mean: None where that of the checkpoint is taken, or v1's."""
     result = dry_run("run_local.sh", "8 × H200", "--task_type", "finetune", "--dataset", "sen12flood", "--data_path", "/data/f", *flags)
     args = finetuned(words_of(result), monkeypatch)
     assert (args.finetune, args.output_dir, args.mean) == (start, f"output/{folder}", mean)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import struct
 import warnings
@@ -22,13 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from util.errors import UsageError
+from util.foreign import take_weights
 from util.pos_embed import fit_position_weights
 from util.soundness import fault_of, fault_of_moments
 
-LATEST, PREVIOUS = "checkpoint.pth", "checkpoint_previous.pth"
-ZIP_SIGN = b"PK\x03\x04"
+LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
+ZIP_SIGN, LFS_SIGN = b"PK\x03\x04", b"version https://git-lfs"
+WEB_PAGE = re.compile(rb"\s*(<\?xml|<!doctype|<html|<head|<body)", re.IGNORECASE)
 EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
 SAFE_TORCH = (2, 10)
+FIXED = ("relative_position_index", "pos_embed")      # ends of names of what is computed, not learned
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
@@ -201,22 +205,53 @@ def go_on_from(path, folder, companions):
 # Reading
 # --------------------------------------------------------------------------------------------------------------------
 
-def load_checkpoint(path):
-    """Read a checkpoint of ours or of the released code, or an exported folder, onto the CPU; a dict with at least "model".
+def check_torch(path=""):
+    """Refuse a PyTorch that a file can make run code, even with weights_only. path: of what is not opened. Raises UsageError."""
+    if torch.__version__ < SAFE_TORCH:
+        raise UsageError(f"{f'{path}: not opened, as ' if path else ''}PyTorch {torch.__version__} cannot read checkpoints safely "
+                         f"(CVE-2025-32434, CVE-2026-24747); install {'.'.join(map(str, SAFE_TORCH))} or newer: pip install --upgrade "
+                         f"'torch>={'.'.join(map(str, SAFE_TORCH))}' torchvision")
 
-    A checkpoint with a checksum beside it is held against that first. Only tensors, plain containers and
-    argparse.Namespace are unpickled; "args" is returned as a dict. Raises UsageError that names the file if it is missing,
-    damaged, not a checkpoint, or holds anything else.
+
+def is_exported(folder):
+    """Whether a folder is an exported model, or a part of one."""
+    return any((Path(folder) / name).exists() for name in (EXPORTED_CONFIG, EXPORTED_WEIGHTS))
+
+
+def find_checkpoint(path):
+    """The checkpoint file, or exported folder, that the user means by a path; text. Logged where it is not the path itself.
+
+    The folder of a run stands for its selected checkpoint, else for its latest one; the weights of an exported folder
+    stand for the folder. Raises UsageError for a folder without a checkpoint.
+    """
+    given = Path(path)
+    if given.is_dir() and not is_exported(given):
+        name = next((name for name in (BEST, LATEST) if (given / name).exists()), None)
+        if name is None:
+            raise UsageError(f"{path}: a folder without {BEST}, {LATEST} or an exported model ({EXPORTED_CONFIG}, {EXPORTED_WEIGHTS}); give "
+                             f"the checkpoint file, or the folder of a run")
+        log.info("%s is the folder of a run: using its %s", path, name)
+        return str(given / name)
+    if given.name == EXPORTED_WEIGHTS and given.with_name(EXPORTED_CONFIG).is_file():
+        log.info("%s: read with the %s beside it", path, EXPORTED_CONFIG)
+        return str(given.parent)
+    return str(path)
+
+
+def load_checkpoint(path):
+    """Read a checkpoint of ours, of the released code or of another program, or an exported folder, onto the CPU.
+
+    Returns a dict with at least "model". A checkpoint with a checksum beside it is compared with it first. Only tensors,
+    plain containers and argparse.Namespace are unpickled; "args" is returned as a dict. What another program wrote is
+    read by `util.foreign`. Raises UsageError that names the file if it is missing, damaged, not a checkpoint, or holds
+    anything else.
     """
     path = Path(path)
     if path.is_dir():
         return _load_exported(path)
-    if torch.__version__ < SAFE_TORCH:
-        raise UsageError(f"{path}: not opened, as PyTorch {torch.__version__} can be made to run code by a file, even with weights_only "
-                         f"(CVE-2025-32434, CVE-2026-24747); install {'.'.join(map(str, SAFE_TORCH))} or newer")
+    check_torch(path)
     try:
-        with open(path, "rb") as file:
-            beginning = file.read(len(ZIP_SIGN))
+        beginning = _beginning(path)
         if not is_intact(path):
             raise UsageError(f"{path}: damaged, as its checksum is not that of {sidecar(path).name}; use another, or the one before it "
                              f"({PREVIOUS}). If you changed it yourself, remove {sidecar(path).name}")
@@ -224,19 +259,36 @@ def load_checkpoint(path):
         raise UsageError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    if beginning == ZIP_SIGN:
+    if beginning.startswith(ZIP_SIGN):
         _check_container(path)
     try:
+        if beginning[8:9] == b"{":              # safetensors: the length of its header, then the header, as JSON
+            return _checked(path, load_file(path))
         with torch.serialization.safe_globals(ALLOWED_CLASSES), warnings.catch_warnings():
             warnings.simplefilter("ignore")      # of pickles of other protocols, which are read or refused all the same
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line), "its content is not allowed")
-        raise UsageError(f"{path}: refused, as loading it would run code from the file or it is damaged "
-                         f"({reason.strip()[:160]})") from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {found[1][:120]}" if found else "its content is not allowed"
+        raise UsageError(f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the program that "
+                         f"wrote it save the weights alone (its state_dict)") from None
     except Exception as error:      # there is no end to what a damaged pickle can raise
         raise _damaged(path, (str(error).splitlines() or ["empty"])[0]) from None
     return _checked(path, state)
+
+
+def _beginning(path):
+    """The first bytes of a file. Raises UsageError for what is often found in a checkpoint's place; OSError."""
+    with open(path, "rb") as file:
+        beginning = file.read(256)
+    if beginning.startswith(LFS_SIGN):
+        raise UsageError(f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or download it")
+    if WEB_PAGE.match(beginning):
+        raise UsageError(f"{path}: a web page, not a checkpoint; download the file again, by its direct link (on a model hub the one "
+                         f"with /resolve/, not /blob/)")
+    return beginning
 
 
 def _damaged(path, reason):
@@ -256,29 +308,41 @@ def _check_container(path):
 
 
 def _checked(path, state):
-    """A loaded checkpoint, when its parts are what they should be. Raises UsageError."""
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise UsageError(f"{path}: not a checkpoint of this program or of the released code: it has no 'model'")
+    """A loaded checkpoint, when its parts are what they should be; in the form of ours, whoever wrote it. Raises UsageError."""
+    try:
+        state, remarks = take_weights(state)
+    except ValueError as error:
+        raise UsageError(f"{path}: not a checkpoint of this program or of the released code: {error}") from None
     if isinstance(state.get("args"), argparse.Namespace):
         state["args"] = vars(state["args"])
     fault = fault_of(state)
     if fault:
         raise _damaged(path, fault)
+    if remarks:
+        log.info("%s: %s", path, "; ".join(remarks))
     return {part: value for part, value in state.items() if value is not None}
 
 
 def _load_exported(folder):
     """What `util.export` wrote, in the form of a checkpoint."""
+    for name in (EXPORTED_CONFIG, EXPORTED_WEIGHTS):
+        try:
+            _beginning(folder / name)
+        except FileNotFoundError:
+            there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+            raise UsageError(f"{folder}: no exported model, {name} is missing (there: {there}); copy or download the whole folder, or give a "
+                             f"checkpoint file") from None
+        except OSError as error:
+            raise UsageError(f"{folder / name}: cannot be read ({error.strerror})") from None
     try:
         config = json.loads((folder / EXPORTED_CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / EXPORTED_WEIGHTS)
-        return {"model": weights, "args": dict(config["args"]), "input": dict(config["input"]), "epoch": config["epoch"]}
-    except FileNotFoundError as error:
-        raise UsageError(f"{folder}: no exported model, {Path(error.filename).name} is missing; give a checkpoint file, or a folder "
-                         f"that --export wrote") from None
+        state = {"model": weights, "args": dict(config["args"]), "input": dict(config["input"]), "epoch": config["epoch"],
+                 "data": config.get("data")}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"{folder}: damaged, or not written by --export ({' '.join(str(error).split())[:160]}); export it "
                          f"again") from None
+    return _checked(folder, state)
 
 
 def load_latest(folder):
@@ -297,8 +361,9 @@ def load_latest(folder):
         except UsageError as error:
             log.warning("%s; trying the one before", error)
     if candidates:
-        raise UsageError(f"{folder}: none of its checkpoints can be loaded ({', '.join(path.name for path in candidates)}); "
-                         f"start again with --overwrite, or name another with --resume PATH")
+        raise UsageError(f"{folder}: none of its checkpoints can be loaded ({', '.join(path.name for path in candidates)}), for the reasons "
+                         f"above; they are left as they are. Restore one from a copy, name another with --resume PATH, or begin a new run in "
+                         f"another --output_dir")
     return None, None
 
 
@@ -307,22 +372,26 @@ def initialise(model, state, path, ignore=(), keep=()):
 
     state: of `load_checkpoint`. ignore: beginnings of names that are left out where the model has not got them (a
     decoder). keep: beginnings of names that the model keeps as they are (a new head). All other parameters must be
-    there with their shapes. Returns the names of the resampled entries. Raises UsageError naming the file and the first
-    entries that do not fit.
+    there with their shapes, except fixed tables, which are computed where they are missing. Returns the names of the
+    resampled entries. Raises UsageError naming the file and the first entries that do not fit.
     """
     own = model.state_dict()
     weights = {name: value for name, value in state["model"].items()
                if not name.startswith(tuple(keep)) and (name in own or not name.startswith(tuple(ignore)))}
     weights |= {name: value for name, value in own.items() if name.startswith(tuple(keep))}
+    fixed = [name for name in own if name not in weights and name.endswith(FIXED)]
+    weights |= {name: own[name] for name in fixed}
     weights, resampled = fit_position_weights(weights, own)
     missing = [name for name in own if name not in weights]
     foreign = [name for name in weights if name not in own]
     misshapen = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in own
                  if name in weights and weights[name].shape != own[name].shape]
-    for what, names in (("lacks", missing), ("has, but the model has not,", foreign), ("has other shapes:", misshapen)):
-        if names:
-            raise UsageError(f"{path}: not for this model: it {what} {', '.join(names[:3])}"
-                             f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}; check --model and --input_size")
+    faults = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+              for what, names in (("lacks", missing), ("has, but the model has not,", foreign), ("has other shapes:", misshapen)) if names]
+    if faults:
+        raise UsageError(f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size")
+    if fixed:
+        log.info("%s: lacks %s%s, which are computed, as nothing in them is learned", path, fixed[0], f" and {len(fixed) - 1} more" if fixed[1:] else "")
     model.load_state_dict(weights)
     return resampled
 

@@ -13,13 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sarwmix.catalogue import DATASETS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
+from sarwmix.catalogue import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
+from sarwmix.errors import DataError
+from sarwmix.files import read_json
 from sarwmix.packed import PackedDataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.caching import fill_cache, step_bytes
 from util.errors import UsageError
+from util.feeding import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
 from util.pauses import SIGNALS
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.soundness import are_statistics
 from util.streaming import BatchStream, Watched
 
 PR_SET_PDEATHSIG = 1      # prctl(2): the signal that a process gets when its parent ends
@@ -37,9 +41,13 @@ def add_data_flags(parser):
     group.add_argument("--data_cache", choices=("auto", "none", "ram", "device"), default="auto",
                        help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a node (ram), "
                             "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from disk")
-    group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"), help="mean in dB (default: the dataset's)")
+    group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"),
+                       help="mean in dB (default: that of the checkpoint it starts from, else the dataset's)")
     group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
-                       help="standard deviation in dB (default: the dataset's; for benv1 those of the released checkpoints)")
+                       help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)")
+    group.add_argument("--statistics", metavar="FILE",
+                       help="take mean and standard deviation from what sarwmix.statistics --out wrote, or from the statistics.json of a "
+                            "packed store (its split train)")
     group.add_argument("--data_timeout", type=float, default=8, metavar="MIN",
                        help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
                             "that the rank that waits says so")
@@ -48,11 +56,51 @@ def add_data_flags(parser):
     return group
 
 
+def take_statistics(args):
+    """Put what the file of --statistics says into args.mean and args.std. Raises UsageError."""
+    if not args.statistics:
+        return
+    if args.mean or args.std:
+        raise UsageError("--statistics contradicts --mean and --std: both say how to standardise; leave one out")
+    remedy = "give what python -m sarwmix.statistics --out FILE wrote"
+    try:
+        content = read_json(args.statistics, remedy)
+    except DataError as error:
+        raise UsageError(f"--statistics {error}") from None
+    if isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict):      # of a packed store
+        content = {"units": UNITS, "channels": CHANNELS, **content["train"]}
+    if not isinstance(content, dict) or not are_statistics(content.get("mean")) or not are_statistics(content.get("std"), above=0):
+        raise UsageError(f"--statistics {args.statistics}: has no mean and std of two channels; {remedy}")
+    if content.get("units") != UNITS or content.get("channels") != CHANNELS:
+        raise UsageError(f"--statistics {args.statistics}: is of channels {content.get('channels')} in {content.get('units')}, but "
+                         f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}")
+    args.mean, args.std = ([round(float(value), 4) for value in content[name]] for name in STATISTICS)
+
+
 def fill_statistics(args):
     """Mean and standard deviation of `--dataset` where neither a flag nor a checkpoint gave them."""
     kind = DATASETS[args.dataset]
     args.mean = list(args.mean or kind.MEAN)
     args.std = list(args.std or kind.STD)
+
+
+def log_statistics(args, checkpoint=None):
+    """One line that says with which mean and standard deviation images are standardised, and where these are from.
+
+    checkpoint: (path, state) of the one that may have said them.
+    """
+    path, facts = (None, {}) if checkpoint is None else (checkpoint[0], facts_of(checkpoint[1]))
+
+    def source(name):
+        value = getattr(args, name)
+        if args.statistics:
+            return f"--statistics {args.statistics}"
+        if name in facts and agree(value, facts[name]):
+            return str(path)
+        return f"--dataset {args.dataset}" if agree(value, getattr(DATASETS[args.dataset], name.upper())) else f"--{name}"
+
+    log.info("standardised with mean %s and std %s dB (VH, VV), of %s", shown(args.mean), shown(args.std),
+             " and ".join(dict.fromkeys(map(source, STATISTICS))))
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
@@ -95,7 +143,8 @@ def check_data(dataset, args, ranks, read_once=False):
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
     if isinstance(dataset, PackedDataset) and not (read_once and args.data_cache == "auto"):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, args.dataset == "sen12flood"))
-    return {**dataset.describe(), "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std)))}
+    return {**dataset.describe(), "simulated": is_simulated(dataset),
+            "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std)))}
 
 
 class ImagesWithIds(Dataset):

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 
+from util.checkpoint import check_torch
 from util.distributed import detect_launch
 from util.ending import fail, own_rank
 from util.errors import UsageError
@@ -131,6 +132,7 @@ def check_common_flags(args):
         if not ok:
             raise UsageError(message)
 
+    check_torch()
     for name, least in (("batch_size", 1), ("accum_iter", 1), ("epochs", 1), ("log_freq", 1), ("start_epoch", 0), ("seed", 0),
                         ("warmup_epochs", 0), ("weight_decay", 0), ("min_lr", 0), ("blr", 0)):
         need(getattr(args, name) >= least, f"--{name} {getattr(args, name)}: must be at least {least}")

@@ -102,7 +102,7 @@ class RunDirectory:
         if earlier and not (resume or overwrite):
             self.close()
             raise UsageError(f"--output_dir {self.path} already holds a run ({earlier[0].name}); continue it with "
-                             f"--resume auto, replace it with --overwrite, or choose another folder")
+                             f"--resume auto, or choose another folder (--overwrite would delete that run)")
 
     def _acquire(self):
         here, checked = socket.gethostname(), True

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Whether what a checkpoint says can be true, before anything is made of it: kinds, ranges and shapes of all that is read."""
-import math
-
 import torch
 
 LARGEST_INPUT = 8192           # pixels a side
+LARGEST_DB = 1e6               # of any value
 
 
 def _is_count(value, least=0):
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _are_statistics(value, above=-math.inf):
+def are_statistics(value, above=-LARGEST_DB):
+    """Whether a value can be the mean, or above 0 the standard deviation, of two channels in dB."""
     return (isinstance(value, (list, tuple)) and len(value) == 2
-            and all(isinstance(number, (int, float)) and above < number < math.inf for number in value))
+            and all(isinstance(number, (int, float)) and above < number < LARGEST_DB for number in value))
 
 
 def _are_names(value):
@@ -35,17 +35,23 @@ def _is_dict(value):
     return isinstance(value, dict)
 
 
+def _are_samples(value):
+    """Of what a model was trained on: {"train", …: {"samples": count, "simulated": whether}}."""
+    return _is_dict(value) and _are_names(list(value)) and all(
+        _is_dict(part) and _is_count(part.get("samples")) and isinstance(part.get("simulated"), bool) for part in value.values())
+
+
 def _is_share(value):
     return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 # Parts of a checkpoint, of its flags and of what it says of its input → what they are if they are there and not None.
 PARTS = {**dict.fromkeys(("args", "input", "run", "optimizer", "scaler", "selection", "metrics"), _is_dict),
-         "bits": lambda value: _is_dict(value) and _are_names(list(value)), "epoch": lambda value: _is_count(value, -1),
+         "bits": lambda value: _is_dict(value) and _are_names(list(value)), "epoch": lambda value: _is_count(value, -1), "data": _are_samples,
          "filled": _is_count, "progress": _is_progress}
 FACTS = {"model": _is_text, "dataset": _is_text, "patch_cut": _is_text, "patch_op": _is_text, "units": _is_text,
          "input_size": lambda value: _is_count(value, 1) and value <= LARGEST_INPUT, "nb_classes": lambda value: _is_count(value, 1),
-         "mean": _are_statistics, "std": lambda value: _are_statistics(value, above=0), "channels": _are_names, "classes": _are_names,
+         "mean": are_statistics, "std": lambda value: are_statistics(value, above=0), "channels": _are_names, "classes": _are_names,
          "val_fraction": _is_share, "draw_seed": _is_count}
 
 

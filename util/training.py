@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from util.checkpoint import check_same_run, load_checkpoint, load_latest, restore
+from util.checkpoint import check_same_run, find_checkpoint, is_exported, load_checkpoint, load_latest, restore
+from util.datasets import log_statistics
 from util.errors import UsageError
+from util.feeding import STARTED_WITH, flags_of, settle_start
 from util.misc import environment
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Training:
     """A model, how its input is prepared, and what optimises it, on one rank.
 
     filled_before: pixels that had been filled when the run was saved that this one continues. origin: of `origin_of`, None
-    for random initialisation. execution: of `util.tuning.settle_execution`, None until then.
+    for random initialisation. data: of `samples_of`. execution: of `util.tuning.settle_execution`, None until then.
     """
     model: torch.nn.Module
     prepare: torch.nn.Module
@@ -50,6 +52,7 @@ class Training:
     filled_before: int = 0
     origin: dict | None = None
     execution: dict | None = None
+    data: dict | None = None
 
     @classmethod
     def build(cls, model, prepare, groups, betas, args, device):
@@ -64,7 +67,7 @@ class Training:
         """
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
                  "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
-                 "filled": filled, "bits": self.bits()}
+                 "filled": filled, "bits": self.bits(), **({"data": self.data} if self.data else {})}
         return state if progress is None else {**state, "progress": progress}
 
     def bits(self):
@@ -96,6 +99,10 @@ class Training:
             state, path = load_latest(args.output_dir)
             if state is None:
                 log.info("nothing to continue in %s: starting", args.output_dir)
+        elif Path(args.resume).is_dir() and args.resume and not is_exported(args.resume):
+            state, path = load_latest(args.resume)
+            if state is None:
+                raise UsageError(f"--resume {args.resume}: a folder without a checkpoint; name a checkpoint, or the folder of a run")
         else:
             path = Path(args.resume)
             state = load_checkpoint(path) if args.resume else None
@@ -115,6 +122,35 @@ class Training:
         changed = [f"{name} {value} (was {start.bits[name]})" for name, value in self.bits().items() if start.bits.get(name, value) != value]
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
+
+
+def open_start(args, size_of, complete, names=STARTED_WITH):
+    """The checkpoint of --finetune, without its optimizer, or None; completes the flags by what it says of its encoder.
+
+    size_of: of models_mixmim. complete(args): fills in what it does not say, and checks that the model can be built; without
+    a checkpoint that is done already. names: as in `settle_start`. Raises UsageError.
+    """
+    if not args.finetune:
+        log_statistics(args)
+        return None
+    path = args.finetune = find_checkpoint(args.finetune)
+    state = load_checkpoint(path)
+    settle_start(args, state, path, size_of(state["model"]), names)
+    with flags_of(path):
+        complete(args)
+    log_statistics(args, (path, state))
+    return {name: value for name, value in state.items() if name != "optimizer"}
+
+
+def samples_of(parts, state=None):
+    """What a checkpoint says of its data, {"train", …: {"samples", "simulated"}}.
+
+    parts: {name: what `check_data` returned}. state: the checkpoint that the training starts from, whose data are "pretraining".
+    """
+    before = (state or {}).get("data", {})
+    before = before.get("pretraining", before.get("train"))
+    return {**{name: {"samples": part["samples"], "simulated": part["simulated"]} for name, part in parts.items() if "simulated" in part},
+            **({"pretraining": before} if before else {})}
 
 
 def origin_of(state, path):
