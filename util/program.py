@@ -12,6 +12,8 @@ import traceback
 
 import torch.distributed as td
 
+from common.command_line import FlagParser
+from common.launchers import launched_rank as _rank
 from util.distributed import detect_launch
 from util.errors import Stopped, TrainingError, UsageError
 from util.pauses import add_pause_flags
@@ -30,14 +32,6 @@ def _fail(line, status):
     return status
 
 
-def _rank():
-    """The rank of this process, as far as the launcher says it in an intelligible way."""
-    try:
-        return detect_launch().rank
-    except UsageError:
-        return 0
-
-
 class _Help(argparse.HelpFormatter):
     """Appends each flag's default, unless its help names it or there is none worth naming."""
 
@@ -46,11 +40,11 @@ class _Help(argparse.HelpFormatter):
         return action.help + (" (default: %(default)s)" if shown and "default" not in action.help else "")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(FlagParser):
     """Argument parser whose errors are one line (from rank 0 only) and exit status 2."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False,
+        super().__init__(description=description,
                          formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118))
 
     def parse_checked(self, argv, check):
