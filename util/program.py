@@ -146,7 +146,7 @@ def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr
     group.add_argument("--weight_decay", type=float, default=0.05, help="AdamW weight decay; none on biases and 1-D parameters")
     group.add_argument("--clip_grad", type=float, metavar="NORM", help="clip gradients to this norm (default: no clipping)")
     group.add_argument("--amp", choices=("bf16", "fp16", "off"),
-                       help="mixed precision; fp16 scales the loss (default: bf16 on CUDA, off on a CPU)")
+                       help="mixed precision; fp16 scales the loss (default: bf16 on CUDA, fp16 on GPUs without bf16, off on a CPU)")
     return group
 
 
@@ -188,8 +188,8 @@ def apply_speed_flags(model, args):
 
 
 def add_distributed_flags(parser):
-    """Flags for starting many ranks; under mpirun, torchrun or srun none is needed."""
-    group = parser.add_argument_group("distributed", "ranks are found from mpirun's, torchrun's or Slurm's variables")
+    """Flags for starting many ranks; under a launcher none is needed."""
+    group = parser.add_argument_group("distributed", "ranks are found from the variables of mpirun, mpiexec, torchrun or srun")
     group.add_argument("--world_size", type=int, metavar="N", help="ranks expected: an error if the launcher started others")
     group.add_argument("--local_rank", type=int, metavar="N", help="GPU of this rank on its node (default: from the launcher)")
     group.add_argument("--dist_on_itp", action="store_true", help="insist on Open MPI's variables")
