@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -151,6 +152,7 @@ class RunDirectory:
     def _begin(self, record, start, steps, log_dir, overwrite):
         try:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=log_dir).close()
         except OSError as error:
             raise UsageError(f"--log_dir {log_dir}: {error.strerror}; choose a folder that can be written") from None
         if overwrite:
