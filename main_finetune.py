@@ -4,6 +4,7 @@
     python main_finetune.py --dataset benv2 --data_path DIR --finetune CHECKPOINT --output_dir DIR
     python main_finetune.py --eval --split test --data_path DIR --finetune DIR/checkpoint_best.pth
 """
+import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
 import logging
 import os
 import time
@@ -36,7 +37,7 @@ from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run_directory import RunDirectory
-from util.steps import autocast
+from util.steps import autocast, settle_amp
 from util.training import (Training, after_epochs, check_alike, open_start, origin_of, same_run_facts, samples_of,
                            settle_learning_rate)
 from util.tuning import settle_execution
@@ -407,8 +408,7 @@ def main():
     ranks = start_ranks(args)
     setup_logging(ranks.is_main)
     log_flags(args)
-    if args.amp is None:
-        args.amp = "bf16" if ranks.device.type == "cuda" else "off"
+    args.amp = settle_amp(args.amp, ranks)
     if works_with_checkpoint(args):
         use_checkpoint(args, ranks)
     else:

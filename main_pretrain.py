@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
+import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
 import logging
 import math
 import time
@@ -28,7 +29,7 @@ from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
 from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
 from util.run_directory import RunDirectory
-from util.steps import autocast
+from util.steps import autocast, settle_amp
 from util.training import (Training, after_epochs, check_alike, open_start, origin_of, same_run_facts, samples_of,
                            settle_learning_rate)
 from util.tuning import settle_execution
@@ -287,8 +288,7 @@ def main():
     ranks = start_ranks(args)
     setup_logging(ranks.is_main)
     log_flags(args)
-    if args.amp is None:
-        args.amp = "bf16" if ranks.device.type == "cuda" else "off"
+    args.amp = settle_amp(args.amp, ranks)
     if args.inference is None:
         pretrain(args, ranks)
     elif ranks.is_main:

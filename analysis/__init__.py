@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: MIT
+import common.startup  # noqa: F401 (first: puts the environment of programs right)

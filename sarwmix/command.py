@@ -7,6 +7,9 @@ import sys
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
+from common.command_line import FlagParser
+from common.launchers import launched_rank
+from common.startup import missing_package
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 
@@ -16,19 +19,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if action.default is not None else action.help
 
 
-class Command(argparse.ArgumentParser):
+class Command(FlagParser):
     """Argument parser of `python -m <module>`; says what is wrong in one line, without the usage."""
 
     def __init__(self, module, description):
-        super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False,
-                         formatter_class=_Help)
+        super().__init__(prog=f"python -m {module}", description=description, formatter_class=_Help)
 
     def error(self, message):
-        try:
-            speaks = Crew.start(1).is_main
-        except DataError:
-            speaks = True
-        if speaks:
+        if launched_rank() == 0:
             sys.stderr.write(f"{self.prog}: error: {message}\n")
         sys.exit(2)
 
@@ -63,7 +61,11 @@ def run_command(parser, work, argv=None):
     except KeyboardInterrupt:
         sys.stderr.write(f"{parser.prog}: interrupted; run it again to go on\n")
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        line = missing_package(error)
+        if line is None:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"{parser.prog}: error: {line}\n")
         crew.abort()
-        sys.exit(1)
+        sys.exit(1 if line is None else 2)

@@ -8,11 +8,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 
-from sarwmix.packages import load
+from common.launchers import LaunchError, OutsideSrun, detect_launch
+from sarwmix.errors import DataError
 
 log = logging.getLogger(__name__)
 
-MPI_SIGNS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")      # what Open MPI, MPICH and srun set for their processes
 SECONDS_BETWEEN_LINES = 5
 
 
@@ -25,11 +25,25 @@ class Crew:
 
     @classmethod
     def start(cls, workers):
-        """The ranks that mpirun or srun started, or this process alone. Raises DataError if mpi4py, which finds them, is absent."""
-        if not any(sign in os.environ for sign in MPI_SIGNS):
+        """The ranks that mpirun or srun started, or this process alone. Raises DataError where MPI does not connect them."""
+        try:
+            launch = detect_launch()
+        except OutsideSrun:      # the processes of one program can use all cores of the job
             return cls(workers)
-        MPI = load("mpi4py.MPI", "running under mpirun or srun")
-        return cls(workers, MPI.COMM_WORLD if MPI.COMM_WORLD.Get_size() > 1 else None)
+        except LaunchError as error:
+            raise DataError(str(error)) from None
+        if launch.world_size == 1 or launch.launcher == "torchrun":
+            return cls(workers)
+        try:
+            from mpi4py import MPI
+        except ImportError as error:
+            raise DataError(f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded ({error}); "
+                            f"install it as INSTALL.md says, or start one process with --workers") from None
+        size = MPI.COMM_WORLD.Get_size()
+        if size != (launch.world_size or size) or launch.rank >= size:
+            raise DataError(f"{launch.launcher} started {launch.world_size or 'several'} processes, and MPI connects {size} of them; use the "
+                            f"mpirun of the MPI that mpi4py is built for, or srun --mpi=pmix, or start one process with --workers")
+        return cls(workers, MPI.COMM_WORLD if size > 1 else None)
 
     @property
     def is_main(self):

@@ -95,6 +95,7 @@ launch=()
 if [ -n "${LAUNCH:-}" ]; then
     read -ra launch <<< "$LAUNCH"
 elif [ "${flags[ranks]}" -gt 1 ]; then
+    command -v mpirun >/dev/null || die "--ranks ${flags[ranks]}: there is no mpirun; install it (INSTALL.md), or use --workers alone"
     launch=(mpirun -np "${flags[ranks]}" --bind-to none)
     if [ "$(id -u)" = 0 ]; then launch+=(--allow-run-as-root); fi
     if [ "${flags[ranks]}" -gt "$cores" ]; then launch+=(--oversubscribe); fi

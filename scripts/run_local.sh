@@ -25,6 +25,10 @@ if [ "$RANKS" -gt 1 ]; then
     if [ "$(id -u)" = 0 ]; then launch+=(--allow-run-as-root); fi
     if [ "$gpus" -lt "$RANKS" ]; then launch+=(--oversubscribe); fi
 fi
+set_up() {
+    bash scripts/setup.sh
+    [ "$RANKS" = 1 ] || command -v mpirun >/dev/null || die "there is no mpirun to start $RANKS processes; install it (INSTALL.md), or give --ranks 1"
+}
 
 chosen=''
 for name in "${SETTINGS[@]}"; do
@@ -37,7 +41,7 @@ if [ -n "$chosen" ]; then
     command=("${launch[@]}" "$python" "$main" "${flags[@]}" "${extra[@]}")
     show "${command[@]}"
     if [ -n "$dry_run" ]; then exit; fi
-    bash scripts/setup.sh
+    set_up
     mkdir -p "$(dirname "$log")"
     # The program takes this one's place, so that signals reach it; what copies its lines into the log outlives them.
     exec > >(trap '' TERM INT; exec tee -a "$log") 2>&1
@@ -45,7 +49,7 @@ if [ -n "$chosen" ]; then
 fi
 
 # ---- the whole way on simulated scenes
-if [ -z "$dry_run" ]; then bash scripts/setup.sh; fi
+if [ -z "$dry_run" ]; then set_up; fi
 run() { if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi; }
 logged() {  # name, command
     if [ -n "$dry_run" ]; then show "${@:2}"; return; fi

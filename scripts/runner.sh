@@ -178,8 +178,6 @@ recipe() {
     if [ "$TASK_TYPE/$DATASET/$pretrained_on" = finetune/sen12flood/benv2 ] && [ -n "$CHECKPOINT" ]; then
         flags+=(--mean -19.1966 -12.5144 --std 5.4501 5.0019)      # runs of ours say it, released files and random weights do not
     fi
-    # nvidia-smi names a V100 alone of those in use that cannot compute in bf16.
-    if [[ $gpu_name == *V100* ]]; then flags+=(--amp fp16); fi
     flags+=(--output_dir "$run_folder")
     if [ "$TASK_TYPE" != test ]; then flags+=(--resume auto); fi
 }

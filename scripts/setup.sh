@@ -1,22 +1,33 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Sets up everything the programs and the tests need, in .venv at the root of the checkout.
-# Safe to run again: what is already there and works is left alone. INSTALL.md explains each step.
+#   bash scripts/setup.sh
 #   PYTHON=python3.12 bash scripts/setup.sh     another interpreter (3.11 or newer)
+# Safe to run again: what is already there and works is left alone. INSTALL.md explains each step. System packages are installed
+# with apt-get, as root or with passwordless sudo. Open MPI and GDAL can be absent: it says what is then left out, and goes on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+usage() { sed -n '3,/^set /{/^set /d;s/^# \{0,1\}//;p}' scripts/setup.sh; }
 say() { printf '[setup] %s\n' "$*"; }
+warn() { printf '[setup] warning: %s\n' "$*" >&2; }
 die() { printf '[setup] error: %s\n' "$*" >&2; exit 2; }
 
+case "${1:-}" in
+    '') ;;
+    -h|--help) usage; exit 0 ;;
+    *) die "$1: there is no such argument; see --help" ;;
+esac
 PYTHON=${PYTHON:-python3}
 VENV_PYTHON=.venv/bin/python
 STAMP=.venv/.set-up-for
 
-# What a finished set-up was made from: these two files, the interpreter, and the system's Open MPI and GDAL.
+# What a finished set-up was made from: these two files, the interpreter, and the system's compiler, Open MPI and GDAL.
 fingerprint() {
-    { cat scripts/setup.sh requirements.txt; "$PYTHON" -VV; mpirun --version; gdal-config --version; } 2>/dev/null | sha256sum
+    { cat scripts/setup.sh requirements.txt; "$PYTHON" -VV; command -v g++ mpicc || true; mpirun --version || true
+      gdal-config --version || true; } 2>/dev/null | sha256sum
 }
+has() { command -v "$1" >/dev/null; }
 
 command -v "$PYTHON" >/dev/null || die "no $PYTHON found; install Python 3.11 or newer, or set PYTHON=/path/to/python"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -28,21 +39,33 @@ fi
 
 # 1. System packages: Open MPI (mpirun, and headers for mpi4py), GDAL (headers for its Python binding), a compiler, venv.
 missing=()
-command -v mpirun >/dev/null || missing+=(openmpi-bin)
-command -v mpicc >/dev/null || missing+=(libopenmpi-dev)
-command -v gdal-config >/dev/null || missing+=(gdal-bin libgdal-dev)
-command -v g++ >/dev/null || missing+=(build-essential)
-"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
-"$PYTHON" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file())' \
-    || missing+=(python3-dev)
-if [ ${#missing[@]} -gt 0 ]; then
-    if [ "$(id -u)" = 0 ]; then as_root=(); elif sudo -n true 2>/dev/null; then as_root=(sudo -n); else as_root=(no); fi
-    if [ "${as_root[*]:-}" = no ] || ! command -v apt-get >/dev/null; then
-        die "these system packages are missing: ${missing[*]}. Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Without root')"
+find_missing() {
+    missing=()
+    has mpirun || missing+=(openmpi-bin)
+    has mpicc || missing+=(libopenmpi-dev)
+    has gdal-config || missing+=(gdal-bin libgdal-dev)
+    has g++ || missing+=(build-essential)
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    "$PYTHON" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file())' \
+        || missing+=(python3-dev)
+}
+find_missing
+failed=''      # what another run may do better, which the stamp would keep from being tried
+if [ ${#missing[@]} -gt 0 ] && has apt-get; then
+    as_root=no
+    if [ "$(id -u)" = 0 ]; then as_root=''; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; fi
+    if [ "$as_root" != no ]; then
+        say "installing system packages: ${missing[*]}"
+        # shellcheck disable=SC2086      # one word, or two, or none
+        { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null; } || failed=yes
+        find_missing
     fi
-    say "installing system packages: ${missing[*]}"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+    remedy="Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Without root')"
+    [[ " ${missing[*]} " != *" python3-venv "* ]] || die "these system packages are missing: ${missing[*]}. $remedy"
+    warn "these system packages are missing: ${missing[*]}. Pretraining and finetuning go without them; several ranks under mpirun need" \
+        "Open MPI, the warping of SEN12-FLOOD images GDAL, --compile a compiler. $remedy"
 fi
 
 # 2. The virtual environment. A PyTorch that already works in the base interpreter (built for this machine's CUDA) is used.
@@ -69,16 +92,29 @@ fi
 #    GDAL's binding must have the version of the system's library, and is always compiled.
 say "installing requirements.txt"
 pip install -q -r requirements.txt
-if ! "$VENV_PYTHON" -c 'from mpi4py import MPI; assert "Open MPI" in MPI.Get_library_version()' 2>/dev/null; then
-    say "compiling mpi4py for $(mpirun --version | head -n 1)"
-    pip install -q --no-binary mpi4py --no-cache-dir --force-reinstall --no-deps mpi4py
+done="torch $("$VENV_PYTHON" -c 'import torch; print(torch.__version__)')"
+if has mpirun; then
+    mpi=$(mpirun --version | head -n 1) || true
+    mpi4py_works() {  # with the MPI that mpirun is of
+        "$VENV_PYTHON" -c 'import sys; from mpi4py import MPI; assert ("Open MPI" in MPI.Get_library_version()) == ("Open MPI" in sys.argv[1])' "$mpi" 2>/dev/null
+    }
+    if ! mpi4py_works; then pip install -q 'mpi4py>=4.0' || true; fi
+    if ! mpi4py_works; then
+        say "compiling mpi4py for $mpi"
+        pip install -q --no-binary mpi4py --no-cache-dir --force-reinstall --no-deps 'mpi4py>=4.0' \
+            || { warn "mpi4py could not be compiled, so data are prepared without mpirun; see INSTALL.md"; failed=yes; }
+    fi
+    done+=", $mpi"
 fi
-gdal_version=$(gdal-config --version)
-if [ "$("$VENV_PYTHON" -W ignore -c 'from osgeo import gdal, gdal_array; print(gdal.__version__)' 2>/dev/null)" != "$gdal_version" ]; then
-    say "compiling the GDAL $gdal_version binding"
-    pip install -q setuptools wheel
-    pip install -q --no-build-isolation --no-cache-dir --force-reinstall --no-deps "GDAL==$gdal_version"
+if has gdal-config; then
+    gdal_version=$(gdal-config --version)
+    if [ "$("$VENV_PYTHON" -W ignore -c 'from osgeo import gdal, gdal_array; print(gdal.__version__)' 2>/dev/null)" != "$gdal_version" ]; then
+        say "compiling the GDAL $gdal_version binding"
+        { pip install -q setuptools wheel && pip install -q --no-build-isolation --no-cache-dir --force-reinstall --no-deps "GDAL==$gdal_version"; } \
+            || { warn "GDAL's binding could not be compiled, so SEN12-FLOOD images cannot be warped; see INSTALL.md"; failed=yes; }
+    fi
+    done+=", GDAL $gdal_version"
 fi
 
-fingerprint > $STAMP
-say "done: $("$VENV_PYTHON" -c 'import torch; print("torch", torch.__version__)'), GDAL $gdal_version, $(mpirun --version | head -n 1)"
+if [ -z "$failed" ]; then fingerprint > $STAMP; fi
+say "done: $done"

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from test_sen12_align import align
 
 from analysis import alignment_figure
 from analysis.alignment_figure import draw_alignment, read_folder, stretch, to_grey
 from sarwmix.errors import DataError
 from sarwmix.quicklook import HIDDEN
-from sarwmix.sen12_align_s1_to_s2 import align
 from sarwmix.simulate_flood_raw import RawParameters, simulate_raw_floods
 
 

@@ -85,6 +85,33 @@ def test_a_wrong_flag_is_one_line(tmp_path, ranks):
     assert result.returncode == 2 and result.stderr.count("squares: error: --workers 0: must be at least 1") == 1
 
 
+@pytest.mark.parametrize("env, connected, size", [
+    ({}, 1, 1),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 2, 2),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 1, "MPICH started 2 processes, and MPI connects 1 of them; use the mpirun"),
+    ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1, "Slurm started 2 processes, and MPI connects 1"),
+    ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, None, "mpi4py, .* cannot be loaded"),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": "/"}, None, 1),      # a batch script without srun
+    ({"PMIX_RANK": "1"}, 2, 2),
+    ({"PMIX_RANK": "1"}, 1, "PMIx started several processes, and MPI connects 1"),
+    ({"PMIX_RANK": "0"}, 1, 1),
+    ({"PMI_RANK": "x", "PMI_SIZE": "2"}, 2, "must be integers"),
+])
+def test_ranks_of_every_launcher_are_found_or_refused(monkeypatch, env, connected, size):
+    """connected: how many processes MPI sees; None: it is not installed."""
+    for name in [name for name in os.environ if name.startswith(("OMPI_", "PMI", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    world = SimpleNamespace(Get_size=lambda: connected, Get_rank=lambda: 0)
+    monkeypatch.setitem(sys.modules, "mpi4py", connected and SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world)))
+    if isinstance(size, int):
+        assert Crew.start(3).size == size
+    else:
+        with pytest.raises(DataError, match=size):
+            Crew.start(3)
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 def test_a_file_that_fails_midway_leaves_what_was_there(tmp_path):

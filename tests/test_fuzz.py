@@ -39,7 +39,8 @@ from test_archive import make
 from test_packed import write_floods
 from test_sen12_align import image_name
 from util.checkpoint import load_checkpoint
-from util.distributed import LAUNCHERS, Launch, detect_launch
+from common.launchers import LAUNCHERS
+from util.distributed import Launch, detect_launch
 from util.errors import UsageError
 
 
@@ -382,8 +383,9 @@ NUMBERS = (st.integers(-2, 9).map(str) | st.text(max_size=3)
 
 
 def test_variables_of_launchers(examples):
+    slurm = ("SLURM_STEP_ID", "SLURM_NODEID", "SLURM_NNODES", "SLURM_SUBMIT_DIR", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
     one = st.sampled_from(list(LAUNCHERS.values())).flatmap(lambda names: st.fixed_dictionaries(
-        dict.fromkeys(names[:2], NUMBERS), optional=dict.fromkeys(names[2:], NUMBERS)))
+        dict.fromkeys(names[0] + names[1][-1:], NUMBERS), optional=dict.fromkeys((*names[1][:-1], *names[2], *names[3], *slurm), NUMBERS)))
 
     @examples
     @given(one | st.tuples(one, one).map(lambda both: both[0] | both[1]))

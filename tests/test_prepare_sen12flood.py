@@ -13,6 +13,7 @@ import main_finetune
 from sarwmix import pack
 from sarwmix.sen12flood_loader import FloodDataset
 
+pytest.importorskip("osgeo.gdal", reason="GDAL's Python binding is not installed")
 SCRIPT = ROOT / "scripts" / "prepare_sen12flood.sh"
 
 

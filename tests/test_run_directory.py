@@ -123,3 +123,15 @@ def test_without_locks_the_name_in_the_file_decides(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_one_line():
     refused("/proc/version/run", "--output_dir /proc/version/run")
+
+
+@pytest.mark.parametrize("log_dir, reason", [("{}/file/logs", "Not a directory"), ("/proc", "No such file or directory")])
+def test_a_log_folder_that_cannot_be_written_is_told_before_an_earlier_run_is_removed(tmp_path, log_dir, reason):
+    run(tmp_path / "run", 2)
+    (tmp_path / "file").touch()
+    directory = RunDirectory(tmp_path / "run", ALONE)
+    directory.open(overwrite=True)
+    with pytest.raises(UsageError, match=f"--log_dir {log_dir.format(tmp_path)}: {reason}; choose a folder that can be written"):
+        directory.begin({}, Start(0), steps=1, log_dir=log_dir.format(tmp_path), overwrite=True)
+    directory.close()
+    assert epochs_logged(tmp_path / "run") == [0, 1] and (tmp_path / "run" / "checkpoint_2.pth").exists()

@@ -7,10 +7,9 @@ import pytest
 import rasterio
 from dataset_fixtures import needs_samples, one_line, sample_path
 from runs import digests, launch, mpirun, refusal
-from test_sen12_align import S, image_name, kill_midway, rows_of, truncate, write_image, write_list, write_raw
+from test_sen12_align import S, align, image_name, kill_midway, rows_of, truncate, write_image, write_list, write_raw
 
 from sarwmix.errors import DataError
-from sarwmix.sen12_align_s1_to_s2 import align
 from sarwmix.sen12_data_prep import main, prepare
 
 PROGRAM = "sarwmix.sen12_data_prep"

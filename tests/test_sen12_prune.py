@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from dataset_fixtures import one_line
 from runs import digests, launch, mpirun, refusal
-from test_sen12_align import (ROOT, S, image_name, kill_midway, read, rows_of, write_list, write_raw,
+from test_sen12_align import (ROOT, S, align, image_name, kill_midway, read, rows_of, write_list, write_raw,
                               write_reference)
 from test_sen12_data_prep import folder_list, overwrite
 
 from sarwmix.errors import DataError
-from sarwmix.sen12_align_s1_to_s2 import align
 from sarwmix.sen12_data_prep import prepare
 from sarwmix.sen12_prune_partial_pairs import curate, is_complete, judge, main, prune, verify, wanted_parameters
 from sarwmix.sen12flood_loader import FloodDataset

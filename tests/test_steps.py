@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The record of the steps of an epoch: what is read, what stops a run, and what a checkpoint keeps of it."""
+"""The record of the steps of an epoch: what is read, what stops a run, and what a checkpoint keeps of it; mixed precision."""
+import logging
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from util.distributed import Launch, Ranks
 from util.errors import TrainingError
-from util.steps import MOST_SKIPPED, StepRecord
+from util.steps import MOST_SKIPPED, StepRecord, emulates_16_bits, settle_amp
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 INF, NAN = float("inf"), float("nan")
@@ -54,3 +58,36 @@ def test_a_scaled_loss_may_overflow_but_not_for_ever():
         read(record, [(1.0, INF)])
     with pytest.raises(TrainingError, match="loss nan"):
         read(StepRecord(1, ALONE, scaled=True), [(NAN, INF)])
+
+
+@pytest.mark.parametrize("amp, device, capability, settled, said", [
+    (None, "cuda", (9, 0), "bf16", None),
+    (None, "cuda", (8, 0), "bf16", None),
+    (None, "cuda", (7, 5), "fp16", "--amp fp16 is chosen"),
+    ("bf16", "cuda", (7, 0), "bf16", "--amp bf16: this GPU has no instructions .* fp16; leave the flag out"),
+    ("fp16", "cuda", (6, 0), "fp16", None),
+    (None, "cpu", None, "off", None),
+    ("off", "cuda", (7, 0), "off", None),
+])
+def test_precision_is_what_the_gpu_computes_in(monkeypatch, caplog, amp, device, capability, settled, said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    with caplog.at_level(logging.INFO):
+        assert settle_amp(amp, Ranks(Launch(), torch.device(device))) == settled
+    assert len(caplog.records) == (said is not None) and all(re.search(said, record.message) for record in caplog.records)
+
+
+@pytest.mark.parametrize("slower", (1, 100))
+def test_a_cpu_that_emulates_16_bits_is_warned_of(monkeypatch, caplog, slower):
+    """What a product takes is made up here; the clock moves with it."""
+    clock = [0.0]
+
+    def product(one, other):
+        clock[0] += 1e-3 if one.dtype == torch.float32 else 1e-3 * slower
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr("util.steps.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    threads = torch.get_num_threads()
+    assert emulates_16_bits(torch.device("cpu"), torch.bfloat16) == (slower == 100)
+    assert torch.get_num_threads() == threads and clock[0] < 0.3
+    assert settle_amp("bf16", ALONE) == "bf16"
+    assert ("--amp bf16: this CPU has no instructions for it" in caplog.text) == (slower == 100)

@@ -5,53 +5,27 @@ import hashlib
 import inspect
 import os
 import socket
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
+from common import launchers
+from common.launchers import Launch  # noqa: F401 (for who makes Ranks)
 from util.errors import UsageError
 from util.misc import keep_freed_memory
 
-# launcher → variables of (rank, world size, rank on this node, ranks on this node), in the order they are looked for
-LAUNCHERS = {
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
-}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher says of this process."""
-    launcher: str = "single process"
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
 
 def detect_launch(env=os.environ):
-    """Rank and world size from Open MPI's variables, else torchrun's, else Slurm's, else a single process.
-
-    Raises UsageError when a launcher's variables are incomplete or contradict each other.
-    """
-    for launcher, names in LAUNCHERS.items():
-        if names[0] not in env or names[1] not in env:
-            continue
-        on_node = env.get(names[3], "1" if launcher == "Slurm" else env[names[1]])
-        try:
-            rank, world_size, local_rank = int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], 0))
-            local_size = int(on_node.split("(")[0] if launcher == "Slurm" else on_node)      # "4(x2)": four tasks on each of two nodes
-        except ValueError:
-            raise UsageError(f"{launcher}'s variables {', '.join(names)} must be integers: "
-                             f"{', '.join(repr(env.get(name)) for name in names)}") from None
-        if not 0 <= rank < world_size:
-            raise UsageError(f"{names[0]}={rank} and {names[1]}={world_size} contradict each other; unset them, or "
-                             f"start all ranks with one launcher")
-        return Launch(launcher, rank, world_size, local_rank, local_size)
-    return Launch()
+    """What the launcher says of this process (see `common.launchers`). Raises UsageError where it cannot be used."""
+    try:
+        launch = launchers.detect_launch(env)
+    except launchers.LaunchError as error:
+        raise UsageError(str(error)) from None
+    if not launch.world_size:
+        raise UsageError(f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with mpirun, torchrun or "
+                         f"srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE")
+    return launch
 
 
 def job_port(env=os.environ):
@@ -70,8 +44,8 @@ def rendezvous(launch, port=None, env=os.environ):
     """Where the ranks meet: (address, port).
 
     The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py,
-    else this node's if it holds all ranks; the port is --port, else MASTER_PORT, else made from the job id, else (with the broadcast) one that is free.
-    Raises UsageError where nothing tells.
+    else this node's if it holds all ranks, else the first of Slurm's list of nodes; the port is --port, else MASTER_PORT, else made
+    from the job id, else (with the broadcast) one that is free. Raises UsageError where nothing tells.
     """
     address = env.get("MASTER_ADDR")
     if not address and env.get("PBS_NODEFILE"):
@@ -84,18 +58,23 @@ def rendezvous(launch, port=None, env=os.environ):
         raise UsageError(f"MASTER_PORT={env['MASTER_PORT']} is not a port number; correct or unset it")
     port = port or int(env.get("MASTER_PORT", "0")) or job_port(env)
     one_node = launch.local_size == launch.world_size
-    if launch.launcher == "Open MPI" and not (address and port):
+    lacks = ""
+    if launch.launcher in launchers.MPI and not (address and port):
         try:
             from mpi4py import MPI
+            if MPI.COMM_WORLD.Get_size() == launch.world_size:
+                here = "127.0.0.1" if one_node else socket.gethostname()
+                address, port = MPI.COMM_WORLD.bcast((address or here, port or _free_port()))
+            else:
+                lacks = f", as mpi4py is built for another MPI than that of {launch.launcher}"
         except ImportError as error:
-            raise UsageError(f"mpi4py is needed to find rank 0 ({error}); set MASTER_ADDR and MASTER_PORT, or install it "
-                             f"as scripts/setup.sh does") from None
-        here = "127.0.0.1" if one_node else socket.gethostname()
-        address, port = MPI.COMM_WORLD.bcast((address or here, port or _free_port()))
+            lacks = f", as mpi4py cannot be loaded ({error})"
     if not address and one_node:
         address = "127.0.0.1"
+    if not address and launch.launcher == "Slurm":
+        address = launchers.first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or "")
     if not address:
-        raise UsageError(f"{launch.launcher} says there are {launch.world_size} ranks, but not where: set MASTER_ADDR to "
+        raise UsageError(f"{launch.launcher} says there are {launch.world_size} ranks, but not where{lacks}: set MASTER_ADDR to "
                          f"the host of rank 0")
     return address, port or 29500
 

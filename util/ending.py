@@ -13,7 +13,7 @@ import traceback
 
 import torch.distributed as td
 
-from util.distributed import detect_launch
+from common.launchers import launched_rank
 from util.errors import Stopped, TrainingError, UsageError, reason_of
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -48,14 +48,6 @@ def fail(line, status):
     """One line on stderr, its line breaks folded; the status to exit with."""
     print(" ".join(str(line).split()), file=sys.stderr, flush=True)
     return status
-
-
-def own_rank():
-    """The rank of this process, as far as the launcher says it in an intelligible way."""
-    try:
-        return detect_launch().rank
-    except UsageError:
-        return 0
 
 
 def leave(status):
@@ -98,7 +90,7 @@ def end_loaders():
 
 
 def _outcome(main, input_errors):
-    name, rank = os.path.basename(sys.argv[0]), own_rank()
+    name, rank = os.path.basename(sys.argv[0]), launched_rank()
 
     def say(error, line, status):
         """The line from the one rank that it happened on, or that is to speak for all; the status on every rank."""

@@ -6,9 +6,11 @@ import os
 import shutil
 import sys
 
+from common.command_line import FlagParser
+from common.launchers import launched_rank
 from util.checkpoint import check_torch
 from util.distributed import detect_launch
-from util.ending import fail, own_rank
+from util.ending import fail
 from util.errors import UsageError
 from util.pauses import add_pause_flags
 
@@ -23,11 +25,11 @@ class _Help(argparse.HelpFormatter):
         return action.help + (" (default: %(default)s)" if shown and "default" not in action.help else "")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(FlagParser):
     """Argument parser whose errors are one line (from rank 0 only) and exit status 2."""
 
     def __init__(self, description):
-        super().__init__(description=description, allow_abbrev=False,
+        super().__init__(description=description,
                          formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118))
 
     def parse_checked(self, argv, check):
@@ -44,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message):
-        if own_rank() == 0:
+        if launched_rank() == 0:
             fail(f"{self.prog}: error: {message} (see --help)", 2)
         sys.exit(2)
 
@@ -65,7 +67,7 @@ def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr
     group.add_argument("--weight_decay", type=float, default=0.05, help="AdamW weight decay; none on biases and 1-D parameters")
     group.add_argument("--clip_grad", type=float, metavar="NORM", help="clip gradients to this norm (default: no clipping)")
     group.add_argument("--amp", choices=("bf16", "fp16", "off"),
-                       help="mixed precision; fp16 scales the loss (default: bf16 on CUDA, off on a CPU)")
+                       help="mixed precision; fp16 scales the loss (default: bf16 on CUDA, fp16 on GPUs without bf16, off on a CPU)")
     return group
 
 
@@ -113,8 +115,8 @@ def apply_speed_flags(model, args):
 
 
 def add_distributed_flags(parser):
-    """Flags for starting many ranks; under mpirun, torchrun or srun none is needed."""
-    group = parser.add_argument_group("distributed", "ranks are found from mpirun's, torchrun's or Slurm's variables")
+    """Flags for starting many ranks; under a launcher none is needed."""
+    group = parser.add_argument_group("distributed", "ranks are found from the variables of mpirun, mpiexec, torchrun or srun")
     group.add_argument("--world_size", type=int, metavar="N", help="ranks expected: an error if the launcher started others")
     group.add_argument("--local_rank", type=int, metavar="N", help="GPU of this rank on its node (default: from the launcher)")
     group.add_argument("--dist_on_itp", action="store_true", help="insist on Open MPI's variables")

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
@@ -146,6 +147,11 @@ class RunDirectory:
         return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
 
     def _begin(self, record, start, steps, log_dir, overwrite):
+        try:
+            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=log_dir).close()
+        except OSError as error:
+            raise UsageError(f"--log_dir {log_dir}: {error.strerror}; choose a folder that can be written") from None
         if overwrite:
             for path in (*self._own_files(), *Path(log_dir).glob("events.out.tfevents.*")):
                 path.unlink()

@@ -16,8 +16,45 @@ log = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
 MASK_STREAM, DROP_PATH_STREAM, MIXUP_STREAM = 1, 2, 3      # random streams of a micro-batch, besides sample order and flips
+PROBE_SIDE, PROBE_S, EMULATED = 256, 0.02, 8      # a product of matrices of this side, repeated for so long; how many times as slow is emulated
 MOST_IDS = 64                             # sample ids named in an error
 MOST_SKIPPED = 50                         # fp16 steps skipped in a row before a run counts as diverged
+
+
+def settle_amp(amp, ranks):
+    """--amp, or without it what the devices compute in: "bf16", or "fp16" where a GPU is older than Ampere; "off" on a CPU."""
+    on_gpu = ranks.device.type == "cuda"
+    if amp == "off" or amp is None and not on_gpu:
+        return "off"
+    emulated = any(ranks.gather(emulates_16_bits(ranks.device, AMP_DTYPES[amp or "bf16"])))
+    if amp is None and emulated:
+        log.info("--amp fp16 is chosen, as GPUs before compute capability 8.0 have no arithmetic in bf16")
+        return "fp16"
+    if emulated:
+        log.warning("--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag out", amp,
+                    *(("GPU", "in fp16") if on_gpu else ("CPU", "in float32")))
+    return amp or "bf16"
+
+
+def emulates_16_bits(device, dtype):
+    """Whether products in bf16 or fp16 are emulated on a device: on GPUs bf16 is before compute capability 8.0; a CPU is tried, in milliseconds."""
+    if device.type == "cuda":
+        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
+
+    def seconds(dtype):
+        matrix, times, end = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype), [], time.perf_counter() + PROBE_S
+        while len(times) < 2 or time.perf_counter() < end:
+            started = time.perf_counter()
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)      # several would wait for each other longer than they compute
+    try:
+        return seconds(dtype) > EMULATED * seconds(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def autocast(device, amp):
