@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.reference import ReferenceSamples
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, wait
+from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp, wait
 from sarwmix import pack, simulate
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.crew import Crew
@@ -25,6 +25,7 @@ from util.datasets import ImagesWithIds, build_loader, fill_cache
 from util.distributed import Launch, Ranks, pick_device
 from util.misc import keep_freed_memory
 from util.program import COMPILE_MODES
+from util.steps import AMP_DTYPES
 
 
 def write_data(args):
@@ -90,7 +91,8 @@ def build_ways(args, device, scenes, packed):
 def main(argv=None):
     parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.")
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision; for bf16 the reference uses fp16 on a GPU")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
+                        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)")
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
@@ -101,6 +103,7 @@ def main(argv=None):
     if (args.skip + args.steps) * args.batch_size > args.samples:
         parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")
     device = pick_device(args.device, 0)
+    args.amp = args.amp or usual_amp(device)
     if device.type == "cpu":
         keep_freed_memory()
     ways = build_ways(args, device, *write_data(args))

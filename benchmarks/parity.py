@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference, add_path_flags
+from benchmarks.step import Ours, Reference, add_path_flags, usual_amp
 from sarwmix import simulate
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.crew import Crew
@@ -41,12 +41,14 @@ def ways(args, batches, device):
                 parameter.mul_(1 + LAST_BITS * torch.randn_like(parameter))
         return path
 
-    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed,
-             "bf16": partial(Ours, args, batches, device, "bf16"), "reference": partial(Reference, args, batches, device, "bf16")}
+    amp = usual_amp(device)
+    name = "float32" if amp == "off" else amp
+    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed}
+    found |= {name: partial(Ours, args, batches, device, amp), "reference": partial(Reference, args, batches, device, amp)}
     if args.grad_checkpointing:
-        found["bf16, grad_checkpointing"] = partial(Ours, args, batches, device, "bf16", grad_checkpointing=True)
+        found[f"{name}, grad_checkpointing"] = partial(Ours, args, batches, device, amp, grad_checkpointing=True)
     for mode in args.compile:
-        found[f"bf16, compile {mode}"] = partial(Ours, args, batches, device, "bf16", compile_mode=mode)
+        found[f"{name}, compile {mode}"] = partial(Ours, args, batches, device, amp, compile_mode=mode)
     return found
 
 
