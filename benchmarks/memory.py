@@ -88,7 +88,7 @@ def measure(args):
             **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory}}
 
 
-def main(argv=None):
+def get_args_parser():
     parser = benchmark_parser("memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing.")
     parser.add_argument("--models", choices=tuple(SIZES), nargs="+", default=["mixmim_base", "mixmim_large", "mixmim_huge"], help="sizes")
     parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
@@ -98,7 +98,11 @@ def main(argv=None):
     parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)       # model and case, in this process
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
     if args.one:
         args.model, args.case = args.one
         print(json.dumps(measure(args)))
@@ -113,6 +117,11 @@ def main(argv=None):
             if done.returncode:
                 sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
             rows.append(json.loads(done.stdout))
+    write(args, rows)
+
+
+def write(args, rows):
+    """memory.json and the table, of rows that `measure` gave."""
     report("memory", args, rows, {"model": "model", "path": "path", "parameters_m": "parameters, M",
                                   "fixed_gb": "whatever the batch, GB", "kept_mb_per_image": "kept, MB/image", "block_mb_per_image": "in a block, MB/image",
                                   "peak_gb": f"peak at {args.batch_size}, GB", "step_s": "step, s",

@@ -20,7 +20,7 @@ from timm.optim import param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
-from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup, spread
+from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
@@ -153,6 +153,7 @@ class Ours(Path):
 
 
 def build_paths(args, device, amp):
+    """{name: Path}: eager, then compiled, which take long to start."""
     batches = noise(args.batch_size, device, args.seed)
     paths = {"reference": Reference(args, batches, device, amp), "reference, again": Reference(args, batches, device, amp)}
     if device.type == "cpu":
@@ -160,14 +161,31 @@ def build_paths(args, device, amp):
             path.keeps_memory = False
         paths["reference, memory kept"] = Reference(args, batches, device, amp)
     paths["ours"] = Ours(args, batches, device, amp)
+    other = getattr(paths["ours"].model, "attention_variants", (None, None))[1]      # the first is the usual one
     if device.type == "cpu":
         paths["ours, memory not kept"] = Ours(args, batches, device, amp)
         paths["ours, memory not kept"].keeps_memory = False
     if args.grad_checkpointing:
         paths["ours, grad_checkpointing"] = Ours(args, batches, device, amp, grad_checkpointing=True)
+    if args.attention and other:
+        paths[f"ours, {other} attention"] = Ours(args, batches, device, amp, attention=other)
     for mode in args.compile:
         paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
+        if args.attention and other:
+            paths[f"ours, compile {mode}, {other} attention"] = Ours(args, batches, device, amp, compile_mode=mode, attention=other)
     return paths
+
+
+def warm_up_all(paths, args, device, ends):
+    """`warm_up` of each path: {name: what it gave}. Paths are left out, by taking them away, once half of the time is over."""
+    first, half = {}, None if ends is None else (time.monotonic() + ends) / 2
+    for name in list(paths):
+        if half is not None and "compile" in name and time.monotonic() > half:
+            print(f"{name}: left out, as time is short")
+            del paths[name]
+        else:
+            first[name] = warm_up(paths[name], args.warmup, device)
+    return first
 
 
 def warm_up(path, steps, device):
@@ -185,10 +203,11 @@ def warm_up(path, steps, device):
 
 def measure(args, device, amp):
     """A row for each path."""
-    paths = build_paths(args, device, amp)
-    first = {name: warm_up(path, args.warmup, device) for name, path in paths.items()}
-    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed)
+    ends = deadline(args)
     flop, (best, side) = training_flop(args.model), product_rate(device, amp)
+    paths = build_paths(args, device, amp)
+    first = warm_up_all(paths, args, device, ends)
+    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed, ends)
     peak = next((value * 1e12 for name, value in PEAK_TFLOPS.items() if device.type == "cuda" and amp != "off"
                  and name in torch.cuda.get_device_name(device)), None)
     reference = [float(loss) for loss in paths["reference"].losses]
@@ -223,7 +242,7 @@ def usual_amp(device):
 
 
 def main(argv=None):
-    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.")
+    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.", timed=True)
     add_path_flags(parser)
     parser.add_argument("--amp", choices=tuple(AMP_DTYPES), nargs="+",
                         help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does (default: bf16 off, "
@@ -233,9 +252,11 @@ def main(argv=None):
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
     parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile ours in these modes too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    parser.add_argument("--attention", action="store_true", help="measure ours, and each mode of --compile, with the other way of attention too")
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
     args.amp = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
+    args.seconds = args.seconds and args.seconds / len(args.amp)
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
     report("step", args, rows, {"amp": "amp", "path": "path", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
                                 "tflops": "TFLOP/s", "of_product": "of a product", "mfu": "MFU", "loss_difference": "losses differ by",
