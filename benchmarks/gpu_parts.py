@@ -57,7 +57,7 @@ class Settings:
     def of(cls, found, out, seed):
         """For the machine that `look_at_machine` found; None, where it could not say, is a CPU."""
         if not found or found["device"] == "cpu":
-            return cls(out, seed, "cpu", found["amp"] if found else "off", "mixmim_tiny", 4, 5, 4, (2, 128), (4, 2, 12), ("mixmim_tiny",), ())
+            return cls(out, seed, "cpu", found["amp"] if found else "off", "mixmim_tiny", 4, 5, 4, (2, 128), (4, 2, 8), ("mixmim_tiny",), ())
         batch = 256 if found["gpu_bytes"] >= FULL_MEMORY else 64
         return cls(out, seed, "cuda", found["amp"], "mixmim_base", batch, 20, 64, (8, 512), (64, 4, 200), ("mixmim_large", "mixmim_huge"),
                    ("default",))
@@ -361,10 +361,10 @@ def profile_step(found, settings, seconds):
         path.run(steps)
     if gpu:
         events = [(event.name, event.time_range.start, event.time_range.end) for event in profiler.events()
-                  if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False)]
+                  if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation]
         taken = [(name, end - start) for name, start, end in events]
     else:
-        taken = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages()]
+        taken = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation]
     if not taken:
         sys.exit("the profiler saw nothing; is CUPTI installed, and may this user profile?")
     summary(found, taken, steps)

@@ -22,6 +22,7 @@ from pathlib import Path
 NAME = "gpu_report"
 NEEDED = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "tensorboard", "safetensors", "sklearn", "matplotlib", "tabulate",
           "torchmetrics")
+LOOK = 60                 # seconds at most for what machine it is
 CLOSING = 3               # seconds that are kept for the tables at the end
 
 
@@ -78,7 +79,7 @@ def main(argv=None):
     from benchmarks import apart, gpu_parts        # imports PyTorch and the programs, which the parts are then forked with
     args.out.mkdir(parents=True, exist_ok=True)
     ends = started + 60 * args.minutes - CLOSING
-    first = apart.run_parts([gpu_parts.MACHINE], args.out, None, ends, lambda rows: None)
+    first = apart.run_parts([gpu_parts.MACHINE], args.out, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
     settings = gpu_parts.Settings.of(first[0].get("machine"), args.out, args.seed)
     write_report(args.out, started, args, first)
     rows = first + apart.run_parts(gpu_parts.PARTS, args.out, settings, ends, lambda rows: write_report(args.out, started, args, first + rows))
