@@ -367,24 +367,23 @@ def profile_step(found, settings, seconds):
         taken = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation]
     if not taken:
         sys.exit("the profiler saw nothing; is CUPTI installed, and may this user profile?")
-    summary(found, taken, steps)
-    if gpu:
-        spans = [span for _, *span in events]
-        whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
-        found.add(f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
-                  idle=1 - busy / whole, ms=whole / steps / 1e3)
-    else:
+    if not gpu:
+        add_kernels(found, taken, sum(value for _, value in taken), steps)
         found.add("share of idle time: left out, as there is no GPU")
+        return
+    spans = [span for _, *span in events]
+    whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
+    add_kernels(found, taken, whole, steps)
+    found.add(f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
+              idle=1 - busy / whole, ms=whole / steps / 1e3)
 
 
-def summary(found, taken, steps):
-    """The kernels with the most time, of (name, µs)."""
+def add_kernels(found, taken, whole, steps):
+    """The kernels with the most time, of (name, µs); their shares are of `whole`, µs."""
     names = {}
     for name, value in taken:
         names[name] = names.get(name, 0.0) + value
-    whole = sum(names.values())
-    most = sorted(names, key=names.get, reverse=True)[:KERNELS]
-    for name in most:
+    for name in sorted(names, key=names.get, reverse=True)[:KERNELS]:
         found.add(f"{names[name] / whole:6.1%}  {names[name] / steps / 1e3:8.3f} ms a step  {name[:90]}", kernel=name, share=names[name] / whole,
                   ms=names[name] / steps / 1e3)
 
