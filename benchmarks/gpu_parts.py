@@ -114,6 +114,7 @@ def run_tests(found, settings, seconds):
     """tests/test_cuda.py, which skips itself where there is no GPU."""
     if importlib.util.find_spec("pytest") is None:
         raise LeftOut("pytest is not installed")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"         # those of other programs, which may lack what they need
     import pytest
     outcomes = Outcomes(found)
     pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_cuda.py")], plugins=[outcomes])
@@ -357,8 +358,11 @@ def profile_step(found, settings, seconds):
     path.run(1)
     steps = max(1, min(5, int(seconds / 10 / (time.perf_counter() - started))))      # reading a profile takes longer than making it
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * gpu]
-    with torch.profiler.profile(activities=kinds) as profiler:
-        path.run(steps)
+    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)       # the profiler's own start is not part of it
+    with torch.profiler.profile(activities=kinds, schedule=once) as profiler:
+        for count in (1, steps):
+            path.run(count)
+            profiler.step()
     if gpu:
         events = [(event.name, event.time_range.start, event.time_range.end) for event in profiler.events()
                   if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation]
