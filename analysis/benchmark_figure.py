@@ -123,7 +123,8 @@ def draw_memory(figure, data):
     for k, (path, colour) in enumerate(zip(paths, (GREY, BLUE, GREEN)[-len(paths):])):
         rows = [row for row in data["rows"] if row["path"] == path]
         for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
-            axis.bar_label(axis.bar(np.arange(len(rows)) + 0.27 * (k - (len(paths) - 1) / 2), values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
+            place = np.arange(len(rows)) + 0.27 * (k - (len(paths) - 1) / 2)
+            axis.bar_label(axis.bar(place, values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
     for axis, label in ((left, "MB/image kept for backward"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
@@ -184,7 +185,8 @@ def draw_outcomes(figure, rows):
     axis.set_axis_off()
     lines = []
     for row in rows:
-        texts = [": ".join(filter(None, (row["status"], row["reason"]))), *(found["text"] for found in row["found"] if not row.get("data") and "kernel" not in found)]
+        found = [entry["text"] for entry in row["found"] if not row.get("data") and "kernel" not in entry]
+        texts = [": ".join(filter(None, (row["status"], row["reason"]))), *found]
         lines += [(row["part"].replace("_", " ") if k == 0 else "", line, row["status"])
                   for k, line in enumerate(line for text in texts for line in textwrap.wrap(text, 95))]
     for k, (name, line, status) in enumerate(lines):

@@ -68,10 +68,6 @@ class Settings:
         return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
 
 
-def read(path):
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
 def rate(row):
     return f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
 
@@ -163,7 +159,8 @@ def write_stores(work, settings):
     """The packed stores of the trainings."""
     crew = Crew(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
     few, (batch, side) = 2 * settings.finetune, settings.floods
-    write_random_store(work / "patches", "benv2", {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}, seed=settings.seed, crew=crew)
+    splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
+    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, crew=crew)
     write_random_store(work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew)
 
 
@@ -201,12 +198,13 @@ def finetune(found, settings, work, log, start):
     folders = {}
     for dataset, store, batch in (("benv2", "patches", settings.finetune), ("sen12flood", "floods", settings.floods[0])):
         folders[dataset] = work / dataset
-        took = run(main_finetune, ("--dataset", dataset, "--data_path", work / store, "--data_cache", "device", "--finetune", start / "checkpoint.pth",
-                                   "--model", settings.model, "--batch_size", batch, "--epochs", 1, "--warmup_epochs", 0, "--amp", settings.amp,
-                                   "--compile", "off", "--device", settings.device, "--seed", settings.seed, "--output_dir", folders[dataset]), log)
+        took = run(main_finetune, ("--dataset", dataset, "--data_path", work / store, "--data_cache", "device", "--model", settings.model,
+                                   "--finetune", start / "checkpoint.pth", "--batch_size", batch, "--epochs", 1, "--warmup_epochs", 0,
+                                   "--amp", settings.amp, "--compile", "off", "--device", settings.device, "--seed", settings.seed,
+                                   "--output_dir", folders[dataset]), log)
         entry = json.loads((folders[dataset] / "log.txt").read_text())
-        found.add(f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, {took:.0f} s",
-                  dataset=dataset, seconds=took, **{name: value for name, value in entry.items() if isinstance(value, (int, float))})
+        found.add(f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, "
+                  f"{took:.0f} s", dataset=dataset, seconds=took, train_loss=entry["train_loss"], test_loss=entry["test_loss"])
     return folders
 
 
@@ -276,7 +274,7 @@ def measure_step(found, settings, seconds):
 
 def report_step(found, rows):
     for row in rows:
-        peak = f", peak {row['peak_gb']:.1f} GB" if row["peak_gb"] else ""
+        peak = f", peak {row['peak_gb']:.1f} GB besides weights and moments" if row["peak_gb"] else ""
         mfu = f", MFU {row['mfu']}" if row["mfu"] else ""
         found.add(f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, {row['amp']}")
 
@@ -287,11 +285,12 @@ def measure_end_to_end(found, settings, seconds):
     skip, steps = (2, 6) if gpu else (1, 2)
     if not rasterio:
         found.add("GeoTIFF loader: left out, as rasterio is not installed")
-    compiled = ["--compile", settings.compile[0]] if settings.compile else []
-    flags = settings.flags(seconds=seconds, samples=(skip + steps) * settings.batch, skip=skip, steps=steps, rounds=30 if gpu else 2,
-                           workers=None if gpu else 1)
-    for row in benchmark(end_to_end, found, settings, *flags, *compiled):
-        found.add(f"{row['way']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
+    flags = settings.flags(seconds=seconds * (0.3 if settings.compile else 1), samples=(skip + steps) * settings.batch, skip=skip, steps=steps,
+                           rounds=30 if gpu else 2, workers=None if gpu else 1)
+    for mode in ("off", *settings.compile[:1]):         # eager first, so that it is known whatever the compiler does
+        for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
+            name = row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
+            found.add(f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
     for name in ("geotiff", "packed", "random"):
         shutil.rmtree(settings.out / f"end_to_end_{name}", ignore_errors=True)
 
@@ -325,16 +324,17 @@ def measure_memory(found, settings, seconds):
             if process.wait():
                 found.add(f"{args.model}, {args.case}: failed: {process.last_line()}")
                 continue
-            rows.append(read(path))
+            row = json.loads(path.read_text())
             path.unlink()
+            rows.append(row)
+            memory.write(args, rows)
+            found.keep(settings.out / "memory.json")
             longest = max(longest, time.monotonic() - begun)
-            row = rows[-1]
             found.add(f"{row['model']}, {row['path']}: step of {row['batch_size']} {row['step_s'] * 1e3:,.0f} ms, "
-                      f"{row['batch_size'] / row['step_s']:,.0f} images/s, peak {row['peak_gb']:.1f} GB, {row['kept_mb_per_image']:.1f} MB an image kept")
+                      f"{row['batch_size'] / row['step_s']:,.0f} images/s, peak {row['peak_gb']:.1f} GB, "
+                      f"{row['kept_mb_per_image']:.1f} MB an image kept")
     if not rows:
         sys.exit("no case could be measured")
-    memory.write(args, rows)
-    found.keep(settings.out / "memory.json")
 
 
 # ---- (g) profile -----------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ MACHINE = Part("machine", "The machine", 1, look_at_machine)
 PARTS = (Part("tests", "(a) Tests that need a GPU", 70, run_tests),
          Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),
          Part("step", "(c) A training step", 150, measure_step),
-         Part("end_to_end", "(d) Training with its data", 45, measure_end_to_end),
+         Part("end_to_end", "(d) Training with its data", 60, measure_end_to_end),
          Part("parity", "(e) Losses in 16 bits and in float32", 40, compare_losses),
          Part("memory", "(f) Larger models, with and without gradient checkpointing", 45, measure_memory),
          Part("profile", "(g) Profile of a step", 20, profile_step))

@@ -23,6 +23,7 @@ NAME = "gpu_report"
 NEEDED = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "tensorboard", "safetensors", "sklearn", "matplotlib", "tabulate",
           "torchmetrics")
 LOOK = 60                 # seconds at most for what machine it is
+MOST_MINUTES = 24 * 60
 CLOSING = 3               # seconds that are kept for the tables at the end
 
 
@@ -34,7 +35,8 @@ def table(rows, style):
         texts = [*textwrap.wrap(row["reason"], 100), *(found["text"] for found in row["found"])] or [""]
         facts = (row["title"], row["status"], f"{row['seconds']:.0f}")
         lines += [(*(facts if k == 0 else ("", "", "")), text) for k, text in enumerate(texts)]
-    return tabulate(lines, headers=["part", "outcome", "s", "figures"], tablefmt=style, disable_numparse=True, colalign=("left", "left", "right", "left"))
+    return tabulate(lines, headers=["part", "outcome", "s", "figures"], tablefmt=style, disable_numparse=True,
+                    colalign=("left", "left", "right", "left"))
 
 
 def write_report(out, started, args, rows):
@@ -46,8 +48,8 @@ def write_report(out, started, args, rows):
         "benchmark": NAME, "command": shlex.join(["python", "-m", f"benchmarks.{NAME}", *sys.argv[1:]]),
         "flags": {"minutes": args.minutes, "out": str(args.out), "seed": args.seed}, "machine": machine,
         "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "seconds": seconds, "rows": rows})
-    text = (f"# Report\n\n{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n"
-            f"{table(rows, 'pipe')}\n")
+    place = f"{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}"
+    text = f"# Report\n\n{place}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n{table(rows, 'pipe')}\n"
     put_in_place(out / f"{NAME}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -72,12 +74,15 @@ def main(argv=None):
     if lacking:
         parser.exit(2, f"gpu_report.sh: error: Python packages are missing: {', '.join(lacking)}; install them (pip install "
                        f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n")
-    if not args.minutes > 0:
-        parser.exit(2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0\n")
+    if not 0 < args.minutes < MOST_MINUTES:
+        parser.exit(2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.exit(2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     from benchmarks import apart, gpu_parts        # imports PyTorch and the programs, which the parts are then forked with
-    args.out.mkdir(parents=True, exist_ok=True)
     ends = started + 60 * args.minutes - CLOSING
     first = apart.run_parts([gpu_parts.MACHINE], args.out, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
     settings = gpu_parts.Settings.of(first[0].get("machine"), args.out, args.seed)

@@ -96,6 +96,8 @@ class Path:
     keeps_memory = True
 
     def __init__(self, args, batches, device, amp):
+        if device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)      # as in training
         torch.manual_seed(args.seed)
         self.model = SIZES[args.model](norm_pix_loss=True).to(device)
         self.prepare = BatchPreparation(self.model.img_size, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(device)

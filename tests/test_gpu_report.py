@@ -82,7 +82,8 @@ def part_that_exits(found, settings, seconds):
 
 
 def test_a_part_that_fails_costs_itself_alone(tmp_path, capfd):
-    functions = (part_that_ends, part_that_raises, part_that_is_killed, part_that_never_ends, part_that_cannot_be_done, part_that_exits, part_that_ends)
+    functions = (part_that_ends, part_that_raises, part_that_is_killed, part_that_never_ends, part_that_cannot_be_done, part_that_exits,
+                 part_that_ends)
     parts = [Part(f"{number}", function.__name__, 0.01 if function is part_that_never_ends else 1, function)
              for number, function in enumerate(functions)]
     written = []
@@ -137,7 +138,8 @@ def test_idle_time_is_what_no_kernel_covers():
 
 
 @pytest.mark.parametrize("kernel, short", [
-    ("aten::mm", "aten::mm"), ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float> >(int)", "vectorized_elementwise_kernel"),
+    ("aten::mm", "aten::mm"),
+    ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float> >(int)", "vectorized_elementwise_kernel"),
     ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float>(int)", "vectorized_layer_norm_kernel"),
     ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1", "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_ti…")])
 def test_kernels_have_short_names(kernel, short):
