@@ -2,9 +2,12 @@
 """Draw what the benchmarks measured: a figure for each JSON of a folder.
 
     python -m analysis.benchmark_figure output/benchmarks --output docs/figures
+    python -m analysis.benchmark_figure output/gpu_report
 """
 import argparse
 import json
+import re
+import textwrap
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +63,7 @@ def draw_end_to_end(figure, data):
                       va="center", fontsize=9)
     axis.set_yticks(place, [row["way"] for row in rows])
     axis.set_xlabel("ms a step")
-    axis.set_xlim(0, max(whole) * 1.35)
+    axis.set_xlim(0, max(whole) * 1.45)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     return f"Training with its data, {data['flags']['model']}, batch {data['flags']['batch_size']}"
@@ -116,15 +119,17 @@ def draw_parity(figure, data):
 def draw_memory(figure, data):
     """What grows with the batch, and the time of a step, of every path."""
     left, right = figure.subplots(1, 2)
-    models = list(dict.fromkeys(row["model"] for row in data["rows"]))
-    for k, (path, colour) in enumerate(zip(dict.fromkeys(row["path"] for row in data["rows"]), (GREY, BLUE, GREEN))):
+    models, paths = (list(dict.fromkeys(row[name] for row in data["rows"])) for name in ("model", "path"))
+    for k, (path, colour) in enumerate(zip(paths, (GREY, BLUE, GREEN)[-len(paths):])):
         rows = [row for row in data["rows"] if row["path"] == path]
         for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
-            axis.bar_label(axis.bar(np.arange(len(rows)) + 0.27 * (k - 1), values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
+            place = np.arange(len(rows)) + 0.27 * (k - (len(paths) - 1) / 2)
+            axis.bar_label(axis.bar(place, values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
     for axis, label in ((left, "MB/image kept for backward"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
+    left.margins(y=0.3 if len(models) < 3 else 0.05)
     left.legend(frameon=False)
     return "Memory and time of a step, by size of the model"
 
@@ -151,8 +156,63 @@ def draw_data(figure, data):
     return "Reading random batches by layout of the data"
 
 
+def short_name(kernel, most=44):
+    """A kernel's name without what its template was made for."""
+    name = re.split(r"[<(]", kernel.removeprefix("void ").replace("(anonymous namespace)::", ""))[0]
+    name = name if name.startswith("aten::") else name.split("::")[-1]
+    return name if len(name) <= most else f"{name[:most - 1]}…"
+
+
+def draw_kernels(figure, row):
+    """The kernels with the most time, and the share of time in which the GPU has nothing to do."""
+    bars_of = [(short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in row["found"] if "kernel" in found]
+    bars_of += [("idle", found["idle"] * found["ms"], found["idle"], VERMILION) for found in row["found"] if "idle" in found]
+    names, values, shares, colours = zip(*bars_of)
+    axis, place = figure.subplots(), np.arange(len(names))[::-1]
+    axis.barh(place, values, color=colours, height=0.7)
+    for y, value, share in zip(place, values, shares):
+        axis.annotate(f"{value:.3g} ms, {share:.1%}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(place, names, fontsize=8)
+    axis.set_xlabel("ms a step")
+    axis.set_xlim(0, max(values) * 1.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    return "Where the time of a step goes"
+
+
+def draw_outcomes(figure, rows):
+    """How each part ended, in words; and what those found that have no panel of their own."""
+    axis = figure.subplots()
+    axis.set_axis_off()
+    lines = []
+    for row in rows:
+        found = [entry["text"] for entry in row["found"] if not row.get("data") and "kernel" not in entry]
+        texts = [": ".join(filter(None, (row["status"], row["reason"]))), *found]
+        lines += [(row["part"].replace("_", " ") if k == 0 else "", line, row["status"])
+                  for k, line in enumerate(line for text in texts for line in textwrap.wrap(text, 95))]
+    for k, (name, line, status) in enumerate(lines):
+        place = 1 - (k + 0.5) / len(lines)
+        axis.text(0, place, name, fontsize=8, va="center", fontweight="bold", color=VERMILION if status == "failed" else "black")
+        axis.text(0.14, place, line, fontsize=8, va="center", color="dimgrey" if status == "left out" else "black")
+    return "How the parts ended"
+
+
+def draw_gpu_report(figure, data):
+    """A panel for each part that has figures, as the benchmarks themselves are drawn, and how all parts ended."""
+    done = {name: value for row in data["rows"] for name, value in row.get("data", {}).items()}
+    panels = [(draw, done[name], size) for name, (draw, size) in DRAWINGS.items() if name in done]
+    panels += [(draw_kernels, row, (9, 3.5)) for row in data["rows"] if any("kernel" in found for found in row["found"])]
+    panels += [(draw_outcomes, data["rows"], (9, 3.5))]
+    heights = [max(size[1] for _, _, size in panels[k:k + 2]) for k in range(0, len(panels), 2)]
+    places = figure.subfigures(len(heights), 2, height_ratios=heights, hspace=0.06, wspace=0.03, squeeze=False).flat
+    for (paint, values, _), place, letter in zip(panels, places, "abcdefgh"):
+        place.suptitle(f"{letter}   {paint(place, values)}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+    good = sum(row["status"] == "ok" for row in data["rows"])
+    return f"Pretraining, finetuning and their speed: {good} of {len(data['rows'])} parts of the report are ok"
+
+
 DRAWINGS = {"step": (draw_step, (11, 3)), "end_to_end": (draw_end_to_end, (9, 3)), "scaling": (draw_scaling, (6, 4)),
-            "parity": (draw_parity, (8, 5)), "memory": (draw_memory, (9, 3.5)), "startup": (draw_startup, (10, 7)), "data": (draw_data, (9, 6))}
+            "parity": (draw_parity, (8, 5)), "memory": (draw_memory, (9, 3.5)), "startup": (draw_startup, (10, 7)), "data": (draw_data, (9, 6)),
+            "gpu_report": (draw_gpu_report, (15, 12))}
 
 
 def draw(name, data):

@@ -3,34 +3,43 @@
 
     python -m benchmarks.end_to_end --out output/benchmarks
 
-Simulates patches once, in --out, and packs them. Every way to train takes its turn in every round, in an order drawn anew;
+Simulates patches once, in --out, and packs them; without rasterio, a packed store has random images, and the ways that read
+GeoTIFFs are left out. Every way to train takes its turn in every round, in an order drawn anew;
 a turn starts the loader, makes some steps that are not timed, and then some that are. "batch in hand" trains on images that
 lie in memory already: what the others need beyond that is what their loader costs, the CPU time it takes from the step
 included. Files are warm: they come from the page cache. Writes end_to_end.json and prints a table; asserts nothing.
 """
 import argparse
+import importlib.util
+import os
 import time
 from statistics import median
 
 from torch.utils.data import DataLoader
 
+from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
-from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, wait
+from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp, wait
 from sarwmix import pack, simulate
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.crew import Crew
-from sarwmix.packed import PackedDataset
+from sarwmix.packed import MANIFEST, PackedDataset
 from util.datasets import ImagesWithIds, build_loader, fill_cache
 from util.distributed import Launch, Ranks, pick_device
 from util.misc import keep_freed_memory
 from util.program import COMPILE_MODES
+from util.steps import AMP_DTYPES
 
 
 def write_data(args):
-    """(folder of GeoTIFFs, packed store) of simulated patches; what is there already stays."""
+    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images). What is there stays."""
+    crew = Crew(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
+    if importlib.util.find_spec("rasterio") is None:
+        store = args.out / "end_to_end_random"
+        return None, store if (store / MANIFEST).exists() else write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, crew=crew)
     scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
-    simulate.simulate_dataset(scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), Crew(2))
+    simulate.simulate_dataset(scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), crew)
     pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)])
     return scenes, packed
 
@@ -74,23 +83,29 @@ def build_ways(args, device, scenes, packed):
             fill_cache(dataset, cache, ranks)
         return Way(ours, lambda: build_loader(ImagesWithIds(dataset), flags, ranks), lambda batch: batch[1].to(device, non_blocking=True), turn)
 
-    geotiff = BigEarthNetv2(scenes, "train")
-    samples = ReferenceSamples(geotiff)
-    workers = args.workers if args.workers is not None else 2
     hand = noise(args.batch_size, device, args.seed, args.skip + args.steps)
-    ways = {"reference, GeoTIFF": Way(reference, lambda: DataLoader(samples, args.batch_size, shuffle=True, num_workers=workers,
-                                                                     pin_memory=device.type == "cuda", drop_last=True), prepared, turn),
-            "ours, GeoTIFF": with_our_loader(geotiff), "ours, packed": with_our_loader(PackedDataset(packed, "train")),
-            "ours, packed, data_cache ram": with_our_loader(PackedDataset(packed, "train"), "ram")}
+    if scenes is None:
+        print("GeoTIFFs are left out, as rasterio is not installed; the reference has prepared batches in hand instead")
+        hand_prepared = [reference.prepare(images) for images in hand]
+        ways = {"reference, batch in hand": Way(reference, lambda: hand_prepared, lambda batch: batch, turn)}
+    else:
+        geotiff = BigEarthNetv2(scenes, "train")
+        samples, workers = ReferenceSamples(geotiff), args.workers if args.workers is not None else 2
+        ways = {"reference, GeoTIFF": Way(reference, lambda: DataLoader(samples, args.batch_size, shuffle=True, num_workers=workers,
+                                                                         pin_memory=device.type == "cuda", drop_last=True), prepared, turn),
+                "ours, GeoTIFF": with_our_loader(geotiff)}
+    ways |= {"ours, packed": with_our_loader(PackedDataset(packed, "train")),
+             "ours, packed, data_cache ram": with_our_loader(PackedDataset(packed, "train"), "ram")}
     if device.type == "cuda":
         ways["ours, packed, data_cache device"] = with_our_loader(PackedDataset(packed, "train"), "device")
     return ways | {"ours, batch in hand": Way(ours, lambda: hand, lambda batch: batch, turn)}
 
 
 def main(argv=None):
-    parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.")
+    parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.", timed=True)
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision; for bf16 the reference uses fp16 on a GPU")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
+                        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)")
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
@@ -100,12 +115,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if (args.skip + args.steps) * args.batch_size > args.samples:
         parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")
-    device = pick_device(args.device, 0)
+    device, ends = pick_device(args.device, 0), deadline(args)
+    args.amp = args.amp or usual_amp(device)
     if device.type == "cpu":
         keep_freed_memory()
     ways = build_ways(args, device, *write_data(args))
-    in_turns(ways, args.rounds, args.seed)
-    rows, base, hand = [], ways["reference, GeoTIFF"].seconds, ways["ours, batch in hand"].seconds
+    in_turns(ways, args.rounds, args.seed, ends)
+    rows, base, hand = [], next(iter(ways.values())).seconds, ways["ours, batch in hand"].seconds
     for name, way in ways.items():
         ratio, cost = speedup(base, way.seconds), speedup(way.seconds, hand)
         rows.append({"way": name, "ms": median(way.seconds) * 1e3, "images_per_s": args.batch_size / median(way.seconds), "ratio": ratio,

@@ -20,10 +20,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference, noise
+from benchmarks.step import Ours, Reference, noise, usual_amp
 from models_mixmim import SIZES, Block
 from util.distributed import pick_device
 from util.misc import peak_memory
+from util.steps import AMP_DTYPES
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
 COUNTED = (2, 4)          # images, few, so that counting does not decide the peak
@@ -87,28 +88,40 @@ def measure(args):
             **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory}}
 
 
-def main(argv=None):
+def get_args_parser():
     parser = benchmark_parser("memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing.")
     parser.add_argument("--models", choices=tuple(SIZES), nargs="+", default=["mixmim_base", "mixmim_large", "mixmim_huge"], help="sizes")
     parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
-    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
+                        help="precision (default: bf16; off where the processor emulates it)")
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)       # model and case, in this process
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    args = get_args_parser().parse_args(argv)
     if args.one:
         args.model, args.case = args.one
         print(json.dumps(measure(args)))
         return
+    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
     rows = []
     for model in args.models:
         for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--one", model, case]
+            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--amp", args.amp,
+                       "--one", model, case]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
             rows.append(json.loads(done.stdout))
+    write(args, rows)
+
+
+def write(args, rows):
+    """memory.json and the table, of rows that `measure` gave."""
     report("memory", args, rows, {"model": "model", "path": "path", "parameters_m": "parameters, M",
                                   "fixed_gb": "whatever the batch, GB", "kept_mb_per_image": "kept, MB/image", "block_mb_per_image": "in a block, MB/image",
                                   "peak_gb": f"peak at {args.batch_size}, GB", "step_s": "step, s",

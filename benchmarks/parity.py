@@ -7,29 +7,52 @@ Every way trains from the same weights on the same images under the same masks. 
 differ in their last bits, shows how far apart two trainings drift that ought to be one. Writes parity.json, with the losses
 of every step, for analysis/benchmark_figure.py, and prints a table.
 """
+import os
+import time
 from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference, add_path_flags
-from sarwmix import simulate
-from sarwmix.bigearthnetv2 import BigEarthNetv2
+from benchmarks.report import benchmark_parser, deadline, report
+from benchmarks.step import SIDE, Ours, Reference, add_path_flags, usual_amp
 from sarwmix.crew import Crew
+from sarwmix.simulate import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
 from util.program import COMPILE_MODES
 
 LAST_BITS = 1e-6          # relative change of the weights of the control
 
 
+def patches_of(scene, seed):
+    """The patches of a simulated scene, (n, 2, 120, 120) float32 dB."""
+    image, _ = simulate_scene((seed, scene.index), scene.side, scene.side, SIDE, scene.landscape)
+    patches = image.reshape(2, scene.side, SIDE, scene.side, SIDE).transpose(1, 3, 0, 2, 4)
+    return patches.reshape(-1, 2, SIDE, SIDE)[:scene.patches]
+
+
 def simulated_batches(args, device):
     """Batches (batch_size, 2, 120, 120) of simulated patches, dB."""
-    folder, count = args.out / "parity_scenes", args.batch_size * args.batches
-    simulate.simulate_dataset(folder, simulate.Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0), Crew(2))
-    dataset = BigEarthNetv2(folder, split="train")
-    images = torch.stack([dataset.image(i) for i in np.random.default_rng(args.seed).permutation(count).tolist()])
-    return list(images.to(device).split(args.batch_size))
+    count = args.batch_size * args.batches
+    scenes = plan_scenes(Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0))
+    crew = Crew(min(len(os.sched_getaffinity(0)), 1 + count // 256))
+    images = np.concatenate(crew.map(partial(patches_of, seed=args.seed), scenes, "scenes"))
+    return list(torch.from_numpy(images[np.random.default_rng(args.seed).permutation(count)]).to(device).split(args.batch_size))
+
+
+def steps_within(seconds, built, most):
+    """How many steps each of these paths can make, if all together are to take so many seconds: at least 2, and at most `most`."""
+    if seconds is None:
+        return most
+    begun, each = time.perf_counter(), 0.0
+    for build in built:
+        path = build()
+        path.run(2)
+        started = time.perf_counter()
+        path.run(2)
+        each += (time.perf_counter() - started) / 2
+    spent = time.perf_counter() - begun         # and once more, as each is built anew
+    return int(min(most, max(2, (seconds - 2 * spent) / each)))
 
 
 def ways(args, batches, device):
@@ -41,26 +64,29 @@ def ways(args, batches, device):
                 parameter.mul_(1 + LAST_BITS * torch.randn_like(parameter))
         return path
 
-    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed,
-             "bf16": partial(Ours, args, batches, device, "bf16"), "reference": partial(Reference, args, batches, device, "bf16")}
+    amp = usual_amp(device)
+    name = "float32" if amp == "off" else amp
+    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed}
+    found |= {name: partial(Ours, args, batches, device, amp), "reference": partial(Reference, args, batches, device, amp)}
     if args.grad_checkpointing:
-        found["bf16, grad_checkpointing"] = partial(Ours, args, batches, device, "bf16", grad_checkpointing=True)
+        found[f"{name}, grad_checkpointing"] = partial(Ours, args, batches, device, amp, grad_checkpointing=True)
     for mode in args.compile:
-        found[f"bf16, compile {mode}"] = partial(Ours, args, batches, device, "bf16", compile_mode=mode)
+        found[f"{name}, compile {mode}"] = partial(Ours, args, batches, device, amp, compile_mode=mode)
     return found
 
 
 def main(argv=None):
-    parser = benchmark_parser("parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.")
+    parser = benchmark_parser("parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.", timed=True)
     add_path_flags(parser)
     parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
     parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
     args = parser.parse_args(argv)
-    device = pick_device(args.device, 0)
-    rows = []
-    for name, build in ways(args, simulated_batches(args, device), device).items():
+    device, ends = pick_device(args.device, 0), deadline(args)
+    rows, found = [], ways(args, simulated_batches(args, device), device)
+    args.steps = steps_within(None if ends is None else ends - time.monotonic(), found.values(), args.steps)
+    for name, build in found.items():
         path = build()
         path.run(args.steps)
         losses = [float(loss) for loss in path.losses]

@@ -27,19 +27,24 @@ def machine():
             "cuda": torch.version.cuda if gpu else None, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-def in_turns(variants, rounds, seed=0):
+def in_turns(variants, rounds, seed=0, until=None):
     """Time callables that take turns: every round runs each once, in an order drawn anew.
 
     variants: {name: callable}. Returns {name: [seconds, one a round]}. What disturbs the machine for longer than a round
-    disturbs all alike, so that ratios within a round say more than the times do.
+    disturbs all alike, so that ratios within a round say more than the times do. until: a time of time.monotonic(); no round
+    begins, but the first, that would end after it if it takes as long as the longest so far.
     """
-    order, rng, seconds = list(variants), random.Random(seed), {name: [] for name in variants}
-    for _ in range(rounds):
+    order, rng, seconds, longest = list(variants), random.Random(seed), {name: [] for name in variants}, 0.0
+    for number in range(rounds):
+        if number and until is not None and time.monotonic() + longest > until:
+            break
+        begun = time.monotonic()
         rng.shuffle(order)
         for name in order:
             started = time.perf_counter()
             variants[name]()
             seconds[name].append(time.perf_counter() - started)
+        longest = max(longest, time.monotonic() - begun)
     return seconds
 
 
@@ -59,13 +64,20 @@ def shown(value, digits=2):
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
-def benchmark_parser(name, description):
-    """A parser with the flags of every benchmark."""
+def benchmark_parser(name, description, timed=False):
+    """A parser with the flags of every benchmark. timed: it has --seconds, which `deadline` understands."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("output/benchmarks"), metavar="DIR", help=f"folder for {name}.json, and for data")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, the order of turns included")
+    if timed:
+        parser.add_argument("--seconds", type=float, help="do less, if all of it would take longer than about this")
     return parser
+
+
+def deadline(args):
+    """The time of time.monotonic() at which --seconds are over, or None."""
+    return None if args.seconds is None else time.monotonic() + args.seconds
 
 
 def report(name, args, rows, headers, **more):

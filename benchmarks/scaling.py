@@ -20,9 +20,10 @@ import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise
-from util.distributed import distribute, start_ranks
+from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp
+from util.distributed import distribute, pick_device, start_ranks
 from util.program import COMPILE_MODES
+from util.steps import AMP_DTYPES
 
 MARK = "scaling: "        # the line of rank 0 that holds the result begins so
 
@@ -64,7 +65,8 @@ def main(argv=None):
     parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=("bf16", "off"), default="bf16", help="precision")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
+                        help="precision (default: bf16; off where the processor emulates it)")
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each")
     parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
@@ -74,11 +76,12 @@ def main(argv=None):
     if args.one:
         measure(args)
         return
+    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
     rows = []
     for count in args.ranks:
         flags = sys.argv[1:] if argv is None else argv
         done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
-                               "benchmarks.scaling", *map(str, flags), "--one"], capture_output=True, text=True)
+                               "benchmarks.scaling", *map(str, flags), "--amp", args.amp, "--one"], capture_output=True, text=True)
         line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
         if line is None:
             sys.exit(f"{count} ranks: {done.stderr.strip()[-2000:]}")

@@ -8,7 +8,8 @@ All paths train in one process, each its own model from the same weights, on the
 turns in an order drawn anew for every round. One stands there twice ("reference, again"): what those two differ by is what
 the measurement cannot tell apart. Ours takes dB images and prepares them in the step; the reference is given prepared ones,
 as its loader prepares them, so that its work on the CPU is not in these figures (benchmarks/end_to_end.py has it). On a CPU
-our programs keep freed memory (`util.misc.keep_freed_memory`); each path is measured with and without.
+our programs keep freed memory (`util.misc.keep_freed_memory`); each path is measured with and without. bf16 is left out
+where the processor emulates it, unless --amp asks for it.
 Writes step.json and prints a table; asserts nothing.
 """
 import ctypes
@@ -19,16 +20,18 @@ from timm.optim import param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
-from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup, spread
+from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
 from util.distributed import pick_device
-from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, emulates_16_bits, keep_freed_memory
 from util.program import COMPILE_MODES
-from util.steps import autocast, optimizer_step
+from util.steps import AMP_DTYPES, autocast, optimizer_step
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}      # dense, 16 bits, of the data sheets
+LARGEST_PRODUCT = 8192    # side of the matrices that show what the machine gives at best
+PRODUCT_SECONDS = 2       # that the largest products may take together
 SIDE = 120                # of a patch as it is stored, pixels
 USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2 ** 25, 2 ** 26      # bytes; where glibc ends up by itself (mallopt(3))
 
@@ -41,16 +44,28 @@ def training_flop(size):
     return counter.get_total_flops() / 2
 
 
-def product_rate(device, amp, side=4096):
-    """FLOP/s of a large square matrix product in the type of --amp: what the machine gives at best."""
-    a = torch.randn(side, side, device=device, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp])
-    seconds = []
-    for _ in range(5):
+def product_seconds(side, device, dtype):
+    """Seconds of a product of square matrices, the shortest of three after a first one."""
+    a, seconds = torch.randn(side, side, device=device).to(dtype), []
+    for _ in range(4):
         started = time.perf_counter()
         a @ a
         wait(device)
         seconds.append(time.perf_counter() - started)
-    return 2 * side ** 3 / min(seconds)
+    return min(seconds[1:])
+
+
+def product_rate(device, amp):
+    """(FLOP/s of a large square matrix product in the type of --amp: what the machine gives at best; the side of the matrices).
+
+    The side is doubled as long as the next product, which takes eight times as long, stays within PRODUCT_SECONDS.
+    """
+    side = 128
+    while True:
+        seconds = product_seconds(side, device, AMP_DTYPES[amp])
+        if side == LARGEST_PRODUCT or 4 * 8 * seconds > PRODUCT_SECONDS:
+            return 2 * side ** 3 / seconds, side
+        side *= 2
 
 
 def give_memory_back():
@@ -81,6 +96,8 @@ class Path:
     keeps_memory = True
 
     def __init__(self, args, batches, device, amp):
+        if device.type == "cuda":
+            torch.backends.cuda.enable_cudnn_sdp(False)      # as in training
         torch.manual_seed(args.seed)
         self.model = SIZES[args.model](norm_pix_loss=True).to(device)
         self.prepare = BatchPreparation(self.model.img_size, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(device)
@@ -138,6 +155,7 @@ class Ours(Path):
 
 
 def build_paths(args, device, amp):
+    """{name: Path}: eager, then compiled, which take long to start."""
     batches = noise(args.batch_size, device, args.seed)
     paths = {"reference": Reference(args, batches, device, amp), "reference, again": Reference(args, batches, device, amp)}
     if device.type == "cpu":
@@ -145,14 +163,31 @@ def build_paths(args, device, amp):
             path.keeps_memory = False
         paths["reference, memory kept"] = Reference(args, batches, device, amp)
     paths["ours"] = Ours(args, batches, device, amp)
+    other = getattr(paths["ours"].model, "attention_variants", (None, None))[1]      # the first is the usual one
     if device.type == "cpu":
         paths["ours, memory not kept"] = Ours(args, batches, device, amp)
         paths["ours, memory not kept"].keeps_memory = False
     if args.grad_checkpointing:
         paths["ours, grad_checkpointing"] = Ours(args, batches, device, amp, grad_checkpointing=True)
+    if args.attention and other:
+        paths[f"ours, {other} attention"] = Ours(args, batches, device, amp, attention=other)
     for mode in args.compile:
         paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
+        if args.attention and other:
+            paths[f"ours, compile {mode}, {other} attention"] = Ours(args, batches, device, amp, compile_mode=mode, attention=other)
     return paths
+
+
+def warm_up_all(paths, args, device, ends):
+    """`warm_up` of each path: {name: what it gave}. Paths are left out, by taking them away, once half of the time is over."""
+    first, half = {}, None if ends is None else (time.monotonic() + ends) / 2
+    for name in list(paths):
+        if half is not None and "compile" in name and time.monotonic() > half:
+            print(f"{name}: left out, as time is short")
+            del paths[name]
+        else:
+            first[name] = warm_up(paths[name], args.warmup, device)
+    return first
 
 
 def warm_up(path, steps, device):
@@ -170,10 +205,11 @@ def warm_up(path, steps, device):
 
 def measure(args, device, amp):
     """A row for each path."""
+    ends = deadline(args)
+    flop, (best, side) = training_flop(args.model), product_rate(device, amp)
     paths = build_paths(args, device, amp)
-    first = {name: warm_up(path, args.warmup, device) for name, path in paths.items()}
-    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed)
-    flop, best = training_flop(args.model), product_rate(device, amp)
+    first = warm_up_all(paths, args, device, ends)
+    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed, ends)
     peak = next((value * 1e12 for name, value in PEAK_TFLOPS.items() if device.type == "cuda" and amp != "off"
                  and name in torch.cuda.get_device_name(device)), None)
     reference = [float(loss) for loss in paths["reference"].losses]
@@ -187,7 +223,7 @@ def measure(args, device, amp):
                      "tflops": rate * flop / 1e12, "of_product": f"{rate * flop / best:.1%}", "mfu": f"{rate * flop / peak:.1%}" if peak else "",
                      "loss": float(path.losses[-1]), "loss_difference": f"{difference:.1e}", "first_steps_s": first[name][0],
                      "peak_gb": first[name][1] and first[name][1] / 1e9, "seconds": seconds[name], "flop_per_image": flop,
-                     "product_tflops": best / 1e12})
+                     "product_tflops": best / 1e12, "product_side": side})
     return rows
 
 
@@ -198,24 +234,37 @@ def add_path_flags(parser):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
+def usual_amp(device):
+    """--amp where it is not given: bf16, but what has instructions where the device emulates it, which is said."""
+    if not emulates_16_bits(device):
+        return "bf16"
+    amp = "fp16" if device.type == "cuda" else "off"
+    print(f"bf16 is left out: this {'GPU' if device.type == 'cuda' else 'processor'} emulates it; --amp {amp} instead")
+    return amp
+
+
 def main(argv=None):
-    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.")
+    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.", timed=True)
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=("bf16", "off"), nargs="+", default=["bf16", "off"],
-                        help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does")
+    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), nargs="+",
+                        help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does (default: bf16 off, "
+                             "without bf16 where it is emulated)")
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each path")
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
     parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile ours in these modes too")
     parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    parser.add_argument("--attention", action="store_true", help="measure ours, and each mode of --compile, with the other way of attention too")
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
+    args.amp = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
+    args.seconds = args.seconds and args.seconds / len(args.amp)
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
     report("step", args, rows, {"amp": "amp", "path": "path", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
                                 "tflops": "TFLOP/s", "of_product": "of a product", "mfu": "MFU", "loss_difference": "losses differ by",
                                 "first_steps_s": "first steps, s", "peak_gb": "peak GB"})
-    products = ", ".join(f"{row['product_tflops']:.2f} TFLOP/s ({row['amp']})" for row in rows if row["path"] == "ours")
-    print(f"{rows[0]['flop_per_image'] / 1e9:.2f} GFLOP an image; a product of 4096×4096 matrices: {products}")
+    products = ", ".join(f"{row['product_tflops']:.2f} TFLOP/s ({row['amp']}, side {row['product_side']})" for row in rows if row["path"] == "ours")
+    print(f"{rows[0]['flop_per_image'] / 1e9:.2f} GFLOP an image; a product of square matrices: {products}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from benchmarks.reference import ReferenceMixMIM, ReferenceSamples
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
+from util.misc import emulates_16_bits
 
 
 @pytest.mark.parametrize("weight_level", ["token", "pixel"])
@@ -81,13 +82,35 @@ def read(folder, name):
     return written["rows"]
 
 
+def bf16_is_measured():
+    return not emulates_16_bits(torch.device("cpu"))
+
+
 def test_step(measured):
     rows = read(measured, "step")
-    assert [(row["amp"], row["path"]) for row in rows] == [(amp, path) for amp in ("bf16", "off") for path in (
+    assert [(row["amp"], row["path"]) for row in rows] == [(amp, path) for amp in ("bf16", "off")[not bf16_is_measured():] for path in (
         "reference", "reference, again", "reference, memory kept", "ours", "ours, memory not kept", "ours, grad_checkpointing")]
     for row in rows:
         assert row["images_per_s"] > 0 and float(row["loss_difference"]) < (3e-3 if row["amp"] == "bf16" else 1e-5)
     assert rows[0]["flop_per_image"] == rows[-1]["flop_per_image"] > 1e8
+
+
+def test_bf16_is_left_out_where_it_is_emulated_and_no_product_takes_long(monkeypatch, capsys):
+    """As on a processor that was met: 0.43 GFLOP/s in bf16, 58 in float32. Five products of 4096×4096 would take 27 minutes."""
+    taken = {torch.bfloat16: [], torch.float32: []}
+
+    def seconds(side, device, dtype):
+        taken[dtype].append(2 * side ** 3 / (0.43e9 if dtype == torch.bfloat16 else 58e9))
+        return taken[dtype][-1]
+
+    monkeypatch.setattr(step, "product_seconds", seconds)
+    cpu = torch.device("cpu")
+    assert [step.product_rate(cpu, amp)[0] for amp in ("bf16", "off")] == pytest.approx([0.43e9, 58e9])
+    assert all(4 * max(values) < step.PRODUCT_SECONDS for values in taken.values())
+    monkeypatch.setattr(step, "product_seconds", lambda side, *_: side ** 3 * 1e-15)
+    assert step.product_rate(cpu, "bf16") == (pytest.approx(2e15), step.LARGEST_PRODUCT)
+    monkeypatch.setattr(step, "emulates_16_bits", lambda device: True)
+    assert step.usual_amp(cpu) == "off" and "bf16 is left out" in capsys.readouterr().out
 
 
 def test_flop_of_base():
@@ -105,8 +128,9 @@ def test_end_to_end(measured):
 
 def test_parity(measured):
     rows = {row["path"]: row for row in read(measured, "parity")}
-    assert list(rows) == ["float32", "float32, last bits changed", "bf16", "reference"]
-    assert rows["float32"]["apart"] == 0 < rows["float32, last bits changed"]["apart"] < rows["bf16"]["apart"] < 0.02
+    assert list(rows) == ["float32", "float32, last bits changed", *["bf16"] * bf16_is_measured(), "reference"]
+    assert rows["float32"]["apart"] == 0 < rows["float32, last bits changed"]["apart"] < 0.02
+    assert not bf16_is_measured() or rows["float32, last bits changed"]["apart"] < rows["bf16"]["apart"] < 0.02
     assert all(len(row["losses"]) == 12 for row in rows.values())
 
 
@@ -115,7 +139,8 @@ def test_memory_is_less_with_checkpointing(measured):
     assert [row["path"] for row in (reference, plain, checkpointed)] == list(memory.CASES)
     assert reference["kept_mb_per_image"] > plain["kept_mb_per_image"]
     assert checkpointed["kept_mb_per_image"] < plain["kept_mb_per_image"] / 2
-    assert plain["fixed_gb"] > checkpointed["fixed_gb"] > 16 * 2.7e6 / 1e9 and plain["batch_in_80_gb"] < checkpointed["batch_in_80_gb"]
+    assert checkpointed["fixed_gb"] > 16 * 2.7e6 / 1e9 and plain["batch_in_80_gb"] < checkpointed["batch_in_80_gb"]
+    assert not bf16_is_measured() or plain["fixed_gb"] > checkpointed["fixed_gb"]       # weights in 16 bits
 
 
 def test_scaling(measured):

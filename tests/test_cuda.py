@@ -19,6 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def build(device):
+    torch.backends.cuda.enable_cudnn_sdp(False)      # as in training
     torch.manual_seed(0)
     return mixmim_tiny(norm_pix_loss=True).to(device)
 

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: MIT
+"""The parts of the report (benchmarks/gpu_report.py): what each does, with which sizes, and what it finds.
+
+part(found, settings, seconds) runs in a process of its own, forked from one that has imported this module and computed nothing.
+It may start such processes itself, as long as it has computed nothing either. seconds: what it plans with.
+"""
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import main_finetune
+import main_pretrain
+import pretrained
+from benchmarks import end_to_end, memory, parity, step
+from benchmarks.apart import Apart, LeftOut, Part
+from benchmarks.random_store import write_random_store
+from benchmarks.report import machine
+from sarwmix.crew import Crew
+from sarwmix.errors import DataError
+from sarwmix.packed import PackedDataset
+from util.distributed import pick_device
+from util.misc import emulates_16_bits
+from util.program import run_program
+from util.steps import StepRecord
+
+ROOT = Path(__file__).resolve().parent.parent
+FULL_MEMORY = 40e9        # bytes of a GPU that holds the published batch of every path with room to spare
+KERNELS = 10              # of the profile, those with the most time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How large everything is. epoch_steps: of the pretraining, 3 epochs. finetune: batch; floods: (batch, side of an image)."""
+    out: Path
+    seed: int
+    device: str
+    amp: str
+    model: str
+    batch: int
+    epoch_steps: int
+    finetune: int
+    floods: tuple
+    parity: tuple             # batch, batches, steps
+    larger: tuple             # models of the part on memory
+    compile: tuple            # modes of torch.compile
+
+    @classmethod
+    def of(cls, found, out, seed):
+        """For the machine that `look_at_machine` found; None, where it could not say, is a CPU."""
+        if not found or found["device"] == "cpu":
+            return cls(out, seed, "cpu", found["amp"] if found else "off", "mixmim_tiny", 4, 5, 4, (2, 128), (4, 2, 8), ("mixmim_tiny",), ())
+        batch = 256 if found["gpu_bytes"] >= FULL_MEMORY else 64
+        return cls(out, seed, "cuda", found["amp"], "mixmim_base", batch, 20, 64, (8, 512), (64, 4, 200), ("mixmim_large", "mixmim_huge"),
+                   ("default",))
+
+    def flags(self, **others):
+        """What a benchmark's --help calls by these names, as words."""
+        words = {"out": self.out, "seed": self.seed, "device": self.device, "model": self.model, "batch_size": self.batch, "amp": self.amp, **others}
+        return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
+
+
+def rate(row):
+    return f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+def look_at_machine(found, settings, seconds):
+    """What everything else is measured on."""
+    device = pick_device("auto", 0)
+    gpu = device.type == "cuda"
+    emulated = emulates_16_bits(device)
+    facts = {**machine(), "device": device.type, "amp": "bf16" if not emulated else "fp16" if gpu else "off",
+             "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None}
+    found.state["machine"] = facts
+    memory_text = f"{facts['gpu_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}" if gpu else f"{facts['cores']} cores, {facts['memory_gb']} GB"
+    found.add(f"{facts['gpu'] or facts['cpu']}, {memory_text}, PyTorch {facts['torch']}, Python {facts['python']}")
+    if emulated:
+        found.add(f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} instead")
+
+
+# ---- (a) tests -------------------------------------------------------------------------------------------------------
+
+class Outcomes:
+    """A plugin of pytest that counts, test by test, so that the count is there if not all of them can be run in time."""
+
+    def __init__(self, found):
+        self.found, self.of = found, {"passed": [], "failed": [], "skipped": []}
+
+    def __str__(self):
+        return ", ".join(f"{len(tests)} {outcome}" for outcome, tests in self.of.items() if tests)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.of[report.outcome].append(report.nodeid.split("::")[-1])
+            self.found.state["found"] = [{"text": str(self), **self.of}]
+            self.found.write()
+
+
+def run_tests(found, settings, seconds):
+    """tests/test_cuda.py, which skips itself where there is no GPU."""
+    if importlib.util.find_spec("pytest") is None:
+        raise LeftOut("pytest is not installed")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"         # those of other programs, which may lack what they need
+    import pytest
+    outcomes = Outcomes(found)
+    pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_cuda.py")], plugins=[outcomes])
+    found.state["found"] = []
+    found.add(str(outcomes) or "no test was found", **outcomes.of)
+    if outcomes.of["failed"] or not str(outcomes):
+        sys.exit(f"failed: {', '.join(outcomes.of['failed']) or 'no test was found'}")
+    if settings.device == "cpu":
+        raise LeftOut("there is no GPU")
+
+
+# ---- (b) training ----------------------------------------------------------------------------------------------------
+
+def killed_at(number):
+    """Have this process kill itself in the middle of a step, the `number`-th that it takes."""
+    taken, add = [0], StepRecord.add
+
+    def counting(self, *args):
+        taken[0] += 1
+        if taken[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, *args)
+
+    StepRecord.add = counting
+
+
+def as_program(module, flags, kill_at):
+    """What `python main_….py` does after its imports. Returns its exit status."""
+    sys.argv = [f"{module.__name__}.py", *map(str, flags)]
+    if kill_at:
+        killed_at(kill_at)
+    return run_program(module.main, DataError)
+
+
+def run(module, flags, log, kill_at=None):
+    """A program in a process of its own, to its end, or to the step at which it kills itself. Returns the seconds it took."""
+    started = time.monotonic()
+    process = Apart(as_program, module, flags, kill_at, log=log)
+    status = process.wait()
+    if status != (-signal.SIGKILL if kill_at else 0):
+        sys.exit(f"{module.__name__} ended with status {status}: {process.last_line()}")
+    return time.monotonic() - started
+
+
+def write_stores(work, settings):
+    """The packed stores of the trainings."""
+    crew = Crew(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
+    few, (batch, side) = 2 * settings.finetune, settings.floods
+    splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
+    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, crew=crew)
+    write_random_store(work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew)
+
+
+def losses_of(folder):
+    return [json.loads(line)["train_loss"] for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def pretrain(found, settings, work, log):
+    """Pretraining, whole, and killed in mid-epoch and continued. Returns the folder of the former."""
+    steps = 3 * settings.epoch_steps
+    flags = ("--data_path", work / "patches", "--split", "train", "--data_cache", "device", "--model", settings.model, "--batch_size", settings.batch,
+             "--epochs", 3, "--warmup_epochs", 1, "--norm_pix_loss", "--amp", settings.amp, "--save_epochs", "--save_every_steps",
+             steps * 5 // 12, "--compile", "off", "--device", settings.device, "--seed", settings.seed, "--log_freq", 5)
+    whole, cut = work / "pretrain", work / "pretrain_killed"
+    took = run(main_pretrain, (*flags, "--output_dir", whole), log)
+    expected = losses_of(whole)
+    found.add(f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with start and saves, "
+              f"loss {expected[0]:.4f} → {expected[-1]:.4f}", losses=expected, seconds=took)
+    run(main_pretrain, (*flags, "--output_dir", cut), log, kill_at=steps * 6 // 10)
+    done = len(losses_of(cut))
+    run(main_pretrain, (*flags, "--output_dir", cut, "--resume", "auto"), log)
+    shutil.rmtree(cut / "tensorboard")
+    losses = losses_of(cut)
+    apart = max(abs(a / b - 1) for a, b in zip(losses, expected)) if len(losses) == len(expected) else float("inf")
+    found.add(f"killed in step {steps * 6 // 10} and continued: losses of the {len(losses)} epochs "
+              + ("equal to the last bit" if losses == expected else f"differ by {apart:.1e} at most"),
+              losses=losses, apart=apart, epochs_before=done)
+    if settings.device == "cpu" and losses != expected or apart > 0.05:
+        sys.exit(f"a continued run gives other losses: {losses}, not {expected}")
+    return whole
+
+
+def finetune(found, settings, work, log, start):
+    """Finetuning of both kinds from the pretrained checkpoint. Returns {dataset: folder}."""
+    folders = {}
+    for dataset, store, batch in (("benv2", "patches", settings.finetune), ("sen12flood", "floods", settings.floods[0])):
+        folders[dataset] = work / dataset
+        took = run(main_finetune, ("--dataset", dataset, "--data_path", work / store, "--data_cache", "device", "--model", settings.model,
+                                   "--finetune", start / "checkpoint.pth", "--batch_size", batch, "--epochs", 1, "--warmup_epochs", 0,
+                                   "--amp", settings.amp, "--compile", "off", "--device", settings.device, "--seed", settings.seed,
+                                   "--output_dir", folders[dataset]), log)
+        entry = json.loads((folders[dataset] / "log.txt").read_text())
+        found.add(f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, "
+                  f"{took:.0f} s", dataset=dataset, seconds=took, train_loss=entry["train_loss"], test_loss=entry["test_loss"])
+    return folders
+
+
+def same_logits(checkpoint, exported, store, device):
+    """Whether a checkpoint and what was exported of it compute the same: the exit status."""
+    images = PackedDataset(store, "test").images(list(range(2)))
+    with torch.no_grad():
+        logits = []
+        for path in (checkpoint, exported):
+            model, prepare = pretrained.load(path, device=device)
+            logits.append(model(*(prepare(batch.to(device))[0] for batch in images)))
+    return 0 if logits[0].isfinite().all() and torch.equal(*logits) else "logits differ"
+
+
+def export(found, settings, work, log, folders):
+    for dataset, folder in folders.items():
+        checkpoint, exported = folder / "checkpoint_best.pth", work / f"{dataset}_exported"
+        run(main_finetune, ("--export", exported, "--finetune", checkpoint, "--device", settings.device), log)
+        check = Apart(same_logits, checkpoint, exported, work / ("patches" if dataset == "benv2" else "floods"), settings.device, log=log)
+        if check.wait():
+            sys.exit(f"{dataset}: exported and loaded again: {check.last_line()}")
+        size = sum(path.stat().st_size for path in exported.iterdir())
+        found.add(f"exported, {dataset}: {size / 1e6:,.0f} MB; loaded, it gives the logits of the checkpoint", bytes=size)
+
+
+def train(found, settings, seconds):
+    """Pretraining, killed and continued; finetuning of both kinds; export and load. From packed stores of random images."""
+    work, log, started = settings.out / "runs", settings.out / "runs.log", time.monotonic()
+    shutil.rmtree(work, ignore_errors=True)
+    log.unlink(missing_ok=True)
+    work.mkdir(parents=True)
+    try:
+        process = Apart(write_stores, work, settings, log=log)
+        if process.wait():
+            sys.exit(f"the packed stores could not be made: {process.last_line()}")
+        size = sum(path.stat().st_size for path in work.rglob("part_*.bin"))
+        found.add(f"packed stores of random images: {size / 1e6:,.0f} MB in {time.monotonic() - started:.0f} s", bytes=size)
+        folders = finetune(found, settings, work, log, pretrain(found, settings, work, log))
+        export(found, settings, work, log, folders)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# ---- (c) … (f): benchmarks -------------------------------------------------------------------------------------------
+
+def benchmark(module, found, settings, *flags):
+    """Run a benchmark as its command line would, and take in its JSON. Returns the rows."""
+    sys.argv = [f"{module.__name__}.py", *flags]
+    module.main()
+    name = module.__name__.split(".")[-1]
+    found.keep(settings.out / f"{name}.json")
+    return found.state["data"][name]["rows"]
+
+
+def measure_step(found, settings, seconds):
+    """Eager ways first, so that they are known whatever the compiler does; then all in turns."""
+    turn = {"steps": 10, "warmup": 3, "rounds": 50} if settings.device == "cuda" else {"steps": 1, "warmup": 1, "rounds": 2}
+    more = ["--grad_checkpointing", "--attention"]
+    report_step(found, benchmark(step, found, settings, *settings.flags(seconds=seconds * (0.15 if settings.compile else 1), **turn), *more))
+    if not settings.compile:
+        found.add("compiled: left out on a CPU, where it takes minutes")
+        return
+    rows = benchmark(step, found, settings, *settings.flags(seconds=seconds * 0.8, **turn), *more, "--compile", *settings.compile)
+    found.state["found"] = []           # now all of the same turns
+    report_step(found, rows)
+
+
+def report_step(found, rows):
+    for row in rows:
+        peak = f", peak {row['peak_gb']:.1f} GB besides weights and moments" if row["peak_gb"] else ""
+        mfu = f", MFU {row['mfu']}" if row["mfu"] else ""
+        found.add(f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, {row['amp']}")
+
+
+def measure_end_to_end(found, settings, seconds):
+    """Loader and step together."""
+    gpu, rasterio = settings.device == "cuda", importlib.util.find_spec("rasterio") is not None
+    skip, steps = (2, 6) if gpu else (1, 2)
+    if not rasterio:
+        found.add("GeoTIFF loader: left out, as rasterio is not installed")
+    flags = settings.flags(seconds=seconds * (0.3 if settings.compile else 1), samples=(skip + steps) * settings.batch, skip=skip, steps=steps,
+                           rounds=30 if gpu else 2, workers=None if gpu else 1)
+    for mode in ("off", *settings.compile[:1]):         # eager first, so that it is known whatever the compiler does
+        for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
+            name = row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
+            found.add(f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
+    for name in ("geotiff", "packed", "random"):
+        shutil.rmtree(settings.out / f"end_to_end_{name}", ignore_errors=True)
+
+
+def compare_losses(found, settings, seconds):
+    """The same training in 16 bits and in float32."""
+    batch, batches, steps = settings.parity
+    rows = benchmark(parity, found, settings, *settings.flags(seconds=seconds, batch_size=batch, batches=batches, steps=steps, amp=None))
+    for row in rows[1:]:
+        found.add(f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; float32 "
+                  f"{rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}")
+
+
+def measure_one(args, path):
+    """A case of benchmarks.memory, in its own process."""
+    path.write_text(json.dumps(memory.measure(args)))
+
+
+def measure_memory(found, settings, seconds):
+    """Larger models, with and without gradient checkpointing; each in its own process."""
+    sys.argv = ["memory.py", *settings.flags(model=None), "--models", *settings.larger]
+    args = memory.get_args_parser().parse_args()
+    rows, path, started, longest = [], settings.out / "memory.part.json", time.monotonic(), 0.0
+    for args.model in settings.larger:
+        for args.case in memory.CASES[1:]:
+            begun = time.monotonic()
+            if begun - started + longest > seconds:
+                found.add(f"{args.model}, {args.case}: left out, as time is short")
+                continue
+            process = Apart(measure_one, args, path, log=settings.out / "memory.log")
+            if process.wait():
+                found.add(f"{args.model}, {args.case}: failed: {process.last_line()}")
+                continue
+            row = json.loads(path.read_text())
+            path.unlink()
+            rows.append(row)
+            memory.write(args, rows)
+            found.keep(settings.out / "memory.json")
+            longest = max(longest, time.monotonic() - begun)
+            found.add(f"{row['model']}, {row['path']}: step of {row['batch_size']} {row['step_s'] * 1e3:,.0f} ms, "
+                      f"{row['batch_size'] / row['step_s']:,.0f} images/s, peak {row['peak_gb']:.1f} GB, "
+                      f"{row['kept_mb_per_image']:.1f} MB an image kept")
+    if not rows:
+        sys.exit("no case could be measured")
+
+
+# ---- (g) profile -----------------------------------------------------------------------------------------------------
+
+def busy_time(spans):
+    """Length of the union of (start, end)."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def profile_step(found, settings, seconds):
+    """The kernels with the most time, and how long the GPU has nothing to do."""
+    device, gpu = pick_device(settings.device, 0), settings.device == "cuda"
+    args = argparse.Namespace(model=settings.model, seed=settings.seed)
+    path = step.Ours(args, step.noise(settings.batch, device, settings.seed), device, settings.amp)
+    path.run(3)
+    started = time.perf_counter()
+    path.run(1)
+    steps = max(1, min(5, int(seconds / 10 / (time.perf_counter() - started))))      # reading a profile takes longer than making it
+    kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * gpu]
+    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)       # the profiler's own start is not part of it
+    with torch.profiler.profile(activities=kinds, schedule=once) as profiler:
+        for count in (1, steps):
+            path.run(count)
+            profiler.step()
+    if gpu:
+        events = [(event.name, event.time_range.start, event.time_range.end) for event in profiler.events()
+                  if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation]
+        taken = [(name, end - start) for name, start, end in events]
+    else:
+        taken = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation]
+    if not taken:
+        sys.exit("the profiler saw nothing; is CUPTI installed, and may this user profile?")
+    if not gpu:
+        add_kernels(found, taken, sum(value for _, value in taken), steps)
+        found.add("share of idle time: left out, as there is no GPU")
+        return
+    spans = [span for _, *span in events]
+    whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
+    add_kernels(found, taken, whole, steps)
+    found.add(f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
+              idle=1 - busy / whole, ms=whole / steps / 1e3)
+
+
+def add_kernels(found, taken, whole, steps):
+    """The kernels with the most time, of (name, µs); their shares are of `whole`, µs."""
+    names = {}
+    for name, value in taken:
+        names[name] = names.get(name, 0.0) + value
+    for name in sorted(names, key=names.get, reverse=True)[:KERNELS]:
+        found.add(f"{names[name] / whole:6.1%}  {names[name] / steps / 1e3:8.3f} ms a step  {name[:90]}", kernel=name, share=names[name] / whole,
+                  ms=names[name] / steps / 1e3)
+
+
+MACHINE = Part("machine", "The machine", 1, look_at_machine)
+# Seconds of eight minutes, as they are expected on an H100; what a part leaves goes to those after it.
+PARTS = (Part("tests", "(a) Tests that need a GPU", 70, run_tests),
+         Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),
+         Part("step", "(c) A training step", 150, measure_step),
+         Part("end_to_end", "(d) Training with its data", 60, measure_end_to_end),
+         Part("parity", "(e) Losses in 16 bits and in float32", 40, compare_losses),
+         Part("memory", "(f) Larger models, with and without gradient checkpointing", 45, measure_memory),
+         Part("profile", "(g) Profile of a step", 20, profile_step))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""A complete account of the code on this machine's GPU, within some minutes: `bash scripts/gpu_report.sh`.
+
+    python -m benchmarks.gpu_report --minutes 8 --out output/gpu_report
+
+Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a share of
+the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the later ones. It
+runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone. After every part
+--out/gpu_report.json is written anew; gpu_report.md has the table, <part>.log what a part printed. On a CPU the same parts run
+with the smallest sizes. Ends with status 1 if a part failed.
+"""
+import argparse
+import datetime
+import importlib.util
+import shlex
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+NAME = "gpu_report"
+NEEDED = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "tensorboard", "safetensors", "sklearn", "matplotlib", "tabulate",
+          "torchmetrics")
+LOOK = 60                 # seconds at most for what machine it is
+MOST_MINUTES = 24 * 60
+CLOSING = 3               # seconds that are kept for the tables at the end
+
+
+def table(rows, style):
+    """The rows as text: what was done, how it ended, what was found."""
+    from tabulate import tabulate
+    lines = []
+    for row in rows:
+        texts = [*textwrap.wrap(row["reason"], 100), *(found["text"] for found in row["found"])] or [""]
+        facts = (row["title"], row["status"], f"{row['seconds']:.0f}")
+        lines += [(*(facts if k == 0 else ("", "", "")), text) for k, text in enumerate(texts)]
+    return tabulate(lines, headers=["part", "outcome", "s", "figures"], tablefmt=style, disable_numparse=True,
+                    colalign=("left", "left", "right", "left"))
+
+
+def write_report(out, started, args, rows):
+    """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
+    from sarwmix.files import put_in_place, write_json
+    machine = rows[0].get("machine", {})
+    seconds = time.monotonic() - started
+    write_json(out / f"{NAME}.json", {
+        "benchmark": NAME, "command": shlex.join(["python", "-m", f"benchmarks.{NAME}", *sys.argv[1:]]),
+        "flags": {"minutes": args.minutes, "out": str(args.out), "seed": args.seed}, "machine": machine,
+        "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "seconds": seconds, "rows": rows})
+    place = f"{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}"
+    text = f"# Report\n\n{place}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n{table(rows, 'pipe')}\n"
+    put_in_place(out / f"{NAME}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def missing_packages(names=NEEDED):
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def interrupted(number, _):
+    """The part that runs is killed on the way out; the report holds those before it."""
+    sys.exit(128 + number)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="A complete account of the code on this machine's GPU.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8, help="time for all of it")
+    parser.add_argument("--out", type=Path, default=Path("output/gpu_report"), metavar="DIR", help="folder for the report; what it holds is replaced")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    lacking = missing_packages()
+    if lacking:
+        parser.exit(2, f"gpu_report.sh: error: Python packages are missing: {', '.join(lacking)}; install them (pip install "
+                       f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n")
+    if not 0 < args.minutes < MOST_MINUTES:
+        parser.exit(2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.exit(2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
+    from benchmarks import apart, gpu_parts        # imports PyTorch and the programs, which the parts are then forked with
+    ends = started + 60 * args.minutes - CLOSING
+    first = apart.run_parts([gpu_parts.MACHINE], args.out, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
+    settings = gpu_parts.Settings.of(first[0].get("machine"), args.out, args.seed)
+    write_report(args.out, started, args, first)
+    rows = first + apart.run_parts(gpu_parts.PARTS, args.out, settings, ends, lambda rows: write_report(args.out, started, args, first + rows))
+    print(f"\n{table(rows, 'simple')}\n\n{args.out / NAME}.json and .md, {time.monotonic() - started:.0f} s; "
+          f"python -m analysis.benchmark_figure {args.out} draws it")
+    sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()
