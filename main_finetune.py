@@ -383,7 +383,7 @@ def finetune(args, ranks):
     global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
     training = ranks.together(lambda: build_training(args, ranks.device, state))
     training.data = samples_of({name: summary[name] for name in ("train", "val")}, state)
-    del state
+    state = None      # its tensors are free
     facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, [summary[name]["fingerprint"] for name in ("train", "val")])
     selection = Selection(TASKS[args.dataset].name)
     with RunDirectory(args.output_dir, ranks) as directory:

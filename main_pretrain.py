@@ -274,7 +274,7 @@ def pretrain(args, ranks):
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
         start = ranks.together(lambda: start_of(args, facts, training, steps, state))
-        del state
+        state = None      # its tensors are free
         check_alike(start, ranks, args.output_dir)
         settle_execution(training, rehearsal(args, ranks), args, ranks, start)
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)

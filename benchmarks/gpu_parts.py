@@ -28,8 +28,8 @@ from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 from sarwmix.packed import PackedDataset
 from util.distributed import pick_device
-from util.misc import emulates_16_bits
-from util.program import run_program
+from util.steps import emulates_16_bits
+from util.ending import run_program
 from util.steps import StepRecord
 
 ROOT = Path(__file__).resolve().parent.parent

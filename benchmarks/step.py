@@ -25,9 +25,9 @@ from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
 from util.distributed import pick_device
-from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, emulates_16_bits, keep_freed_memory
+from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from util.program import COMPILE_MODES
-from util.steps import AMP_DTYPES, autocast, optimizer_step
+from util.steps import AMP_DTYPES, autocast, emulates_16_bits, optimizer_step
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}      # dense, 16 bits, of the data sheets
 LARGEST_PRODUCT = 8192    # side of the matrices that show what the machine gives at best

@@ -118,7 +118,7 @@ class FloodDataset(Dataset):
     def images(self, i):
         """(img1, img2) of pair i, each (2, S, S) float32 dB."""
         images = []
-        for source, values in self._linear(i):
+        for _, values in self._linear(i):
             lost = values.size - np.count_nonzero(np.isfinite(values))
             if lost:
                 with self.nonfinite.get_lock():

@@ -16,7 +16,7 @@ from benchmarks.reference import ReferenceMixMIM, ReferenceSamples
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
-from util.misc import emulates_16_bits
+from util.steps import emulates_16_bits
 
 
 @pytest.mark.parametrize("weight_level", ["token", "pixel"])

@@ -61,7 +61,7 @@ def test_rows_of_known_flags():
     assert pretrain["batch_size"][:2] == ("integer", "`64`") and finetune["batch_size"][:2] == ("integer", "`128`")
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
     assert pretrain["stop_epoch"][:2] == ("N, integer", "--epochs")
-    assert finetune["input_size"][1:] == ("128, or the size of the flood images, which must be a multiple of 128", "side of the input")
+    assert finetune["input_size"][1:] == ("that of the checkpoint, else 128; floods: that of the images, a multiple of 128", "side of the input")
     assert pretrain["norm_pix_loss"][:2] == finetune["eval"][:2] == ("switch", "off")
     assert finetune["dist_eval"][:2] == ("switch", "on")
     assert finetune["no_dist_eval"] == ("switch", "off", "the opposite of `--dist_eval`")

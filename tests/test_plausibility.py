@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_lmdb, write_tif, write_v1_patch, write_v1_zarr,
+from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_lmdb, write_tif, write_v1_zarr,
                               write_v2, write_v2_lmdb, write_v2_patch)
 from runs import refusal
 

@@ -231,12 +231,12 @@ def test_finetuning_chooses_too_and_evaluation_is_eager(simulated, tmp_path, pro
 
 def stand_in(fails):
     """In the process of a rank: a compiler that does nothing, or that fails."""
-    def compile(self, mode, dynamic):
+    def stand_in_for_compile(self, mode, dynamic):
         if fails:
             raise RuntimeError("InductorError: no compiler")
         without_compiling(self, mode, dynamic)
 
-    models_mixmim.Blocks.compile = compile
+    models_mixmim.Blocks.compile = stand_in_for_compile
     util.tuning.ROUND_SECONDS = 0
 
 

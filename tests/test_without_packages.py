@@ -26,7 +26,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import benchmarks.step, main_finetune, main_pretrain, sarwmix.pack, sarwmix.simulate, sarwmix.statistics
 from sarwmix.errors import DataError
-from util.program import run_program
+from util.ending import run_program
 sys.exit(run_program(main_pretrain.main, DataError))
 """
 

@@ -46,7 +46,8 @@ CAUSES = (
 
 def fail(line, status):
     """One line on stderr, its line breaks folded; the status to exit with."""
-    print(" ".join(str(line).split()), file=sys.stderr, flush=True)
+    sys.stderr.write(" ".join(str(line).split()) + "\n")
+    sys.stderr.flush()
     return status
 
 

@@ -2,14 +2,12 @@
 """Console logging, durations, memory, and the record of what a run was."""
 import ctypes
 import datetime
-import functools
 import json
 import logging
 import platform
 import resource
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -64,27 +62,6 @@ def keep_freed_memory():
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2 ** 30)
         mallopt(M_TRIM_THRESHOLD, -1)
-
-
-@functools.cache
-def emulates_16_bits(device, dtype=torch.bfloat16):
-    """Whether a device has no instructions for matrix products in `dtype` (16 bits) and is slower with them than in float32.
-
-    Of a GPU its compute capability says it. On a CPU one small product is timed in either type: with instructions for it
-    both take about as long, without 16 bits take 20 to 100 times as long.
-    """
-    if device.type == "cuda":
-        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
-
-    def seconds(kind):
-        matrix, taken = torch.ones(128, 128, dtype=kind), []
-        for _ in range(4):
-            started = time.perf_counter()
-            matrix @ matrix
-            taken.append(time.perf_counter() - started)
-        return min(taken)
-
-    return seconds(dtype) > 10 * seconds(torch.float32)
 
 
 def _commit():

@@ -36,7 +36,7 @@ def settle_amp(amp, ranks):
     return amp or "bf16"
 
 
-def emulates_16_bits(device, dtype):
+def emulates_16_bits(device, dtype=torch.bfloat16):
     """Whether products in bf16 or fp16 are emulated on a device: on GPUs bf16 is before compute capability 8.0; a CPU is tried, in milliseconds."""
     if device.type == "cuda":
         return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)

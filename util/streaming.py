@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Batches made by threads of this process, a few ahead of training: for data that needs copying and no computing."""
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from concurrent.futures import ThreadPoolExecutor
 
 from util.pauses import Pauses
 
