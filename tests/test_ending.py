@@ -16,7 +16,7 @@ from forked import Run, failing_in, finish, hanging_in, hanging_in_evaluation, s
 from runs import same_states
 from test_resume import differences, jobs, whole      # noqa: F401 (fixtures)
 from util.checkpoint import LATEST, load_checkpoint
-from util.ending import known_cause
+from util.ending import known_cause, run_program
 from util.errors import UsageError, reason_of
 
 BOUND = 60        # seconds within which a job must have ended
@@ -191,3 +191,13 @@ def test_known_causes(error, said):
 @pytest.mark.parametrize("error", [KeyError("x"), ValueError("the shared value of the file"), OSError(errno.EACCES, os.strerror(errno.EACCES), "x")])
 def test_other_errors_have_no_known_cause(error):
     assert known_cause(error, 0) is None
+
+
+def test_a_package_that_is_missed_late_is_one_line_too(monkeypatch, capsys):
+    def main():
+        import a_package_that_nobody_has      # noqa: F401
+
+    monkeypatch.setattr(sys, "argv", ["main_pretrain.py"])
+    assert run_program(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("main_pretrain.py: error: the package a_package_that_nobody_has is missing in ") and said.count("\n") == 1

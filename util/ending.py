@@ -14,6 +14,7 @@ import traceback
 import torch.distributed as td
 
 from common.launchers import launched_rank
+from common.startup import missing_package
 from util.errors import Stopped, TrainingError, UsageError, reason_of
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -114,6 +115,9 @@ def _outcome(main, input_errors):
         if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             return say(error, f"error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room or mend the "
                               f"disk, then go on with --resume auto", 1)
+        package = missing_package(error)
+        if package:
+            return say(error, f"error: {package}", 2)
         known = known_cause(error, rank)
         if known:
             return say(error, f"error: {known}", 1)
