@@ -25,7 +25,8 @@ LOST_RANK_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Bro
 # matches counts.
 CAUSES = (
     (r"MemoryError|CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory",
-     "rank {rank} is out of memory ({reason}); lower --batch_size, and raise --accum_iter by as much to keep the global batch"),
+     "rank {rank} is out of memory ({reason}); lower --batch_size, and raise --accum_iter by as much to keep the "
+     "global batch; a packed store on the GPU leaves it with --data_cache ram"),
     (r"shared memory ?(\(shm\)|limit|object)|unable to (write to|resize|open|mmap).*/torch_|killed by signal: Bus error",
      "the loader processes of rank {rank} have no room in /dev/shm, which holds {shm} MB ({reason}); give a container more with "
      "--shm-size=8g or --ipc=host, or load without processes: --num_workers 0"),
