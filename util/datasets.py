@@ -63,7 +63,8 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 def check_data(dataset, args, ranks, read_once=False):
     """Look for every file, and at some values; fill the cache. Returns what a run records about the data.
 
-    read_once: whether every image is read a single time, so that --data_cache auto does not keep them. Raises DataError, and UsageError for a cache that does not fit.
+    read_once: whether every image is read a single time, so that --data_cache auto does not keep them. Raises DataError, and
+    UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
