@@ -375,6 +375,18 @@ def test_other_units_stop_the_program_and_name_the_flag(mean, units, remedy, tmp
     assert not (tmp_path / "out" / "align.csv").exists()
 
 
+def test_a_no_data_value_without_its_tag_is_named(tmp_path):
+    _, shape = latlon_grid()
+    image = np.full(shape, 0.1, np.float32)
+    image[:5] = -9999
+    name = one_image(tmp_path)
+    write_image(tmp_path, "0001", name, np.full(shape, 0.1, np.float32), image)
+    with pytest.raises(DataError) as error:
+        align(tmp_path, tmp_path / "out", size=S)
+    one_line(error, f"{name}_corrected_VV.tif: ", "of the VV pixels are below -1", "gdal_edit.py -a_nodata -9999")
+    assert not list((tmp_path / "out").rglob("*.tif"))
+
+
 def test_a_few_negative_values_are_linear_still(tmp_path):
     _, shape = latlon_grid()
     image = np.full(shape, 0.1, np.float32)
