@@ -72,6 +72,12 @@ class Settings:
         return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
 
 
+def clean(out):
+    """Remove the data and checkpoints of parts, those that were killed included."""
+    for path in (out / "runs", *out.glob("end_to_end_*/")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def rate(row):
     return f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
 
@@ -237,19 +243,15 @@ def export(found, settings, work, log, folders):
 def train(found, settings, seconds):
     """Pretraining, killed and continued; finetuning of both kinds; export and load. From packed stores of random images."""
     work, log, started = settings.out / "runs", settings.out / "runs.log", time.monotonic()
-    shutil.rmtree(work, ignore_errors=True)
     log.unlink(missing_ok=True)
-    work.mkdir(parents=True)
-    try:
-        process = Apart(write_stores, work, settings, log=log)
-        if process.wait():
-            sys.exit(f"the packed stores could not be made: {process.last_line()}")
-        size = sum(path.stat().st_size for path in work.rglob("part_*.bin"))
-        found.add(f"packed stores of random images: {size / 1e6:,.0f} MB in {time.monotonic() - started:.0f} s", bytes=size)
-        folders = finetune(found, settings, work, log, pretrain(found, settings, work, log))
-        export(found, settings, work, log, folders)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    process = Apart(write_stores, work, settings, log=log)
+    if process.wait():
+        sys.exit(f"the packed stores could not be made: {process.last_line()}")
+    size = sum(path.stat().st_size for path in work.rglob("part_*.bin"))
+    found.add(f"packed stores of random images: {size / 1e6:,.0f} MB in {time.monotonic() - started:.0f} s", bytes=size)
+    folders = finetune(found, settings, work, log, pretrain(found, settings, work, log))
+    export(found, settings, work, log, folders)
 
 
 # ---- (c) … (f): benchmarks -------------------------------------------------------------------------------------------
@@ -297,8 +299,6 @@ def measure_end_to_end(found, settings, seconds):
         for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
             name = row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
             found.add(f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
-    for name in ("geotiff", "packed", "random"):
-        shutil.rmtree(settings.out / f"end_to_end_{name}", ignore_errors=True)
 
 
 def compare_losses(found, settings, seconds):
@@ -319,7 +319,7 @@ def measure_memory(found, settings, seconds):
     """Larger models, with and without gradient checkpointing; each in its own process."""
     sys.argv = ["memory.py", *settings.flags(model=None), "--models", *settings.larger]
     args = memory.get_args_parser().parse_args()
-    rows, path, started, longest = [], settings.out / "memory.part.json", time.monotonic(), 0.0
+    rows, path, started, longest = [], settings.out / "case.json", time.monotonic(), 0.0
     for args.model in settings.larger:
         for args.case in settings.cases:
             begun = time.monotonic()

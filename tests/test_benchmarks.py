@@ -75,7 +75,7 @@ def report_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(report_run):
     """A folder into which every benchmark wrote its JSON, of the tiny model: those of the report, and one more."""
-    folder = report_run[1]
+    folder = report_run[1] / "gpu_report_parts"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scaling", "--out", str(folder), "--model", "mixmim_tiny", "--batch_size", "4", "--device", "cpu",
                                     "--rounds", "2", "--warmup", "1"])
@@ -97,7 +97,9 @@ def test_the_report_on_a_cpu(report_run):
     assert sum("kernel" in found for found in data["rows"][-1]["found"]) == gpu_parts.KERNELS
     table = (folder / "gpu_report.md").read_text()
     assert all(text in printed and text.strip() in table for part in texts.values() for text in part)
-    assert not (folder / "runs").exists() and not list(folder.glob("*.part.json"))
+    assert {path.name for path in folder.iterdir()} == {"gpu_report.json", "gpu_report.md", "gpu_report_parts"}
+    assert not [path for path in (folder / "gpu_report_parts").iterdir() if path.is_dir()]
+    assert len(benchmark_figure.draw("gpu_report", data).subfigs) == 6
 
 
 def read(folder, name):
@@ -177,7 +179,7 @@ def test_figures_of_all_that_was_measured(measured, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", ["benchmark_figure", str(measured), "--output", str(tmp_path)])
     benchmark_figure.main()
     assert {path.name for path in tmp_path.iterdir()} == {f"benchmark_{name}.{kind}" for name in (
-        "step", "end_to_end", "parity", "memory", "scaling", "gpu_report") for kind in ("png", "svg")}
+        "step", "end_to_end", "parity", "memory", "scaling") for kind in ("png", "svg")}
     assert all(read_png(path).std() > 0.05 for path in tmp_path.glob("*.png"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "step.json").write_text("[]")
