@@ -12,6 +12,7 @@ included. Files are warm: they come from the page cache. Writes end_to_end.json 
 import argparse
 import importlib.util
 import os
+import shutil
 import time
 from statistics import median
 
@@ -37,7 +38,10 @@ def write_data(args):
     crew = Crew(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"
-        return None, store if (store / MANIFEST).exists() else write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, crew=crew)
+        if not (store / MANIFEST).exists():
+            shutil.rmtree(store, ignore_errors=True)        # of a run that was interrupted
+            write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, crew=crew)
+        return None, store
     scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
     simulate.simulate_dataset(scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), crew)
     pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)])

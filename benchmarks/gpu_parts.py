@@ -39,33 +39,43 @@ KERNELS = 10              # of the profile, those with the most time
 
 @dataclass(frozen=True)
 class Settings:
-    """How large everything is. epoch_steps: of the pretraining, 3 epochs. finetune: batch; floods: (batch, side of an image)."""
+    """How large everything is. step_amps: of the part on a step. epoch_steps: of the pretraining, 3 epochs. finetune: batch."""
     out: Path
     seed: int
     device: str
     amp: str
+    step_amps: tuple
     model: str
     batch: int
     epoch_steps: int
     finetune: int
-    floods: tuple
+    floods: tuple             # batch, side of an image
     parity: tuple             # batch, batches, steps
     larger: tuple             # models of the part on memory
+    cases: tuple              # of benchmarks.memory
     compile: tuple            # modes of torch.compile
 
     @classmethod
     def of(cls, found, out, seed):
         """For the machine that `look_at_machine` found; None, where it could not say, is a CPU."""
         if not found or found["device"] == "cpu":
-            return cls(out, seed, "cpu", found["amp"] if found else "off", "mixmim_tiny", 4, 5, 4, (2, 128), (4, 2, 8), ("mixmim_tiny",), ())
-        batch = 256 if found["gpu_bytes"] >= FULL_MEMORY else 64
-        return cls(out, seed, "cuda", found["amp"], "mixmim_base", batch, 20, 64, (8, 512), (64, 4, 200), ("mixmim_large", "mixmim_huge"),
-                   ("default",))
+            amp = found["amp"] if found else "off"
+            return cls(out, seed, "cpu", amp, tuple(dict.fromkeys((amp, "off"))), "mixmim_tiny", batch=4, epoch_steps=5, finetune=4,
+                       floods=(2, 128), parity=(4, 2, 8), larger=("mixmim_tiny",), cases=memory.CASES, compile=())
+        return cls(out, seed, "cuda", found["amp"], (found["amp"],), "mixmim_base", batch=256 if found["gpu_bytes"] >= FULL_MEMORY else 64,
+                   epoch_steps=20, finetune=64, floods=(8, 512), parity=(64, 4, 200), larger=("mixmim_large", "mixmim_huge"),
+                   cases=memory.CASES[1:], compile=("default",))
 
     def flags(self, **others):
         """What a benchmark's --help calls by these names, as words."""
         words = {"out": self.out, "seed": self.seed, "device": self.device, "model": self.model, "batch_size": self.batch, "amp": self.amp, **others}
         return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
+
+
+def clean(out):
+    """Remove the data and checkpoints of parts, those that were killed included."""
+    for path in (out / "runs", *out.glob("end_to_end_*/")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def rate(row):
@@ -233,19 +243,15 @@ def export(found, settings, work, log, folders):
 def train(found, settings, seconds):
     """Pretraining, killed and continued; finetuning of both kinds; export and load. From packed stores of random images."""
     work, log, started = settings.out / "runs", settings.out / "runs.log", time.monotonic()
-    shutil.rmtree(work, ignore_errors=True)
     log.unlink(missing_ok=True)
-    work.mkdir(parents=True)
-    try:
-        process = Apart(write_stores, work, settings, log=log)
-        if process.wait():
-            sys.exit(f"the packed stores could not be made: {process.last_line()}")
-        size = sum(path.stat().st_size for path in work.rglob("part_*.bin"))
-        found.add(f"packed stores of random images: {size / 1e6:,.0f} MB in {time.monotonic() - started:.0f} s", bytes=size)
-        folders = finetune(found, settings, work, log, pretrain(found, settings, work, log))
-        export(found, settings, work, log, folders)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    process = Apart(write_stores, work, settings, log=log)
+    if process.wait():
+        sys.exit(f"the packed stores could not be made: {process.last_line()}")
+    size = sum(path.stat().st_size for path in work.rglob("part_*.bin"))
+    found.add(f"packed stores of random images: {size / 1e6:,.0f} MB in {time.monotonic() - started:.0f} s", bytes=size)
+    folders = finetune(found, settings, work, log, pretrain(found, settings, work, log))
+    export(found, settings, work, log, folders)
 
 
 # ---- (c) … (f): benchmarks -------------------------------------------------------------------------------------------
@@ -262,12 +268,13 @@ def benchmark(module, found, settings, *flags):
 def measure_step(found, settings, seconds):
     """Eager ways first, so that they are known whatever the compiler does; then all in turns."""
     turn = {"steps": 10, "warmup": 3, "rounds": 50} if settings.device == "cuda" else {"steps": 1, "warmup": 1, "rounds": 2}
-    more = ["--grad_checkpointing", "--attention"]
-    report_step(found, benchmark(step, found, settings, *settings.flags(seconds=seconds * (0.15 if settings.compile else 1), **turn), *more))
+    more = ["--grad_checkpointing", "--attention", "--amp", *settings.step_amps]
+    flags = settings.flags(seconds=seconds * (0.15 if settings.compile else 1), amp=None, **turn)
+    report_step(found, benchmark(step, found, settings, *flags, *more))
     if not settings.compile:
         found.add("compiled: left out on a CPU, where it takes minutes")
         return
-    rows = benchmark(step, found, settings, *settings.flags(seconds=seconds * 0.8, **turn), *more, "--compile", *settings.compile)
+    rows = benchmark(step, found, settings, *settings.flags(seconds=seconds * 0.8, amp=None, **turn), *more, "--compile", *settings.compile)
     found.state["found"] = []           # now all of the same turns
     report_step(found, rows)
 
@@ -276,7 +283,8 @@ def report_step(found, rows):
     for row in rows:
         peak = f", peak {row['peak_gb']:.1f} GB besides weights and moments" if row["peak_gb"] else ""
         mfu = f", MFU {row['mfu']}" if row["mfu"] else ""
-        found.add(f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, {row['amp']}")
+        found.add(f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, "
+                  f"{'float32' if row['amp'] == 'off' else row['amp']}")
 
 
 def measure_end_to_end(found, settings, seconds):
@@ -291,8 +299,6 @@ def measure_end_to_end(found, settings, seconds):
         for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
             name = row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
             found.add(f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
-    for name in ("geotiff", "packed", "random"):
-        shutil.rmtree(settings.out / f"end_to_end_{name}", ignore_errors=True)
 
 
 def compare_losses(found, settings, seconds):
@@ -313,9 +319,9 @@ def measure_memory(found, settings, seconds):
     """Larger models, with and without gradient checkpointing; each in its own process."""
     sys.argv = ["memory.py", *settings.flags(model=None), "--models", *settings.larger]
     args = memory.get_args_parser().parse_args()
-    rows, path, started, longest = [], settings.out / "memory.part.json", time.monotonic(), 0.0
+    rows, path, started, longest = [], settings.out / "case.json", time.monotonic(), 0.0
     for args.model in settings.larger:
-        for args.case in memory.CASES[1:]:
+        for args.case in settings.cases:
             begun = time.monotonic()
             if begun - started + longest > seconds:
                 found.add(f"{args.model}, {args.case}: left out, as time is short")

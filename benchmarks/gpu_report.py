@@ -6,13 +6,14 @@
 Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a share of
 the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the later ones. It
 runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone. After every part
---out/gpu_report.json is written anew; gpu_report.md has the table, <part>.log what a part printed. On a CPU the same parts run
-with the smallest sizes. Ends with status 1 if a part failed.
+--out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part printed. On a CPU the same
+parts run with the smallest sizes. Ends with status 1 if a part failed.
 """
 import argparse
 import datetime
 import importlib.util
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -58,7 +59,8 @@ def missing_packages(names=NEEDED):
 
 
 def interrupted(number, _):
-    """The part that runs is killed on the way out; the report holds those before it."""
+    """The part that runs is killed on the way out; the report has those before it."""
+    sys.stderr.write(f"gpu_report.sh: {signal.Signals(number).name}: ended; {NAME}.json has the parts before\n")
     sys.exit(128 + number)
 
 
@@ -66,7 +68,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="A complete account of the code on this machine's GPU.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8, help="time for all of it")
-    parser.add_argument("--out", type=Path, default=Path("output/gpu_report"), metavar="DIR", help="folder for the report; what it holds is replaced")
+    parser.add_argument("--out", type=Path, default=Path("output/gpu_report"), metavar="DIR", help="folder for the report; one that it holds is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     args = parser.parse_args(argv)
     started = time.monotonic()
@@ -76,18 +78,29 @@ def main(argv=None):
                        f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n")
     if not 0 < args.minutes < MOST_MINUTES:
         parser.exit(2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n")
+    parts = args.out / f"{NAME}_parts"
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        if parts.exists():
+            shutil.rmtree(parts)
+        parts.mkdir(parents=True)
     except OSError as error:
         parser.exit(2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
     from benchmarks import apart, gpu_parts        # imports PyTorch and the programs, which the parts are then forked with
     ends = started + 60 * args.minutes - CLOSING
-    first = apart.run_parts([gpu_parts.MACHINE], args.out, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
-    settings = gpu_parts.Settings.of(first[0].get("machine"), args.out, args.seed)
-    write_report(args.out, started, args, first)
-    rows = first + apart.run_parts(gpu_parts.PARTS, args.out, settings, ends, lambda rows: write_report(args.out, started, args, first + rows))
+    first = apart.run_parts([gpu_parts.MACHINE], parts, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
+    settings = gpu_parts.Settings.of(first[0].get("machine"), parts, args.seed)
+
+    def write(rows):
+        gpu_parts.clean(parts)
+        write_report(args.out, started, args, first + rows)
+
+    try:
+        write([])
+        rows = first + apart.run_parts(gpu_parts.PARTS, parts, settings, ends, write)
+    finally:
+        gpu_parts.clean(parts)
     print(f"\n{table(rows, 'simple')}\n\n{args.out / NAME}.json and .md, {time.monotonic() - started:.0f} s; "
           f"python -m analysis.benchmark_figure {args.out} draws it")
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
