@@ -88,7 +88,7 @@ def look_at_machine(found, settings, seconds):
     """What everything else is measured on."""
     device = pick_device("auto", 0)
     gpu = device.type == "cuda"
-    emulated = emulates_16_bits(device)
+    emulated = emulates_16_bits(device, torch.bfloat16)
     facts = {**machine(), "device": device.type, "amp": "bf16" if not emulated else "fp16" if gpu else "off",
              "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None}
     found.state["machine"] = facts

@@ -236,7 +236,7 @@ def add_path_flags(parser):
 
 def usual_amp(device):
     """--amp where it is not given: bf16, but what has instructions where the device emulates it, which is said."""
-    if not emulates_16_bits(device):
+    if not emulates_16_bits(device, torch.bfloat16):
         return "bf16"
     amp = "fp16" if device.type == "cuda" else "off"
     print(f"bf16 is left out: this {'GPU' if device.type == 'cuda' else 'processor'} emulates it; --amp {amp} instead")

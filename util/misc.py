@@ -68,7 +68,7 @@ def keep_freed_memory():
 
 
 @functools.cache
-def emulates_16_bits(device, dtype=torch.bfloat16):
+def emulates_16_bits(device, dtype):
     """Whether a device has no instructions for matrix products in `dtype` (16 bits) and is slower with them than in float32.
 
     Of a GPU its compute capability says it. On a CPU one small product is timed in either type: with instructions for it
