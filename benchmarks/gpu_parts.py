@@ -88,7 +88,7 @@ def look_at_machine(found, settings, seconds):
     """What everything else is measured on."""
     device = pick_device("auto", 0)
     gpu = device.type == "cuda"
-    emulated = emulates_16_bits(device)
+    emulated = emulates_16_bits(device, torch.bfloat16)
     facts = {**machine(), "device": device.type, "amp": "bf16" if not emulated else "fp16" if gpu else "off",
              "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None}
     found.state["machine"] = facts
@@ -400,7 +400,7 @@ def add_kernels(found, taken, whole, steps):
 
 MACHINE = Part("machine", "The machine", 1, look_at_machine)
 # Seconds of eight minutes, as they are expected on an H100; what a part leaves goes to those after it.
-PARTS = (Part("tests", "(a) Tests that need a GPU", 70, run_tests),
+PARTS = (Part("tests", "(a) Tests that need a GPU", 90, run_tests),
          Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),
          Part("step", "(c) A training step", 150, measure_step),
          Part("end_to_end", "(d) Training with its data", 60, measure_end_to_end),

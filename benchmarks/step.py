@@ -163,17 +163,17 @@ def build_paths(args, device, amp):
             path.keeps_memory = False
         paths["reference, memory kept"] = Reference(args, batches, device, amp)
     paths["ours"] = Ours(args, batches, device, amp)
-    other = getattr(paths["ours"].model, "attention_variants", (None, None))[1]      # the first is the usual one
+    other = paths["ours"].model.attention_variants[1]      # the first is the usual one
     if device.type == "cpu":
         paths["ours, memory not kept"] = Ours(args, batches, device, amp)
         paths["ours, memory not kept"].keeps_memory = False
     if args.grad_checkpointing:
         paths["ours, grad_checkpointing"] = Ours(args, batches, device, amp, grad_checkpointing=True)
-    if args.attention and other:
+    if args.attention:
         paths[f"ours, {other} attention"] = Ours(args, batches, device, amp, attention=other)
     for mode in args.compile:
         paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
-        if args.attention and other:
+        if args.attention:
             paths[f"ours, compile {mode}, {other} attention"] = Ours(args, batches, device, amp, compile_mode=mode, attention=other)
     return paths
 
@@ -236,7 +236,7 @@ def add_path_flags(parser):
 
 def usual_amp(device):
     """--amp where it is not given: bf16, but what has instructions where the device emulates it, which is said."""
-    if not emulates_16_bits(device):
+    if not emulates_16_bits(device, torch.bfloat16):
         return "bf16"
     amp = "fp16" if device.type == "cuda" else "off"
     print(f"bf16 is left out: this {'GPU' if device.type == 'cuda' else 'processor'} emulates it; --amp {amp} instead")

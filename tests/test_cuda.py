@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import main_pretrain
+from benchmarks.random_store import write_random_store
 from models_mixmim import mixmim_tiny
 from runs import log_of
-from sarwmix import pack
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.preparation import BatchPreparation
 from util.steps import autocast, optimizer_step
@@ -71,8 +71,8 @@ def test_fused_and_plain_attention_compute_the_same(amp, tolerance, compile_mode
     assert (fused[1] - plain[1]).norm() < tolerance * plain[1].norm()
 
 
-def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_and_it_goes_on_as_it_chose(simulated, tmp_path, program):
-    pack.main(["--workers", "1", "--dataset", "benv2", "--data_path", str(simulated), "--out", str(tmp_path / "store"), "--splits", "train", "val"])
+def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_and_it_goes_on_as_it_chose(tmp_path, program):
+    write_random_store(tmp_path / "store", "benv2", {"train": 32, "val": 16})
     flags = ("--data_path", tmp_path / "store", "--model", "mixmim_tiny", "--batch_size", 8, "--epochs", 2, "--warmup_epochs", 0, "--save_epochs", 99,
              "--output_dir", tmp_path / "run", "--resume", "auto")
     status, out, err = program(main_pretrain, *flags, "--stop_epoch", 1)
