@@ -126,7 +126,7 @@ def rate(batch, samples, size, seconds, rng):
 
 def loader_rate(dataset, workers, size, seconds):
     """Samples a second from the loader that training uses, labels included, its start left out."""
-    args = argparse.Namespace(batch_size=size, accum_iter=1, seed=0, split="train", num_workers=workers, pin_mem=False, data_cache="none")
+    args = argparse.Namespace(batch_size=size, accum_iter=1, seed=0, split="train", num_workers=workers, pin_mem=False, data_timeout=8, data_cache="none")
     loader = build_loader(SamplesWithIds(dataset), args, Ranks(Launch(), torch.device("cpu")))
     batches, started = -1, None         # the first batch waits for the workers to start
     while True:

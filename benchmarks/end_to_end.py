@@ -82,7 +82,7 @@ def build_ways(args, device, scenes, packed):
 
     def with_our_loader(dataset, cache="none"):
         flags = argparse.Namespace(batch_size=args.batch_size, accum_iter=1, seed=args.seed, split="train", num_workers=args.workers,
-                                   pin_mem=True, data_cache=cache)
+                                   pin_mem=True, data_timeout=8, data_cache=cache)
         if cache != "none":
             fill_cache(dataset, cache, ranks)
         return Way(ours, lambda: build_loader(ImagesWithIds(dataset), flags, ranks), lambda batch: batch[1].to(device, non_blocking=True), turn)

@@ -220,7 +220,7 @@ def hanging_in(place, calls=0, patience=1, signal_parent=None):
     util.pauses.PATIENCE = patience
 
     def hang():
-        time.sleep(3)
+        time.sleep(2)
         if signal_parent is not None:
             os.kill(os.getppid(), signal_parent)
         time.sleep(1000)

@@ -759,7 +759,6 @@ S1_LIST = {
     "objects without end": (lambda r: put(s1_list(r), '{"1":' * 100_000), (*LISTED, "cannot be read as JSON")),
     "an endless number": (lambda r: put(s1_list(r), '{"1": ' + "9" * 10_000 + "}"), (*LISTED, "cannot be read as JSON")),
     "UTF-16": (lambda r: recode(s1_list(r), "utf-16"), (*LISTED, "utf-8")),
-    "with a byte order mark": (lambda r: put(s1_list(r), b"\xef\xbb\xbf" + s1_list(r).read_bytes()), (*LISTED, "cannot be read as JSON")),
     "a folder": (lambda r: as_folder(s1_list(r)), (*LISTED, "Is a directory")),
     "not there": (lambda r: s1_list(r).unlink(), (*LISTED, "cannot be read as JSON")),
     "a folder that leads elsewhere": (lambda r: edit(s1_list(r), '"0001"', '"../../etc"'), (*LISTED, "folder '../../etc'")),

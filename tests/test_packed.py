@@ -384,7 +384,7 @@ def test_a_full_disk_is_foreseen(v2, tmp_path, capsys, monkeypatch):
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 def flags(**changes):
-    return argparse.Namespace(**{"batch_size": 8, "accum_iter": 1, "seed": 4, "split": "train", "num_workers": 0, "pin_mem": True,
+    return argparse.Namespace(**{"batch_size": 8, "accum_iter": 1, "seed": 4, "split": "train", "num_workers": 0, "pin_mem": True, "data_timeout": 1,
                                  "data_cache": "none", **changes})
 
 

@@ -70,10 +70,13 @@ def run_program(main, *input_errors):
     Each failure is reported in one line, by the rank it happened on; before that line stands a traceback where the fault may be
     the program's own. No loader process is left. Under a launcher a failure ends the process here, see `leave`.
     """
-    try:
-        status = _outcome(main, input_errors)
-    finally:
-        end_loaders()
+    def main_alone():
+        try:
+            main()
+        finally:
+            end_loaders()       # before an exception lets go of them: PyTorch would wait five seconds for each that does not answer
+
+    status = _outcome(main_alone, input_errors)
     if status and td.is_initialized():
         leave(status)
     return status
