@@ -115,7 +115,8 @@ def bf16_is_measured():
 def test_step(measured):
     rows = read(measured, "step")
     assert [(row["amp"], row["path"]) for row in rows] == [(amp, path) for amp in ("bf16", "off")[not bf16_is_measured():] for path in (
-        "reference", "reference, again", "reference, memory kept", "ours", "ours, memory not kept", "ours, grad_checkpointing")]
+        "reference", "reference, again", "reference, memory kept", "ours", "ours, memory not kept", "ours, grad_checkpointing",
+        "ours, fused attention")]
     for row in rows:
         assert row["images_per_s"] > 0 and float(row["loss_difference"]) < (3e-3 if row["amp"] == "bf16" else 1e-5)
     assert rows[0]["flop_per_image"] == rows[-1]["flop_per_image"] > 1e8

@@ -89,6 +89,7 @@ def test_what_cannot_be_written_is_one_line_before_any_work(tmp_path, absent, ca
 def test_ranks_that_cannot_find_each_other_are_one_line(tmp_path, absent, capsys, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
     words = "Open MPI started several processes, and mpi4py, which connects them, cannot be loaded"
     assert words in refusal(simulate.main, ["--patches", 8, "--out", tmp_path / "out"], capsys)
     assert "--patches" in refusal(simulate.main, ["--patches", "x", "--out", tmp_path / "out"], capsys)
