@@ -150,6 +150,7 @@ def check_flags(args):
     for name in ("predictions", "embed", "export", *(("output_dir",) if args.eval else ())):
         path = getattr(args, name)
         need(not path or can_write(Path(path)), f"--{name} {path}: cannot be written there; choose another place")
+    need(not Path(args.output_dir).is_file(), f"--output_dir {args.output_dir}: is a file; choose a folder")
     if works_with_checkpoint(args):
         args.checkpoint = args.finetune or args.resume
         need(args.checkpoint and args.resume != "auto", "name the checkpoint to use with --finetune PATH")

@@ -102,6 +102,13 @@ def start_ranks(program, flags, output, world_size=2, hurt=None):
             for rank in range(world_size)]
 
 
+def finish_ranks(program, flags, output, world_size=2):
+    """Run a job of several ranks to its good end. Returns their runs."""
+    runs = start_ranks(program, flags, output, world_size)
+    assert [run.wait() for run in runs] == [0] * world_size, "\n".join(run.text()[-3000:] for run in runs)
+    return runs
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What may happen to a run, called in its process
 # --------------------------------------------------------------------------------------------------------------------
@@ -231,3 +238,10 @@ def hanging_in(place, calls=0, patience=1, signal_parent=None):
 def hanging_in_evaluation(place, *args):
     """As `hanging_in`, from the moment an evaluation begins."""
     _before("evaluation:build_test_loader", lambda: hanging_in(place, *args), 0)
+
+
+def taking_graphs_only():
+    """torch.compile takes graphs of forward and backward as ever, and executes them as they are."""
+    import models_mixmim
+    compiled = models_mixmim.Blocks.compile
+    models_mixmim.Blocks.compile = lambda self, mode, dynamic: compiled(self, backend="aot_eager", dynamic=dynamic)

@@ -17,9 +17,10 @@ import main_finetune
 import pretrained
 from conftest import ROOT
 from dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
+from forked import finish, finish_ranks
 from models_mixmim import mixmim_tiny
 from released import write_released
-from runs import launch, launch_alike, log_of, mpirun, same_states, scalars
+from runs import launch_alike, log_of, mpirun, same_states, scalars
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from util.checkpoint import load_checkpoint
@@ -213,11 +214,10 @@ def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, 
     np.testing.assert_allclose(probabilities[4], single[0], atol=1e-6)
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
-    flags = ("main_finetune.py", *data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--batch_size", 3, "--num_workers", 0)
-    for name, start, more in (("one", [], ()), ("two", mpirun(), ()), ("main", mpirun(), ("--no_dist_eval",))):
-        launch([*start, sys.executable, *flags, *more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"])
+    flags = (*data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--batch_size", 3, "--num_workers", 0)
+    for name, start, more in (("one", finish, ()), ("two", finish_ranks, ()), ("main", finish_ranks, ("--no_dist_eval",))):
+        start("main_finetune", (*flags, *more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"), tmp_path / f"{name}_output")
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two") == evaluated(tmp_path / "main")
     assert evaluated(tmp_path / "one")["samples"] == 13
     frames = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "main")]
@@ -232,12 +232,11 @@ def test_under_mpirun_a_contradiction_is_one_line(finished, data, tmp_path):
     assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (it says 64)" in ours[0], result.stderr
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_two_ranks_train_like_one_process_that_accumulates(data, pretraining, tmp_path):
-    flags = ("main_finetune.py", *data, *RUN, "--batch_size", 4, "--finetune", pretraining, "--mixup", 0.8)
-    launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"])
-    result = launch(mpirun(sys.executable, *flags, "--output_dir", tmp_path / "ranks"))
-    assert result.stdout.count("Best Results Summary") == 1
+    flags = (*data, *RUN, "--batch_size", 4, "--finetune", pretraining, "--mixup", 0.8)
+    finish("main_finetune", (*flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"), tmp_path / "output")
+    runs = finish_ranks("main_finetune", (*flags, "--output_dir", tmp_path / "ranks"), tmp_path / "rank")
+    assert "".join(run.text() for run in runs).count("Best Results Summary") == 1
     for one, two in zip(log_of(tmp_path / "alone"), log_of(tmp_path / "ranks")):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=2e-6)
         assert one["test_loss"] == pytest.approx(two["test_loss"], rel=1e-4)
@@ -408,6 +407,7 @@ def refused(result, *said):
     (["--eval", "--finetune", "{pretraining}"], "has no head"),
     (["--embed", "features.txt", "--finetune", "{pretraining}"], "--embed features.txt"),
     (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}/run"], "cannot be written there"),
+    (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}"], "is a file; choose a folder"),
     (["--export", "{checkpoint}", "--finetune", "{checkpoint}"], "not an empty folder"),
     (["--export", "{checkpoint}/x", "--finetune", "{checkpoint}"], "cannot be written there"),
 ])

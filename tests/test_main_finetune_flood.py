@@ -11,7 +11,8 @@ import torch
 
 import main_finetune
 import pretrained
-from runs import launch, launch_alike, log_of, mpirun, same_states
+from forked import finish, finish_ranks
+from runs import launch_alike, log_of, same_states
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate_flood import Parameters, simulate_floods
 from util.checkpoint import load_checkpoint
@@ -98,11 +99,10 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, tmp_path, program):
         assert same_states(load_checkpoint(finished[0] / name), load_checkpoint(tmp_path / name)), name
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
-    flags = ("main_finetune.py", "--data_path", data, "--eval", "--finetune", finished[0] / "checkpoint.pth", "--batch_size", 2, "--num_workers", 0)
-    for name, start in (("one", []), ("two", mpirun())):
-        launch([*start, sys.executable, *flags, "--output_dir", tmp_path / name])
+    flags = ("--data_path", data, "--eval", "--finetune", finished[0] / "checkpoint.pth", "--batch_size", 2, "--num_workers", 0, "--output_dir")
+    finish("main_finetune", (*flags, tmp_path / "one"), tmp_path / "alone")
+    finish_ranks("main_finetune", (*flags, tmp_path / "two"), tmp_path / "rank")
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two")
 
 

@@ -17,6 +17,7 @@ import util.steps
 from conftest import ROOT
 from dataset_fixtures import needs_samples, sample_path
 from engine_pretrain import reconstruct
+from forked import finish, finish_ranks, taking_graphs_only
 from models_mixmim import mixmim_tiny
 from runs import launch, log_of, mpirun, same_states, scalars
 from sarwmix.preparation import BatchPreparation
@@ -126,13 +127,12 @@ def test_resume_as_another_run_is_refused(finished, simulated, tmp_path, program
     assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
-    flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
+    flags = ("--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
              "--drop_path", 0.1, "--clip_grad", 1.0, "--norm_pix_loss")
-    launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"])
-    result = launch(mpirun(sys.executable, *flags, "--output_dir", tmp_path / "ranks"))
-    assert "4 images × 1 micro-batches × 2 ranks" in result.stdout and "warning" not in (result.stdout + result.stderr).lower()
+    finish("main_pretrain", (*flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"), tmp_path / "output")
+    runs = finish_ranks("main_pretrain", (*flags, "--output_dir", tmp_path / "ranks"), tmp_path / "rank")
+    assert "4 images × 1 micro-batches × 2 ranks" in runs[0].text() and not any("warning" in run.text().lower() for run in runs)
     alone, ranks = (np.array(list(scalars(tmp_path / name).values())) for name in ("alone", "ranks"))
     assert len(alone) == 24                                       # 4 epochs of 48 // 8 steps
     difference = np.abs(alone - ranks).max() / alone.max()
@@ -180,11 +180,16 @@ def test_grad_checkpointing_gives_the_same_losses(finished, simulated, tmp_path,
     assert log_of(tmp_path)[0]["train_loss"] == log_of(finished[0])[0]["train_loss"]
 
 
-def test_a_compiled_run_gives_the_same_losses(finished, simulated, tmp_path):
-    """Within rounding; and pictures, which are not compiled, and checkpoints are as ever."""
-    flags = ("--data_path", simulated, *TINY, "--epochs", 4, "--stop_epoch", 1, "--save_epochs", 1, "--drop_path", 0.2, "--output_dir", tmp_path)
-    result = launch([sys.executable, "main_pretrain.py", *flags, "--compile", "default"])
-    assert "recompile" not in result.stdout + result.stderr
+@pytest.mark.parametrize("real", [False, True])
+def test_a_compiled_run_gives_the_same_losses(finished, simulated, tmp_path, campaign, real):
+    """Within rounding; and pictures, which are not compiled, and checkpoints are as ever. In a usual run graphs are taken as for
+    compiling, and then executed without making code of them."""
+    if real and not campaign:
+        pytest.skip("a minute of compiling; run with --campaign")
+    flags = ("--data_path", simulated, *TINY, "--epochs", 4, "--stop_epoch", 1, "--save_epochs", 1, "--drop_path", 0.2, "--output_dir", tmp_path,
+             "--compile", "default")
+    run = finish("main_pretrain", flags, tmp_path / "output", hurt=None if real else (taking_graphs_only,))
+    assert "recompile" not in run.text()
     assert list(scalars(tmp_path).values()) == pytest.approx(list(scalars(finished[0]).values())[:6], rel=1e-4)
     assert (tmp_path / "reconstruction_1.png").exists()
     assert list(load_checkpoint(tmp_path / "checkpoint.pth")["model"]) == list(mixmim_tiny().state_dict())
