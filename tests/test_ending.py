@@ -62,14 +62,15 @@ def test_an_exception_ends_the_program_and_its_loaders(jobs, tmp_path, campaign,
     assert not children_of(run.process.pid)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, fault):  # noqa: F811
+def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, fault, workers):  # noqa: F811
     program, flags, hurt, said = FAULTS[fault]
-    if not campaign and fault not in ("a bug in the loader", "the picture"):
+    if not campaign and (workers == 0 or fault not in ("a bug in the loader", "the picture")):
         pytest.skip("in a campaign")
     only_main = fault in ("a save", "the picture", "the event file")
     hurts = {0 if only_main else 1: hurt}
-    runs = start_ranks(program, (*jobs[program], *flags, "--accum_iter", 1, "--num_workers", 2, "--output_dir", tmp_path / "run"),
+    runs = start_ranks(program, (*jobs[program], *flags, "--accum_iter", 1, "--num_workers", workers, "--output_dir", tmp_path / "run"),
                        tmp_path / "output", hurt=hurts)
     statuses = [run.wait(BOUND) for run in runs]
     lines = [line for run in runs for line in run.lines() if line.startswith(f"{program}.py: ")]
