@@ -46,7 +46,7 @@ def test_progress_goes_on_where_it_was():
 def test_what_is_not_finite_stops_the_run_at_its_step(loss, norm, said):
     record = StepRecord(9, ALONE, scaled=False)
     read(record, [(1.0, 1.0)] * 3)
-    with pytest.raises(TrainingError, match=f"epoch 4, step 5: {said}; the samples of 4, 5; the last checkpoint is of before"):
+    with pytest.raises(TrainingError, match=f"epoch 4, step 5: {said}; the samples of 4, 5; the last saved checkpoint precedes this step"):
         read(record, [(1.0, 1.0), (1.0, 1.0), (loss, norm), (1.0, 1.0)])
 
 

@@ -130,7 +130,7 @@ class StepRecord:
             else:
                 self.skipped = 0
             if bad:
-                raise TrainingError(f"epoch {epoch}, step {step}: {bad}; {describe_step(epoch, step)}; the last checkpoint is of before")
+                raise TrainingError(f"epoch {epoch}, step {step}: {bad}; {describe_step(epoch, step)}; the last saved checkpoint precedes this step")
             self.losses.append(loss)
             self.grad_norm = norm
         self.read = done
