@@ -245,3 +245,9 @@ def taking_graphs_only():
     import models_mixmim
     compiled = models_mixmim.Blocks.compile
     models_mixmim.Blocks.compile = lambda self, mode, dynamic: compiled(self, backend="aot_eager", dynamic=dynamic)
+
+
+def with_few_descriptors(count):
+    """So many more files than now can be open, and no more."""
+    limit = len(os.listdir("/proc/self/fd")) + count
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import util.datasets
 from conftest import ROOT
-from forked import Run, failing_in, finish, hanging_in, hanging_in_evaluation, signalled_at_step, start_ranks
+from forked import Run, failing_in, finish, hanging_in, hanging_in_evaluation, signalled_at_step, start_ranks, with_few_descriptors
 from runs import same_states
 from test_resume import differences, jobs, whole      # noqa: F401 (fixtures)
 from util.checkpoint import LATEST, load_checkpoint
@@ -76,6 +76,13 @@ def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, faul
     lines = [line for run in runs for line in run.lines() if line.startswith(f"{program}.py: ")]
     good = statuses == [1, 1] and sum(said in line for line in lines) == 1
     assert count("exceptions on one rank after which all ranks end", good), "\n".join(run.text() for run in runs)
+
+
+def test_few_descriptors_are_one_line_although_loader_processes_are_half_made(jobs, tmp_path):  # noqa: F811
+    run = Run("main_pretrain", (*jobs["main_pretrain"], "--num_workers", 6, "--output_dir", tmp_path / "run"), tmp_path / "output",
+              hurt=(with_few_descriptors, 24))
+    assert run.wait(BOUND) == 1, run.text()
+    assert "may not open more than" in run.lines()[-1] and "Traceback" not in run.text() and "Exception ignored" not in run.text()
 
 
 # --------------------------------------------------------------------------------------------------------------------

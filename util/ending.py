@@ -70,13 +70,21 @@ def run_program(main, *input_errors):
     Each failure is reported in one line, by the rank it happened on; before that line stands a traceback where the fault may be
     the program's own. No loader process is left. Under a launcher a failure ends the process here, see `leave`.
     """
+    hook = sys.unraisablehook
+
     def main_alone():
         try:
             main()
+        except BaseException:
+            sys.unraisablehook = lambda _: None      # what half-made objects say when the exception lets go of them
+            raise
         finally:
             end_loaders()       # before an exception lets go of them: PyTorch would wait five seconds for each that does not answer
 
-    status = _outcome(main_alone, input_errors)
+    try:
+        status = _outcome(main_alone, input_errors)
+    finally:
+        sys.unraisablehook = hook
     if status and td.is_initialized():
         leave(status)
     return status
