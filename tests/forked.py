@@ -4,6 +4,7 @@
 A server that has imported them already forks one for each run, so that hundreds of runs can be killed and continued. The
 process does what `python main_pretrain.py …` does after its imports, with one thread, so that bits can be compared.
 """
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -71,7 +72,8 @@ class Run:
         return self.process.exitcode is not None
 
     def kill(self, number=signal.SIGKILL):
-        os.kill(self.process.pid, number)
+        with contextlib.suppress(ProcessLookupError):       # it has just ended
+            os.kill(self.process.pid, number)
 
     def text(self):
         return self.output.read_text(errors="replace") if self.output.exists() else ""
