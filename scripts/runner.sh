@@ -12,7 +12,7 @@
 #   PRETRAINED_ON  dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published); with
 #                  CHECKPOINT, whose statistics floods are standardised with
 #   SEED           default: 0
-#   BATCH_SIZE, ACCUM_ITER   per rank (default: what makes the published global batch of the ranks at hand, and fits them)
+#   BATCH_SIZE, ACCUM_ITER   per rank (default: what makes the published global batch of the ranks, and fits them)
 #   EXTRA          flags of the main program, as after --, quoted as for a shell
 SETTINGS=(TASK_TYPE DATASET DATA_PATH MODEL EPOCH WEIGHT_MODE WEIGHT_LEVEL MODELS_PATH CHECKPOINT PRETRAINED_ON SEED BATCH_SIZE
           ACCUM_ITER EXTRA)

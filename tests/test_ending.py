@@ -93,7 +93,7 @@ def test_a_loader_that_gives_nothing_is_an_error(jobs, tmp_path):  # noqa: F811
     run = Run("main_pretrain", (*jobs["main_pretrain"], "--num_workers", 2, "--data_timeout", 0.02, "--output_dir", tmp_path / "run"),
               tmp_path / "output", hurt=(hanging_in, FETCH, 3))
     assert run.wait(BOUND) == 1 and len(run.lines()) == 1, run.text()
-    assert "waited in vain for a batch" in run.lines()[0] and "--data_timeout" in run.lines()[0]
+    assert "received no batch in time" in run.lines()[0] and "--data_timeout" in run.lines()[0]
 
 
 @pytest.mark.parametrize("program, hurt, place", [

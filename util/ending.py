@@ -35,14 +35,14 @@ CAUSES = (
     (r"DataLoader worker .*(exited unexpectedly|killed by signal)",
      "a loader process of rank {rank} died ({reason}), perhaps for want of memory; lower --num_workers"),
     (r"DataLoader timed out",
-     "rank {rank} waited in vain for a batch ({reason}); see whether the file system of --data_path answers, try --num_workers 0, or "
+     "rank {rank} received no batch in time ({reason}); check that the file system of --data_path responds, try --num_workers 0, or "
      "allow more time with --data_timeout"),
     (r"^(torch\._inductor|torch\._dynamo|triton)\.",
      "the model could not be compiled on rank {rank} ({reason}); use --compile off, or see that a C++ compiler and the headers of Python "
      "are installed (build-essential, python3-dev)"),
     (r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|CUDA driver error",
      "the GPU of rank {rank} failed ({reason}); see whether nvidia-smi still shows it and what dmesg says of it, then go on with "
-     "--resume auto. CUDA_LAUNCH_BLOCKING=1 finds the place"),
+     "--resume auto. CUDA_LAUNCH_BLOCKING=1 shows which operation failed"),
 )
 
 
@@ -126,7 +126,7 @@ def _outcome(main, input_errors):
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FAULTS:
             return say(error, f"error: {error.filename or 'output'}: {error.strerror}; the checkpoints are intact. Make room or mend the "
-                              f"disk, then go on with --resume auto", 1)
+                              f"disk, then continue with --resume auto", 1)
         package = missing_package(error)
         if package:
             return say(error, f"error: {package}", 2)
@@ -138,8 +138,8 @@ def _outcome(main, input_errors):
             return say(error, f"rank {rank} ends because another rank is gone; that one's message says why", 1)
         if getattr(error, "reported_by", rank) == rank:
             traceback.print_exc()
-        return say(error, f"error: {type(error).__name__}: {reason_of(error)} (on rank {rank}; the traceback above says where). The "
-                          f"checkpoints are intact: --resume auto goes on from the last one", 1)
+        return say(error, f"error: {type(error).__name__}: {reason_of(error)} (on rank {rank}; the traceback above shows where). "
+                          f"Saved checkpoints are intact: --resume auto continues a training from the last one", 1)
 
 
 def known_cause(error, rank):

@@ -87,8 +87,8 @@ class Pauses:
         if self.ranks.world_size == 1:
             raise Interrupted
         name = signal.Signals(self._signal).name
-        raise Stopped(f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; nothing was saved "
-                      f"now: --resume auto goes on from the last checkpoint", 128 + self._signal, on_all_ranks=False)
+        raise Stopped(f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this state was not "
+                      f"saved: --resume auto continues from the last checkpoint", 128 + self._signal, on_all_ranks=False)
 
     @staticmethod
     @contextlib.contextmanager
