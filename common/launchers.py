@@ -98,7 +98,7 @@ def _tasks_here(world_size, env):
     for part in (counts or "1").split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part.strip())
         if not match:
-            raise LaunchError(f"{name}={counts} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set MASTER_ADDR")
+            raise LaunchError(f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set MASTER_ADDR")
         tasks, node = int(match[1]), node - int(match[2] or 1)
         if node < 0:
             break
@@ -127,7 +127,8 @@ def _outside_of_srun(env):
 def _refuse_many_tasks(env):
     name, tasks = _first(env, ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"))
     if tasks and tasks != "1":
-        raise OutsideSrun(f"this Slurm job has {name}={tasks} tasks, and this process was not started by srun: start it with srun, or, to "
+        shown = tasks if re.fullmatch("[0-9]{1,9}", tasks) else repr(tasks[:40])
+        raise OutsideSrun(f"this Slurm job has {name}={shown} tasks, and this process was not started by srun: start it with srun, or, to "
                           f"use a single process, with srun -n 1")
 
 

@@ -56,7 +56,7 @@ def test_launchers_in_their_order(env, expected):
 @pytest.mark.parametrize("env, said", [
     ({**TORCHRUN, "RANK": "4"}, "RANK=4 and WORLD_SIZE=4 contradict"),
     ({**OMPI, "OMPI_COMM_WORLD_RANK": "x"}, "must be integers: 'x'"),
-    ({**STEP, "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE=two cannot be read"),
+    ({**STEP, "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "two"}, "SLURM_TASKS_PER_NODE='two' cannot be read"),
     ({**BATCH, "SLURM_NTASKS": "4"}, "SLURM_NTASKS=4 tasks, and this process was not started by srun: start it with srun"),
     ({"SLURM_JOB_ID": "9", "SLURM_NPROCS": "4"}, "SLURM_NPROCS=4 tasks, .* start it with srun"),          # in the shell of salloc
     ({**STEP, "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "4"}, "start it with srun"),

@@ -392,6 +392,8 @@ def test_variables_of_launchers(examples):
     @example({"SLURM_PROCID": "x", "SLURM_NTASKS": "2"})
     @example({"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "4(x2)"})
     @example({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "x"})
+    @example({"PMIX_RANK": "0", "SLURM_NTASKS_PER_NODE": "\r"})
+    @example({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_TASKS_PER_NODE": "x\r"})
     def run(env):
         launch = outcome(UsageError, detect_launch, env)
         assert launch is None or isinstance(launch, Launch) and 0 <= launch.rank < launch.world_size
@@ -424,7 +426,7 @@ def test_flags(module, examples, tmp_path, monkeypatch):
             try:
                 args = module.parse_flags(argv)
             except SystemExit as end:
-                assert end.code == 2 and len(err.getvalue().splitlines()) == 1 or "-h" in argv
+                assert end.code == 2 and len(err.getvalue().splitlines()) == 1 or {"-h", "--help"} & set(argv)
                 return
         assert err.getvalue() == "" and args.batch_size >= 1 and (args.lr is None or args.lr > 0) and not math.isnan(args.weight_decay)
 
