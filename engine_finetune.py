@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Finetuning loops: one epoch of steps, and the outputs for a whole split. Knows tensors; no file, no dataset."""
+
 import logging
 import time
 from itertools import chain, repeat
@@ -32,7 +33,7 @@ def mix(mixup, images, targets, seed):
     mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from numpy's.
     """
     before = np.random.get_state()
-    np.random.seed(seed % 2 ** 32)
+    np.random.seed(seed % 2**32)
     try:
         mixed, shares = mixup(torch.cat(images, 1), torch.arange(len(targets), device=targets.device))
     finally:
@@ -45,14 +46,28 @@ def smooth(targets, smoothing):
     return targets * (1 - smoothing) + smoothing / 2
 
 
-def train_one_epoch(model, prepare, criterion, loader, optimizer, scaler, epoch, ranks, args, mixup=None, writer=None, progress=None,
-                    between=None):
+def train_one_epoch(
+    model,
+    prepare,
+    criterion,
+    loader,
+    optimizer,
+    scaler,
+    epoch,
+    ranks,
+    args,
+    mixup=None,
+    writer=None,
+    progress=None,
+    between=None,
+):
     """Train for one epoch; arguments, results and errors as in `run_steps`.
 
     model: a classifier of one image, or of two, maybe under DDP. prepare: BatchPreparation. criterion(logits (B, K)
     float32, targets) → scalar. loader: yields (ids, images, labels), images being a list of dB tensors (B, 2, h, w);
     labels (B, K) float or (B,) int64. mixup: timm Mixup or None.
     """
+
     def micro_batch_loss(batch, step, micro):
         ids, images, targets = batch
         images = prepare_images(prepare, images, ranks.device, ids, epoch)
@@ -81,19 +96,24 @@ def predict(model, prepare, loader, ranks, amp, features=False, between=None):
     forward = model.forward_features if features else model
     parts, size, started = [], None, time.monotonic()
     logged = started
-    idle = max(ranks.gather(len(loader))) - len(loader)      # batches that another rank has and this one has not
+    idle = max(ranks.gather(len(loader))) - len(loader)  # batches that another rank has and this one has not
     for number, batch in enumerate(chain(loader, repeat(None, idle)), 1):
         if batch is not None:
             ids, images, labels = batch
-            size = size or len(ids)      # another one, of a split's last batch, is not worth compiling for
-            with autocast(ranks.device, amp), torch.compiler.set_stance("default" if len(ids) == size else "force_eager"):
+            size = size or len(ids)  # another one, of a split's last batch, is not worth compiling for
+            with (
+                autocast(ranks.device, amp),
+                torch.compiler.set_stance("default" if len(ids) == size else "force_eager"),
+            ):
                 outputs = forward(*prepare_images(prepare, images, ranks.device))
             parts.append((ids, outputs.float(), labels))
         if between is not None:
             between()
         if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
             logged = time.monotonic()
-            log.info("batch %d/%d, ETA %.0f s", number, len(loader), (logged - started) / number * (len(loader) - number))
+            log.info(
+                "batch %d/%d, ETA %.0f s", number, len(loader), (logged - started) / number * (len(loader) - number)
+            )
     model.train(was_training)
     here = [torch.cat(part).cpu() for part in zip(*parts)]
     ids, outputs, labels = (torch.cat(part) for part in zip(*filter(None, ranks.gather(here))))
@@ -102,6 +122,8 @@ def predict(model, prepare, loader, ranks, amp, features=False, between=None):
         raise RuntimeError("a sample of the split was evaluated twice or not at all")
     bad = ids[~outputs.isfinite().all(1)].tolist()
     if bad:
-        raise TrainingError(f"the model's outputs are not finite for {len(bad)} of {len(ids)} samples; sample ids "
-                            f"{', '.join(map(str, sorted(bad)[:MOST_IDS]))}")
+        raise TrainingError(
+            f"the model's outputs are not finite for {len(bad)} of {len(ids)} samples; sample ids "
+            f"{', '.join(map(str, sorted(bad)[:MOST_IDS]))}"
+        )
     return outputs[order], labels[order]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Pretraining loops: one epoch of steps, and reconstructions to look at. Knows tensors; no file, no dataset."""
+
 import torch
 
 from util.sampling import stream_seed
@@ -12,7 +13,9 @@ def draw_micro_batch_mask(model, args, epoch, step, micro):
     return model.draw_mask(args.mask_ratio, generator)
 
 
-def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None):
+def train_one_epoch(
+    model, prepare, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None
+):
     """Train for one epoch; arguments, results and errors as in `run_steps`.
 
     model: a MixMIM, maybe under DDP. prepare: BatchPreparation. loader: yields (ids, dB images) micro-batches.
@@ -30,7 +33,7 @@ def train_one_epoch(model, prepare, loader, optimizer, scaler, epoch, ranks, arg
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")      # for a few images nothing is compiled
+@torch.compiler.set_stance("force_eager")  # for a few images nothing is compiled
 def reconstruct(model, prepare, sar_db, mask, amp="off"):
     """What a model sees and predicts of some images, in dB, all (B, 2, H, W) on the CPU, and the mask.
 
@@ -48,5 +51,9 @@ def reconstruct(model, prepare, sar_db, mask, amp="off"):
     predicted = model.unpatchify(pred.float() * std + mean)
     hidden = model.mix(torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]), mask)[:1, :1]
     model.train(was_training)
-    return {"original": prepare.to_db(x).cpu(), "visible": 1 - hidden.cpu(), "predicted": prepare.to_db(predicted).cpu(),
-            "completed": prepare.to_db(torch.where(hidden.bool(), predicted, x)).cpu()}
+    return {
+        "original": prepare.to_db(x).cpu(),
+        "visible": 1 - hidden.cpu(),
+        "predicted": prepare.to_db(predicted).cpu(),
+        "completed": prepare.to_db(torch.where(hidden.bool(), predicted, x)).cpu(),
+    }

@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: MIT
 """What a classifier does on a split, and --eval, --embed and --export of main_finetune.py: a checkpoint as it is."""
+
 import logging
 from pathlib import Path
 
 from engine_finetune import predict
 from models_mixmim import size_of
-from pretrained import FLOOD_SIZE, TASKS, build_model, build_preparation, check_classes, fill_defaults, has_head, load_weights
+from pretrained import (
+    FLOOD_SIZE,
+    TASKS,
+    build_model,
+    build_preparation,
+    check_classes,
+    fill_defaults,
+    has_head,
+    load_weights,
+)
 from sarwmix.catalogue import DATASETS
 from sarwmix.errors import DataError
 from util.checkpoint import find_checkpoint, load_checkpoint
@@ -26,7 +36,7 @@ def evaluate(task, model, prepare, dataset, args, ranks, between=None):
     try:
         logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
     except Interrupted:
-        between()       # which ends the run
+        between()  # which ends the run
         raise
     probabilities = task.activate(logits.double())
 
@@ -52,8 +62,10 @@ def open_checkpoint(args):
     args = settle_input(args, state, path, size_of(state["model"]))
     fill_defaults(args)
     log_statistics(args, (path, state))
-    if not args.val_fraction:       # what was kept apart in training stays so
-        args.val_fraction, args.draw_seed = (trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed"))
+    if not args.val_fraction:  # what was kept apart in training stays so
+        args.val_fraction, args.draw_seed = (
+            trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed")
+        )
     return state, args
 
 
@@ -75,21 +87,47 @@ def use_checkpoint(args, ranks):
         data = samples_of({args.split: check_data(dataset, args, ranks, read_once=True)})
         model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
         prepare = build_preparation(args).to(ranks.device)
-        log.info("%s: %s, epoch %s, on %d samples of %s, split %s", path, args.model, state.get("epoch"), len(dataset), args.dataset,
-                 args.split)
+        log.info(
+            "%s: %s, epoch %s, on %d samples of %s, split %s",
+            path,
+            args.model,
+            state.get("epoch"),
+            len(dataset),
+            args.dataset,
+            args.split,
+        )
     if args.eval:
         metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
         log_metrics(metrics, dataset.CLASSES)
         log_headline(task.headline, metrics)
-        ranks.on_main(lambda: write_metrics(Path(args.output_dir) / f"eval_{args.split}.json", metrics, checkpoint=str(path),
-                                            dataset=args.dataset, split=args.split, samples=len(dataset), epoch=state.get("epoch")))
+        ranks.on_main(
+            lambda: write_metrics(
+                Path(args.output_dir) / f"eval_{args.split}.json",
+                metrics,
+                checkpoint=str(path),
+                dataset=args.dataset,
+                split=args.split,
+                samples=len(dataset),
+                epoch=state.get("epoch"),
+            )
+        )
         if args.predictions:
             ranks.on_main(lambda: write_predictions(args.predictions, dataset, probabilities))
     if args.embed:
-        features, _ = predict(model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True)
+        features, _ = predict(
+            model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True
+        )
         ranks.on_main(lambda: write_features(args.embed, dataset, features))
     if args.export:
         args.input_size = args.input_size or FLOOD_SIZE
         classes = DATASETS[args.dataset].CLASSES if has_head(state) else None
-        ranks.on_main(lambda: export(args.export, state, args, classes, {args.split: scalars(metrics)} if metrics else {},
-                                    data if metrics else {}))
+        ranks.on_main(
+            lambda: export(
+                args.export,
+                state,
+                args,
+                classes,
+                {args.split: scalars(metrics)} if metrics else {},
+                data if metrics else {},
+            )
+        )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
+
 import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
 import logging
 import math
@@ -19,25 +20,58 @@ from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
-from util.datasets import (ImagesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing, fill_statistics, take_statistics,
-                           telling_ids)
+from util.datasets import (
+    ImagesWithIds,
+    add_data_flags,
+    build_dataset,
+    build_loader,
+    check_data,
+    drop_missing,
+    fill_statistics,
+    take_statistics,
+    telling_ids,
+)
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
 from util.errors import UsageError
 from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, log_flags, setup_logging
 from util.pauses import Pauses
-from util.program import (Parser, add_distributed_flags, add_run_flags, add_schedule_flags, add_speed_flags, check_common_flags)
+from util.program import (
+    Parser,
+    add_distributed_flags,
+    add_run_flags,
+    add_schedule_flags,
+    add_speed_flags,
+    check_common_flags,
+)
 from util.run_directory import RunDirectory
 from util.steps import autocast, settle_amp
-from util.training import (Training, after_epochs, check_alike, open_start, origin_of, same_run_facts, samples_of,
-                           settle_learning_rate)
+from util.training import (
+    Training,
+    after_epochs,
+    check_alike,
+    open_start,
+    origin_of,
+    same_run_facts,
+    samples_of,
+    settle_learning_rate,
+)
 from util.tuning import settle_execution
 
 log = logging.getLogger(__name__)
 
 # Flags that a continued run must repeat, besides those of every training.
-SAME_RUN = ("mask_ratio", "range_mask_ratio", "norm_pix_loss", "weight_mode", "weight_level", "weight_domain", "weight_clip", "exp_scale")
+SAME_RUN = (
+    "mask_ratio",
+    "range_mask_ratio",
+    "norm_pix_loss",
+    "weight_mode",
+    "weight_level",
+    "weight_domain",
+    "weight_clip",
+    "exp_scale",
+)
 PICTURE_SAMPLES = 4
 
 
@@ -45,35 +79,80 @@ def build_parser():
     """The flags of this program, in groups."""
     parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=tuple(SIZES), help="size of the model (default: that of the checkpoint, else mixmim_base)")
-    group.add_argument("--input_size", type=int, metavar="PIXELS",
-                       help="side of the input: 32, 64, 128, 256, 384 or 512 (default: that of the checkpoint, else 128)")
+    group.add_argument(
+        "--model", choices=tuple(SIZES), help="size of the model (default: that of the checkpoint, else mixmim_base)"
+    )
+    group.add_argument(
+        "--input_size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the input: 32, 64, 128, 256, 384 or 512 (default: that of the checkpoint, else 128)",
+    )
     group.add_argument("--mask_ratio", type=float, default=0.5, help="share of the cells taken from the partner image")
-    group.add_argument("--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this")
-    group.add_argument("--norm_pix_loss", action="store_true", default=None,
-                       help="standardise the target of each token by its own mean and variance (the published recipe)")
-    group.add_argument("--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block")
+    group.add_argument(
+        "--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this"
+    )
+    group.add_argument(
+        "--norm_pix_loss",
+        action="store_true",
+        default=None,
+        help="standardise the target of each token by its own mean and variance (the published recipe)",
+    )
+    group.add_argument(
+        "--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block"
+    )
     group = parser.add_argument_group("polarization weights")
-    group.add_argument("--weight_mode", choices=WEIGHT_MODES, default="per_channel",
-                       help="VH and VV by their own weights, both by the mean of the two, or plain MixMAE")
-    group.add_argument("--weight_level", choices=("token", "pixel"), default="token",
-                       help="average the weights over each token and channel, or weigh each pixel")
-    group.add_argument("--weight_domain", choices=WEIGHT_DOMAINS, default="linear",
-                       help="weights from linear backscatter, or from standardised values taken for dB, as the released code does")
-    group.add_argument("--weight_clip", type=float, default=100.0, metavar="PERCENTILE",
-                       help="clip backscatter at this percentile of image and channel before the weights are made")
+    group.add_argument(
+        "--weight_mode",
+        choices=WEIGHT_MODES,
+        default="per_channel",
+        help="VH and VV by their own weights, both by the mean of the two, or plain MixMAE",
+    )
+    group.add_argument(
+        "--weight_level",
+        choices=("token", "pixel"),
+        default="token",
+        help="average the weights over each token and channel, or weigh each pixel",
+    )
+    group.add_argument(
+        "--weight_domain",
+        choices=WEIGHT_DOMAINS,
+        default="linear",
+        help="weights from linear backscatter, or from standardised values taken for dB, as the released code does",
+    )
+    group.add_argument(
+        "--weight_clip",
+        type=float,
+        default=100.0,
+        metavar="PERCENTILE",
+        help="clip backscatter at this percentile of image and channel before the weights are made",
+    )
     group.add_argument("--exp_scale", type=float, default=1.0, metavar="S", help="weights lie between 1 and e^S")
     group = add_data_flags(parser)
     group.add_argument("--dataset", choices=("benv1", "benv2"), default="benv2", help="BigEarthNet v1 or v2")
     group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
     add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
     group = add_run_flags(parser, output_dir="output/pretrain")
-    group.add_argument("--finetune", default="", metavar="PATH", help="initialise the weights from this checkpoint, or the latest of a run's folder")
-    group.add_argument("--save_epochs", type=int, nargs="*", metavar="N",
-                       help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
-                            "600 and the last)")
-    group.add_argument("--inference", nargs="*", metavar="CHECKPOINT",
-                       help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples")
+    group.add_argument(
+        "--finetune",
+        default="",
+        metavar="PATH",
+        help="initialise the weights from this checkpoint, or the latest of a run's folder",
+    )
+    group.add_argument(
+        "--save_epochs",
+        type=int,
+        nargs="*",
+        metavar="N",
+        help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
+        "600 and the last)",
+    )
+    group.add_argument(
+        "--inference",
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples",
+    )
     group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
     add_force_flag(group)
     add_speed_flags(parser)
@@ -93,12 +172,14 @@ def check_flags(args):
     if args.batch_size % 2 and args.mask_ratio + args.range_mask_ratio > 0:
         raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
     if not 0 <= args.mask_ratio <= 1 or args.range_mask_ratio < 0 or args.mask_ratio + args.range_mask_ratio > 1:
-        raise UsageError(f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
-                         f"together at most 1")
+        raise UsageError(
+            f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
+            f"together at most 1"
+        )
     if not 0 < args.weight_clip <= 100:
         raise UsageError(f"--weight_clip {args.weight_clip}: a percentile above 0 and up to 100 is needed")
     if args.save_epochs is None:
-        args.save_epochs = sorted({2 ** k for k in range(args.epochs.bit_length())} | {40, 600, args.stop_epoch})
+        args.save_epochs = sorted({2**k for k in range(args.epochs.bit_length())} | {40, 600, args.stop_epoch})
     if min(args.save_epochs, default=1) < 1:
         raise UsageError(f"--save_epochs {min(args.save_epochs)}: epochs are counted from 1")
     if args.inference is not None:
@@ -106,7 +187,9 @@ def check_flags(args):
         if not args.inference:
             raise UsageError("--inference: name the checkpoints to draw, or one with --resume PATH")
         if args.inference_samples < 2 or args.inference_samples % 2:
-            raise UsageError(f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs")
+            raise UsageError(
+                f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs"
+            )
     elif not args.finetune:
         complete(args)
 
@@ -130,22 +213,37 @@ def build_model(args, meta=False):
         raise UsageError(f"--model {args.model} is unknown; choose one of {', '.join(SIZES)}")
     try:
         with torch.device("meta" if meta else "cpu"):
-            return SIZES[args.model](img_size=args.input_size, norm_pix_loss=args.norm_pix_loss, weight_level=args.weight_level,
-                                     range_mask_ratio=args.range_mask_ratio, drop_path_rate=args.drop_path)
+            return SIZES[args.model](
+                img_size=args.input_size,
+                norm_pix_loss=args.norm_pix_loss,
+                weight_level=args.weight_level,
+                range_mask_ratio=args.range_mask_ratio,
+                drop_path_rate=args.drop_path,
+            )
     except ValueError as error:
         raise UsageError(f"--input_size: {error}") from None
 
 
 def build_preparation(args):
-    return BatchPreparation(args.input_size, args.mean, args.std, args.seed, args.weight_mode, args.weight_domain,
-                            args.exp_scale, args.weight_clip)
+    return BatchPreparation(
+        args.input_size,
+        args.mean,
+        args.std,
+        args.seed,
+        args.weight_mode,
+        args.weight_domain,
+        args.exp_scale,
+        args.weight_clip,
+    )
 
 
 def build_training(args, device):
     """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from args.seed."""
     torch.manual_seed(args.seed)
     model = build_model(args)
-    return Training.build(model, build_preparation(args), param_groups_weight_decay(model, args.weight_decay), (0.9, 0.95), args, device)
+    return Training.build(
+        model, build_preparation(args), param_groups_weight_decay(model, args.weight_decay), (0.9, 0.95), args, device
+    )
 
 
 def prepare_data(args, ranks):
@@ -161,7 +259,12 @@ def start_of(args, facts, training, steps, state):
     if start.source is None and state is not None:
         resampled = initialise(training.model, state, args.finetune)
         training.origin = origin_of(state, args.finetune)
-        log.info("initialised from %s%s%s", args.finetune, after_epochs(training.origin), f"; resampled: {', '.join(resampled)}" if resampled else "")
+        log.info(
+            "initialised from %s%s%s",
+            args.finetune,
+            after_epochs(training.origin),
+            f"; resampled: {', '.join(resampled)}" if resampled else "",
+        )
     return start
 
 
@@ -202,18 +305,23 @@ def run_inference(args, ranks):
         initialise(model, state, path)
         title = Path(path).stem if one_run else f"{Path(path).parent.name}/{Path(path).stem}"
         results[title] = reconstruct_samples(
-            model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained)
+            model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained
+        )
         standardised |= trained.norm_pix_loss
         log.info("%s: %s, input %d, epoch %s", path, trained.model, trained.input_size, state.get("epoch"))
     if len({result["original"].shape for result in results.values()}) > 1:
-        raise UsageError("--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw "
-                         "them one by one")
+        raise UsageError(
+            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw "
+            "them one by one"
+        )
     folder = Path(args.output_dir) / "inference"
     folder.mkdir(parents=True, exist_ok=True)
     for page, start in enumerate(range(0, len(ids), PICTURE_SAMPLES), 1):
         rows = slice(start, start + PICTURE_SAMPLES)
-        part = {title: {name: value if name == "visible" else value[rows] for name, value in result.items()}
-                for title, result in results.items()}
+        part = {
+            title: {name: value if name == "visible" else value[rows] for name, value in result.items()}
+            for title, result in results.items()
+        }
         save_picture(folder / f"reconstructions_{page}.png", part, names[rows], standardised)
     arrays = {f"{title}/{name}": value.numpy() for title, result in results.items() for name, value in result.items()}
     write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
@@ -242,19 +350,35 @@ def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, 
 
     for epoch in range(start.epoch, args.stop_epoch):
         done = epoch + 1
-        stats, _ = train_one_epoch(wrapped, training.prepare, loader, training.optimizer, training.scaler, epoch, ranks, args,
-                                   directory.writer, start.progress if epoch == start.epoch else None,
-                                   pauses.between_steps(epoch, steps, partial(save, epoch - 1)))
+        stats, _ = train_one_epoch(
+            wrapped,
+            training.prepare,
+            loader,
+            training.optimizer,
+            training.scaler,
+            epoch,
+            ranks,
+            args,
+            directory.writer,
+            start.progress if epoch == start.epoch else None,
+            pauses.between_steps(epoch, steps, partial(save, epoch - 1)),
+        )
         filled = training.filled(ranks)
         if filled:
             log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
         if done in args.save_epochs and ranks.is_main:
             result = reconstruct_samples(training.model, training.prepare, dataset, shown, args)
-            picture = save_picture(directory.path / f"reconstruction_{done}.png", {"prediction": result},
-                                   dataset.ids[shown].tolist(), args.norm_pix_loss)
+            picture = save_picture(
+                directory.path / f"reconstruction_{done}.png",
+                {"prediction": result},
+                dataset.ids[shown].tolist(),
+                args.norm_pix_loss,
+            )
             directory.writer.add_image("reconstruction", picture, done)
         entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
-        pauses.save(partial(save, epoch, entry=entry, names=(f"checkpoint_{done}.pth",) if done in args.save_epochs else ()))
+        pauses.save(
+            partial(save, epoch, entry=entry, names=(f"checkpoint_{done}.pth",) if done in args.save_epochs else ())
+        )
         if done < args.stop_epoch:
             pauses.pause(f"epoch {done}, step 0/{steps}")
     if start.epoch >= args.stop_epoch:
@@ -274,7 +398,7 @@ def pretrain(args, ranks):
     with RunDirectory(args.output_dir, ranks) as directory:
         directory.open(resume=bool(args.resume), overwrite=args.overwrite)
         start = ranks.together(lambda: start_of(args, facts, training, steps, state))
-        state = None      # its tensors are free
+        state = None  # its tensors are free
         check_alike(start, ranks, args.output_dir)
         settle_execution(training, rehearsal(args, ranks), args, ranks, start)
         directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)

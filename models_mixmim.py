@@ -8,6 +8,7 @@ SAR-W-MixMAE checkpoints.
 
 Notation in shapes: B batch, L tokens of a stage, C channels, h heads, d = C/h, n tokens that attend to each other.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 from util.pos_embed import get_2d_sincos_pos_embed
 
-CHANNELS = 2          # VH, VV
-PATCH = 4             # pixels of an encoder token at stage 1, a side
-STRIDE = 32           # pixels of an output token, and of a mask cell, a side
+CHANNELS = 2  # VH, VV
+PATCH = 4  # pixels of an encoder token at stage 1, a side
+STRIDE = 32  # pixels of an output token, and of a mask cell, a side
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Token layouts: in which order a stage keeps its tokens, and who attends to whom
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Token layouts: in which order a stage keeps its tokens, and who attends to whom -------------
+
 
 @dataclass
 class StageLayout:
@@ -35,10 +35,11 @@ class StageLayout:
     into groups of n, and attention is plain attention within a group. A group is a window, or, where every mask splits
     the window in two equal halves, the half that came from one image: half the work and no additive mask.
     """
-    entry: torch.Tensor                  # (L,) or, after a merging, (4L,): where each slot's token(s) lie before the stage
-    entry_inverse: torch.Tensor          # its inverse, for the backward pass
-    position: torch.Tensor               # (A, n) place in the window of each group's tokens; A = 1: all groups alike
-    same_image: torch.Tensor | None      # (A, 1, n, n) additive, 0 or −inf; None: nothing to keep apart
+
+    entry: torch.Tensor  # (L,) or, after a merging, (4L,): where each slot's token(s) lie before the stage
+    entry_inverse: torch.Tensor  # its inverse, for the backward pass
+    position: torch.Tensor  # (A, n) place in the window of each group's tokens; A = 1: all groups alike
+    same_image: torch.Tensor | None  # (A, 1, n, n) additive, 0 or −inf; None: nothing to keep apart
 
 
 def _group_tokens(grid, window, mask):
@@ -47,16 +48,20 @@ def _group_tokens(grid, window, mask):
     The shapes depend on how many cells are masked, not on which, so that every step of a training has the same.
     """
     raster = torch.arange(grid * grid).view(grid // window, window, grid // window, window)
-    windows = raster.transpose(1, 2).reshape(-1, window * window)                        # (windows, w²)
+    windows = raster.transpose(1, 2).reshape(-1, window * window)  # (windows, w²)
     position = torch.arange(window * window)[None]
     if mask is None or bool(mask.all()) or not bool(mask.any()):
         return windows.flatten(), position, None
     cells = int(mask.numel() ** 0.5)
-    if (grid // cells) % window == 0:                                                    # a window lies in one cell
+    if (grid // cells) % window == 0:  # a window lies in one cell
         return windows.flatten(), position, None
-    from_partner = F.interpolate(mask.view(1, 1, cells, cells).float(), size=(grid, grid), mode="nearest").flatten().bool()[windows]
-    if len(windows) == 1 and 2 * int(mask.sum()) == mask.numel():                        # one window holds all cells
-        position = from_partner.long().argsort(dim=1, stable=True)                       # own tokens, then the partner's
+    from_partner = (
+        F.interpolate(mask.view(1, 1, cells, cells).float(), size=(grid, grid), mode="nearest")
+        .flatten()
+        .bool()[windows]
+    )
+    if len(windows) == 1 and 2 * int(mask.sum()) == mask.numel():  # one window holds all cells
+        position = from_partner.long().argsort(dim=1, stable=True)  # own tokens, then the partner's
         return windows.gather(1, position).flatten(), position.view(2, -1), None
     same = from_partner[:, :, None] == from_partner[:, None, :]
     same_image = torch.zeros(same.shape).masked_fill_(~same, float("-inf"))[:, None]
@@ -98,13 +103,12 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        inverse, = ctx.saved_tensors
+        (inverse,) = ctx.saved_tensors
         return grad.index_select(1, inverse), None, None
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Encoder
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Encoder -------------------------------------------------------------------------------------
+
 
 def attention_variants(device_type):
     """The ways in which `attend` can compute, the usual one on this type of device ("cpu", "cuda") first.
@@ -131,6 +135,7 @@ def attend(q, k, v, bias=None, variant=None):
 
 class Attention(nn.Module):
     """Multi-head attention among all tokens of a sequence. variant: of `attend`."""
+
     variant = None
 
     def __init__(self, dim, num_heads):
@@ -142,7 +147,7 @@ class Attention(nn.Module):
     def forward(self, x):
         """(B, L, C) → (B, L, C)."""
         B, L, C = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)              # each (B, h, L, d)
+        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (B, h, L, d)
         return self.proj(attend(q, k, v, variant=self.variant).transpose(1, 2).reshape(B, L, C))
 
 
@@ -154,8 +159,9 @@ class WindowAttention(Attention):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
         place = torch.arange(window * window)
         row, column = place // window, place % window
-        offset = ((row[:, None] - row + window - 1) * (2 * window - 1)
-                  + column[:, None] - column + window - 1)                               # (w², w²)
+        offset = (
+            (row[:, None] - row + window - 1) * (2 * window - 1) + column[:, None] - column + window - 1
+        )  # (w², w²)
         self.register_buffer("relative_position_index", offset)
 
     def forward(self, x, bias_index, same_image):
@@ -164,8 +170,10 @@ class WindowAttention(Attention):
         A, n, _ = bias_index.shape
         h = self.num_heads
         # Groups with a bias of their own lie on the head axis, so that the bias is broadcast over the batch, not copied.
-        q, k, v = self.qkv(x).view(-1, A, n, 3, h, C // h).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # (B·L/(A·n), A·h, n, d)
-        bias = F.embedding(bias_index, self.relative_position_bias_table).permute(0, 3, 1, 2)       # (A, h, n, n)
+        q, k, v = (
+            self.qkv(x).view(-1, A, n, 3, h, C // h).permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        )  # (B·L/(A·n), A·h, n, d)
+        bias = F.embedding(bias_index, self.relative_position_bias_table).permute(0, 3, 1, 2)  # (A, h, n, n)
         if same_image is not None:
             bias = bias + same_image
         x = attend(q, k, v, bias.reshape(1, A * h, n, n), self.variant)
@@ -194,6 +202,7 @@ class Blocks(nn.ModuleList):
 
     grad_checkpointing: keep a block's input only, and do its forward pass again in the backward pass (1604.06174).
     """
+
     grad_checkpointing = False
 
     def forward(self, x, *grouping):
@@ -230,12 +239,14 @@ class Stage(nn.Module):
 
     def __init__(self, dim, window, depth, num_heads, mlp_ratio, drop_path, downsample):
         super().__init__()
-        self.blocks = Blocks(Block(dim, WindowAttention(dim, window, num_heads), mlp_ratio, drop_path[i]) for i in range(depth))
+        self.blocks = Blocks(
+            Block(dim, WindowAttention(dim, window, num_heads), mlp_ratio, drop_path[i]) for i in range(depth)
+        )
         self.downsample = PatchMerging(dim) if downsample else None
 
     def forward(self, x, layout):
-        index = self.blocks[0].attn.relative_position_index                              # (w², w²), alike in all blocks
-        bias_index = index[layout.position[:, :, None], layout.position[:, None, :]]     # (A, n, n)
+        index = self.blocks[0].attn.relative_position_index  # (w², w²), alike in all blocks
+        bias_index = index[layout.position[:, :, None], layout.position[:, None, :]]  # (A, n, n)
         return self.blocks(x, bias_index, layout.same_image)
 
 
@@ -246,26 +257,37 @@ class MixMIMEncoder(nn.Module):
     divide; a window larger than its grid shrinks to the grid. Raises ValueError otherwise.
     """
 
-    def __init__(self, img_size=128, embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32),
-                 window_sizes=(8, 8, 8, 4), mlp_ratio=4.0, drop_path_rate=0.0):
+    def __init__(
+        self,
+        img_size=128,
+        embed_dim=128,
+        depths=(2, 2, 18, 2),
+        num_heads=(4, 8, 16, 32),
+        window_sizes=(8, 8, 8, 4),
+        mlp_ratio=4.0,
+        drop_path_rate=0.0,
+    ):
         super().__init__()
         if img_size < STRIDE or img_size % STRIDE:
             raise ValueError(f"img_size {img_size}: the input side must be a multiple of {STRIDE} pixels")
         self.img_size = img_size
-        self.grids = [img_size // PATCH // 2 ** i for i in range(len(depths))]
+        self.grids = [img_size // PATCH // 2**i for i in range(len(depths))]
         self.windows = [min(window, grid) for window, grid in zip(window_sizes, self.grids)]
         for grid, window in zip(self.grids, self.windows):
             if grid % window:
-                raise ValueError(f"img_size {img_size}: its grid of {grid}×{grid} tokens cannot be cut into windows "
-                                 f"of {window}×{window}; 32, 64, 128, 256, 384 and 512 can")
-        dims = [embed_dim * 2 ** i for i in range(len(depths))]
+                raise ValueError(
+                    f"img_size {img_size}: its grid of {grid}×{grid} tokens cannot be cut into windows "
+                    f"of {window}×{window}; 32, 64, 128, 256, 384 and 512 can"
+                )
+        dims = [embed_dim * 2**i for i in range(len(depths))]
         self.num_features = dims[-1]
         self.absolute_pos_embed = nn.Parameter(get_2d_sincos_pos_embed(embed_dim, self.grids[0]), requires_grad=False)
         self.patch_embed = PatchEmbed(img_size, PATCH, CHANNELS, embed_dim, norm_layer=nn.LayerNorm)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(depths)
         self.layers = nn.ModuleList(
             Stage(dims[i], self.windows[i], depths[i], num_heads[i], mlp_ratio, rates[i].tolist(), i < len(depths) - 1)
-            for i in range(len(depths)))
+            for i in range(len(depths))
+        )
         self.norm = nn.LayerNorm(self.num_features)
 
     def _init_weights(self, module):
@@ -292,7 +314,7 @@ class MixMIMEncoder(nn.Module):
                 module.variant = attention
             if isinstance(module, Blocks):
                 module.grad_checkpointing = grad_checkpointing
-                module._compiled_call_impl = None      # where nn.Module.compile puts what is called instead
+                module._compiled_call_impl = None  # where nn.Module.compile puts what is called instead
                 if compile_mode is not None:
                     module.compile(mode=compile_mode, dynamic=False)
         if compile_mode is not None:
@@ -308,7 +330,10 @@ class MixMIMEncoder(nn.Module):
         of its window that came from the same image. Returns (B, L, C₄), L = (H/32)² in raster order, after the norm.
         """
         layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
-        layouts = [StageLayout(*(None if t is None else _sent(t, x.device) for t in vars(layout).values())) for layout in layouts]
+        layouts = [
+            StageLayout(*(None if t is None else _sent(t, x.device) for t in vars(layout).values()))
+            for layout in layouts
+        ]
         x = as_autocast(self.patch_embed(x) + self.absolute_pos_embed)
         x = _Reorder.apply(x, layouts[0].entry, layouts[0].entry_inverse)
         for i, stage in enumerate(self.layers):
@@ -318,9 +343,8 @@ class MixMIMEncoder(nn.Module):
         return _Reorder.apply(self.norm(x), _sent(to_raster, x.device), _sent(to_raster.argsort(), x.device))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# MixMIM: mixed input, decoder, weighted reconstruction loss
-# --------------------------------------------------------------------------------------------------------------------
+# ---- MixMIM: mixed input, decoder, weighted reconstruction loss ----------------------------------
+
 
 def _at_least_fp32(x):
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -335,18 +359,31 @@ class MixMIM(MixMIMEncoder):
     Raises ValueError for an unknown weight_level or an impossible img_size.
     """
 
-    def __init__(self, img_size=128, decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16, mlp_ratio=4.0,
-                 range_mask_ratio=0.0, norm_pix_loss=False, weight_level="token", **encoder):
+    def __init__(
+        self,
+        img_size=128,
+        decoder_embed_dim=512,
+        decoder_depth=8,
+        decoder_num_heads=16,
+        mlp_ratio=4.0,
+        range_mask_ratio=0.0,
+        norm_pix_loss=False,
+        weight_level="token",
+        **encoder,
+    ):
         super().__init__(img_size, mlp_ratio=mlp_ratio, **encoder)
         if weight_level not in ("token", "pixel"):
             raise ValueError(f"weight_level '{weight_level}' is unknown; choose token or pixel")
         self.norm_pix_loss, self.weight_level, self.range_mask_ratio = norm_pix_loss, weight_level, range_mask_ratio
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = nn.Parameter(get_2d_sincos_pos_embed(decoder_embed_dim, self.grids[-1]),
-                                              requires_grad=False)
+        self.decoder_pos_embed = nn.Parameter(
+            get_2d_sincos_pos_embed(decoder_embed_dim, self.grids[-1]), requires_grad=False
+        )
         self.decoder_embed = nn.Linear(self.num_features, decoder_embed_dim)
         self.decoder_blocks = Blocks(
-            Block(decoder_embed_dim, Attention(decoder_embed_dim, decoder_num_heads), mlp_ratio) for _ in range(decoder_depth))
+            Block(decoder_embed_dim, Attention(decoder_embed_dim, decoder_num_heads), mlp_ratio)
+            for _ in range(decoder_depth)
+        )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, STRIDE * STRIDE * CHANNELS)
         self.apply(self._init_weights)
@@ -361,7 +398,7 @@ class MixMIM(MixMIMEncoder):
         """A random mask (1, L, 1), float on the CPU: 1 in int(L·r) cells, r = mask_ratio + U(0, range_mask_ratio)."""
         ratio = mask_ratio + self.range_mask_ratio * torch.rand((), generator=generator).item()
         mask = torch.zeros(self.num_cells)
-        mask[torch.randperm(self.num_cells, generator=generator)[:int(self.num_cells * ratio)]] = 1
+        mask[torch.randperm(self.num_cells, generator=generator)[: int(self.num_cells * ratio)]] = 1
         return mask.view(1, -1, 1)
 
     def patchify(self, images):
@@ -373,7 +410,7 @@ class MixMIM(MixMIMEncoder):
     def unpatchify(self, patches):
         """The inverse of `patchify`: (B, L, 32·32·2) → (B, 2, H, W)."""
         B, L, _ = patches.shape
-        g = int(L ** 0.5)
+        g = int(L**0.5)
         x = patches.view(B, g, g, STRIDE, STRIDE, CHANNELS).permute(0, 5, 1, 3, 2, 4)
         return x.reshape(B, CHANNELS, g * STRIDE, g * STRIDE)
 
@@ -440,24 +477,26 @@ class MixMIM(MixMIMEncoder):
         Returns loss (scalar, float32), pred (B, L, 32·32·2) of every cell in its own image, mask (1, L, 1).
         """
         if x.shape[1:] != (CHANNELS, self.img_size, self.img_size):
-            raise ValueError(f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})")
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})"
+            )
         if mask is None:
             mask = self.draw_mask(mask_ratio)
         if mask.numel() != self.num_cells:
             raise ValueError(f"mask of shape {tuple(mask.shape)}; this model takes (1, {self.num_cells}, 1)")
         mask = mask.view(1, -1, 1)
         if len(x) % 2 and bool(mask.any()):
-            raise ValueError(f"batch of {len(x)}: image i is mixed with image B−1−i, so an odd batch would mix its middle "
-                             f"image with itself; drop one image or use an even batch size")
+            raise ValueError(
+                f"batch of {len(x)}: image i is mixed with image B−1−i, so an odd batch would mix its middle "
+                f"image with itself; drop one image or use an even batch size"
+            )
         z = self.forward_encoder(x, mask)
         mask = _sent(mask.float(), x.device)
         pred = self.forward_decoder(z, mask)
         return self.forward_loss(x, pred, weights), pred, mask
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Sizes
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Sizes ---------------------------------------------------------------------------------------
 
 # What tells the sizes apart: the encoder, which every downstream model shares.
 ENCODERS = {
@@ -473,8 +512,14 @@ def size_of(weights):
     kernel = weights.get("patch_embed.proj.weight")
     blocks = {tuple(name.split(".")[1:4:2]) for name in weights if name.startswith("layers.") and ".blocks." in name}
     depths = tuple(sum(stage == str(k) for stage, _ in blocks) for k in range(4))
-    return next((size for size, encoder in ENCODERS.items()
-                 if kernel is not None and kernel.ndim and (len(kernel), depths) == (encoder["embed_dim"], encoder["depths"])), None)
+    return next(
+        (
+            size
+            for size, encoder in ENCODERS.items()
+            if kernel is not None and kernel.ndim and (len(kernel), depths) == (encoder["embed_dim"], encoder["depths"])
+        ),
+        None,
+    )
 
 
 def mixmim_tiny(**kwargs):
@@ -498,4 +543,9 @@ def mixmim_huge(**kwargs):
     return MixMIM(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
-SIZES = {"mixmim_tiny": mixmim_tiny, "mixmim_base": mixmim_base, "mixmim_large": mixmim_large, "mixmim_huge": mixmim_huge}
+SIZES = {
+    "mixmim_tiny": mixmim_tiny,
+    "mixmim_base": mixmim_base,
+    "mixmim_large": mixmim_large,
+    "mixmim_huge": mixmim_huge,
+}

@@ -3,6 +3,7 @@
 
 Parameter names and shapes are those of the released finetuned checkpoints. Source: SAR-W-MixMAE, arXiv 2503.01181.
 """
+
 from torch import nn
 
 from models_mixmim import CHANNELS, ENCODERS, MixMIMEncoder
@@ -25,7 +26,9 @@ class MixMIMClassifier(MixMIMEncoder):
         Raises ValueError for another shape.
         """
         if x.ndim != 4 or x.shape[1:] != (CHANNELS, self.img_size, self.img_size):
-            raise ValueError(f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})")
+            raise ValueError(
+                f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})"
+            )
         return self.encode(x).mean(1)
 
     def forward(self, x):
@@ -53,4 +56,9 @@ def mixmim_huge(**kwargs):
     return MixMIMClassifier(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
-SIZES = {"mixmim_tiny": mixmim_tiny, "mixmim_base": mixmim_base, "mixmim_large": mixmim_large, "mixmim_huge": mixmim_huge}
+SIZES = {
+    "mixmim_tiny": mixmim_tiny,
+    "mixmim_base": mixmim_base,
+    "mixmim_large": mixmim_large,
+    "mixmim_huge": mixmim_huge,
+}

@@ -3,6 +3,7 @@
 
 Parameter names and shapes are those of the released flood checkpoint. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
 """
+
 import torch
 
 from models_mixmim import CHANNELS, ENCODERS
@@ -47,8 +48,10 @@ class MixMIMFloodPair(MixMIMClassifier):
         patch_op = patch_op or self.patch_op
         if patch_op not in PATCH_OPS:
             raise ValueError(f"patch_op '{patch_op}' is unknown; choose {' or '.join(PATCH_OPS)}")
-        first, second = super().forward_features(self.cut(torch.cat([img1, img2]))).view(2, len(img1), -1, self.num_features)
-        change = (first - second).abs()                                    # (B, patches, C₄)
+        first, second = (
+            super().forward_features(self.cut(torch.cat([img1, img2]))).view(2, len(img1), -1, self.num_features)
+        )
+        change = (first - second).abs()  # (B, patches, C₄)
         return change.mean(1) if patch_op == "avg" else change.amax(1)
 
     def forward(self, img1, img2, patch_op=None):
@@ -76,4 +79,9 @@ def mixmim_huge(**kwargs):
     return MixMIMFloodPair(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
-SIZES = {"mixmim_tiny": mixmim_tiny, "mixmim_base": mixmim_base, "mixmim_large": mixmim_large, "mixmim_huge": mixmim_huge}
+SIZES = {
+    "mixmim_tiny": mixmim_tiny,
+    "mixmim_base": mixmim_base,
+    "mixmim_large": mixmim_large,
+    "mixmim_huge": mixmim_huge,
+}

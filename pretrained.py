@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """From flags or a checkpoint to a classifier, and how its input is prepared.
 
-    from pretrained import load
-    model, prepare = load("checkpoint_best.pth")              # ours, exported or released (then with dataset="benv2")
-    logits = model(prepare(sar_db)[0])                        # sar_db (B, 2, 120, 120), dB, order VH, VV
+from pretrained import load
+model, prepare = load("checkpoint_best.pth")              # ours, exported or released (then with dataset="benv2")
+logits = model(prepare(sar_db)[0])                        # sar_db (B, 2, 120, 120), dB, order VH, VV
 """
+
 import argparse
 from dataclasses import dataclass
 from functools import partial
@@ -23,27 +24,43 @@ from util.errors import UsageError
 from util.feeding import TRAINED_WITH, facts_of, flags_of, settle_input
 from util.metrics import flood_metrics, multilabel_metrics
 
-DECODER = ("decoder_", "mask_token")      # of a pretraining checkpoint
+DECODER = ("decoder_", "mask_token")  # of a pretraining checkpoint
 HEAD = ("head.",)
-FLOOD_PATCH, FLOOD_SIZE = 128, 512        # sides of the patches a flood image is cut into, and of the published images
+FLOOD_PATCH, FLOOD_SIZE = 128, 512  # sides of the patches a flood image is cut into, and of the published images
 
 
 @dataclass(frozen=True)
 class Task:
     """What a dataset asks of a model. name: also of its selection rules. headline: metrics in the order of a table."""
+
     name: str
     sizes: dict
     criterion: callable
-    activate: callable                    # logits (N, K) → probabilities (N, K)
-    metrics: callable                     # (probabilities, labels) → dict
-    headline: dict                        # row of the summary table → metrics (macro, micro), or (value,)
+    activate: callable  # logits (N, K) → probabilities (N, K)
+    metrics: callable  # (probabilities, labels) → dict
+    headline: dict  # row of the summary table → metrics (macro, micro), or (value,)
 
 
-MULTILABEL = Task("multilabel", models_mixmim_ft.SIZES, F.multilabel_soft_margin_loss, torch.sigmoid, multilabel_metrics,
-                  {"Average Precision": ("ap_macro", "ap_micro"), "F1 Score": ("f1_macro", "f1_micro"),
-                   "Precision": ("precision_macro", "precision_micro")})
-FLOOD = Task("flood", models_sen12_ft.SIZES, F.cross_entropy, partial(torch.softmax, dim=1), flood_metrics,
-             {"Accuracy": ("accuracy",), "Precision": ("precision",), "Recall": ("recall",), "F1 Score": ("f1",)})
+MULTILABEL = Task(
+    "multilabel",
+    models_mixmim_ft.SIZES,
+    F.multilabel_soft_margin_loss,
+    torch.sigmoid,
+    multilabel_metrics,
+    {
+        "Average Precision": ("ap_macro", "ap_micro"),
+        "F1 Score": ("f1_macro", "f1_micro"),
+        "Precision": ("precision_macro", "precision_micro"),
+    },
+)
+FLOOD = Task(
+    "flood",
+    models_sen12_ft.SIZES,
+    F.cross_entropy,
+    partial(torch.softmax, dim=1),
+    flood_metrics,
+    {"Accuracy": ("accuracy",), "Precision": ("precision",), "Recall": ("recall",), "F1 Score": ("f1",)},
+)
 TASKS = {"benv1": MULTILABEL, "benv2": MULTILABEL, "sen12flood": FLOOD}
 
 
@@ -65,8 +82,10 @@ def build_model(args, meta=False):
     options = {"num_classes": args.nb_classes, "drop_path_rate": args.drop_path}
     if TASKS[args.dataset] is FLOOD:
         if args.input_size and args.input_size % FLOOD_PATCH:
-            raise UsageError(f"--input_size {args.input_size}: flood images are cut into patches of {FLOOD_PATCH} pixels, so "
-                             f"it must be a multiple of {FLOOD_PATCH}")
+            raise UsageError(
+                f"--input_size {args.input_size}: flood images are cut into patches of {FLOOD_PATCH} pixels, so "
+                f"it must be a multiple of {FLOOD_PATCH}"
+            )
         options |= {"img_size": FLOOD_PATCH, "patch_cut": args.patch_cut, "patch_op": args.patch_op}
     else:
         options["img_size"] = args.input_size
@@ -90,13 +109,19 @@ def check_classes(state, path, args):
     """Whether a checkpoint classifies what --dataset labels. Raises UsageError naming both."""
     classes, facts = list(DATASETS[args.dataset].CLASSES), facts_of(state)
     if not has_head(state):
-        raise UsageError(f"{path}: a pretraining checkpoint, which has no head to classify with; finetune it first (--finetune "
-                         f"without --eval), or look at its features with --embed")
+        raise UsageError(
+            f"{path}: a pretraining checkpoint, which has no head to classify with; finetune it first (--finetune "
+            f"without --eval), or look at its features with --embed"
+        )
     theirs = facts.get("classes", facts.get("nb_classes"))
     if theirs not in (classes, len(classes)):
-        shown = f"{theirs} classes" if isinstance(theirs, int) else f"{len(theirs)} classes ({', '.join(theirs[:3])}, …)"
-        raise UsageError(f"{path}: classifies {shown}, but --dataset {args.dataset} has {len(classes)} ({', '.join(classes[:3])}"
-                         f"{', …' if len(classes) > 3 else ''}); choose the dataset it was finetuned on")
+        shown = (
+            f"{theirs} classes" if isinstance(theirs, int) else f"{len(theirs)} classes ({', '.join(theirs[:3])}, …)"
+        )
+        raise UsageError(
+            f"{path}: classifies {shown}, but --dataset {args.dataset} has {len(classes)} ({', '.join(classes[:3])}"
+            f"{', …' if len(classes) > 3 else ''}); choose the dataset it was finetuned on"
+        )
 
 
 def load_weights(model, state, path, head):
@@ -117,8 +142,16 @@ def load(path, dataset=None, device="cpu", **flags):
     dataset = dataset or state.get("args", {}).get("dataset")
     if dataset not in DATASETS:
         raise UsageError(f"{path}: does not say what it was trained on; give dataset, one of {', '.join(DATASETS)}")
-    args = argparse.Namespace(**{**dict.fromkeys(TRAINED_WITH), "drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset,
-                                 **flags})
+    args = argparse.Namespace(
+        **{
+            **dict.fromkeys(TRAINED_WITH),
+            "drop_path": 0.0,
+            "seed": 0,
+            "force_input": False,
+            "dataset": dataset,
+            **flags,
+        }
+    )
     args = settle_input(args, state, path, size_of(state["model"]))
     if has_head(state):
         check_classes(state, path, args)

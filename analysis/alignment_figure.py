@@ -6,6 +6,7 @@
 Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads must lie
 at the same place in all panels; the circles are drawn at the same pixels, to compare by.
 """
+
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from sarwmix.rasters import read_band
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import ALIGNED, S1_LIST, read_s1_list
 
-MOST = 5                        # acquisitions in a figure
-MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))      # shares of height and width
+MOST = 5  # acquisitions in a figure
+MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))  # shares of height and width
 
 
 def to_grey(sigma0, channel):
@@ -47,13 +48,31 @@ def draw_alignment(reference, images):
         for axis, channel, c in zip(column, ("VV", "VH"), (1, 0)):
             axis.imshow(to_grey(values[c], channel), interpolation="nearest")
     for axis, name in zip(axes[:, 1], ("VV", "VH")):
-        axis.text(0.03, 0.96, name, transform=axis.transAxes, va="top", fontsize=11, weight="bold", color="white",
-                  bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=2))
-    axes[1, 0].text(0.5, 0.5, "circles: the same pixels in all panels\nblue: no data", transform=axes[1, 0].transAxes, ha="center",
-                    va="center", fontsize=9)
+        axis.text(
+            0.03,
+            0.96,
+            name,
+            transform=axis.transAxes,
+            va="top",
+            fontsize=11,
+            weight="bold",
+            color="white",
+            bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=2),
+        )
+    axes[1, 0].text(
+        0.5,
+        0.5,
+        "circles: the same pixels in all panels\nblue: no data",
+        transform=axes[1, 0].transAxes,
+        ha="center",
+        va="center",
+        fontsize=9,
+    )
     height, width = reference.shape
     for axis in [axes[0, 0], *axes[:, 1:].flat]:
-        axis.plot([width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec=ORANGE, mew=1.1)
+        axis.plot(
+            [width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec=ORANGE, mew=1.1
+        )
     return figure
 
 
@@ -65,7 +84,9 @@ def read_folder(raw, aligned, folder):
     known = {image.name: image for image in read_s1_list(aligned / S1_LIST).get(folder, ())}
     lost = [row["image"] for row in rows if row["image"] not in known]
     if lost:
-        raise DataError(f"{aligned / S1_LIST}: lacks {folder}/{lost[0]}, which {ALIGNED.name} has; run python -m {ALIGNED.program} again")
+        raise DataError(
+            f"{aligned / S1_LIST}: lacks {folder}/{lost[0]}, which {ALIGNED.name} has; run python -m {ALIGNED.program} again"
+        )
     images = []
     for row in [rows[k] for k in np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]:
         image, values = known[row["image"]], read_aligned(aligned / folder / f"{row['image']}.tif")
@@ -77,10 +98,14 @@ def read_folder(raw, aligned, folder):
 
 def main():
     parser = Command("analysis.alignment_figure", __doc__.splitlines()[0])
-    parser.add_argument("--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images")
+    parser.add_argument(
+        "--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
+    )
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
+    )
     args = parser.parse_args()
     try:
         write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)

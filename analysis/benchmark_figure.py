@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Draw what the benchmarks measured: a figure for each JSON of a folder.
 
-    python -m analysis.benchmark_figure output/benchmarks --output docs/figures
-    python -m analysis.benchmark_figure output/gpu_report
+python -m analysis.benchmark_figure output/benchmarks --output docs/figures
+python -m analysis.benchmark_figure output/gpu_report
 """
+
 import argparse
 import json
 import re
@@ -18,16 +19,30 @@ from analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, entit
 
 def colour_of(name):
     """Grey for what is compared with, orange for the same with our settings, blue for ours."""
-    return (GREY if "," not in name or "again" in name or "GeoTIFF" in name else ORANGE) if name.startswith("reference") else BLUE
+    return (
+        (GREY if "," not in name or "again" in name or "GeoTIFF" in name else ORANGE)
+        if name.startswith("reference")
+        else BLUE
+    )
 
 
 def bars(axis, names, values, low, high, colours, unit, digits=0):
     """Horizontal bars, the first on top, with whiskers from low to high and the values beside them."""
     place = np.arange(len(names))[::-1]
     axis.barh(place, values, color=colours, height=0.7)
-    axis.errorbar(values, place, xerr=[np.subtract(values, low), np.subtract(high, values)], fmt="none", ecolor="black", capsize=3, lw=1)
+    axis.errorbar(
+        values,
+        place,
+        xerr=[np.subtract(values, low), np.subtract(high, values)],
+        fmt="none",
+        ecolor="black",
+        capsize=3,
+        lw=1,
+    )
     for y, value, end in zip(place, values, high):
-        axis.annotate(f"{value:,.{digits}f}", (max(value, end), y), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(
+            f"{value:,.{digits}f}", (max(value, end), y), (4, 0), textcoords="offset points", va="center", fontsize=9
+        )
     axis.set_yticks(place, names)
     axis.set_xlabel(unit)
     axis.set_xlim(0, max(high) * 1.15)
@@ -46,7 +61,16 @@ def draw_step(figure, data):
         rows = [row for row in data["rows"] if (row["amp"] == "off") == (kind == "float32")]
         rates = [quartiles(size / np.array(row["seconds"])) for row in rows]
         low, middle, high = np.transpose(rates)
-        bars(axis, [row["path"] for row in rows], middle, low, high, [colour_of(row["path"]) for row in rows], "images/s", 1 if max(high) < 100 else 0)
+        bars(
+            axis,
+            [row["path"] for row in rows],
+            middle,
+            low,
+            high,
+            [colour_of(row["path"]) for row in rows],
+            "images/s",
+            1 if max(high) < 100 else 0,
+        )
         axis.set_title(kind if kind == "float32" else ", ".join(dict.fromkeys(row["amp"] for row in rows)), loc="left")
     return f"A pretraining step, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
@@ -59,8 +83,14 @@ def draw_end_to_end(figure, data):
     axis.barh(place, np.subtract(whole, waited), color=[colour_of(row["way"]) for row in rows], height=0.7)
     axis.barh(place, waited, left=np.subtract(whole, waited), color=VERMILION, height=0.7, label="waiting for data")
     for y, value, row in zip(place, whole, rows):
-        axis.annotate(f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×", (value, y), (4, 0), textcoords="offset points",
-                      va="center", fontsize=9)
+        axis.annotate(
+            f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×",
+            (value, y),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
     axis.set_yticks(place, [row["way"] for row in rows])
     axis.set_xlabel("ms a step")
     axis.set_xlim(0, max(whole) * 1.45)
@@ -74,17 +104,41 @@ def draw_scaling(figure, data):
     axis, rows = figure.subplots(), data["rows"]
     place, ideal = np.arange(len(rows)), np.array([row["ranks"] * row["alone"] for row in rows])
     real, together = (np.array([row[name] for row in rows]) for name in ("exchanging", "together"))
-    parts = (("achieved", real, BLUE), ("lost to the exchange of gradients", np.maximum(together - real, 0), ORANGE),
-             ("lost to what ranks share", np.maximum(ideal - np.maximum(together, real), 0), GREY))
+    parts = (
+        ("achieved", real, BLUE),
+        ("lost to the exchange of gradients", np.maximum(together - real, 0), ORANGE),
+        ("lost to what ranks share", np.maximum(ideal - np.maximum(together, real), 0), GREY),
+    )
     bottom = np.zeros(len(rows))
     for name, height, colour in parts:
         axis.bar(place, height, bottom=bottom, color=colour, width=0.6, label=name)
         bottom += height
     for x, value, row in zip(place, real, rows):
-        axis.annotate(f"{value:,.1f}", (x, value), (0, -4), textcoords="offset points", ha="center", va="top", color="white", fontsize=9)
-        axis.annotate(f"{row['efficiency'].split()[0]} of N × alone", (x, bottom[int(x)]), (0, 3), textcoords="offset points", ha="center", fontsize=9)
-    axis.set_xticks(place, [f"{row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['threads']} thread{'s' if row['threads'] > 1 else ''} each"
-                            for row in rows])
+        axis.annotate(
+            f"{value:,.1f}",
+            (x, value),
+            (0, -4),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color="white",
+            fontsize=9,
+        )
+        axis.annotate(
+            f"{row['efficiency'].split()[0]} of N × alone",
+            (x, bottom[int(x)]),
+            (0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+    axis.set_xticks(
+        place,
+        [
+            f"{row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['threads']} thread{'s' if row['threads'] > 1 else ''} each"
+            for row in rows
+        ],
+    )
     axis.set_ylabel("images/s")
     axis.set_ylim(0, bottom.max() * 1.3)
     axis.legend(frameon=False, loc="upper left")
@@ -95,17 +149,33 @@ def draw_scaling(figure, data):
 def draw_parity(figure, data):
     """Losses step by step, and how far each training is from the one in float32."""
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    base, smooth = np.array(data["rows"][0]["losses"]), int(data["flags"]["batches"])      # once through the batches
+    base, smooth = np.array(data["rows"][0]["losses"]), int(data["flags"]["batches"])  # once through the batches
     window = np.ones(smooth) / smooth
     # The control lies under the others; thin on thick, so that curves that agree can all be seen.
-    styles = [("black", 4, "-"), (GREY, 3, "-"), (BLUE, 2, "-"), (ORANGE, 1.5, "--"), (GREEN, 1.2, ":"), (PURPLE, 1.2, "-."), (VERMILION, 1, "--")]
+    styles = [
+        ("black", 4, "-"),
+        (GREY, 3, "-"),
+        (BLUE, 2, "-"),
+        (ORANGE, 1.5, "--"),
+        (GREEN, 1.2, ":"),
+        (PURPLE, 1.2, "-."),
+        (VERMILION, 1, "--"),
+    ]
     for row, (colour, width, style) in zip(data["rows"], styles):
         losses = np.array(row["losses"])
         steps = np.arange(1, len(losses) + 1)
         name = row["path"] if row["amp"] in row["path"] or row["amp"] == "off" else f"{row['path']} ({row['amp']})"
-        above.plot(steps[smooth - 1:], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name)
+        above.plot(
+            steps[smooth - 1 :], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name
+        )
         if row is not data["rows"][0]:
-            below.plot(steps[smooth - 1:], np.convolve(np.abs(losses / base - 1), window, "valid"), color=colour, lw=width, ls=style)
+            below.plot(
+                steps[smooth - 1 :],
+                np.convolve(np.abs(losses / base - 1), window, "valid"),
+                color=colour,
+                lw=width,
+                ls=style,
+            )
     above.set_ylabel(f"loss, mean of {smooth} steps")
     above.legend(frameon=False, fontsize=9)
     below.set_yscale("log")
@@ -120,12 +190,18 @@ def draw_memory(figure, data):
     """What grows with the batch, and the time of a step, of every path."""
     left, right = figure.subplots(1, 2)
     models, paths = (list(dict.fromkeys(row[name] for row in data["rows"])) for name in ("model", "path"))
-    for k, (path, colour) in enumerate(zip(paths, (GREY, BLUE, GREEN)[-len(paths):])):
+    for k, (path, colour) in enumerate(zip(paths, (GREY, BLUE, GREEN)[-len(paths) :])):
         rows = [row for row in data["rows"] if row["path"] == path]
-        for axis, values in ((left, [row["kept_mb_per_image"] for row in rows]), (right, [row["step_s"] for row in rows])):
+        for axis, values in (
+            (left, [row["kept_mb_per_image"] for row in rows]),
+            (right, [row["step_s"] for row in rows]),
+        ):
             place = np.arange(len(rows)) + 0.27 * (k - (len(paths) - 1) / 2)
             axis.bar_label(axis.bar(place, values, 0.26, color=colour, label=path), fmt="{:,.3g}", fontsize=8)
-    for axis, label in ((left, "MB/image kept for backward"), (right, f"seconds a step, batch {data['flags']['batch_size']}")):
+    for axis, label in (
+        (left, "MB/image kept for backward"),
+        (right, f"seconds a step, batch {data['flags']['batch_size']}"),
+    ):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
         axis.spines[["top", "right"]].set_visible(False)
@@ -139,8 +215,20 @@ def draw_startup(figure, data):
     rows = data["rows"]
     low, middle, high = np.transpose([quartiles(row["seconds"]) for row in rows])
     axis = figure.subplots()
-    names = [row["what"] if row["count"] is None or "extrapolated" in row["what"] else f"{row['what']} ({row['count']:,})" for row in rows]
-    bars(axis, names, middle, low, high, [GREY if row["what"].startswith("reference") else BLUE for row in rows], "seconds", 2)
+    names = [
+        row["what"] if row["count"] is None or "extrapolated" in row["what"] else f"{row['what']} ({row['count']:,})"
+        for row in rows
+    ]
+    bars(
+        axis,
+        names,
+        middle,
+        low,
+        high,
+        [GREY if row["what"].startswith("reference") else BLUE for row in rows],
+        "seconds",
+        2,
+    )
     return "Before the first step"
 
 
@@ -149,8 +237,15 @@ def draw_data(figure, data):
     rows = data["rows"]
     low, middle, high = np.transpose([quartiles(row["rounds"]) for row in rows])
     axis = figure.subplots()
-    bars(axis, [row["layout"] for row in rows], middle, low, high, [BLUE if row["layout"].startswith("packed") else GREY for row in rows],
-         "samples/s, one thread")
+    bars(
+        axis,
+        [row["layout"] for row in rows],
+        middle,
+        low,
+        high,
+        [BLUE if row["layout"].startswith("packed") else GREY for row in rows],
+        "samples/s, one thread",
+    )
     axis.set_xscale("log")
     axis.set_xlim(min(low) / 2, max(high) * 4)
     return "Reading random batches by layout of the data"
@@ -160,18 +255,24 @@ def short_name(kernel, most=44):
     """A kernel's name without what its template was made for."""
     name = re.split(r"[<(]", kernel.removeprefix("void ").replace("(anonymous namespace)::", ""))[0]
     name = name if name.startswith("aten::") else name.split("::")[-1]
-    return name if len(name) <= most else f"{name[:most - 1]}…"
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def draw_kernels(figure, row):
     """The kernels with the most time, and the share of time in which the GPU has nothing to do."""
-    bars_of = [(short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in row["found"] if "kernel" in found]
-    bars_of += [("idle", found["idle"] * found["ms"], found["idle"], VERMILION) for found in row["found"] if "idle" in found]
+    bars_of = [
+        (short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in row["found"] if "kernel" in found
+    ]
+    bars_of += [
+        ("idle", found["idle"] * found["ms"], found["idle"], VERMILION) for found in row["found"] if "idle" in found
+    ]
     names, values, shares, colours = zip(*bars_of)
     axis, place = figure.subplots(), np.arange(len(names))[::-1]
     axis.barh(place, values, color=colours, height=0.7)
     for y, value, share in zip(place, values, shares):
-        axis.annotate(f"{value:.3g} ms, {share:.1%}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            f"{value:.3g} ms, {share:.1%}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axis.set_yticks(place, names, fontsize=8)
     axis.set_xlabel("ms a step")
     axis.set_xlim(0, max(values) * 1.3)
@@ -187,11 +288,21 @@ def draw_outcomes(figure, rows):
     for row in rows:
         found = [entry["text"] for entry in row["found"] if not row.get("data") and "kernel" not in entry]
         texts = [": ".join(filter(None, (row["status"], row["reason"]))), *found]
-        lines += [(row["part"].replace("_", " ") if k == 0 else "", line, row["status"])
-                  for k, line in enumerate(line for text in texts for line in textwrap.wrap(text, 95))]
+        lines += [
+            (row["part"].replace("_", " ") if k == 0 else "", line, row["status"])
+            for k, line in enumerate(line for text in texts for line in textwrap.wrap(text, 95))
+        ]
     for k, (name, line, status) in enumerate(lines):
         place = 1 - (k + 0.5) / len(lines)
-        axis.text(0, place, name, fontsize=8, va="center", fontweight="bold", color=VERMILION if status == "failed" else "black")
+        axis.text(
+            0,
+            place,
+            name,
+            fontsize=8,
+            va="center",
+            fontweight="bold",
+            color=VERMILION if status == "failed" else "black",
+        )
         axis.text(0.14, place, line, fontsize=8, va="center", color="dimgrey" if status == "left out" else "black")
     return "How the parts ended"
 
@@ -200,9 +311,11 @@ def draw_gpu_report(figure, data):
     """A panel for each part that has figures, as the benchmarks themselves are drawn, and how all parts ended."""
     done = {name: value for row in data["rows"] for name, value in row.get("data", {}).items()}
     panels = [(draw, done[name], size) for name, (draw, size) in DRAWINGS.items() if name in done]
-    panels += [(draw_kernels, row, (9, 3.5)) for row in data["rows"] if any("kernel" in found for found in row["found"])]
+    panels += [
+        (draw_kernels, row, (9, 3.5)) for row in data["rows"] if any("kernel" in found for found in row["found"])
+    ]
     panels += [(draw_outcomes, data["rows"], (9, 3.5))]
-    heights = [max(size[1] for _, _, size in panels[k:k + 2]) for k in range(0, len(panels), 2)]
+    heights = [max(size[1] for _, _, size in panels[k : k + 2]) for k in range(0, len(panels), 2)]
     places = figure.subfigures(len(heights), 2, height_ratios=heights, hspace=0.06, wspace=0.03, squeeze=False).flat
     for (paint, values, _), place, letter in zip(panels, places, "abcdefgh"):
         place.suptitle(f"{letter}   {paint(place, values)}", x=0.01, ha="left", fontsize=10, fontweight="bold")
@@ -210,9 +323,16 @@ def draw_gpu_report(figure, data):
     return f"Pretraining, finetuning and their speed: {good} of {len(data['rows'])} parts of the report are ok"
 
 
-DRAWINGS = {"step": (draw_step, (11, 3)), "end_to_end": (draw_end_to_end, (9, 3)), "scaling": (draw_scaling, (6, 4)),
-            "parity": (draw_parity, (8, 5)), "memory": (draw_memory, (9, 3.5)), "startup": (draw_startup, (10, 7)), "data": (draw_data, (9, 6)),
-            "gpu_report": (draw_gpu_report, (15, 12))}
+DRAWINGS = {
+    "step": (draw_step, (11, 3)),
+    "end_to_end": (draw_end_to_end, (9, 3)),
+    "scaling": (draw_scaling, (6, 4)),
+    "parity": (draw_parity, (8, 5)),
+    "memory": (draw_memory, (9, 3.5)),
+    "startup": (draw_startup, (10, 7)),
+    "data": (draw_data, (9, 6)),
+    "gpu_report": (draw_gpu_report, (15, 12)),
+}
 
 
 def draw(name, data):
@@ -231,12 +351,17 @@ def draw(name, data):
 def main():
     parser = argparse.ArgumentParser(prog="python -m analysis.benchmark_figure", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the benchmarks wrote their JSON")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for benchmark_NAME.png and .svg (default: the same)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for benchmark_NAME.png and .svg (default: the same)"
+    )
     args = parser.parse_args()
     output = args.output or args.folder
     found = [name for name in DRAWINGS if (args.folder / f"{name}.json").is_file()]
     if not found:
-        parser.exit(2, f"benchmark_figure: error: {args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it\n")
+        parser.exit(
+            2,
+            f"benchmark_figure: error: {args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it\n",
+        )
     output.mkdir(parents=True, exist_ok=True)
     for name in found:
         path = args.folder / f"{name}.json"

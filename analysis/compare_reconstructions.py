@@ -4,6 +4,7 @@
     python -m analysis.compare_reconstructions --input a/inference/reconstructions.npz b/inference/reconstructions.npz \\
         --output compared.png --samples 0 3
 """
+
 import zipfile
 import zlib
 from pathlib import Path
@@ -34,8 +35,12 @@ def read_reconstructions(paths):
     places = [Path(path).resolve().parent for path in paths]
     runs = short_names([place.parent if place.name == "inference" else place for place in places])
     if len(set(runs)) < len(runs):
-        raise ValueError(f"{paths[-1]}: is in one folder with another input, and has the same checkpoints; name each once")
-    return names, {f"{run}/{title}": result for run, (_, results) in zip(runs, files) for title, result in results.items()}
+        raise ValueError(
+            f"{paths[-1]}: is in one folder with another input, and has the same checkpoints; name each once"
+        )
+    return names, {
+        f"{run}/{title}": result for run, (_, results) in zip(runs, files) for title, result in results.items()
+    }
 
 
 def read_file(path):
@@ -49,12 +54,25 @@ def read_file(path):
             results.setdefault(title, {})[part] = array
         for result in results.values():
             side = result[MASK].shape[-2:]
-            if result[MASK].shape != (1, 1, *side) or any(result[part].shape != (len(ids), 2, *side) for part in IMAGES):
+            if result[MASK].shape != (1, 1, *side) or any(
+                result[part].shape != (len(ids), 2, *side) for part in IMAGES
+            ):
                 raise ValueError(result[MASK].shape)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or 'cannot be read'}; name a reconstructions.npz") from None
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
-        raise ValueError(f"{path}: not a file that main_pretrain.py --inference saved, or damaged; make it again") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
+        raise ValueError(
+            f"{path}: not a file that main_pretrain.py --inference saved, or damaged; make it again"
+        ) from None
     if not ids or not results:
         raise ValueError(f"{path}: holds no reconstructions; make it again with main_pretrain.py --inference")
     return ids, results
@@ -62,17 +80,27 @@ def read_file(path):
 
 def main():
     parser = Command("analysis.compare_reconstructions", __doc__.splitlines()[0])
-    parser.add_argument("--input", nargs="+", required=True, metavar="NPZ", help="reconstructions.npz of one or several runs")
-    parser.add_argument("--samples", nargs="+", type=int, metavar="I", help="rows to draw, counted from 0; without, all")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="NPZ", help="reconstructions.npz of one or several runs"
+    )
+    parser.add_argument(
+        "--samples", nargs="+", type=int, metavar="I", help="rows to draw, counted from 0; without, all"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
+    )
     args = parser.parse_args()
     try:
         names, results = read_reconstructions(args.input)
         rows = args.samples or list(range(len(names)))
         if not all(0 <= row < len(names) for row in rows):
-            raise ValueError(f"--samples {' '.join(map(str, rows))}: there are {len(names)}, counted from 0; choose among them")
-        chosen = {title: {part: values if part == MASK else values[rows] for part, values in result.items()}
-                  for title, result in results.items()}
+            raise ValueError(
+                f"--samples {' '.join(map(str, rows))}: there are {len(names)}, counted from 0; choose among them"
+            )
+        chosen = {
+            title: {part: values if part == MASK else values[rows] for part, values in result.items()}
+            for title, result in results.items()
+        }
         write_figure(draw_reconstructions(chosen, [names[row] for row in rows]), args.output)
     except ValueError as error:
         parser.error(str(error))

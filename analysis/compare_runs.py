@@ -7,6 +7,7 @@
 Runs whose flags differ in their seeds alone also get a row with the mean and the standard deviation over them; in the figure
 they are the dots of one row, and a bar is their mean.
 """
+
 import json
 import textwrap
 from pathlib import Path
@@ -22,11 +23,34 @@ from sarwmix.files import put_in_place
 SHOWN = {name: MULTILABEL[name] for name in ("ap_macro", "ap_micro", "f1_macro", "f1_micro")}
 # Flags that may differ between runs of one kind: seeds; where a run lies and how it goes on; where and how it is computed, not
 # what. Of accum_iter and ranks the product counts, which the global batch tells. At another data_path there may be other data.
-FREE = ("seed", "draw_seed",
-        "output_dir", "log_dir", "overwrite", "resume", "save_every_steps", "save_every_minutes", "walltime", "log_freq",
-        "accum_iter", "device", "num_workers", "pin_mem", "data_cache", "check_files", "dist_eval", "compile", "grad_checkpointing",
-        "world_size", "local_rank", "dist_on_itp", "dist_url", "port", "dist_timeout")
-WIDE = 44                        # characters of a line of a row's label
+FREE = (
+    "seed",
+    "draw_seed",
+    "output_dir",
+    "log_dir",
+    "overwrite",
+    "resume",
+    "save_every_steps",
+    "save_every_minutes",
+    "walltime",
+    "log_freq",
+    "accum_iter",
+    "device",
+    "num_workers",
+    "pin_mem",
+    "data_cache",
+    "check_files",
+    "dist_eval",
+    "compile",
+    "grad_checkpointing",
+    "world_size",
+    "local_rank",
+    "dist_on_itp",
+    "dist_url",
+    "port",
+    "dist_timeout",
+)
+WIDE = 44  # characters of a line of a row's label
 
 
 def read_run(folder, split):
@@ -37,14 +61,21 @@ def read_run(folder, split):
         # A run that was continued starts from what its first part did.
         flags = {**record["flags"], "finetune": record.get("earlier", [record])[0]["flags"]["finetune"]}
         names = FLOOD if "accuracy" in metrics else SHOWN
-        row = {"run": folder.name, "start": flags["finetune"] or "random", "training samples": record["data"]["train"]["samples"],
-               "epoch": metrics["epoch"], **{shown: _score(metrics[name]) for name, shown in names.items()}}
+        row = {
+            "run": folder.name,
+            "start": flags["finetune"] or "random",
+            "training samples": record["data"]["train"]["samples"],
+            "epoch": metrics["epoch"],
+            **{shown: _score(metrics[name]) for name, shown in names.items()},
+        }
         kind = {name: value for name, value in flags.items() if name not in FREE and value is not None}
         return row, {**kind, "global_batch": record["global_batch"]}
     except KeyError as error:
         raise ValueError(f"{folder}: not a run of main_finetune.py (no {error}); name its --output_dir") from None
     except (TypeError, AttributeError, IndexError):
-        raise ValueError(f"{folder}: its run.json or eval_{split}.json is not what main_finetune.py writes; name its --output_dir") from None
+        raise ValueError(
+            f"{folder}: its run.json or eval_{split}.json is not what main_finetune.py writes; name its --output_dir"
+        ) from None
 
 
 def _score(value):
@@ -56,7 +87,9 @@ def _read(path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path}: does not exist; name the output folders of finetuned runs, and a split they were evaluated on") from None
+        raise ValueError(
+            f"{path}: does not exist; name the output folders of finetuned runs, and a split they were evaluated on"
+        ) from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; name the output folders of finetuned runs") from None
     except (ValueError, RecursionError):
@@ -80,9 +113,19 @@ def table_of_runs(runs):
     """runs: (row, kind) of each. Returns (DataFrame of the runs, best first; DataFrame of means over seeds, maybe empty)."""
     frame = pd.DataFrame([row for row, _ in runs])
     metrics = metrics_of(frame)
-    means = [{"mean of": f"{len(rows)} seeds", "start": rows["start"].iloc[0], "training samples": rows["training samples"].iloc[0],
-              **{name: f"{rows[name].mean():.4f} ± {rows[name].std():.4f}" if rows[name].notna().all() else None for name in metrics}}
-             for _, rows in group_by_kind(runs) if len(rows) > 1]
+    means = [
+        {
+            "mean of": f"{len(rows)} seeds",
+            "start": rows["start"].iloc[0],
+            "training samples": rows["training samples"].iloc[0],
+            **{
+                name: f"{rows[name].mean():.4f} ± {rows[name].std():.4f}" if rows[name].notna().all() else None
+                for name in metrics
+            },
+        }
+        for _, rows in group_by_kind(runs)
+        if len(rows) > 1
+    ]
     return frame.sort_values(metrics[0], ascending=False), pd.DataFrame(means)
 
 
@@ -104,7 +147,9 @@ def describe_kinds(kinds):
         if any(value != values[0] for value in values):
             texts = sorted({value for value in values if value and isinstance(value, str)})
             short = dict(zip(texts, short_names(texts) if texts else ()))
-            columns.append([_words(name, short.get(value, value) if isinstance(value, str) else value) for value in values])
+            columns.append(
+                [_words(name, short.get(value, value) if isinstance(value, str) else value) for value in values]
+            )
     return [", ".join(words) for words in zip(*columns)]
 
 
@@ -135,7 +180,9 @@ def write_table(frame, path, flag):
 
 def main():
     parser = Command("analysis.compare_runs", __doc__.splitlines()[0])
-    parser.add_argument("--runs", nargs="+", required=True, metavar="DIR", help="output folders of finetuned runs, of one task")
+    parser.add_argument(
+        "--runs", nargs="+", required=True, metavar="DIR", help="output folders of finetuned runs, of one task"
+    )
     parser.add_argument("--split", default="test", help="split whose figures are compared")
     parser.add_argument("--output", metavar="CSV", help="also write the rows of the runs here")
     parser.add_argument("--figure", metavar="FILE", help="also draw them, .png or .svg; both are written")
@@ -154,7 +201,10 @@ def main():
     for part in (frame, means):
         if len(part):
             part = part.astype(object).where(part.notna(), None)
-            print(tabulate(part, headers="keys", tablefmt="pipe", floatfmt=".4f", showindex=False, missingval="–"), end="\n\n")
+            print(
+                tabulate(part, headers="keys", tablefmt="pipe", floatfmt=".4f", showindex=False, missingval="–"),
+                end="\n\n",
+            )
 
 
 if __name__ == "__main__":

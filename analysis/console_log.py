@@ -4,28 +4,37 @@
 A log is read as far as it can be read. Lines may lack their clock, and may have what mpirun, srun or a shell put before it;
 bytes may be damaged. What looks like data and cannot be read is counted as malformed.
 """
+
 import json
 import math
 import re
 from dataclasses import dataclass
 
 # Of an evaluation: as checkpoints and JSON name the metrics, and as tables and axes show them.
-MULTILABEL = {"ap_macro": "AP macro", "ap_micro": "AP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro",
-              "precision_macro": "precision macro", "precision_micro": "precision micro"}
+MULTILABEL = {
+    "ap_macro": "AP macro",
+    "ap_micro": "AP micro",
+    "f1_macro": "F1 macro",
+    "f1_micro": "F1 micro",
+    "precision_macro": "precision macro",
+    "precision_micro": "precision micro",
+}
 FLOOD = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
 
-HEAD = 64                   # bytes by which a file that is no text shows it; further on one may be damage
-FOREIGN = 3                 # lines of others that may stand before and between the rows of a table
-MOST_FLAGS = 300            # lines of a Namespace, should its end be missing
+HEAD = 64  # bytes by which a file that is no text shows it; further on one may be damage
+FOREIGN = 3  # lines of others that may stand before and between the rows of a table
+MOST_FLAGS = 300  # lines of a Namespace, should its end be missing
 
 # The clock without a fraction: how Python prints a time of exactly 0 µs.
 CLOCK = re.compile(r"\[([01]\d|2[0-3]):([0-5]\d):([0-5]\d(?:\.\d{1,6})?)\] ?")
-RANK = re.compile(r"\s*\[\S*,(\d+)\]<std(?:out|err)>: ?")                  # mpirun --tag-output
+RANK = re.compile(r"\s*\[\S*,(\d+)\]<std(?:out|err)>: ?")  # mpirun --tag-output
 JSON_FLAGS = re.compile(r"\bflags: (\{.*)")
 NAMESPACE = re.compile(r"\bNamespace\((.*)")
 NAMESPACE_FLAG = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,()]+)""")
-START = re.compile(r"initialised from (?P<ours>.+?)(?: \(epochs: (?P<epochs>\d+)\))?, with a new head"
-                   r"|Load pre-trained checkpoint from: (?P<theirs>\S+)")
+START = re.compile(
+    r"initialised from (?P<ours>.+?)(?: \(epochs: (?P<epochs>\d+)\))?, with a new head"
+    r"|Load pre-trained checkpoint from: (?P<theirs>\S+)"
+)
 NO_START = "random initialisation"
 SPLIT = re.compile(r"the figures are of split (\w+)")
 SUMMARY = re.compile(r"Best Results Summary\W*(?:Epoch\W*(\d+))?", re.IGNORECASE)
@@ -34,8 +43,13 @@ TRAINING_TIME = re.compile(r"Training time (?:(\d+) days?, )?(\d+):([0-5]\d):([0
 
 TABLE_LINE = re.compile(r"\s*(?:\S+: )?([|+].*)")
 BORDER = re.compile(r"[-+|:=\s]+")
-FAMILIES = {"ap": r"average precision|\bm?ap\b", "f1": r"\bf1", "precision": r"\bprecision\b", "recall": r"\brecall\b",
-            "accuracy": r"\bacc(uracy)?\b"}                                # the first that fits counts
+FAMILIES = {
+    "ap": r"average precision|\bm?ap\b",
+    "f1": r"\bf1",
+    "precision": r"\bprecision\b",
+    "recall": r"\brecall\b",
+    "accuracy": r"\bacc(uracy)?\b",
+}  # the first that fits counts
 AVERAGE = re.compile("macro|micro")
 MISSING = ("", "-", "–", "—", "nan", "none", "n/a")
 
@@ -52,16 +66,15 @@ class NotALog(NoResult):
     """The file is nothing that a training writes."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Lines
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Lines ---------------------------------------------------------------------------------------
+
 
 def read_text(path):
     """A file's text, damaged bytes replaced. Raises NotALog if it is binary, NoResult if it cannot be read."""
     try:
         with open(path, "rb") as file:
             content = file.read(HEAD)
-            if b"\0" in content:                       # a checkpoint of gigabytes, perhaps
+            if b"\0" in content:  # a checkpoint of gigabytes, perhaps
                 raise NotALog("not a text file")
             content += file.read()
     except OSError as error:
@@ -76,10 +89,10 @@ def lines_of(text):
         rank = RANK.match(line)
         if rank and int(rank[1]):
             continue
-        line = line[rank.end():] if rank else line
+        line = line[rank.end() :] if rank else line
         clock = CLOCK.search(line)
         seconds = int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None
-        lines.append((seconds, line[clock.end():] if clock else line))
+        lines.append((seconds, line[clock.end() :] if clock else line))
     return lines
 
 
@@ -89,9 +102,8 @@ def is_training_log(lines):
     return any(seconds is not None or any(sign.search(text) for sign in signs) for seconds, text in lines)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Tables
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Tables --------------------------------------------------------------------------------------
+
 
 def _cells(text):
     """The cells of a line of a pipe, grid or psql table: [] of a border, None if it is no line of a table."""
@@ -161,7 +173,7 @@ def read_table_of_metrics(rows):
             malformed += any(map(words.search, row))
             continue
         readable = True
-        for name, cell in list(zip(header, row))[labels + 1:]:
+        for name, cell in list(zip(header, row))[labels + 1 :]:
             key = _metric(f"{row[labels]} {name}" if labels >= 0 else name)
             if key in MULTILABEL or key in FLOOD:
                 try:
@@ -177,9 +189,8 @@ def read_table_of_metrics(rows):
         return {}, malformed + 1
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Flags, and the whole log
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Flags, and the whole log --------------------------------------------------------------------
+
 
 def _value(text):
     """The string, number or None that a value is printed as; anything else as it is printed."""
@@ -211,6 +222,7 @@ class ConsoleLog:
 
     summary: {"start", "checkpoint", "epochs", "flags", "split", "epoch", "metrics"}, the first three as of `analysis.results.Result`.
     """
+
     flags: dict
     summary: dict | None
     malformed: int
@@ -238,17 +250,20 @@ def parse(lines):
             # Ours has no default for --finetune, so that '' was asked for; a continued run may leave it out, and is what it was.
             state |= {"flags": flags, **_start_of(flags, explicit=True)}
         elif found := NAMESPACE.search(text):
-            flags = _namespace([found[1], *(text for _, text in lines[at + 1:at + MOST_FLAGS])])
+            flags = _namespace([found[1], *(text for _, text in lines[at + 1 : at + MOST_FLAGS])])
             state |= {"flags": flags, **_start_of(flags, explicit=not flags.get("resume"))}
         elif found := START.search(text):
-            state |= {"start": "pretrained", "checkpoint": found["ours"] or found["theirs"],
-                      "epochs": int(found["epochs"]) if found["epochs"] else None}
-        elif text.strip() == NO_START and not state["flags"]:         # with flags, they say it
+            state |= {
+                "start": "pretrained",
+                "checkpoint": found["ours"] or found["theirs"],
+                "epochs": int(found["epochs"]) if found["epochs"] else None,
+            }
+        elif text.strip() == NO_START and not state["flags"]:  # with flags, they say it
             state |= {"start": "random", "checkpoint": None, "epochs": None}
         elif found := SPLIT.search(text):
             state["split"] = found[1]
         elif found := SUMMARY.search(text):
-            metrics, odd = read_table_of_metrics(_rows_after(text for _, text in lines[at + 1:]))
+            metrics, odd = read_table_of_metrics(_rows_after(text for _, text in lines[at + 1 :]))
             malformed += odd or not metrics or found[1] is None
             if metrics and (summary is None or len(metrics) >= len(summary["metrics"])):
                 summary = {**state, "epoch": int(found[1]) if found[1] else None, "metrics": metrics}

@@ -6,14 +6,26 @@
 Where logs do not say after how many epochs the encoder was taken, --epochs_from takes it from their names; or complete the
 CSV table of analysis.logfile_reader by hand, and give that instead of the logs.
 """
+
 import math
 
 from analysis.figures import COLOURS, MARKERS, write_figure
-from analysis.result_charts import (draw_series, finish, gather, left_out, metrics_to_draw, note_on, octaves, panel_grid, spread, table_of)
+from analysis.result_charts import (
+    draw_series,
+    finish,
+    gather,
+    left_out,
+    metrics_to_draw,
+    note_on,
+    octaves,
+    panel_grid,
+    spread,
+    table_of,
+)
 from analysis.results import account, add_name_flags, log_parser, percent, results_of
 from sarwmix.errors import DataError
 
-MARKED = (40, 600)          # epochs that are saved besides the powers of two; the published warm-up ends with the first
+MARKED = (40, 600)  # epochs that are saved besides the powers of two; the published warm-up ends with the first
 
 
 def arrange(results):
@@ -22,7 +34,10 @@ def arrange(results):
     series = {}
     for share, part in gather(placed, "share", descending=True).items():
         pretrained = [result for result in part if result.start != "random"]
-        series[share] = gather(pretrained, "pretraining_epochs"), [result for result in part if result.start == "random"]
+        series[share] = (
+            gather(pretrained, "pretraining_epochs"),
+            [result for result in part if result.start == "random"],
+        )
     return series, [result for result in results if result.start != "random" and not result.pretraining_epochs]
 
 
@@ -34,7 +49,7 @@ def names_of(series):
 
 def powers_around(values):
     """The powers of two from the last one up to the least of some numbers to the first one from the greatest on."""
-    return [2 ** k for k in range(math.floor(math.log2(min(values))), math.ceil(math.log2(max(values))) + 1)]
+    return [2**k for k in range(math.floor(math.log2(min(values))), math.ceil(math.log2(max(values))) + 1)]
 
 
 def draw_epochs(series, metrics, marks):
@@ -53,11 +68,27 @@ def draw_epochs(series, metrics, marks):
         for mark in marks:
             if min(epochs) <= mark <= max(epochs):
                 axis.axvline(mark, color="0.4", lw=1, ls=":")
-                axis.annotate(f"epoch {mark}", (mark, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                              ha="center", fontsize=8, color="0.3")
-    shares = [f"{percent(share)} of the labels" for share in series if share not in (None, 1)] if len(series) == 1 else []
+                axis.annotate(
+                    f"epoch {mark}",
+                    (mark, 1),
+                    (0, 2),
+                    xycoords=("data", "axes fraction"),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color="0.3",
+                )
+    shares = (
+        [f"{percent(share)} of the labels" for share in series if share not in (None, 1)] if len(series) == 1 else []
+    )
     groups = [group for line, random in series.values() for group in (*line.values(), random) if group]
-    return finish(figure, axes, "epochs of pretraining", "Finetuned results by epochs of pretraining", ", ".join((*shares, note_on(groups))))
+    return finish(
+        figure,
+        axes,
+        "epochs of pretraining",
+        "Finetuned results by epochs of pretraining",
+        ", ".join((*shares, note_on(groups))),
+    )
 
 
 def rows_of(series):
@@ -73,23 +104,36 @@ def rows_of(series):
 def main(argv=None):
     parser = log_parser("analysis.exponential_2_n_epoch", __doc__.splitlines()[0])
     add_name_flags(parser)
-    parser.add_argument("--mark", nargs="*", type=int, default=MARKED, metavar="EPOCH",
-                        help="epochs to mark with a line, where there are results on both sides")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written")
+    parser.add_argument(
+        "--mark",
+        nargs="*",
+        type=int,
+        default=MARKED,
+        metavar="EPOCH",
+        help="epochs to mark with a line, where there are results on both sides",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written"
+    )
     args = parser.parse_args(argv)
     try:
         results, skipped = results_of(args)
         series, others = arrange(results)
         if not any(line for line, _ in series.values()):
-            raise DataError(f"{results[0].source}: neither this nor another log says after how many epochs of pretraining it began; use "
-                            "--epochs_from")
+            raise DataError(
+                f"{results[0].source}: neither this nor another log says after how many epochs of pretraining it began; use "
+                "--epochs_from"
+            )
         metrics = metrics_to_draw([result for result in results if result not in others])
         write_figure(draw_epochs(series, metrics, args.mark), args.output)
     except ValueError as error:
         parser.error(str(error))
     print(table_of(rows_of(series), ["pretraining epochs", "share"], metrics), end="\n\n")
-    print(*left_out(others, "they do not say after how many epochs of pretraining they began; use --epochs_from"),
-          *account(results, skipped), sep="\n")
+    print(
+        *left_out(others, "they do not say after how many epochs of pretraining they began; use --epochs_from"),
+        *account(results, skipped),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

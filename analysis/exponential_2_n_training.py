@@ -9,6 +9,7 @@ What an input is, its content says: a log.txt, of ours or of the released code; 
 events, a file or a folder of files; or the CSV that TensorBoard exports of its loss. Of TensorBoard's points the mean over each
 epoch is drawn, as log.txt has it. Epochs are counted from 1, as in the names of checkpoints.
 """
+
 import json
 import math
 import sys
@@ -25,16 +26,15 @@ from sarwmix.command import Command
 
 LOG, EVENTS = "log.txt", "*tfevents*"
 EVENTS_BEGIN, CSV_BEGINS = b"brain.Event:", b"Wall time,Step,Value"
-PER_EPOCH = 1000                                      # TensorBoard's steps in an epoch
+PER_EPOCH = 1000  # TensorBoard's steps in an epoch
 LOSS_TAGS, RATE_TAGS = ("train_loss", "loss"), ("lr",)
-UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)      # what a damaged line can raise
-FEW = 16                                              # epochs that can all have a marker
+UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged line can raise
+FEW = 16  # epochs that can all have a marker
 DASHES = ("-", "--", "-.", ":")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Reading: each gives (DataFrame with the epochs, from 1, as index, and columns loss and lr, NaN if unknown; entries left out)
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Reading: each gives (DataFrame with the epochs, from 1, as index, and columns loss and lr, NaN if unknown; entries left out)
+
 
 def read_curve(path):
     """The curve of whatever `path` is. Raises ValueError, which names it, if that cannot be read or holds no epoch."""
@@ -42,10 +42,14 @@ def read_curve(path):
     try:
         curve, skipped = read_folder(path) if path.is_dir() else read_file(path)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; name a log.txt, a folder of a run, or what TensorBoard wrote") from None
+        raise ValueError(
+            f"{path}: {error.strerror}; name a log.txt, a folder of a run, or what TensorBoard wrote"
+        ) from None
     if curve.empty:
-        raise ValueError(f"{path}: no epoch is logged there{f', and {skipped} of its lines cannot be read' if skipped else ''}; "
-                         f"name a log.txt, a folder of a run, or what TensorBoard wrote")
+        raise ValueError(
+            f"{path}: no epoch is logged there{f', and {skipped} of its lines cannot be read' if skipped else ''}; "
+            f"name a log.txt, a folder of a run, or what TensorBoard wrote"
+        )
     return curve, skipped
 
 
@@ -63,7 +67,9 @@ def read_file(path):
     with open(path, "rb") as file:
         begin = file.read(64)
     if EVENTS_BEGIN in begin:
-        with TemporaryDirectory() as folder:          # events are known by their name there, and the others of the run are not wanted
+        with (
+            TemporaryDirectory() as folder
+        ):  # events are known by their name there, and the others of the run are not wanted
             (Path(folder) / "events.out.tfevents").symlink_to(path.resolve())
             return read_events(folder, path)
     with open(path, encoding="utf-8-sig", errors="replace") as lines:
@@ -76,7 +82,10 @@ def read_log(lines):
     for line in filter(str.strip, lines):
         try:
             entry = json.loads(line)
-            epochs[whole(entry["epoch"]) + 1] = finite(entry["train_loss"]), finite(entry["train_lr"]) if "train_lr" in entry else math.nan
+            epochs[whole(entry["epoch"]) + 1] = (
+                finite(entry["train_loss"]),
+                finite(entry["train_lr"]) if "train_lr" in entry else math.nan,
+            )
         except UNREADABLE:
             skipped += 1
     return pd.DataFrame.from_dict(epochs, orient="index", columns=["loss", "lr"]).sort_index(), skipped
@@ -97,11 +106,13 @@ def read_csv(lines):
 
 def read_events(folder, named=None):
     """The events of a folder, all its files together; named: how to call it. What follows damage in a file is not there."""
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()          # 0: every point
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: every point
     tags = events.Tags()[SCALARS]
     loss, rate = (next((tag for tag in choice if tag in tags), None) for choice in (LOSS_TAGS, RATE_TAGS))
     if loss is None:
-        raise ValueError(f"{named or folder}: its events have no {LOSS_TAGS[0]}, but {', '.join(tags) or 'nothing'}; name those of a training")
+        raise ValueError(
+            f"{named or folder}: its events have no {LOSS_TAGS[0]}, but {', '.join(tags) or 'nothing'}; name those of a training"
+        )
     points = [{event.step: event.value for event in events.Scalars(tag)} if tag else {} for tag in (loss, rate)]
     kept = [{step: value for step, value in part.items() if math.isfinite(value) and step >= 0} for part in points]
     return by_epoch(*kept), sum(map(len, points)) - sum(map(len, kept))
@@ -112,6 +123,7 @@ def by_epoch(loss, rate):
 
     Our points stand at the end of what they are of; those of the released code at its beginning, so that their first is 0.
     """
+
     def epoch_of(step):
         return step // PER_EPOCH + 1 if 0 in loss else -(-step // PER_EPOCH)
 
@@ -142,26 +154,41 @@ def place_of(path):
     return place.parent if place.name == "tensorboard" else place
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Drawing
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Drawing -------------------------------------------------------------------------------------
+
 
 def draw_curves(curves, log2=False, marks=()):
     """curves: dict name → DataFrame of `read_curve`. marks: epochs to mark, those within the curves. Returns a Figure."""
     rates = pd.concat([curve["lr"] for curve in curves.values()]).dropna()
     known = len(rates) > 0
     figure = new_chart(7, 4.8 if known else 3.8)
-    axes = [bare(axis) for axis in figure.subplots(1 + known, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[:1 + known])[:, 0]]
+    axes = [
+        bare(axis)
+        for axis in figure.subplots(1 + known, 1, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + known])[:, 0]
+    ]
     epochs = np.concatenate([curve.index for curve in curves.values()])
     first, last = int(epochs.min()), int(epochs.max())
     for k, (name, curve) in enumerate(curves.items()):
-        style = dict(color=COLOURS[k % len(COLOURS)], marker=MARKERS[k % len(MARKERS)], ls=DASHES[k // len(COLOURS) % len(DASHES)],
-                     lw=1.4, ms=4.5)
+        style = dict(
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k % len(MARKERS)],
+            ls=DASHES[k // len(COLOURS) % len(DASHES)],
+            lw=1.4,
+            ms=4.5,
+        )
         for axis, column in zip(axes, ("loss", "lr")):
-            axis.plot(curve.index, curve[column], label=name, markevery=with_marker(curve.index, first, last, k / len(curves), log2), **style)
+            axis.plot(
+                curve.index,
+                curve[column],
+                label=name,
+                markevery=with_marker(curve.index, first, last, k / len(curves), log2),
+                **style,
+            )
     if log2:
         axes[0].set_xscale("log", base=2)
-        powers = 2 ** np.arange(first.bit_length() - 1, (last - 1).bit_length() + 1)         # from at most the first to at least the last
+        powers = 2 ** np.arange(
+            first.bit_length() - 1, (last - 1).bit_length() + 1
+        )  # from at most the first to at least the last
         axes[0].set_xlim(powers[0] / 1.15, powers[-1] * 1.15)
         axes[0].set_xticks(powers, powers)
         axes[0].minorticks_off()
@@ -172,8 +199,16 @@ def draw_curves(curves, log2=False, marks=()):
     for mark in sorted({mark for mark in marks if first <= mark <= last}):
         for axis in axes:
             axis.axvline(mark, color="0.45", lw=0.9, ls=(0, (4, 3)), zorder=1)
-        axes[0].annotate(f"epoch {mark}", (mark, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
-                         fontsize=8, color="0.35")
+        axes[0].annotate(
+            f"epoch {mark}",
+            (mark, 1),
+            (0, 3),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color="0.35",
+        )
     axes[0].set_ylabel("training loss")
     axes[0].legend(fontsize=9, edgecolor="none", framealpha=0.85, borderpad=0.1)
     if known:
@@ -194,7 +229,7 @@ def with_marker(epochs, first, last, share, log2):
     if len(epochs) <= FEW:
         return list(range(len(epochs)))
     steps = np.arange(last.bit_length()) + share if log2 else np.arange(8) + share
-    places = 2.0 ** steps if log2 else first + (last - first) / 8 * steps
+    places = 2.0**steps if log2 else first + (last - first) / 8 * steps
     within = places[(places >= epochs.min()) & (places < epochs.max())]
     return np.unique([*np.searchsorted(epochs, within), len(epochs) - 1]).tolist()
 
@@ -202,12 +237,12 @@ def with_marker(epochs, first, last, share, log2):
 def table_of(curves):
     """DataFrame with columns run, epoch, loss, lr."""
     return pd.concat([curve.rename_axis("epoch").reset_index().assign(run=name) for name, curve in curves.items()])[
-        ["run", "epoch", "loss", "lr"]]
+        ["run", "epoch", "loss", "lr"]
+    ]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Program
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Program -------------------------------------------------------------------------------------
+
 
 def names_of(inputs, labels):
     """A name for each input, all different. Raises ValueError."""
@@ -222,12 +257,27 @@ def names_of(inputs, labels):
 
 def main():
     parser = Command("analysis.exponential_2_n_training", __doc__.splitlines()[0])
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="log.txt, folder of a run, TensorBoard's events or CSV; one for each run")
-    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of the runs; without, those of their folders")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="log.txt, folder of a run, TensorBoard's events or CSV; one for each run",
+    )
+    parser.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="names of the runs; without, those of their folders"
+    )
     parser.add_argument("--log2", action="store_true", help="epochs on a logarithmic axis, ticks at the powers of two")
-    parser.add_argument("--mark", nargs="*", type=int, default=[40, 600], metavar="EPOCH",
-                        help="epochs to mark with a line; none without a number")
-    parser.add_argument("--output", required=True, metavar="FILE", help="figure to write, .png or .svg; both are written")
+    parser.add_argument(
+        "--mark",
+        nargs="*",
+        type=int,
+        default=[40, 600],
+        metavar="EPOCH",
+        help="epochs to mark with a line; none without a number",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="figure to write, .png or .svg; both are written"
+    )
     parser.add_argument("--table", metavar="CSV", help="also write run, epoch, loss, lr here")
     args = parser.parse_args()
     try:
@@ -240,8 +290,10 @@ def main():
         parser.error(str(error))
     for path, (_, skipped) in zip(args.inputs, read):
         if skipped:
-            print(f"{parser.prog}: warning: {path}: {skipped} of its entries have no epoch or no finite loss; they are left out",
-                  file=sys.stderr)
+            print(
+                f"{parser.prog}: warning: {path}: {skipped} of its entries have no epoch or no finite loss; they are left out",
+                file=sys.stderr,
+            )
 
 
 if __name__ == "__main__":

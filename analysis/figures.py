@@ -3,6 +3,7 @@
 
 Pictures of radar images have a style of their own, `sarwmix.quicklook`.
 """
+
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from matplotlib.transforms import ScaledTranslation
 from sarwmix.files import put_in_place
 
 # Okabe and Ito's colours. Lines also differ in marker or dashes, so that they can be told apart in grey.
-GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = "#999999", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = (
+    "#999999",
+    "#E69F00",
+    "#0072B2",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+)
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -57,17 +66,33 @@ def dot_plot(labels, groups, metrics, title="", note=""):
     for axis, metric in zip(axes, metrics):
         bare(axis)
         for place, rows in enumerate(groups):
-            dots, = axis.plot(rows[metric], [place] * len(rows), "o", ms=6, mfc="none", mec=BLUE, mew=1.3, label="a run")
+            (dots,) = axis.plot(
+                rows[metric], [place] * len(rows), "o", ms=6, mfc="none", mec=BLUE, mew=1.3, label="a run"
+            )
             if len(rows) > 1:
-                mean, = axis.plot(rows[metric].mean(skipna=False), place, "|", ms=17, mew=2.2, color=VERMILION, label="mean over seeds")
+                (mean,) = axis.plot(
+                    rows[metric].mean(skipna=False),
+                    place,
+                    "|",
+                    ms=17,
+                    mew=2.2,
+                    color=VERMILION,
+                    label="mean over seeds",
+                )
         axis.set_xlabel(metric)
         axis.margins(x=0.12)
         axis.locator_params(axis="x", nbins=4)
     axes[0].set_yticks(range(len(groups)), labels)
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     if any(len(rows) > 1 for rows in groups):
-        figure.legend(handles=[dots, mean], loc="outside lower right" if title else "outside upper right", ncols=2, frameon=False, fontsize=9,
-                      markerscale=0.8)
+        figure.legend(
+            handles=[dots, mean],
+            loc="outside lower right" if title else "outside upper right",
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            markerscale=0.8,
+        )
     return figure
 
 
@@ -86,5 +111,7 @@ def write_figure(figure, path, flag="--output"):
             try:
                 put_in_place(target, partial(figure.savefig, format=target.suffix[1:], **options))
             except OSError as error:
-                raise ValueError(f"{flag} {target}: {error.strerror}; name a file in a folder that can be written") from None
+                raise ValueError(
+                    f"{flag} {target}: {error.strerror}; name a file in a folder that can be written"
+                ) from None
     return written

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The flags of both main programs as tables, made from their parsers, for docs/FLAGS.md.
 
-    python -m analysis.flag_tables --output docs/FLAGS.md
+python -m analysis.flag_tables --output docs/FLAGS.md
 """
+
 import argparse
 import re
 
@@ -21,12 +22,12 @@ reproduce the released code. The programs that prepare data, `python -m sarwmix.
 """
 COLUMNS = ("flag", "values", "default", "meaning")
 KINDS = {int: "integer", float: "number"}
-SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")      # where a help text names the default itself
+SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")  # where a help text names the default itself
 
 
 def groups_of(parser):
     """(title, remark or "", actions) of every group of a parser that has flags, without --help."""
-    for group in parser._action_groups:         # argparse has no other way to ask
+    for group in parser._action_groups:  # argparse has no other way to ask
         actions = [action for action in group._group_actions if "--help" not in action.option_strings]
         if actions:
             yield group.title, group.description or "", actions
@@ -82,7 +83,9 @@ def main():
     try:
         write_atomically(args.output, lambda file: file.write(page().encode()))
     except OSError as error:
-        parser.exit(2, f"flag_tables: error: --output {args.output}: {error.strerror}; name a file that can be written\n")
+        parser.exit(
+            2, f"flag_tables: error: --output {args.output}: {error.strerror}; name a file that can be written\n"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 Reads console logs of these programs and of the released code, run folders, and tables; see analysis/results.py. What the
 table does not know can be written into the CSV by hand, which this and the programs that draw read in place of the logs.
 """
+
 import math
 from os.path import commonpath, relpath
 from pathlib import Path
@@ -38,20 +39,40 @@ def best_first(results, task, sort_by):
 
 def table_of(results, task):
     """A pipe table of results of one task."""
-    rows = [(name, result.start, result.pretraining_epochs, None if result.share is None else percent(result.share),
-             result.seed, result.epoch, result.split,
-             *(None if result.metrics.get(metric) is None else f"{result.metrics[metric]:.4f}" for metric in task))
-            for name, result in zip(short_names(results), results)]
-    return tabulate(rows, ["log", "start", "pretraining epochs", "share", "seed", "epoch", "split", *task.values()], tablefmt="pipe",
-                    missingval="–", disable_numparse=True)
+    rows = [
+        (
+            name,
+            result.start,
+            result.pretraining_epochs,
+            None if result.share is None else percent(result.share),
+            result.seed,
+            result.epoch,
+            result.split,
+            *(None if result.metrics.get(metric) is None else f"{result.metrics[metric]:.4f}" for metric in task),
+        )
+        for name, result in zip(short_names(results), results)
+    ]
+    return tabulate(
+        rows,
+        ["log", "start", "pretraining epochs", "share", "seed", "epoch", "split", *task.values()],
+        tablefmt="pipe",
+        missingval="–",
+        disable_numparse=True,
+    )
 
 
 def main(argv=None):
     parser = log_parser("analysis.logfile_reader", __doc__.splitlines()[0])
     add_name_flags(parser)
-    parser.add_argument("--sort_by", choices=(*MULTILABEL, *FLOOD), metavar="METRIC",
-                        help=f"one of {', '.join((*MULTILABEL, *FLOOD))} (default: ap_macro; floods: accuracy)")
-    parser.add_argument("--output", metavar="CSV", help="also write the results here, those of both tasks into one table")
+    parser.add_argument(
+        "--sort_by",
+        choices=(*MULTILABEL, *FLOOD),
+        metavar="METRIC",
+        help=f"one of {', '.join((*MULTILABEL, *FLOOD))} (default: ap_macro; floods: accuracy)",
+    )
+    parser.add_argument(
+        "--output", metavar="CSV", help="also write the results here, those of both tasks into one table"
+    )
     args = parser.parse_args(argv)
     try:
         results, skipped = results_of(args)

@@ -6,11 +6,22 @@
 A log that was continued has several parts, each begun by its flags. A finished part says its "Training time"; of another
 it is the time from its first clock to its last, whatever pauses were between the parts.
 """
+
 import re
 
 from tabulate import tabulate
 
-from analysis.console_log import EPOCH, JSON_FLAGS, NAMESPACE, TRAINING_TIME, NoResult, NotALog, is_training_log, lines_of, read_text
+from analysis.console_log import (
+    EPOCH,
+    JSON_FLAGS,
+    NAMESPACE,
+    TRAINING_TIME,
+    NoResult,
+    NotALog,
+    is_training_log,
+    lines_of,
+    read_text,
+)
 from analysis.results import find_logs, log_parser, write_rows
 from sarwmix.errors import DataError, data_error
 
@@ -51,13 +62,18 @@ def training_time(lines):
         times = [match.groups("0") for _, text in part if (match := TRAINING_TIME.search(text))]
         clocks = [seconds for seconds, _ in part if seconds is not None]
         if times:
-            total += sum(int(days) * DAY + int(hours) * HOUR + int(minutes) * 60 + int(seconds) for days, hours, minutes, seconds in times)
+            total += sum(
+                int(days) * DAY + int(hours) * HOUR + int(minutes) * 60 + int(seconds)
+                for days, hours, minutes, seconds in times
+            )
             said += len(times)
         elif len(clocks) > 1:
             total += elapsed(clocks)
             by_clock += 1
-    ways = [(said, "Training time" if said == 1 else f"sum of {said} Training times"),
-            (by_clock, "first to last clock" if by_clock == 1 else f"sum of {by_clock} parts, first to last clock")]
+    ways = [
+        (said, "Training time" if said == 1 else f"sum of {said} Training times"),
+        (by_clock, "first to last clock" if by_clock == 1 else f"sum of {by_clock} parts, first to last clock"),
+    ]
     if not (said or by_clock):
         raise NoResult("neither a Training time nor clocks")
     return total, " + ".join(way for count, way in ways if count)
@@ -100,18 +116,35 @@ def main(argv=None):
         times, without = read_times(args.logs, args.pattern)
         if not times:
             found = [f"{path} ({reason})" for path, reason in without]
-            raise data_error(f"{args.logs[0]}: no training time in {len(found)} logs", found, "name console logs of trainings")
+            raise data_error(
+                f"{args.logs[0]}: no training time in {len(found)} logs", found, "name console logs of trainings"
+            )
         gpus = [args.gpus] if args.gpus else []
         header = ["log", "time", "hours", *(["GPU-hours"] if gpus else []), "from"]
-        rows = [[path, shown(seconds), *(f"{seconds / HOUR * n:.3f}" for n in (1, *gpus)), way] for path, seconds, way in times]
+        rows = [
+            [path, shown(seconds), *(f"{seconds / HOUR * n:.3f}" for n in (1, *gpus)), way]
+            for path, seconds, way in times
+        ]
         if args.output:
-            write_rows(args.output, ["seconds", *header], [[round(seconds), *row] for (_, seconds, _), row in zip(times, rows)])
+            write_rows(
+                args.output, ["seconds", *header], [[round(seconds), *row] for (_, seconds, _), row in zip(times, rows)]
+            )
     except DataError as error:
         parser.error(str(error))
-    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=["left", *["right"] * (len(header) - 2), "left"]))
+    print(
+        tabulate(
+            rows,
+            header,
+            tablefmt="pipe",
+            disable_numparse=True,
+            colalign=["left", *["right"] * (len(header) - 2), "left"],
+        )
+    )
     total = sum(seconds for _, seconds, _ in times)
-    print(f"\nTotal of {len(times)} logs: {shown(total)}, {total / HOUR:.2f} hours"
-          + "".join(f"; on {n} GPUs {total / HOUR * n:.2f} GPU-hours" for n in gpus))
+    print(
+        f"\nTotal of {len(times)} logs: {shown(total)}, {total / HOUR:.2f} hours"
+        + "".join(f"; on {n} GPUs {total / HOUR * n:.2f} GPU-hours" for n in gpus)
+    )
     if without:
         print(f"{len(without)} logs without a time:", *(f"- {path}: {reason}" for path, reason in without), sep="\n")
 

@@ -5,6 +5,7 @@
 
 The reconstructions are those of the checkpoint.
 """
+
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,11 +25,11 @@ from util.checkpoint import initialise, load_checkpoint
 from util.errors import UsageError
 from util.feeding import facts_of
 
-SCENES = ((36, "coast"), (33, "lakeland"))                       # seed and landscape of the two images
-COLOURS = (VERMILION, GREEN)                                     # of the two images
+SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
+COLOURS = (VERMILION, GREEN)  # of the two images
 MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]).view(1, 16, 1).float()
-PIXELS = 128                                                     # side of an image
-WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55                            # inches
+PIXELS = 128  # side of an image
+WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55  # inches
 
 
 class Canvas:
@@ -48,17 +49,39 @@ class Canvas:
         if owner is not None:
             cell = SIDE / 4
             for row, column in np.ndindex(4, 4):
-                self.axis.add_patch(Rectangle((x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015), cell - 0.03,
-                                              cell - 0.03, fill=False, edgecolor=COLOURS[owner[row, column]], linewidth=1.4, zorder=3))
+                self.axis.add_patch(
+                    Rectangle(
+                        (x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015),
+                        cell - 0.03,
+                        cell - 0.03,
+                        fill=False,
+                        edgecolor=COLOURS[owner[row, column]],
+                        linewidth=1.4,
+                        zorder=3,
+                    )
+                )
         self.axis.text(x + SIDE / 2, y + SIDE + 0.07, title, ha="center", va="bottom", fontsize=9)
 
     def box(self, x, y, width, height, text, colour):
-        self.axis.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.08", facecolor=colour,
-                                           edgecolor="0.35", zorder=2))
-        self.axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, zorder=3, linespacing=1.5)
+        self.axis.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                width,
+                height,
+                boxstyle="round,pad=0.02,rounding_size=0.08",
+                facecolor=colour,
+                edgecolor="0.35",
+                zorder=2,
+            )
+        )
+        self.axis.text(
+            x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, zorder=3, linespacing=1.5
+        )
 
     def arrow(self, start, end, colour="0.35"):
-        self.axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, linewidth=1.4, color=colour, zorder=1))
+        self.axis.add_patch(
+            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, linewidth=1.4, color=colour, zorder=1)
+        )
 
 
 def draw_overview(images, result):
@@ -71,10 +94,24 @@ def draw_overview(images, result):
         canvas.image(0.15, y, grey(images[i, 1], "VV"), f"image {'AB'[i]}: VV (and VH), dB", COLOURS[i])
         canvas.arrow((0.2 + SIDE, y + SIDE / 2), (2.25, middle + SIDE / 2), COLOURS[i])
     canvas.image(2.3, middle, grey(mixed, "VV"), "mixed input", owner=owner)
-    canvas.axis.text(2.3 + SIDE / 2, middle - 0.1, "random mask over 4×4 cells,\nthe same for the batch", ha="center", va="top",
-                     fontsize=7.5, color="0.3")
+    canvas.axis.text(
+        2.3 + SIDE / 2,
+        middle - 0.1,
+        "random mask over 4×4 cells,\nthe same for the batch",
+        ha="center",
+        va="top",
+        fontsize=7.5,
+        color="0.3",
+    )
     canvas.arrow((2.35 + SIDE, middle + SIDE / 2), (4.25, middle + SIDE / 2))
-    canvas.box(4.3, middle - 0.25, 1.75, SIDE + 0.5, "MixMIM encoder\n4 stages, windows\nof 8×8, 8×8, 8×8, 4×4\n\na token attends only\nto tokens of its\nown image", "#e8eef7")
+    canvas.box(
+        4.3,
+        middle - 0.25,
+        1.75,
+        SIDE + 0.5,
+        "MixMIM encoder\n4 stages, windows\nof 8×8, 8×8, 8×8, 4×4\n\na token attends only\nto tokens of its\nown image",
+        "#e8eef7",
+    )
     for i, y in ((0, high), (1, low)):
         canvas.arrow((6.1, middle + SIDE / 2), (6.65, y + SIDE / 2), COLOURS[i])
         canvas.box(6.7, y + 0.2, 1.45, SIDE - 0.4, f"decoder\ntokens of {'AB'[i]},\nmask tokens\nelsewhere", "#f3ece2")
@@ -84,19 +121,35 @@ def draw_overview(images, result):
         canvas.arrow((8.7 + SIDE, y + SIDE / 2), (11.15, y + SIDE / 2), COLOURS[i])
         canvas.axis.text(10.68, y + SIDE / 2 + 0.08, "weighted\nby", ha="center", va="bottom", fontsize=8)
         canvas.image(11.2, y, weights, f"weights of {'AB'[i]}, VV*", COLOURS[i], cmap="viridis", vmin=1, vmax=torch.e)
-    canvas.axis.text(WIDTH / 2, 0.08, "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
-                     "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1", ha="center", fontsize=9)
-    canvas.axis.text(11.2 + SIDE / 2, low - 0.06, "* drawn with --weight_clip 99", ha="center", va="top", fontsize=7, color="0.3")
+    canvas.axis.text(
+        WIDTH / 2,
+        0.08,
+        "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
+        "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1",
+        ha="center",
+        fontsize=9,
+    )
+    canvas.axis.text(
+        11.2 + SIDE / 2, low - 0.06, "* drawn with --weight_clip 99", ha="center", va="top", fontsize=7, color="0.3"
+    )
     return canvas.figure
 
 
 def load_model(path):
     """(model, preparation) of a pretraining checkpoint; of one that does not say, with the statistics of BigEarthNet v2. Raises UsageError."""
     state = load_checkpoint(path)
-    facts = {"model": "mixmim_base", "input_size": PIXELS, "norm_pix_loss": False, "mean": BigEarthNetv2.MEAN, "std": BigEarthNetv2.STD,
-             **facts_of(state)}
+    facts = {
+        "model": "mixmim_base",
+        "input_size": PIXELS,
+        "norm_pix_loss": False,
+        "mean": BigEarthNetv2.MEAN,
+        "std": BigEarthNetv2.STD,
+        **facts_of(state),
+    }
     if facts["model"] not in SIZES or facts["input_size"] != PIXELS:
-        raise UsageError(f"{path}: is a {facts['model']} of input size {facts['input_size']}; name a pretrained one of ours, of {PIXELS}")
+        raise UsageError(
+            f"{path}: is a {facts['model']} of input size {facts['input_size']}; name a pretrained one of ours, of {PIXELS}"
+        )
     model = SIZES[facts["model"]](norm_pix_loss=facts["norm_pix_loss"])
     initialise(model, state, path)
     return model, BatchPreparation(PIXELS, facts["mean"], facts["std"])
@@ -105,11 +158,18 @@ def load_model(path):
 def main():
     parser = Command("analysis.overview_figure", __doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
+    )
     args = parser.parse_args()
     try:
         model, prepare = load_model(args.checkpoint)
-        images = torch.stack([torch.from_numpy(simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0]) for seed, landscape in SCENES])
+        images = torch.stack(
+            [
+                torch.from_numpy(simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0])
+                for seed, landscape in SCENES
+            ]
+        )
         write_figure(draw_overview(images, reconstruct(model, prepare, images, MASK)), args.output)
     except ValueError as error:
         parser.error(str(error))

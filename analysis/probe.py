@@ -7,6 +7,7 @@
 The files are what `main_finetune.py --embed` writes. Nothing is tuned on the test samples, and neither a sample nor,
 unless it is asked for, a group (an acquisition, a flood folder) is both trained and tested on.
 """
+
 import argparse
 import json
 import math
@@ -29,36 +30,42 @@ from sarwmix.errors import DataError, data_error
 from util.checkpoint import write_atomically
 from util.metrics import flood_metrics, multilabel_metrics
 
-FLOOD_CLASSES = ["no flood", "flood"]      # one of two, evaluated as such; all other classes are labels that go together
-TEMPERATURE = 0.07                         # of the votes; Wu et al. 2018
+FLOOD_CLASSES = ["no flood", "flood"]  # one of two, evaluated as such; all other classes are labels that go together
+TEMPERATURE = 0.07  # of the votes; Wu et al. 2018
 # Tried on synthetic features (512 of power-law spectrum, 200 to 5000 training samples, frequent and rare labels): AP is
 # best at C = 0.01 to 0.1 and falls towards scikit-learn's 1, which overfits; F1 falls below 0.1, where the penalty keeps
 # rare labels under the threshold.
 PENALTY = 0.1
 MAX_ITER = 2000
 HELD_OUT = 0.3
-MULTILABEL_COLUMNS = {"ap_macro": "AP macro", "ap_micro": "AP micro", "f1_macro": "F1 macro", "f1_micro": "F1 micro",
-                      "precision_macro": "precision macro", "precision_micro": "precision micro"}
+MULTILABEL_COLUMNS = {
+    "ap_macro": "AP macro",
+    "ap_micro": "AP micro",
+    "f1_macro": "F1 macro",
+    "f1_micro": "F1 micro",
+    "precision_macro": "precision macro",
+    "precision_micro": "precision micro",
+}
 FLOOD_COLUMNS = {name: name for name in ("accuracy", "precision", "recall")} | {"f1": "F1"}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Data
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Data ----------------------------------------------------------------------------------------
+
 
 class Embeddings(NamedTuple):
     """Features of N samples with K labels."""
 
     path: str
-    ids: np.ndarray            # (N,) str
-    groups: np.ndarray         # (N,) str: what lies side by side
-    labels: np.ndarray         # (N, K) uint8, 0 or 1
-    features: np.ndarray       # (N, C) float32
-    classes: list              # K names
+    ids: np.ndarray  # (N,) str
+    groups: np.ndarray  # (N,) str: what lies side by side
+    labels: np.ndarray  # (N, K) uint8, 0 or 1
+    features: np.ndarray  # (N, C) float32
+    classes: list  # K names
 
     def take(self, rows):
-        return self._replace(ids=self.ids[rows], groups=self.groups[rows], labels=self.labels[rows],
-                             features=self.features[rows])
+        return self._replace(
+            ids=self.ids[rows], groups=self.groups[rows], labels=self.labels[rows], features=self.features[rows]
+        )
 
 
 def read_embeddings(path):
@@ -68,7 +75,9 @@ def read_embeddings(path):
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; write it with main_finetune.py --embed") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or 'cannot be read'}; name a file of main_finetune.py --embed") from None
+        raise DataError(
+            f"{path}: {error.strerror or 'cannot be read'}; name a file of main_finetune.py --embed"
+        ) from None
     except (ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
         raise DataError(f"{path}: not a file that main_finetune.py --embed wrote; write it again") from None
     samples = len(data.ids)
@@ -80,27 +89,41 @@ def read_embeddings(path):
     if not np.isin(data.labels, (0, 1)).all():
         raise DataError(f"{path}: labels other than 0 and 1; write the file again")
     if data.classes == FLOOD_CLASSES and not (data.labels.sum(1) == 1).all():
-        raise DataError(f"{path}: samples with both or neither of the labels {' and '.join(FLOOD_CLASSES)}; "
-                        "write the file again")
+        raise DataError(
+            f"{path}: samples with both or neither of the labels {' and '.join(FLOOD_CLASSES)}; write the file again"
+        )
     bad = data.ids[~np.isfinite(data.features).all(1)].tolist()
     if bad:
-        raise data_error(f"{path}: features of {len(bad)} samples are not finite", bad,
-                         "embed them with --amp off, or check the checkpoint")
+        raise data_error(
+            f"{path}: features of {len(bad)} samples are not finite",
+            bad,
+            "embed them with --amp off, or check the checkpoint",
+        )
     return data._replace(labels=data.labels.astype(np.uint8))
 
 
 def _read_npz(path):
     arrays = np.load(path)
-    return (arrays["ids"].astype(str), arrays["groups"].astype(str), arrays["labels"], arrays["features"].astype(np.float32),
-            arrays["classes"].astype(str).tolist())
+    return (
+        arrays["ids"].astype(str),
+        arrays["groups"].astype(str),
+        arrays["labels"],
+        arrays["features"].astype(np.float32),
+        arrays["classes"].astype(str).tolist(),
+    )
 
 
 def _read_parquet(path):
     frame = pd.read_parquet(path)
     labels = [name for name in frame if name.startswith("label: ")]
     features = [f"feature {k}" for k in range(sum(name.startswith("feature ") for name in frame))]
-    return (frame["id"].to_numpy(str), frame["group"].to_numpy(str), frame[labels].to_numpy(),
-            frame[features].to_numpy(np.float32), [name.removeprefix("label: ") for name in labels])
+    return (
+        frame["id"].to_numpy(str),
+        frame["group"].to_numpy(str),
+        frame[labels].to_numpy(),
+        frame[features].to_numpy(np.float32),
+        [name.removeprefix("label: ") for name in labels],
+    )
 
 
 def hold_out(data, share, seed):
@@ -110,33 +133,44 @@ def hold_out(data, share, seed):
     """
     count = len(set(data.groups.tolist()))
     if count < 2:
-        raise DataError(f"{data.path}: all samples are of one group, so none can be held out; name another file with --test")
+        raise DataError(
+            f"{data.path}: all samples are of one group, so none can be held out; name another file with --test"
+        )
     try:
         draw = GroupShuffleSplit(1, test_size=share, random_state=seed)
         train, test = next(draw.split(data.features, groups=data.groups))
     except ValueError:
-        raise DataError(f"--held_out {share:g}: none of the {count} groups of {data.path} would be left to train on; "
-                        "lower it") from None
+        raise DataError(
+            f"--held_out {share:g}: none of the {count} groups of {data.path} would be left to train on; lower it"
+        ) from None
     return data.take(train), data.take(test)
 
 
 def refuse_leaks(train, test, allow_shared_groups=False):
     """DataError unless both are of one encoder and dataset, and no sample (nor group, unless allowed) is on both sides."""
     if train.features.shape[1] != test.features.shape[1]:
-        raise DataError(f"{test.path}: {test.features.shape[1]} features a sample, but {train.features.shape[1]} in "
-                        f"{train.path}; embed both with one checkpoint")
+        raise DataError(
+            f"{test.path}: {test.features.shape[1]} features a sample, but {train.features.shape[1]} in "
+            f"{train.path}; embed both with one checkpoint"
+        )
     if train.classes != test.classes:
         raise DataError(f"{test.path}: other classes than in {train.path}; embed both from one dataset")
     shared = sorted(set(train.ids.tolist()) & set(test.ids.tolist()))
     if shared:
-        raise data_error(f"{test.path}: {len(shared)} samples are in the training set of {train.path} too", shared,
-                         "test on samples that are not trained on")
+        raise data_error(
+            f"{test.path}: {len(shared)} samples are in the training set of {train.path} too",
+            shared,
+            "test on samples that are not trained on",
+        )
     shared = shared_groups(train, test)
     if shared and not allow_shared_groups:
-        raise data_error(f"{test.path}: {len(shared)} groups are in {train.path} too", shared,
-                         "patches of one acquisition lie side by side, and tell each other's labels: hold out whole groups "
-                         "(--embeddings), or add --allow_shared_groups for splits that are separated on the ground instead, "
-                         "as the official ones of BigEarthNet v2 are")
+        raise data_error(
+            f"{test.path}: {len(shared)} groups are in {train.path} too",
+            shared,
+            "patches of one acquisition lie side by side, and tell each other's labels: hold out whole groups "
+            "(--embeddings), or add --allow_shared_groups for splits that are separated on the ground instead, "
+            "as the official ones of BigEarthNet v2 are",
+        )
 
 
 def shared_groups(train, test):
@@ -148,13 +182,14 @@ def refuse_unlike_tests(pairs):
     first = pairs[0][1]
     for _, test in pairs[1:]:
         if test.classes != first.classes or not np.array_equal(np.sort(test.ids), np.sort(first.ids)):
-            raise DataError(f"{test.path}: tested on other samples or classes than {first.path}; encoders compare only on "
-                            "the same ones, so probe it alone")
+            raise DataError(
+                f"{test.path}: tested on other samples or classes than {first.path}; encoders compare only on "
+                "the same ones, so probe it alone"
+            )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Methods: features (N, C) and labels (N, K) of the training samples, features (M, C) → probabilities (M, K) float64
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Methods: features (N, C) and labels (N, K) of the training samples, features (M, C) → probabilities (M, K) float64
+
 
 def knn_probabilities(features, labels, queries, neighbours):
     """The votes of the nearest training samples, by cosine similarity s:  p_k = Σ exp(s/0.07)·label_k / Σ exp(s/0.07).
@@ -163,10 +198,10 @@ def knn_probabilities(features, labels, queries, neighbours):
     arXiv 1805.01978.
     """
     search = NearestNeighbors(n_neighbors=neighbours, metric="cosine").fit(features)
-    distances, nearest = search.kneighbors(queries)                                  # (M, neighbours); s = 1 - distance
+    distances, nearest = search.kneighbors(queries)  # (M, neighbours); s = 1 - distance
     votes = np.exp((1 - distances.astype(np.float64)) / TEMPERATURE)
     shares = np.einsum("mn,mnk->mk", votes / votes.sum(1, keepdims=True), labels[nearest])
-    return shares.clip(0, 1)                                                         # a sum of shares may round to above 1
+    return shares.clip(0, 1)  # a sum of shares may round to above 1
 
 
 def linear_probabilities(features, labels, queries, penalty):
@@ -206,25 +241,35 @@ def probe(train, test, method, neighbours, penalty):
     return {**metrics, "undefined": [test.classes[k] for k in metrics["undefined"]]}, complaints
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Program
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Program -------------------------------------------------------------------------------------
+
 
 def check_flags(args):
     """DataError naming a flag whose value, or company, cannot be meant. Fills --held_out."""
+
     def need(ok, message):
         if not ok:
             raise DataError(message)
 
-    need(args.embeddings or (args.train and args.test), "--train with --test, or --embeddings alone, must name the files")
-    need(not (args.embeddings and (args.train or args.test)),
-         "--embeddings contradicts --train and --test: it is both; use one or the other")
-    need(args.embeddings or len(args.train) == len(args.test),
-         f"--train names {len(args.train or [])} files, but --test {len(args.test or [])}: name one of each for each encoder, "
-         "in one order")
-    need(not (args.embeddings and args.allow_shared_groups),
-         "--allow_shared_groups: --embeddings holds out whole groups; leave the flag out")
-    need(args.embeddings or args.held_out is None, "--held_out: --test says already what to test on; leave the flag out")
+    need(
+        args.embeddings or (args.train and args.test), "--train with --test, or --embeddings alone, must name the files"
+    )
+    need(
+        not (args.embeddings and (args.train or args.test)),
+        "--embeddings contradicts --train and --test: it is both; use one or the other",
+    )
+    need(
+        args.embeddings or len(args.train) == len(args.test),
+        f"--train names {len(args.train or [])} files, but --test {len(args.test or [])}: name one of each for each encoder, "
+        "in one order",
+    )
+    need(
+        not (args.embeddings and args.allow_shared_groups),
+        "--allow_shared_groups: --embeddings holds out whole groups; leave the flag out",
+    )
+    need(
+        args.embeddings or args.held_out is None, "--held_out: --test says already what to test on; leave the flag out"
+    )
     args.held_out = HELD_OUT if args.held_out is None else args.held_out
     need(0 < args.held_out < 1, f"--held_out {args.held_out:g}: a share between 0 and 1 is needed")
     need(0 <= args.seed < 2**32, f"--seed {args.seed}: must be between 0 and 2**32 - 1")
@@ -241,8 +286,9 @@ def read_pairs(args):
     for train, test in pairs:
         refuse_leaks(train, test, args.allow_shared_groups)
         if "knn" in args.method and args.neighbours > len(train.ids):
-            raise DataError(f"--neighbours {args.neighbours}: {train.path} gives only {len(train.ids)} training samples; "
-                            "lower it")
+            raise DataError(
+                f"--neighbours {args.neighbours}: {train.path} gives only {len(train.ids)} training samples; lower it"
+            )
     refuse_unlike_tests(pairs)
     return pairs
 
@@ -250,11 +296,18 @@ def read_pairs(args):
 def describe(train, test):
     """What a row of figures was measured on, for JSON."""
     share = train.labels.mean(0)
-    return {"encoder": train.path, "test": test.path, "features": train.features.shape[1],
-            "samples": {"train": len(train.ids), "test": len(test.ids)},
-            "groups": {"train": len(set(train.groups.tolist())), "test": len(set(test.groups.tolist())),
-                       "shared": len(shared_groups(train, test))},
-            "one_value_in_training": [name for name, mean in zip(train.classes, share) if mean in (0, 1)]}
+    return {
+        "encoder": train.path,
+        "test": test.path,
+        "features": train.features.shape[1],
+        "samples": {"train": len(train.ids), "test": len(test.ids)},
+        "groups": {
+            "train": len(set(train.groups.tolist())),
+            "test": len(set(test.groups.tolist())),
+            "shared": len(shared_groups(train, test)),
+        },
+        "one_value_in_training": [name for name, mean in zip(train.classes, share) if mean in (0, 1)],
+    }
 
 
 def write_json(path, document):
@@ -267,9 +320,20 @@ def write_json(path, document):
 
 
 def print_table(results, columns):
-    rows = [(result["encoder"], result["method"], *result["samples"].values(),
-             *("–" if result[name] is None else f"{result[name]:.4f}" for name in columns)) for result in results]
-    print(tabulate(rows, ["encoder", "method", "train", "test", *columns.values()], tablefmt="pipe", disable_numparse=True))
+    rows = [
+        (
+            result["encoder"],
+            result["method"],
+            *result["samples"].values(),
+            *("–" if result[name] is None else f"{result[name]:.4f}" for name in columns),
+        )
+        for result in results
+    ]
+    print(
+        tabulate(
+            rows, ["encoder", "method", "train", "test", *columns.values()], tablefmt="pipe", disable_numparse=True
+        )
+    )
 
 
 def parse_flags(parser):
@@ -277,18 +341,35 @@ def parse_flags(parser):
     group.add_argument("--train", nargs="+", metavar="FILE", help="embeddings to train on, .npz or .parquet")
     group.add_argument("--test", nargs="+", metavar="FILE", help="embeddings to test on, in the order of --train")
     group.add_argument("--embeddings", nargs="+", metavar="FILE", help="embeddings to split by groups")
-    group.add_argument("--held_out", type=float, metavar="SHARE",
-                       help=f"with --embeddings: share of the groups to test on (default: {HELD_OUT})")
+    group.add_argument(
+        "--held_out",
+        type=float,
+        metavar="SHARE",
+        help=f"with --embeddings: share of the groups to test on (default: {HELD_OUT})",
+    )
     group.add_argument("--seed", type=int, default=0, help="with --embeddings: draws these groups (default: 0)")
-    group.add_argument("--allow_shared_groups", action="store_true",
-                       help="let --train and --test share groups, for splits that are separated on the ground and not by "
-                            "acquisition, as the official ones of BigEarthNet v2")
+    group.add_argument(
+        "--allow_shared_groups",
+        action="store_true",
+        help="let --train and --test share groups, for splits that are separated on the ground and not by "
+        "acquisition, as the official ones of BigEarthNet v2",
+    )
     group = parser.add_argument_group("methods")
-    group.add_argument("--method", nargs="+", choices=("knn", "linear"), default=["knn", "linear"], help="(default: both)")
-    group.add_argument("--neighbours", type=int, default=20, metavar="K", help="knn: training samples that vote (default: 20)")
-    group.add_argument("--C", type=float, default=PENALTY,
-                       help="linear: inverse strength of the L2 penalty, as in scikit-learn (default: %(default)s)")
-    parser.add_argument("--output", metavar="JSON", help="file to write with all figures, sizes and settings (default: none)")
+    group.add_argument(
+        "--method", nargs="+", choices=("knn", "linear"), default=["knn", "linear"], help="(default: both)"
+    )
+    group.add_argument(
+        "--neighbours", type=int, default=20, metavar="K", help="knn: training samples that vote (default: 20)"
+    )
+    group.add_argument(
+        "--C",
+        type=float,
+        default=PENALTY,
+        help="linear: inverse strength of the L2 penalty, as in scikit-learn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", metavar="JSON", help="file to write with all figures, sizes and settings (default: none)"
+    )
     return parser.parse_args()
 
 
@@ -301,14 +382,26 @@ def run(args):
             metrics, complaints = probe(train, test, method, args.neighbours, args.C)
             results.append({**describe(train, test), "method": method, **metrics})
             for k, complaint in complaints.items():
-                print(f"probe: warning: {train.path}: linear, class {test.classes[k]}: {complaint}; "
-                      "a lower --C converges sooner", file=sys.stderr)
+                print(
+                    f"probe: warning: {train.path}: linear, class {test.classes[k]}: {complaint}; "
+                    "a lower --C converges sooner",
+                    file=sys.stderr,
+                )
     classes = pairs[0][1].classes
     print_table(results, FLOOD_COLUMNS if classes == FLOOD_CLASSES else MULTILABEL_COLUMNS)
     if args.output:
         split = {"held_out": args.held_out, "seed": args.seed} if args.embeddings else {"held_out": None, "seed": None}
-        write_json(args.output, {**split, "neighbours": args.neighbours, "temperature": TEMPERATURE, "C": args.C,
-                                 "classes": classes, "results": results})
+        write_json(
+            args.output,
+            {
+                **split,
+                "neighbours": args.neighbours,
+                "temperature": TEMPERATURE,
+                "C": args.C,
+                "classes": classes,
+                "results": results,
+            },
+        )
 
 
 def main():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the charts of finetuning results share: results gathered into series, panels for the metrics, axes in powers of two."""
+
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -10,15 +11,16 @@ from analysis.console_log import FLOOD
 from analysis.figures import bare, entitle, new_chart
 from sarwmix.errors import DataError
 
-PANELS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")      # of many labels
+PANELS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")  # of many labels
 FLOOD_PANELS = ("accuracy", "f1")
-CLOSEST = 0.35              # octaves between labelled ticks
-LETTERS = 13                # of a legend in an inch
+CLOSEST = 0.35  # octaves between labelled ticks
+LETTERS = 13  # of a legend in an inch
 
 
 @dataclass(frozen=True)
 class Spread:
     """A metric over the runs of one kind."""
+
     mean: float
     low: float
     high: float
@@ -49,7 +51,9 @@ def metrics_to_draw(results):
     splits = {f"split {result.split}": result for result in results if result.split}
     for kinds in (tasks, splits):
         if len(kinds) > 1:
-            raise DataError(f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see --pattern")
+            raise DataError(
+                f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see --pattern"
+            )
     task = results[0].task
     names = [name for name in (FLOOD_PANELS if task is FLOOD else PANELS) if spread(results, name)]
     if not names:
@@ -65,7 +69,7 @@ def panel_grid(metrics):
     for axis, name in zip(axes, metrics.values()):
         bare(axis).set_ylabel(name)
         axis.tick_params(labelsize=9)
-    for axis in axes[len(metrics):]:
+    for axis in axes[len(metrics) :]:
         axis.set_visible(False)
     return figure, dict(zip(metrics, axes))
 
@@ -78,9 +82,18 @@ def finish(figure, axes, x_label, title, note):
         axis.tick_params(labelbottom=True)
     figure.align_ylabels(axes)
     legend = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    columns = int(LETTERS * figure.get_figwidth()) // (max(map(len, legend)) + 8)      # 8: about what a handle and a gap take
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), max(columns, 1)), frameon=False,
-                  fontsize=9, handlelength=3)
+    columns = int(LETTERS * figure.get_figwidth()) // (
+        max(map(len, legend)) + 8
+    )  # 8: about what a handle and a gap take
+    figure.legend(
+        legend.values(),
+        legend.keys(),
+        loc="outside lower center",
+        ncols=min(len(legend), max(columns, 1)),
+        frameon=False,
+        fontsize=9,
+        handlelength=3,
+    )
     return entitle(figure, title, note)
 
 
@@ -96,17 +109,25 @@ def draw_series(axis, metric, groups, **style):
     if several:
         below = [value.mean - value.low for value in several.values()]
         above = [value.high - value.mean for value in several.values()]
-        axis.errorbar(list(several), [value.mean for value in several.values()], [below, above], fmt="none", ecolor=style["color"], capsize=4,
-                      lw=1.2, zorder=1.9)
+        axis.errorbar(
+            list(several),
+            [value.mean for value in several.values()],
+            [below, above],
+            fmt="none",
+            ecolor=style["color"],
+            capsize=4,
+            lw=1.2,
+            zorder=1.9,
+        )
 
 
 def octaves(axis, values, show=str):
     """Make the x axis logarithmic to base 2, with labelled ticks at these values, those left out that would touch another."""
     axis.set_xscale("log", base=2)
-    axis.set_xlim(min(values) / 2 ** 0.3, max(values) * 2 ** 0.3)
+    axis.set_xlim(min(values) / 2**0.3, max(values) * 2**0.3)
     kept = []
     for value in sorted(values, reverse=True):
-        if not kept or kept[-1] / value >= 2 ** CLOSEST:
+        if not kept or kept[-1] / value >= 2**CLOSEST:
             kept.append(value)
     axis.set_xticks(kept, [show(value) for value in kept])
     axis.xaxis.set_minor_locator(NullLocator())
@@ -122,10 +143,16 @@ def note_on(groups):
 
 def table_of(rows, headers, metrics):
     """A pipe table of what is drawn. rows: [(cells, results of a point)]; headers: of the cells; metrics: {metric: its name}."""
-    cells = [(*first, len(results), *(str(spread(results, metric) or "–") for metric in metrics)) for first, results in rows]
+    cells = [
+        (*first, len(results), *(str(spread(results, metric) or "–") for metric in metrics)) for first, results in rows
+    ]
     return tabulate(cells, [*headers, "runs", *metrics.values()], tablefmt="pipe", disable_numparse=True)
 
 
 def left_out(results, reason):
     """Lines to print about results that have no place in a chart."""
-    return [f"{len(results)} results are not drawn: {reason}", *(f"- {result.source}" for result in results)] if results else []
+    return (
+        [f"{len(results)} results are not drawn: {reason}", *(f"- {result.source}" for result in results)]
+        if results
+        else []
+    )

@@ -10,6 +10,7 @@ What is in a file is found out by looking into it. Several ways of leaving the s
 - log.txt of a finetuning, a JSON object an epoch: its best epoch, by macro average precision, or by accuracy (floods);
 - a CSV table, as `write_table` makes it and people correct it.
 """
+
 import argparse
 import csv
 import fnmatch
@@ -21,17 +22,33 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from analysis.console_log import (FLOOD, MULTILABEL, NoResult, NotALog, as_number, as_shares, is_training_log, lines_of, parse,
-                                  read_text)
+from analysis.console_log import (
+    FLOOD,
+    MULTILABEL,
+    NoResult,
+    NotALog,
+    as_number,
+    as_shares,
+    is_training_log,
+    lines_of,
+    parse,
+    read_text,
+)
 from sarwmix.command import Command
 from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.files import write_csv
 
 RECORD, LOG = "run.json", "log.txt"
-RUN_FILES = (RECORD, LOG, "eval_*.json", "train_ids.csv", "*.sha256")      # that a run folder is read by, or that tell nothing
+RUN_FILES = (
+    RECORD,
+    LOG,
+    "eval_*.json",
+    "train_ids.csv",
+    "*.sha256",
+)  # that a run folder is read by, or that tell nothing
 STARTS = ("pretrained", "random")
 PRETRAINING = "mask_ratio"  # a flag of pretraining alone
-LONGEST_HEADER = 1000       # letters of the first line of a table
+LONGEST_HEADER = 1000  # letters of the first line of a table
 NUMBERED = re.compile(r"checkpoint[-_](\d+)\.pth$")
 FACTS = ("log", "start", "checkpoint", "pretraining_epochs", "share", "seed", "epoch", "split")
 
@@ -45,6 +62,7 @@ class Result:
     metrics: those of MULTILABEL or of FLOOD, in [0, 1] or None. malformed: lines of the source that looked like data and
     could not be read. output_dir: as the run was given it.
     """
+
     source: str
     start: str | None = None
     checkpoint: str | None = None
@@ -66,14 +84,14 @@ class Result:
 @dataclass(frozen=True)
 class Skipped:
     """A file or run folder without a result, and why."""
+
     path: str
     reason: str
     malformed: int = 0
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# One file, one folder
-# --------------------------------------------------------------------------------------------------------------------
+# ---- One file, one folder ------------------------------------------------------------------------
+
 
 def _epochs_named(checkpoint):
     """64 of checkpoint_64.pth or checkpoint-64.pth; None of any other name."""
@@ -101,8 +119,11 @@ def _as_whole(value):
 def _facts_in(flags):
     """What flags say of a run; whatever is not as it must be they do not say."""
     share, seed = flags.get("train_fraction"), flags.get("seed")
-    return {"share": share if isinstance(share, (int, float)) and 0 < share <= 1 else None, "seed": seed if isinstance(seed, int) else None,
-            "output_dir": str(flags.get("output_dir") or "") or None}
+    return {
+        "share": share if isinstance(share, (int, float)) and 0 < share <= 1 else None,
+        "seed": seed if isinstance(seed, int) else None,
+        "output_dir": str(flags.get("output_dir") or "") or None,
+    }
 
 
 def _metrics_in(entry, prefix=""):
@@ -110,7 +131,10 @@ def _metrics_in(entry, prefix=""):
     for task, leader in ((MULTILABEL, "ap_macro"), (FLOOD, "accuracy")):
         if f"{prefix}{leader}" in entry:
             values = {name: entry.get(f"{prefix}{name}") for name in task}
-            return {name: value if isinstance(value, (int, float)) and 0 <= value <= 1 else None for name, value in values.items()}
+            return {
+                name: value if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+                for name, value in values.items()
+            }
     return {}
 
 
@@ -131,10 +155,21 @@ def _console_result(path, text):
     if log.summary is None:
         if not is_training_log(lines):
             raise NotALog("nothing in it is of a training log", log.malformed)
-        raise NoResult("pretraining log" if PRETRAINING in log.flags else "no Best Results Summary: not finished", log.malformed)
+        raise NoResult(
+            "pretraining log" if PRETRAINING in log.flags else "no Best Results Summary: not finished", log.malformed
+        )
     best = log.summary
-    return Result(str(path), best["start"], best["checkpoint"], best["epochs"] or _epochs_named(best["checkpoint"]),
-                  epoch=best["epoch"], split=best["split"], metrics=best["metrics"], malformed=log.malformed, **_facts_in(best["flags"]))
+    return Result(
+        str(path),
+        best["start"],
+        best["checkpoint"],
+        best["epochs"] or _epochs_named(best["checkpoint"]),
+        epoch=best["epoch"],
+        split=best["split"],
+        metrics=best["metrics"],
+        malformed=log.malformed,
+        **_facts_in(best["flags"]),
+    )
 
 
 def read_epoch_log(path):
@@ -181,7 +216,9 @@ def read_run_folder(path):
     """The Result of a run of main_finetune.py, of what its folder holds. Raises NoResult."""
     path = Path(path)
     record = _read_json(path / RECORD)
-    parts = [part for part in (*record.get("earlier", []), record) if isinstance(part.get("flags"), dict)]  # of a continued run
+    parts = [
+        part for part in (*record.get("earlier", []), record) if isinstance(part.get("flags"), dict)
+    ]  # of a continued run
     if not parts:
         raise NoResult(f"{RECORD}: has no flags; not a run folder")
     flags = parts[-1]["flags"]
@@ -195,7 +232,9 @@ def read_run_folder(path):
         if not (path / name).is_file():
             raise NoResult(f"no {name}: {record.get('outcome', 'not finished')}")
         found = _read_json(path / name)
-        result = Result(str(path), epoch=found.get("epoch"), split=found.get("split", split), metrics=_metrics_in(found))
+        result = Result(
+            str(path), epoch=found.get("epoch"), split=found.get("split", split), metrics=_metrics_in(found)
+        )
         if not result.metrics:
             raise NoResult(f"{name}: has neither ap_macro nor accuracy", malformed=1)
     # A part that continued the run need not say again what it started from.
@@ -203,13 +242,18 @@ def read_run_folder(path):
     named = next((part["flags"]["finetune"] for part in parts if isinstance(part["flags"].get("finetune"), str)), None)
     checkpoint = origin.get("checkpoint") or named or None
     epochs = origin.get("epochs")
-    return replace(result, source=str(path), start="pretrained" if checkpoint else "random" if named == "" else None, checkpoint=checkpoint,
-                   pretraining_epochs=epochs if isinstance(epochs, int) else _epochs_named(checkpoint), **_facts_in(flags))
+    return replace(
+        result,
+        source=str(path),
+        start="pretrained" if checkpoint else "random" if named == "" else None,
+        checkpoint=checkpoint,
+        pretraining_epochs=epochs if isinstance(epochs, int) else _epochs_named(checkpoint),
+        **_facts_in(flags),
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Tables
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Tables --------------------------------------------------------------------------------------
+
 
 def is_table(text):
     """Whether a text is a CSV table of results."""
@@ -232,10 +276,14 @@ def _table_results(path, text):
     try:
         for row in csv.DictReader(io.StringIO(text)):
             try:
-                results.append(_result_of_row({name: value.strip() for name, value in row.items() if name and value and value.strip()}))
+                results.append(
+                    _result_of_row(
+                        {name: value.strip() for name, value in row.items() if name and value and value.strip()}
+                    )
+                )
             except (ValueError, KeyError):
                 malformed += 1
-    except csv.Error:              # a quote that never ends
+    except csv.Error:  # a quote that never ends
         malformed += 1
     if not results:
         raise NoResult("a table without a readable row", malformed)
@@ -253,14 +301,24 @@ def _result_of_row(row):
     if all(value is None for value in metrics.values()):
         raise ValueError("a row without metrics")
     whole = {name: _as_whole(row[name]) if name in row else None for name in ("pretraining_epochs", "seed", "epoch")}
-    return Result(row["log"], row.get("start"), row.get("checkpoint"), share=_as_share(row["share"]) if "share" in row else None,
-                  split=row.get("split"), metrics=metrics, **whole)
+    return Result(
+        row["log"],
+        row.get("start"),
+        row.get("checkpoint"),
+        share=_as_share(row["share"]) if "share" in row else None,
+        split=row.get("split"),
+        metrics=metrics,
+        **whole,
+    )
 
 
 def write_table(path, results):
     """Results as a CSV table that `read_table` reads. Raises DataError naming --output if it cannot be written."""
     names = [name for name in (*MULTILABEL, *FLOOD) if any(name in result.metrics for result in results)]
-    rows = [[result.source, *(getattr(result, fact) for fact in FACTS[1:]), *map(result.metrics.get, names)] for result in results]
+    rows = [
+        [result.source, *(getattr(result, fact) for fact in FACTS[1:]), *map(result.metrics.get, names)]
+        for result in results
+    ]
     write_rows(path, [*FACTS, *names], rows)
 
 
@@ -272,9 +330,8 @@ def write_rows(path, header, rows):
         raise DataError(f"--output {path}: {error.strerror}; choose a place that can be written") from None
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Many
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Many ----------------------------------------------------------------------------------------
+
 
 def find_logs(paths, pattern="*"):
     """[(path, whether it was named)] of the files in question and run folders, each once. Raises DataError.
@@ -343,7 +400,11 @@ def _once(results, skipped):
     for result in results:
         path, twin, reason = Path(result.source), folders.get(run(result)), None
         # The log of a part that went on may not say what the run had started from.
-        if twin and path.is_file() and (result.start is None or (result.start, result.checkpoint) == (twin.start, twin.checkpoint)):
+        if (
+            twin
+            and path.is_file()
+            and (result.start is None or (result.start, result.checkpoint) == (twin.start, twin.checkpoint))
+        ):
             alike = all(_alike(value, twin.metrics.get(name)) for name, value in result.metrics.items())
             reason = f"log of the run folder {twin.source}{'' if alike else ', which has other figures: a log of an earlier run?'}"
         elif path.name == LOG and any(_lies_at(path.parent, output_dir) for output_dir in consoles):
@@ -363,29 +424,40 @@ def _alike(one, other):
 def _lies_at(folder, output_dir):
     """Whether a folder can be an --output_dir, which may be relative to a place that is not known."""
     parts = tuple(part for part in Path(output_dir).parts if part not in ("/", ".."))
-    return bool(parts) and folder.resolve().parts[-len(parts):] == parts
+    return bool(parts) and folder.resolve().parts[-len(parts) :] == parts
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What the programs that start from results share
-# --------------------------------------------------------------------------------------------------------------------
+# ---- What the programs that start from results share ---------------------------------------------
+
 
 def log_parser(module, description, nargs="+"):
     """The parser of a program that reads logs; its errors are one line."""
     parser = Command(module, description)
-    parser.add_argument("logs", nargs=nargs, help="logs, run folders, and folders to search for these, with all folders in them")
-    parser.add_argument("--pattern", default="*", metavar="GLOB",
-                        help="names of the files and run folders to take in folders that are searched, as '*.log'")
+    parser.add_argument(
+        "logs", nargs=nargs, help="logs, run folders, and folders to search for these, with all folders in them"
+    )
+    parser.add_argument(
+        "--pattern",
+        default="*",
+        metavar="GLOB",
+        help="names of the files and run folders to take in folders that are searched, as '*.log'",
+    )
     return parser
 
 
 def add_name_flags(parser):
     """Flags for what the names of logs alone know."""
-    for flag, what, example in (("--epochs_from", "the epochs of pretraining", r"finetune_(\d+)_"),
-                                ("--share_from", "the share of the training labels (above 1: in percent)", r"_(\d+)p\.log")):
-        parser.add_argument(flag, type=_pattern, metavar="REGEX",
-                            help=f"take {what} from the path of a log: the one group of this regular expression, as '{example}', where it "
-                                 f"is found last; it wins over what the log says")
+    for flag, what, example in (
+        ("--epochs_from", "the epochs of pretraining", r"finetune_(\d+)_"),
+        ("--share_from", "the share of the training labels (above 1: in percent)", r"_(\d+)p\.log"),
+    ):
+        parser.add_argument(
+            flag,
+            type=_pattern,
+            metavar="REGEX",
+            help=f"take {what} from the path of a log: the one group of this regular expression, as '{example}', where it "
+            f"is found last; it wins over what the log says",
+        )
 
 
 def _pattern(text):
@@ -394,7 +466,9 @@ def _pattern(text):
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text}: no regular expression ({error})") from None
     if pattern.groups != 1:
-        raise argparse.ArgumentTypeError(f"{text}: has {pattern.groups} groups; put one pair of parentheses around the number")
+        raise argparse.ArgumentTypeError(
+            f"{text}: has {pattern.groups} groups; put one pair of parentheses around the number"
+        )
     return pattern
 
 
@@ -405,11 +479,13 @@ def _take_from_names(results, args):
             found = [match[1] for match in pattern.finditer(result.source)] if pattern else []
             if not found or flag == "epochs_from" and result.start == "random":
                 continue
-            text = found[-1]                                   # folders may have names like those of their logs
+            text = found[-1]  # folders may have names like those of their logs
             try:
                 setattr(result, fact, convert(text))
-            except (ValueError, TypeError):                    # TypeError: an optional group
-                raise DataError(f"--{flag} {pattern.pattern}: finds {quoted(text)} in {result.source}; it must find a number") from None
+            except (ValueError, TypeError):  # TypeError: an optional group
+                raise DataError(
+                    f"--{flag} {pattern.pattern}: finds {quoted(text)} in {result.source}; it must find a number"
+                ) from None
             if flag == "epochs_from":
                 result.start = "pretrained"
 
@@ -419,7 +495,11 @@ def results_of(args):
     results, skipped = read_results(args.logs, args.pattern)
     remedy = "name console logs or run folders of finished finetunings"
     if not results and skipped:
-        raise data_error(f"{args.logs[0]}: no result in {len(skipped)} logs", [f"{skip.path} ({skip.reason})" for skip in skipped], remedy)
+        raise data_error(
+            f"{args.logs[0]}: no result in {len(skipped)} logs",
+            [f"{skip.path} ({skip.reason})" for skip in skipped],
+            remedy,
+        )
     if not results:
         raise DataError(f"{args.logs[0]}: holds no log of a finetuning; {remedy}")
     _take_from_names(results, args)
@@ -433,5 +513,7 @@ def percent(share):
 def account(results, skipped):
     """What was read, as lines to print."""
     malformed = sum(item.malformed for item in (*results, *skipped))
-    return [f"{len(results) + len(skipped)} logs read: {len(results)} results; {len(skipped)} left out; malformed lines: {malformed}",
-            *(f"- {skip.path}: {skip.reason}" for skip in skipped)]
+    return [
+        f"{len(results) + len(skipped)} logs read: {len(results)} results; {len(skipped)} left out; malformed lines: {malformed}",
+        *(f"- {skip.path}: {skip.reason}" for skip in skipped),
+    ]

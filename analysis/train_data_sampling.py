@@ -7,26 +7,56 @@
 Where logs do not say the share, --share_from takes it from their names; or complete the CSV table of
 analysis.logfile_reader by hand, and give that instead of the logs.
 """
+
 from analysis.figures import COLOURS, MARKERS, VERMILION, write_figure
-from analysis.result_charts import (PANELS, draw_series, finish, gather, left_out, metrics_to_draw, note_on, octaves, panel_grid, table_of)
+from analysis.result_charts import (
+    PANELS,
+    draw_series,
+    finish,
+    gather,
+    left_out,
+    metrics_to_draw,
+    note_on,
+    octaves,
+    panel_grid,
+    table_of,
+)
 from analysis.results import Result, account, add_name_flags, log_parser, percent, results_of
 from sarwmix.errors import DataError
 
 # BigEarthNet v2 S1, mixmim_base, 64 epochs of pretraining: start → share of the labels → metrics in the order of PANELS.
 PUBLISHED_IN = "SAR-W-MixMAE, IEEE JSTARS 2026"
 PUBLISHED = {
-    "pretrained": {1.0: (0.7141, 0.8391, 0.6443, 0.7384), 0.5: (0.6928, 0.8245, 0.6293, 0.7261),
-                   0.25: (0.6616, 0.8139, 0.6016, 0.7190), 0.125: (0.6453, 0.8046, 0.5894, 0.7076)},
-    "random": {1.0: (0.6107, 0.7713, 0.4936, 0.6750), 0.5: (0.5781, 0.7339, 0.4713, 0.6509),
-               0.25: (0.5545, 0.7139, 0.4295, 0.6233), 0.125: (0.5268, 0.6827, 0.4058, 0.5977)}}
+    "pretrained": {
+        1.0: (0.7141, 0.8391, 0.6443, 0.7384),
+        0.5: (0.6928, 0.8245, 0.6293, 0.7261),
+        0.25: (0.6616, 0.8139, 0.6016, 0.7190),
+        0.125: (0.6453, 0.8046, 0.5894, 0.7076),
+    },
+    "random": {
+        1.0: (0.6107, 0.7713, 0.4936, 0.6750),
+        0.5: (0.5781, 0.7339, 0.4713, 0.6509),
+        0.25: (0.5545, 0.7139, 0.4295, 0.6233),
+        0.125: (0.5268, 0.6827, 0.4058, 0.5977),
+    },
+}
 STARTS = {"pretrained": "pretrained", "random": "random initialisation"}
 
 
 def published():
     """[Result] of PUBLISHED."""
-    return [Result(PUBLISHED_IN, start, pretraining_epochs=64 if start == "pretrained" else None, share=share, split="test",
-                   metrics=dict(zip(PANELS, values)))
-            for start, shares in PUBLISHED.items() for share, values in shares.items()]
+    return [
+        Result(
+            PUBLISHED_IN,
+            start,
+            pretraining_epochs=64 if start == "pretrained" else None,
+            share=share,
+            split="test",
+            metrics=dict(zip(PANELS, values)),
+        )
+        for start, shares in PUBLISHED.items()
+        for share, values in shares.items()
+    ]
 
 
 def series_of(results):
@@ -62,14 +92,24 @@ def draw_shares(series, overlay, metrics):
             draw_series(axis, metric, overlay[kind], **style, ls="--", mfc="white", label=f"published: {name}")
     notes = [note_on([group for groups in series.values() for group in groups.values()])] if series else []
     notes += [f"published: {PUBLISHED_IN}; BigEarthNet v2 S1, base"] if overlay else []
-    return finish(figure, axes, "share of the training labels", "Finetuned results by share of the training labels", "; ".join(notes))
+    return finish(
+        figure,
+        axes,
+        "share of the training labels",
+        "Finetuned results by share of the training labels",
+        "; ".join(notes),
+    )
 
 
 def main(argv=None):
     parser = log_parser("analysis.train_data_sampling", __doc__.splitlines()[0], nargs="*")
     add_name_flags(parser)
-    parser.add_argument("--published", action="store_true", help=f"also draw the figures of {PUBLISHED_IN}; they need no logs")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written")
+    parser.add_argument(
+        "--published", action="store_true", help=f"also draw the figures of {PUBLISHED_IN}; they need no logs"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written"
+    )
     args = parser.parse_args(argv)
     try:
         if not (args.logs or args.published):
@@ -77,20 +117,31 @@ def main(argv=None):
         results, skipped = results_of(args) if args.logs else ([], [])
         placed = [result for result in results if result.start and result.share]
         if results and not placed:
-            raise DataError(f"{results[0].source}: neither this nor another log says its start and its share of the labels; use --share_from "
-                            "and --epochs_from")
+            raise DataError(
+                f"{results[0].source}: neither this nor another log says its start and its share of the labels; use --share_from "
+                "and --epochs_from"
+            )
         overlay = series_of(published() if args.published else [])
         series = series_of(placed)
         metrics = metrics_to_draw(placed + (published() if args.published else []))
         write_figure(draw_shares(series, overlay, metrics), args.output)
     except ValueError as error:
         parser.error(str(error))
-    rows = [((f"{origin}{name}", percent(share)), group) for origin, part in (("", series), ("published: ", overlay))
-            for kind, (name, _) in names_and_styles(part).items() for share, group in part[kind].items()]
+    rows = [
+        ((f"{origin}{name}", percent(share)), group)
+        for origin, part in (("", series), ("published: ", overlay))
+        for kind, (name, _) in names_and_styles(part).items()
+        for share, group in part[kind].items()
+    ]
     print(table_of(rows, ["start", "share"], metrics), end="\n\n")
     others = [result for result in results if result not in placed]
-    print(*left_out(others, "they do not say their start, or their share of the labels; use --share_from and --epochs_from"),
-          *(account(results, skipped) if args.logs else []), sep="\n")
+    print(
+        *left_out(
+            others, "they do not say their start, or their share of the labels; use --share_from and --epochs_from"
+        ),
+        *(account(results, skipped) if args.logs else []),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Draw the polarization weights of one patch beside its backscatter.
 
-    python -m analysis.weight_map --vh PATCH_VH.tif --vv PATCH_VV.tif --output weights.png
-    python -m analysis.weight_map --simulate 7 --landscape coast --output weights.png
+python -m analysis.weight_map --vh PATCH_VH.tif --vv PATCH_VV.tif --output weights.png
+python -m analysis.weight_map --simulate 7 --landscape coast --output weights.png
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -41,18 +42,29 @@ def draw_weights(sar_db):
             image = axis.imshow(values.numpy(), cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
             notes.append(f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}")
         for axis, note in zip(axes[row], notes):
-            axis.text(0.03, 0.04, note.replace("-", "−"), transform=axis.transAxes, fontsize=7, color="white",
-                      bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5))
+            axis.text(
+                0.03,
+                0.04,
+                note.replace("-", "−"),
+                transform=axis.transAxes,
+                fontsize=7,
+                color="white",
+                bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5),
+            )
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
-    bar = figure.colorbar(image, cax=figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7]), label="weight")
+    bar = figure.colorbar(
+        image, cax=figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7]), label="weight"
+    )
     bar.set_ticks([1, 1.5, 2, 2.5, torch.e], labels=["1", "1.5", "2", "2.5", "e"])
     return figure
 
 
 def read_patch(vh, vv):
     """(2, H, W) dB of the files of a patch's channels. Raises DataError naming a file, or ValueError."""
-    channels = [torch.from_numpy(read_band(path, band=channel, integers=False)) for path, channel in ((vh, "VH"), (vv, "VV"))]
+    channels = [
+        torch.from_numpy(read_band(path, band=channel, integers=False)) for path, channel in ((vh, "VH"), (vv, "VV"))
+    ]
     if channels[0].shape != channels[1].shape:
         sides = ["×".join(map(str, channel.shape)) for channel in channels]
         raise ValueError(f"--vv {vv}: has {sides[1]} pixels, and --vh {sides[0]}; give both channels of one patch")
@@ -65,7 +77,9 @@ def main():
     parser.add_argument("--vv", metavar="TIF", help="VV of the same patch, dB")
     parser.add_argument("--simulate", type=int, metavar="SEED", help="a simulated patch instead")
     parser.add_argument("--landscape", choices=tuple(LANDSCAPES), default="coast", help="of the simulated patch")
-    parser.add_argument("--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
+    )
     args = parser.parse_args()
     if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")

@@ -7,6 +7,7 @@ It reads a folder of runs, as scripts/weight_study.sh makes it: pretraining runs
 flood classifiers finetuned from them. Runs that share a seed share their initialisation and the order of their samples, so
 kinds are compared seed by seed with plain MixMAE, which has no weights.
 """
+
 import json
 from pathlib import Path
 
@@ -21,19 +22,42 @@ from sarwmix.command import Command
 
 PROBE = {"ap_macro": "probe: AP macro", "ap_micro": "probe: AP micro", "f1_macro": "probe: F1 macro"}
 FLOOD = {"accuracy": "flood: accuracy", "f1": "flood: F1"}
-KINDS = [("none", "token"), ("none", "pixel"), ("shared_avg", "token"), ("shared_avg", "pixel"), ("per_channel", "token"),
-         ("per_channel", "pixel"), ("random", "")]
+KINDS = [
+    ("none", "token"),
+    ("none", "pixel"),
+    ("shared_avg", "token"),
+    ("shared_avg", "pixel"),
+    ("per_channel", "token"),
+    ("per_channel", "pixel"),
+    ("random", ""),
+]
 PLAIN, RANDOM = "none", "random"
 # Flags of pretraining that all runs of a study share.
-SHARED = ("dataset", "data_path", "split", "model", "input_size", "epochs", "stop_epoch", "batch_size", "lr", "mask_ratio", "norm_pix_loss",
-          "weight_domain", "weight_clip", "exp_scale")
+SHARED = (
+    "dataset",
+    "data_path",
+    "split",
+    "model",
+    "input_size",
+    "epochs",
+    "stop_epoch",
+    "batch_size",
+    "lr",
+    "mask_ratio",
+    "norm_pix_loss",
+    "weight_domain",
+    "weight_clip",
+    "exp_scale",
+)
 
 
 def read_json(path):
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise ValueError(f"{path}: cannot be read as what a run leaves; remove that run, or let scripts/weight_study.sh do it again") from None
+        raise ValueError(
+            f"{path}: cannot be read as what a run leaves; remove that run, or let scripts/weight_study.sh do it again"
+        ) from None
 
 
 def read_run(folder):
@@ -45,17 +69,25 @@ def read_run(folder):
             if not (folder / "probe.json").exists():
                 return None, None
             origin, shown = flags, PROBE
-            figures = next(result for result in read_json(folder / "probe.json")["results"] if result["method"] == "linear")
+            figures = next(
+                result for result in read_json(folder / "probe.json")["results"] if result["method"] == "linear"
+            )
         elif flags.get("dataset") == "sen12flood" and (folder / "eval_test.json").exists():
             origin, shown = (record["initialised_from"] or {"flags": None})["flags"], FLOOD
             figures = read_json(folder / "eval_test.json")
         else:
             return None, None
         kind = (RANDOM, "") if origin is None else (origin["weight_mode"], origin["weight_level"])
-        row = {"weight_mode": kind[0], "weight_level": kind[1], "seed": flags["seed"],
-               **{name: figures[key] for key, name in shown.items()}}
+        row = {
+            "weight_mode": kind[0],
+            "weight_level": kind[1],
+            "seed": flags["seed"],
+            **{name: figures[key] for key, name in shown.items()},
+        }
     except (KeyError, TypeError, StopIteration) as error:
-        raise ValueError(f"{folder}: is no run of the study (no {str(error) or 'linear probe'}); remove it from there") from None
+        raise ValueError(
+            f"{folder}: is no run of the study (no {str(error) or 'linear probe'}); remove it from there"
+        ) from None
     return row, origin and {name: origin.get(name) for name in SHARED}
 
 
@@ -75,7 +107,9 @@ def read_study(folder):
         first = first or (path.parent, shared)
         other = [f"{name} {shared[name]} and {first[1][name]}" for name in SHARED if shared[name] != first[1][name]]
         if other:
-            raise ValueError(f"{path.parent} and {first[0]} are of two studies ({', '.join(other)}); give each a folder of its own")
+            raise ValueError(
+                f"{path.parent} and {first[0]} are of two studies ({', '.join(other)}); give each a folder of its own"
+            )
     if not rows:
         raise ValueError(f"{folder}: no run of a study is there; scripts/weight_study.sh makes one")
     frame = pd.DataFrame(rows).groupby(["weight_mode", "weight_level", "seed"], as_index=False).mean()
@@ -98,7 +132,7 @@ def metrics_of(frame):
 
 
 def spread(values):
-    """"mean ± standard deviation" over seeds, "–" where a run has no figure."""
+    """ "mean ± standard deviation" over seeds, "–" where a run has no figure."""
     values = values.dropna()
     return "–" if not len(values) else f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
 
@@ -116,10 +150,16 @@ def difference(rows, plain, metric):
 def tables(frame):
     """(means over seeds, differences from plain MixMAE or an empty frame): two DataFrames of text, a row for each kind."""
     groups, metrics = groups_of(frame), metrics_of(frame)
-    means = [{"weights": label, "seeds": len(rows), **{name: spread(rows[name]) for name in metrics}} for label, rows in groups]
+    means = [
+        {"weights": label, "seeds": len(rows), **{name: spread(rows[name]) for name in metrics}}
+        for label, rows in groups
+    ]
     plain = frame[frame["weight_mode"] == PLAIN].drop_duplicates("seed")
-    differences = [{"difference from none": label, **{name: difference(rows, plain, name) for name in metrics}}
-                   for label, rows in groups if len(plain) and rows["weight_mode"].iloc[0] != PLAIN]
+    differences = [
+        {"difference from none": label, **{name: difference(rows, plain, name) for name in metrics}}
+        for label, rows in groups
+        if len(plain) and rows["weight_mode"].iloc[0] != PLAIN
+    ]
     return pd.DataFrame(means), pd.DataFrame(differences)
 
 

@@ -4,6 +4,7 @@
 On a machine with GPUs: base at batch 256 in bf16, eager and compiled, 1 to all GPUs; on a CPU: base at batch 16. Each writes
 its JSON into --out; `python -m analysis.benchmark_figure DIR` draws them. One that fails does not keep the others from running.
 """
+
 import subprocess
 import sys
 import time
@@ -12,13 +13,47 @@ import torch
 
 from benchmarks.report import benchmark_parser
 
-CPU = {"step": ["--grad_checkpointing", "--compile", "default"], "end_to_end": [], "scaling": ["--ranks", "1", "2"], "memory": [],
-       "parity": ["--model", "mixmim_tiny"], "startup": [], "data": []}
-GPU_STEP = ["--batch_size", "256", "--steps", "10", "--warmup", "5", "--grad_checkpointing", "--compile", "default", "max-autotune-no-cudagraphs"]
-GPU = {"step": GPU_STEP,
-       "end_to_end": ["--batch_size", "256", "--samples", "8192", "--steps", "20", "--workers", "10", "--compile", "default"],
-       "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"], "memory": ["--batch_size", "64"],
-       "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"], "startup": [], "data": []}
+CPU = {
+    "step": ["--grad_checkpointing", "--compile", "default"],
+    "end_to_end": [],
+    "scaling": ["--ranks", "1", "2"],
+    "memory": [],
+    "parity": ["--model", "mixmim_tiny"],
+    "startup": [],
+    "data": [],
+}
+GPU_STEP = [
+    "--batch_size",
+    "256",
+    "--steps",
+    "10",
+    "--warmup",
+    "5",
+    "--grad_checkpointing",
+    "--compile",
+    "default",
+    "max-autotune-no-cudagraphs",
+]
+GPU = {
+    "step": GPU_STEP,
+    "end_to_end": [
+        "--batch_size",
+        "256",
+        "--samples",
+        "8192",
+        "--steps",
+        "20",
+        "--workers",
+        "10",
+        "--compile",
+        "default",
+    ],
+    "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"],
+    "memory": ["--batch_size", "64"],
+    "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"],
+    "startup": [],
+    "data": [],
+}
 
 
 def main(argv=None):
@@ -27,11 +62,19 @@ def main(argv=None):
     args = parser.parse_args(argv)
     gpus, failed = torch.cuda.device_count(), []
     for name in args.only:
-        flags = [*(GPU if gpus else CPU)[name], *(["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
-                                                   if gpus and name == "scaling" else [])]
+        flags = [
+            *(GPU if gpus else CPU)[name],
+            *(
+                ["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
+                if gpus and name == "scaling"
+                else []
+            ),
+        ]
         print(f"\n== {name} ==", flush=True)
         started = time.monotonic()
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out), "--seed", str(args.seed), *flags]).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out), "--seed", str(args.seed), *flags]
+        ).returncode:
             failed.append(name)
         print(f"-- {time.monotonic() - started:.0f} s", flush=True)
     if failed:

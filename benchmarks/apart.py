@@ -5,6 +5,7 @@ whose parts are run so, one after the other, each within its share of the time.
 A process is forked from this one, which therefore must have imported what is needed, and must have computed nothing: neither
 CUDA nor the threads of a computation outlive a fork.
 """
+
 import json
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from sarwmix.files import write_json
 
-SPARE = 0.15              # of a part's time: between what it plans with and the moment at which it is killed
+SPARE = 0.15  # of a part's time: between what it plans with and the moment at which it is killed
 
 _context = multiprocessing.get_context("fork")
 
@@ -42,7 +43,7 @@ def _run(function, args, log, session):
     except BaseException:
         traceback.print_exc()
         status = 1
-    multiprocessing.util._exit_function()       # as at the end of a program: processes that it started are waited for
+    multiprocessing.util._exit_function()  # as at the end of a program: processes that it started are waited for
     os._exit(status or 0)
 
 
@@ -67,7 +68,7 @@ class Apart:
         try:
             os.killpg(self.process.pid, signal.SIGKILL) if self.session else self.process.kill()
         except ProcessLookupError:
-            if self.process.is_alive():         # it has no session yet
+            if self.process.is_alive():  # it has no session yet
                 self.process.kill()
         self.process.join()
 
@@ -77,9 +78,8 @@ class Apart:
         return lines[-1].strip() if lines else ""
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Parts of a report
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Parts of a report ---------------------------------------------------------------------------
+
 
 class LeftOut(Exception):
     """A part cannot be done on this machine; says why."""
@@ -88,6 +88,7 @@ class LeftOut(Exception):
 @dataclass(frozen=True)
 class Part:
     """One part of the report. function(found, settings, seconds); share: of the time, relative to those of the others."""
+
     name: str
     title: str
     share: float
@@ -137,7 +138,14 @@ def run_part(part, out, settings, seconds):
     finally:
         process.end()
         os.close(console)
-    row = {"part": part.name, "title": part.title, "status": "ok", "reason": "", "seconds": time.monotonic() - started, "found": []}
+    row = {
+        "part": part.name,
+        "title": part.title,
+        "status": "ok",
+        "reason": "",
+        "seconds": time.monotonic() - started,
+        "found": [],
+    }
     if path.exists():
         row |= json.loads(path.read_text())
         path.unlink()
@@ -162,6 +170,9 @@ def run_parts(parts, out, settings, ends, write):
         seconds = split_time(parts[number:], ends - time.monotonic())
         print(f"\n== {part.name}: {part.title} ({seconds:.0f} s at most) ==", flush=True)
         rows.append(run_part(part, out, settings, seconds))
-        print(f"-- {': '.join(filter(None, (rows[-1]['status'], rows[-1]['reason'])))}, {rows[-1]['seconds']:.0f} s", flush=True)
+        print(
+            f"-- {': '.join(filter(None, (rows[-1]['status'], rows[-1]['reason'])))}, {rows[-1]['seconds']:.0f} s",
+            flush=True,
+        )
         write(rows)
     return rows

@@ -7,6 +7,7 @@ Simulates patches once (they stay in --out), writes them in every layout, and re
 turns in an order that is drawn anew for every round. Files are warm: they come from the page cache, not from a disk.
 Writes data.json and prints a table; asserts nothing.
 """
+
 import argparse
 import time
 from functools import partial
@@ -29,10 +30,11 @@ from sarwmix.packed import DTYPES, PackedDataset
 from util.datasets import SamplesWithIds, build_loader
 from util.distributed import Launch, Ranks
 
-SHARD = 500                     # samples of a shard of the Zarr array that stands for alternatives
+SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 
 
-# ---- the same samples in every layout --------------------------------------------------------------------------------
+# ---- The same samples in every layout ------------------------------------------------------------
+
 
 def write_layouts(folder, samples, seed):
     """Simulated patches as GeoTIFFs, LMDB, Zarr and packed; what is there already stays. Returns the first."""
@@ -45,22 +47,42 @@ def write_layouts(folder, samples, seed):
     if not (folder / "zarr").exists():
         write_zarr(folder / "zarr", dataset, images)
     if not (folder / "zarr_sharded").exists():
-        array = zarr.create_array(folder / "zarr_sharded", shape=images.shape, dtype="float32", chunks=(1, *images.shape[1:]),
-                                  shards=(SHARD, *images.shape[1:]), compressors=None)
+        array = zarr.create_array(
+            folder / "zarr_sharded",
+            shape=images.shape,
+            dtype="float32",
+            chunks=(1, *images.shape[1:]),
+            shards=(SHARD, *images.shape[1:]),
+            compressors=None,
+        )
         array[:] = images
     for dtype in DTYPES:
-        pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--dtype", dtype, "--part_mb", "32", "--out",
-                   str(folder / f"packed_{dtype}")])
+        pack.main(
+            [
+                "--dataset",
+                "benv2",
+                "--data_path",
+                str(scenes),
+                "--splits",
+                "train",
+                "--dtype",
+                dtype,
+                "--part_mb",
+                "32",
+                "--out",
+                str(folder / f"packed_{dtype}"),
+            ]
+        )
         plain = folder / f"plain_{dtype}" / "images.bin"
         plain.parent.mkdir(exist_ok=True)
         if not plain.exists():
-            images.astype(dtype).tofile(plain)     # for uint16 the numbers mean nothing, but there are as many bytes
+            images.astype(dtype).tofile(plain)  # for uint16 the numbers mean nothing, but there are as many bytes
     return dataset
 
 
 def write_lmdb(path, ids, images, metadata):
     """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV. It lies beside the metadata."""
-    with lmdb.open(str(path), map_size=4 * images.nbytes + 2 ** 24) as env, env.begin(write=True) as transaction:
+    with lmdb.open(str(path), map_size=4 * images.nbytes + 2**24) as env, env.begin(write=True) as transaction:
         for name, image in zip(ids.tolist(), images):
             transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
     (path / "metadata.parquet").write_bytes(metadata.read_bytes())
@@ -72,7 +94,9 @@ def write_zarr(path, dataset, images):
     for name, image in zip(dataset.ids.tolist(), images):
         patch = root.create_group(name, attributes={"labels": ["Sea and ocean"]})
         for channel, values in zip(dataset.CHANNELS, image):
-            patch.create_array(channel, shape=values.shape, chunks=values.shape, dtype="float32", compressors=None)[:] = values
+            patch.create_array(channel, shape=values.shape, chunks=values.shape, dtype="float32", compressors=None)[
+                :
+            ] = values
     write_csv(path / "benv1_train.csv", None, [("", name) for name in dataset.ids.tolist()])
 
 
@@ -82,34 +106,43 @@ def disk_bytes(folder):
     return sum(s.st_size for s in sizes), sum(s.st_blocks * 512 for s in sizes)
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- Reading -------------------------------------------------------------------------------------
+
 
 def stack(dataset, ids):
     return torch.stack([dataset.image(i) for i in ids])
 
 
-LOADERS = {"GeoTIFF": lambda folder: BigEarthNetv2(folder / "geotiff", "train"),
-           "LMDB": lambda folder: BigEarthNetv2(folder / "lmdb", "train"),
-           "Zarr, a group per patch": lambda folder: BigEarthNetv1(folder / "zarr", "train"),
-           **{f"packed {dtype}, dB": lambda folder, dtype=dtype: PackedDataset(folder / f"packed_{dtype}", "train")
-              for dtype in DTYPES}}
+LOADERS = {
+    "GeoTIFF": lambda folder: BigEarthNetv2(folder / "geotiff", "train"),
+    "LMDB": lambda folder: BigEarthNetv2(folder / "lmdb", "train"),
+    "Zarr, a group per patch": lambda folder: BigEarthNetv1(folder / "zarr", "train"),
+    **{
+        f"packed {dtype}, dB": lambda folder, dtype=dtype: PackedDataset(folder / f"packed_{dtype}", "train")
+        for dtype in DTYPES
+    },
+}
 
 
 def methods(folder, geotiff):
     """{name: (layout, batch(ids))} in one process and thread."""
     sharded = zarr.open_array(folder / "zarr_sharded", mode="r")
-    found = {name: (layout, partial(stack, LOADERS[name](folder)))
-             for name, layout in (("GeoTIFF", "geotiff"), ("LMDB", "lmdb"), ("Zarr, a group per patch", "zarr"))}
+    found = {
+        name: (layout, partial(stack, LOADERS[name](folder)))
+        for name, layout in (("GeoTIFF", "geotiff"), ("LMDB", "lmdb"), ("Zarr, a group per patch", "zarr"))
+    }
     found["Zarr, sharded, a chunk per sample"] = ("zarr_sharded", lambda ids: sharded.oindex[np.sort(ids)])
     for dtype in DTYPES:
         mapped = np.memmap(folder / f"plain_{dtype}" / "images.bin", dtype, "r", shape=(len(geotiff), 2, 120, 120))
         packed, cached = (PackedDataset(folder / f"packed_{dtype}", "train") for _ in range(2))
         cached.cache()
-        found |= {f"NumPy memmap gather, {dtype}": (f"plain_{dtype}", mapped.__getitem__),
-                  f"packed {dtype}, codes": (f"packed_{dtype}", packed.codes),
-                  f"packed {dtype}, dB": (f"packed_{dtype}", packed.images),
-                  f"packed {dtype} in RAM, codes": (f"packed_{dtype}", cached.codes),
-                  f"packed {dtype} in RAM, dB": (f"packed_{dtype}", cached.images)}
+        found |= {
+            f"NumPy memmap gather, {dtype}": (f"plain_{dtype}", mapped.__getitem__),
+            f"packed {dtype}, codes": (f"packed_{dtype}", packed.codes),
+            f"packed {dtype}, dB": (f"packed_{dtype}", packed.images),
+            f"packed {dtype} in RAM, codes": (f"packed_{dtype}", cached.codes),
+            f"packed {dtype} in RAM, dB": (f"packed_{dtype}", cached.images),
+        }
     return found
 
 
@@ -126,9 +159,18 @@ def rate(batch, samples, size, seconds, rng):
 
 def loader_rate(dataset, workers, size, seconds):
     """Samples a second from the loader that training uses, labels included, its start left out."""
-    args = argparse.Namespace(batch_size=size, accum_iter=1, seed=0, split="train", num_workers=workers, pin_mem=False, data_timeout=8, data_cache="none")
+    args = argparse.Namespace(
+        batch_size=size,
+        accum_iter=1,
+        seed=0,
+        split="train",
+        num_workers=workers,
+        pin_mem=False,
+        data_timeout=8,
+        data_cache="none",
+    )
     loader = build_loader(SamplesWithIds(dataset), args, Ranks(Launch(), torch.device("cpu")))
-    batches, started = -1, None         # the first batch waits for the workers to start
+    batches, started = -1, None  # the first batch waits for the workers to start
     while True:
         for _ in loader:
             batches += 1
@@ -139,7 +181,8 @@ def loader_rate(dataset, workers, size, seconds):
         loader.batch_sampler.epoch += 1
 
 
-# ---- report ----------------------------------------------------------------------------------------------------------
+# ---- Report --------------------------------------------------------------------------------------
+
 
 def measure(args):
     """[one row of the table as a dict]."""
@@ -158,31 +201,66 @@ def measure(args):
             loaders[name].append(loader_rate(LOADERS[name](folder), args.workers, args.batch_size, args.seconds))
     for name, (layout, _) in found.items():
         size, allocated = disk_bytes(folder / layout)
-        rows.append({"layout": name, "samples_per_s": float(np.median(rates[name])), "rounds": rates[name],
-                     "loader_samples_per_s": float(np.median(loaders[name])) if name in loaders else None,
-                     "bytes_per_sample": size / len(geotiff), "allocated_bytes_per_sample": allocated / len(geotiff)})
+        rows.append(
+            {
+                "layout": name,
+                "samples_per_s": float(np.median(rates[name])),
+                "rounds": rates[name],
+                "loader_samples_per_s": float(np.median(loaders[name])) if name in loaders else None,
+                "bytes_per_sample": size / len(geotiff),
+                "allocated_bytes_per_sample": allocated / len(geotiff),
+            }
+        )
     return rows
 
 
 def table(rows, workers):
     """The rows as text."""
     base = rows[0]["samples_per_s"]
-    shown = [(row["layout"], f"{row['samples_per_s']:,.0f}", f"{1e6 / row['samples_per_s']:,.1f}", f"{row['samples_per_s'] / base:,.1f}",
-              f"{row['loader_samples_per_s']:,.0f}" if row["loader_samples_per_s"] else "", f"{row['bytes_per_sample'] / 1e3:.1f}",
-              f"{row['allocated_bytes_per_sample'] / 1e3:.1f}") for row in rows]
-    return tabulate(shown, headers=["layout", "samples/s", "µs/sample", "× GeoTIFF", f"loader, {workers} workers", "kB/sample", "kB on disk"],
-                    disable_numparse=True, colalign=("left", *["right"] * 6))
+    shown = [
+        (
+            row["layout"],
+            f"{row['samples_per_s']:,.0f}",
+            f"{1e6 / row['samples_per_s']:,.1f}",
+            f"{row['samples_per_s'] / base:,.1f}",
+            f"{row['loader_samples_per_s']:,.0f}" if row["loader_samples_per_s"] else "",
+            f"{row['bytes_per_sample'] / 1e3:.1f}",
+            f"{row['allocated_bytes_per_sample'] / 1e3:.1f}",
+        )
+        for row in rows
+    ]
+    return tabulate(
+        shown,
+        headers=[
+            "layout",
+            "samples/s",
+            "µs/sample",
+            "× GeoTIFF",
+            f"loader, {workers} workers",
+            "kB/sample",
+            "kB on disk",
+        ],
+        disable_numparse=True,
+        colalign=("left", *["right"] * 6),
+    )
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description="Throughput of random batches by data layout.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", default="output/benchmarks", help="folder for the data and data.json; used again when it is there")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data",
+        description="Throughput of random batches by data layout.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", default="output/benchmarks", help="folder for the data and data.json; used again when it is there"
+    )
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least one batch")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the scenes, batches and turns")
     return parser
 
@@ -190,7 +268,9 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     rows = measure(args)
-    write_json(Path(args.out) / "data.json", {"benchmark": "data", "flags": vars(args), "machine": machine(), "rows": rows})
+    write_json(
+        Path(args.out) / "data.json", {"benchmark": "data", "flags": vars(args), "machine": machine(), "rows": rows}
+    )
     print(table(rows, args.workers))
 
 

@@ -9,6 +9,7 @@ a turn starts the loader, makes some steps that are not timed, and then some tha
 lie in memory already: what the others need beyond that is what their loader costs, the CPU time it takes from the step
 included. Files are warm: they come from the page cache. Writes end_to_end.json and prints a table; asserts nothing.
 """
+
 import argparse
 import importlib.util
 import os
@@ -39,12 +40,16 @@ def write_data(args):
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"
         if not (store / MANIFEST).exists():
-            shutil.rmtree(store, ignore_errors=True)        # of a run that was interrupted
+            shutil.rmtree(store, ignore_errors=True)  # of a run that was interrupted
             write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, crew=crew)
         return None, store
     scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
-    simulate.simulate_dataset(scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), crew)
-    pack.main(["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)])
+    simulate.simulate_dataset(
+        scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), crew
+    )
+    pack.main(
+        ["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)]
+    )
     return scenes, packed
 
 
@@ -81,11 +86,24 @@ def build_ways(args, device, scenes, packed):
         return [tensor.to(device, non_blocking=True) for tensor in batch]
 
     def with_our_loader(dataset, cache="none"):
-        flags = argparse.Namespace(batch_size=args.batch_size, accum_iter=1, seed=args.seed, split="train", num_workers=args.workers,
-                                   pin_mem=True, data_timeout=8, data_cache=cache)
+        flags = argparse.Namespace(
+            batch_size=args.batch_size,
+            accum_iter=1,
+            seed=args.seed,
+            split="train",
+            num_workers=args.workers,
+            pin_mem=True,
+            data_timeout=8,
+            data_cache=cache,
+        )
         if cache != "none":
             fill_cache(dataset, cache, ranks)
-        return Way(ours, lambda: build_loader(ImagesWithIds(dataset), flags, ranks), lambda batch: batch[1].to(device, non_blocking=True), turn)
+        return Way(
+            ours,
+            lambda: build_loader(ImagesWithIds(dataset), flags, ranks),
+            lambda batch: batch[1].to(device, non_blocking=True),
+            turn,
+        )
 
     hand = noise(args.batch_size, device, args.seed, args.skip + args.steps)
     if scenes is None:
@@ -95,26 +113,48 @@ def build_ways(args, device, scenes, packed):
     else:
         geotiff = BigEarthNetv2(scenes, "train")
         samples, workers = ReferenceSamples(geotiff), args.workers if args.workers is not None else 2
-        ways = {"reference, GeoTIFF": Way(reference, lambda: DataLoader(samples, args.batch_size, shuffle=True, num_workers=workers,
-                                                                         pin_memory=device.type == "cuda", drop_last=True), prepared, turn),
-                "ours, GeoTIFF": with_our_loader(geotiff)}
-    ways |= {"ours, packed": with_our_loader(PackedDataset(packed, "train")),
-             "ours, packed, data_cache ram": with_our_loader(PackedDataset(packed, "train"), "ram")}
+        ways = {
+            "reference, GeoTIFF": Way(
+                reference,
+                lambda: DataLoader(
+                    samples,
+                    args.batch_size,
+                    shuffle=True,
+                    num_workers=workers,
+                    pin_memory=device.type == "cuda",
+                    drop_last=True,
+                ),
+                prepared,
+                turn,
+            ),
+            "ours, GeoTIFF": with_our_loader(geotiff),
+        }
+    ways |= {
+        "ours, packed": with_our_loader(PackedDataset(packed, "train")),
+        "ours, packed, data_cache ram": with_our_loader(PackedDataset(packed, "train"), "ram"),
+    }
     if device.type == "cuda":
         ways["ours, packed, data_cache device"] = with_our_loader(PackedDataset(packed, "train"), "device")
     return ways | {"ours, batch in hand": Way(ours, lambda: hand, lambda batch: batch, turn)}
 
 
 def main(argv=None):
-    parser = benchmark_parser("end_to_end", "Speed of pretraining with its data, beside the original approach.", timed=True)
+    parser = benchmark_parser(
+        "end_to_end", "Speed of pretraining with its data, beside the original approach.", timed=True
+    )
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
-                        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)")
+    parser.add_argument(
+        "--amp",
+        choices=tuple(AMP_DTYPES),
+        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)",
+    )
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each way")
-    parser.add_argument("--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)")
+    parser.add_argument(
+        "--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)"
+    )
     parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
     args = parser.parse_args(argv)
     if (args.skip + args.steps) * args.batch_size > args.samples:
@@ -128,11 +168,32 @@ def main(argv=None):
     rows, base, hand = [], next(iter(ways.values())).seconds, ways["ours, batch in hand"].seconds
     for name, way in ways.items():
         ratio, cost = speedup(base, way.seconds), speedup(way.seconds, hand)
-        rows.append({"way": name, "ms": median(way.seconds) * 1e3, "images_per_s": args.batch_size / median(way.seconds), "ratio": ratio,
-                     "speedup": shown(ratio), "waiting": f"{median(way.waited) / median(way.seconds):.1%}",
-                     "beyond_hand": "" if name.startswith("reference") else f"{cost['median'] - 1:+.1%}", "seconds": way.seconds, "waited": way.waited})
-    report("end_to_end", args, rows, {"way": "training", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
-                                      "waiting": "waiting for data", "beyond_hand": "beyond batch in hand"})
+        rows.append(
+            {
+                "way": name,
+                "ms": median(way.seconds) * 1e3,
+                "images_per_s": args.batch_size / median(way.seconds),
+                "ratio": ratio,
+                "speedup": shown(ratio),
+                "waiting": f"{median(way.waited) / median(way.seconds):.1%}",
+                "beyond_hand": "" if name.startswith("reference") else f"{cost['median'] - 1:+.1%}",
+                "seconds": way.seconds,
+                "waited": way.waited,
+            }
+        )
+    report(
+        "end_to_end",
+        args,
+        rows,
+        {
+            "way": "training",
+            "ms": "ms",
+            "images_per_s": "images/s",
+            "speedup": "× reference (quartiles)",
+            "waiting": "waiting for data",
+            "beyond_hand": "beyond batch in hand",
+        },
+    )
 
 
 if __name__ == "__main__":

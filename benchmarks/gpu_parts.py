@@ -4,6 +4,7 @@
 part(found, settings, seconds) runs in a process of its own, forked from one that has imported this module and computed nothing.
 It may start such processes itself, as long as it has computed nothing either. seconds: what it plans with.
 """
+
 import argparse
 import importlib.util
 import json
@@ -33,13 +34,14 @@ from util.ending import run_program
 from util.steps import StepRecord
 
 ROOT = Path(__file__).resolve().parent.parent
-FULL_MEMORY = 40e9        # bytes of a GPU that holds the published batch of every path with room to spare
-KERNELS = 10              # of the profile, those with the most time
+FULL_MEMORY = 40e9  # bytes of a GPU that holds the published batch of every path with room to spare
+KERNELS = 10  # of the profile, those with the most time
 
 
 @dataclass(frozen=True)
 class Settings:
     """How large everything is. step_amps: of the part on a step. epoch_steps: of the pretraining, 3 epochs. finetune: batch."""
+
     out: Path
     seed: int
     device: str
@@ -49,26 +51,61 @@ class Settings:
     batch: int
     epoch_steps: int
     finetune: int
-    floods: tuple             # batch, side of an image
-    parity: tuple             # batch, batches, steps
-    larger: tuple             # models of the part on memory
-    cases: tuple              # of benchmarks.memory
-    compile: tuple            # modes of torch.compile
+    floods: tuple  # batch, side of an image
+    parity: tuple  # batch, batches, steps
+    larger: tuple  # models of the part on memory
+    cases: tuple  # of benchmarks.memory
+    compile: tuple  # modes of torch.compile
 
     @classmethod
     def of(cls, found, out, seed):
         """For the machine that `look_at_machine` found; None, where it could not say, is a CPU."""
         if not found or found["device"] == "cpu":
             amp = found["amp"] if found else "off"
-            return cls(out, seed, "cpu", amp, tuple(dict.fromkeys((amp, "off"))), "mixmim_tiny", batch=4, epoch_steps=5, finetune=4,
-                       floods=(2, 128), parity=(4, 2, 8), larger=("mixmim_tiny",), cases=memory.CASES, compile=())
-        return cls(out, seed, "cuda", found["amp"], (found["amp"],), "mixmim_base", batch=256 if found["gpu_bytes"] >= FULL_MEMORY else 64,
-                   epoch_steps=20, finetune=64, floods=(8, 512), parity=(64, 4, 200), larger=("mixmim_large", "mixmim_huge"),
-                   cases=memory.CASES[1:], compile=("default",))
+            return cls(
+                out,
+                seed,
+                "cpu",
+                amp,
+                tuple(dict.fromkeys((amp, "off"))),
+                "mixmim_tiny",
+                batch=4,
+                epoch_steps=5,
+                finetune=4,
+                floods=(2, 128),
+                parity=(4, 2, 8),
+                larger=("mixmim_tiny",),
+                cases=memory.CASES,
+                compile=(),
+            )
+        return cls(
+            out,
+            seed,
+            "cuda",
+            found["amp"],
+            (found["amp"],),
+            "mixmim_base",
+            batch=256 if found["gpu_bytes"] >= FULL_MEMORY else 64,
+            epoch_steps=20,
+            finetune=64,
+            floods=(8, 512),
+            parity=(64, 4, 200),
+            larger=("mixmim_large", "mixmim_huge"),
+            cases=memory.CASES[1:],
+            compile=("default",),
+        )
 
     def flags(self, **others):
         """What a benchmark's --help calls by these names, as words."""
-        words = {"out": self.out, "seed": self.seed, "device": self.device, "model": self.model, "batch_size": self.batch, "amp": self.amp, **others}
+        words = {
+            "out": self.out,
+            "seed": self.seed,
+            "device": self.device,
+            "model": self.model,
+            "batch_size": self.batch,
+            "amp": self.amp,
+            **others,
+        }
         return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
 
 
@@ -79,26 +116,40 @@ def clean(out):
 
 
 def rate(row):
-    return f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
+    return (
+        f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
+    )
 
 
-# ---- the machine -----------------------------------------------------------------------------------------------------
+# ---- The machine ---------------------------------------------------------------------------------
+
 
 def look_at_machine(found, settings, seconds):
     """What everything else is measured on."""
     device = pick_device("auto", 0)
     gpu = device.type == "cuda"
     emulated = emulates_16_bits(device, torch.bfloat16)
-    facts = {**machine(), "device": device.type, "amp": "bf16" if not emulated else "fp16" if gpu else "off",
-             "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None}
+    facts = {
+        **machine(),
+        "device": device.type,
+        "amp": "bf16" if not emulated else "fp16" if gpu else "off",
+        "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None,
+    }
     found.state["machine"] = facts
-    memory_text = f"{facts['gpu_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}" if gpu else f"{facts['cores']} cores, {facts['memory_gb']} GB"
+    memory_text = (
+        f"{facts['gpu_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}"
+        if gpu
+        else f"{facts['cores']} cores, {facts['memory_gb']} GB"
+    )
     found.add(f"{facts['gpu'] or facts['cpu']}, {memory_text}, PyTorch {facts['torch']}, Python {facts['python']}")
     if emulated:
-        found.add(f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} instead")
+        found.add(
+            f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} instead"
+        )
 
 
-# ---- (a) tests -------------------------------------------------------------------------------------------------------
+# ---- (a) tests -----------------------------------------------------------------------------------
+
 
 class Outcomes:
     """A plugin of pytest that counts, test by test, so that the count is there if not all of them can be run in time."""
@@ -120,8 +171,9 @@ def run_tests(found, settings, seconds):
     """tests/test_cuda.py, which skips itself where there is no GPU."""
     if importlib.util.find_spec("pytest") is None:
         raise LeftOut("pytest is not installed")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"         # those of other programs, which may lack what they need
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # those of other programs, which may lack what they need
     import pytest
+
     outcomes = Outcomes(found)
     pytest.main(["-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_cuda.py")], plugins=[outcomes])
     found.state["found"] = []
@@ -132,7 +184,8 @@ def run_tests(found, settings, seconds):
         raise LeftOut("there is no GPU")
 
 
-# ---- (b) training ----------------------------------------------------------------------------------------------------
+# ---- (b) training --------------------------------------------------------------------------------
+
 
 def killed_at(number):
     """Have this process kill itself in the middle of a step, the `number`-th that it takes."""
@@ -171,7 +224,9 @@ def write_stores(work, settings):
     few, (batch, side) = 2 * settings.finetune, settings.floods
     splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
     write_random_store(work / "patches", "benv2", splits, seed=settings.seed, crew=crew)
-    write_random_store(work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew)
+    write_random_store(
+        work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew
+    )
 
 
 def losses_of(folder):
@@ -181,23 +236,58 @@ def losses_of(folder):
 def pretrain(found, settings, work, log):
     """Pretraining, whole, and killed in mid-epoch and continued. Returns the folder of the former."""
     steps = 3 * settings.epoch_steps
-    flags = ("--data_path", work / "patches", "--split", "train", "--data_cache", "device", "--model", settings.model, "--batch_size", settings.batch,
-             "--epochs", 3, "--warmup_epochs", 1, "--norm_pix_loss", "--amp", settings.amp, "--save_epochs", "--save_every_steps",
-             steps * 5 // 12, "--compile", "off", "--device", settings.device, "--seed", settings.seed, "--log_freq", 5)
+    flags = (
+        "--data_path",
+        work / "patches",
+        "--split",
+        "train",
+        "--data_cache",
+        "device",
+        "--model",
+        settings.model,
+        "--batch_size",
+        settings.batch,
+        "--epochs",
+        3,
+        "--warmup_epochs",
+        1,
+        "--norm_pix_loss",
+        "--amp",
+        settings.amp,
+        "--save_epochs",
+        "--save_every_steps",
+        steps * 5 // 12,
+        "--compile",
+        "off",
+        "--device",
+        settings.device,
+        "--seed",
+        settings.seed,
+        "--log_freq",
+        5,
+    )
     whole, cut = work / "pretrain", work / "pretrain_killed"
     took = run(main_pretrain, (*flags, "--output_dir", whole), log)
     expected = losses_of(whole)
-    found.add(f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with start and saves, "
-              f"loss {expected[0]:.4f} → {expected[-1]:.4f}", losses=expected, seconds=took)
+    found.add(
+        f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with start and saves, "
+        f"loss {expected[0]:.4f} → {expected[-1]:.4f}",
+        losses=expected,
+        seconds=took,
+    )
     run(main_pretrain, (*flags, "--output_dir", cut), log, kill_at=steps * 6 // 10)
     done = len(losses_of(cut))
     run(main_pretrain, (*flags, "--output_dir", cut, "--resume", "auto"), log)
     shutil.rmtree(cut / "tensorboard")
     losses = losses_of(cut)
     apart = max(abs(a / b - 1) for a, b in zip(losses, expected)) if len(losses) == len(expected) else float("inf")
-    found.add(f"killed in step {steps * 6 // 10} and continued: losses of the {len(losses)} epochs "
-              + ("equal to the last bit" if losses == expected else f"differ by {apart:.1e} at most"),
-              losses=losses, apart=apart, epochs_before=done)
+    found.add(
+        f"killed in step {steps * 6 // 10} and continued: losses of the {len(losses)} epochs "
+        + ("equal to the last bit" if losses == expected else f"differ by {apart:.1e} at most"),
+        losses=losses,
+        apart=apart,
+        epochs_before=done,
+    )
     if settings.device == "cpu" and losses != expected or apart > 0.05:
         sys.exit(f"a continued run gives other losses: {losses}, not {expected}")
     return whole
@@ -206,15 +296,52 @@ def pretrain(found, settings, work, log):
 def finetune(found, settings, work, log, start):
     """Finetuning of both kinds from the pretrained checkpoint. Returns {dataset: folder}."""
     folders = {}
-    for dataset, store, batch in (("benv2", "patches", settings.finetune), ("sen12flood", "floods", settings.floods[0])):
+    for dataset, store, batch in (
+        ("benv2", "patches", settings.finetune),
+        ("sen12flood", "floods", settings.floods[0]),
+    ):
         folders[dataset] = work / dataset
-        took = run(main_finetune, ("--dataset", dataset, "--data_path", work / store, "--data_cache", "device", "--model", settings.model,
-                                   "--finetune", start / "checkpoint.pth", "--batch_size", batch, "--epochs", 1, "--warmup_epochs", 0,
-                                   "--amp", settings.amp, "--compile", "off", "--device", settings.device, "--seed", settings.seed,
-                                   "--output_dir", folders[dataset]), log)
+        took = run(
+            main_finetune,
+            (
+                "--dataset",
+                dataset,
+                "--data_path",
+                work / store,
+                "--data_cache",
+                "device",
+                "--model",
+                settings.model,
+                "--finetune",
+                start / "checkpoint.pth",
+                "--batch_size",
+                batch,
+                "--epochs",
+                1,
+                "--warmup_epochs",
+                0,
+                "--amp",
+                settings.amp,
+                "--compile",
+                "off",
+                "--device",
+                settings.device,
+                "--seed",
+                settings.seed,
+                "--output_dir",
+                folders[dataset],
+            ),
+            log,
+        )
         entry = json.loads((folders[dataset] / "log.txt").read_text())
-        found.add(f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, "
-                  f"{took:.0f} s", dataset=dataset, seconds=took, train_loss=entry["train_loss"], test_loss=entry["test_loss"])
+        found.add(
+            f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, "
+            f"{took:.0f} s",
+            dataset=dataset,
+            seconds=took,
+            train_loss=entry["train_loss"],
+            test_loss=entry["test_loss"],
+        )
     return folders
 
 
@@ -233,11 +360,20 @@ def export(found, settings, work, log, folders):
     for dataset, folder in folders.items():
         checkpoint, exported = folder / "checkpoint_best.pth", work / f"{dataset}_exported"
         run(main_finetune, ("--export", exported, "--finetune", checkpoint, "--device", settings.device), log)
-        check = Apart(same_logits, checkpoint, exported, work / ("patches" if dataset == "benv2" else "floods"), settings.device, log=log)
+        check = Apart(
+            same_logits,
+            checkpoint,
+            exported,
+            work / ("patches" if dataset == "benv2" else "floods"),
+            settings.device,
+            log=log,
+        )
         if check.wait():
             sys.exit(f"{dataset}: exported and loaded again: {check.last_line()}")
         size = sum(path.stat().st_size for path in exported.iterdir())
-        found.add(f"exported, {dataset}: {size / 1e6:,.0f} MB; loaded, it gives the logits of the checkpoint", bytes=size)
+        found.add(
+            f"exported, {dataset}: {size / 1e6:,.0f} MB; loaded, it gives the logits of the checkpoint", bytes=size
+        )
 
 
 def train(found, settings, seconds):
@@ -254,7 +390,8 @@ def train(found, settings, seconds):
     export(found, settings, work, log, folders)
 
 
-# ---- (c) … (f): benchmarks -------------------------------------------------------------------------------------------
+# ---- (c) … (f): benchmarks -----------------------------------------------------------------------
+
 
 def benchmark(module, found, settings, *flags):
     """Run a benchmark as its command line would, and take in its JSON. Returns the rows."""
@@ -267,15 +404,27 @@ def benchmark(module, found, settings, *flags):
 
 def measure_step(found, settings, seconds):
     """Eager ways first, so that they are known whatever the compiler does; then all in turns."""
-    turn = {"steps": 10, "warmup": 3, "rounds": 50} if settings.device == "cuda" else {"steps": 1, "warmup": 1, "rounds": 2}
+    turn = (
+        {"steps": 10, "warmup": 3, "rounds": 50}
+        if settings.device == "cuda"
+        else {"steps": 1, "warmup": 1, "rounds": 2}
+    )
     more = ["--grad_checkpointing", "--attention", "--amp", *settings.step_amps]
     flags = settings.flags(seconds=seconds * (0.15 if settings.compile else 1), amp=None, **turn)
     report_step(found, benchmark(step, found, settings, *flags, *more))
     if not settings.compile:
         found.add("compiled: left out on a CPU, where it takes minutes")
         return
-    rows = benchmark(step, found, settings, *settings.flags(seconds=seconds * 0.8, amp=None, **turn), *more, "--compile", *settings.compile)
-    found.state["found"] = []           # now all of the same turns
+    rows = benchmark(
+        step,
+        found,
+        settings,
+        *settings.flags(seconds=seconds * 0.8, amp=None, **turn),
+        *more,
+        "--compile",
+        *settings.compile,
+    )
+    found.state["found"] = []  # now all of the same turns
     report_step(found, rows)
 
 
@@ -283,8 +432,10 @@ def report_step(found, rows):
     for row in rows:
         peak = f", peak {row['peak_gb']:.1f} GB besides weights and moments" if row["peak_gb"] else ""
         mfu = f", MFU {row['mfu']}" if row["mfu"] else ""
-        found.add(f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, "
-                  f"{'float32' if row['amp'] == 'off' else row['amp']}")
+        found.add(
+            f"{row['path']}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference{mfu}{peak}, "
+            f"{'float32' if row['amp'] == 'off' else row['amp']}"
+        )
 
 
 def measure_end_to_end(found, settings, seconds):
@@ -293,21 +444,38 @@ def measure_end_to_end(found, settings, seconds):
     skip, steps = (2, 6) if gpu else (1, 2)
     if not rasterio:
         found.add("GeoTIFF loader: left out, as rasterio is not installed")
-    flags = settings.flags(seconds=seconds * (0.3 if settings.compile else 1), samples=(skip + steps) * settings.batch, skip=skip, steps=steps,
-                           rounds=30 if gpu else 2, workers=None if gpu else 1)
-    for mode in ("off", *settings.compile[:1]):         # eager first, so that it is known whatever the compiler does
+    flags = settings.flags(
+        seconds=seconds * (0.3 if settings.compile else 1),
+        samples=(skip + steps) * settings.batch,
+        skip=skip,
+        steps=steps,
+        rounds=30 if gpu else 2,
+        workers=None if gpu else 1,
+    )
+    for mode in ("off", *settings.compile[:1]):  # eager first, so that it is known whatever the compiler does
         for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
-            name = row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
-            found.add(f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}")
+            name = (
+                row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
+            )
+            found.add(
+                f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}"
+            )
 
 
 def compare_losses(found, settings, seconds):
     """The same training in 16 bits and in float32."""
     batch, batches, steps = settings.parity
-    rows = benchmark(parity, found, settings, *settings.flags(seconds=seconds, batch_size=batch, batches=batches, steps=steps, amp=None))
+    rows = benchmark(
+        parity,
+        found,
+        settings,
+        *settings.flags(seconds=seconds, batch_size=batch, batches=batches, steps=steps, amp=None),
+    )
     for row in rows[1:]:
-        found.add(f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; float32 "
-                  f"{rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}")
+        found.add(
+            f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; float32 "
+            f"{rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}"
+        )
 
 
 def measure_one(args, path):
@@ -336,14 +504,17 @@ def measure_memory(found, settings, seconds):
             memory.write(args, rows)
             found.keep(settings.out / "memory.json")
             longest = max(longest, time.monotonic() - begun)
-            found.add(f"{row['model']}, {row['path']}: step of {row['batch_size']} {row['step_s'] * 1e3:,.0f} ms, "
-                      f"{row['batch_size'] / row['step_s']:,.0f} images/s, peak {row['peak_gb']:.1f} GB, "
-                      f"{row['kept_mb_per_image']:.1f} MB an image kept")
+            found.add(
+                f"{row['model']}, {row['path']}: step of {row['batch_size']} {row['step_s'] * 1e3:,.0f} ms, "
+                f"{row['batch_size'] / row['step_s']:,.0f} images/s, peak {row['peak_gb']:.1f} GB, "
+                f"{row['kept_mb_per_image']:.1f} MB an image kept"
+            )
     if not rows:
         sys.exit("no case could be measured")
 
 
-# ---- (g) profile -----------------------------------------------------------------------------------------------------
+# ---- (g) profile ---------------------------------------------------------------------------------
+
 
 def busy_time(spans):
     """Length of the union of (start, end)."""
@@ -362,19 +533,26 @@ def profile_step(found, settings, seconds):
     path.run(3)
     started = time.perf_counter()
     path.run(1)
-    steps = max(1, min(5, int(seconds / 10 / (time.perf_counter() - started))))      # reading a profile takes longer than making it
+    steps = max(
+        1, min(5, int(seconds / 10 / (time.perf_counter() - started)))
+    )  # reading a profile takes longer than making it
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * gpu]
-    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)       # the profiler's own start is not part of it
+    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)  # the profiler's own start is not part of it
     with torch.profiler.profile(activities=kinds, schedule=once) as profiler:
         for count in (1, steps):
             path.run(count)
             profiler.step()
     if gpu:
-        events = [(event.name, event.time_range.start, event.time_range.end) for event in profiler.events()
-                  if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation]
+        events = [
+            (event.name, event.time_range.start, event.time_range.end)
+            for event in profiler.events()
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        ]
         taken = [(name, end - start) for name, start, end in events]
     else:
-        taken = [(event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation]
+        taken = [
+            (event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation
+        ]
     if not taken:
         sys.exit("the profiler saw nothing; is CUPTI installed, and may this user profile?")
     if not gpu:
@@ -384,8 +562,11 @@ def profile_step(found, settings, seconds):
     spans = [span for _, *span in events]
     whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
     add_kernels(found, taken, whole, steps)
-    found.add(f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
-              idle=1 - busy / whole, ms=whole / steps / 1e3)
+    found.add(
+        f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
+        idle=1 - busy / whole,
+        ms=whole / steps / 1e3,
+    )
 
 
 def add_kernels(found, taken, whole, steps):
@@ -394,16 +575,22 @@ def add_kernels(found, taken, whole, steps):
     for name, value in taken:
         names[name] = names.get(name, 0.0) + value
     for name in sorted(names, key=names.get, reverse=True)[:KERNELS]:
-        found.add(f"{names[name] / whole:6.1%}  {names[name] / steps / 1e3:8.3f} ms a step  {name[:90]}", kernel=name, share=names[name] / whole,
-                  ms=names[name] / steps / 1e3)
+        found.add(
+            f"{names[name] / whole:6.1%}  {names[name] / steps / 1e3:8.3f} ms a step  {name[:90]}",
+            kernel=name,
+            share=names[name] / whole,
+            ms=names[name] / steps / 1e3,
+        )
 
 
 MACHINE = Part("machine", "The machine", 1, look_at_machine)
 # Seconds of eight minutes, as they are expected on an H100; what a part leaves goes to those after it.
-PARTS = (Part("tests", "(a) Tests that need a GPU", 90, run_tests),
-         Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),
-         Part("step", "(c) A training step", 150, measure_step),
-         Part("end_to_end", "(d) Training with its data", 60, measure_end_to_end),
-         Part("parity", "(e) Losses in 16 bits and in float32", 40, compare_losses),
-         Part("memory", "(f) Larger models, with and without gradient checkpointing", 45, measure_memory),
-         Part("profile", "(g) Profile of a step", 20, profile_step))
+PARTS = (
+    Part("tests", "(a) Tests that need a GPU", 90, run_tests),
+    Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),
+    Part("step", "(c) A training step", 150, measure_step),
+    Part("end_to_end", "(d) Training with its data", 60, measure_end_to_end),
+    Part("parity", "(e) Losses in 16 bits and in float32", 40, compare_losses),
+    Part("memory", "(f) Larger models, with and without gradient checkpointing", 45, measure_memory),
+    Part("profile", "(g) Profile of a step", 20, profile_step),
+)

@@ -9,6 +9,7 @@ runs in a process of its own, so that one that fails, or overruns and is killed,
 --out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part printed. On a CPU the same
 parts run with the smallest sizes. Ends with status 1 if a part failed.
 """
+
 import argparse
 import datetime
 import importlib.util
@@ -21,34 +22,61 @@ import time
 from pathlib import Path
 
 NAME = "gpu_report"
-NEEDED = ("torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "tensorboard", "safetensors", "sklearn", "matplotlib", "tabulate",
-          "torchmetrics")
-LOOK = 60                 # seconds at most for what machine it is
+NEEDED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "tensorboard",
+    "safetensors",
+    "sklearn",
+    "matplotlib",
+    "tabulate",
+    "torchmetrics",
+)
+LOOK = 60  # seconds at most for what machine it is
 MOST_MINUTES = 24 * 60
-CLOSING = 3               # seconds that are kept for the tables at the end
+CLOSING = 3  # seconds that are kept for the tables at the end
 
 
 def table(rows, style):
     """The rows as text: what was done, how it ended, what was found."""
     from tabulate import tabulate
+
     lines = []
     for row in rows:
         texts = [*textwrap.wrap(row["reason"], 100), *(found["text"] for found in row["found"])] or [""]
         facts = (row["title"], row["status"], f"{row['seconds']:.0f}")
         lines += [(*(facts if k == 0 else ("", "", "")), text) for k, text in enumerate(texts)]
-    return tabulate(lines, headers=["part", "outcome", "s", "figures"], tablefmt=style, disable_numparse=True,
-                    colalign=("left", "left", "right", "left"))
+    return tabulate(
+        lines,
+        headers=["part", "outcome", "s", "figures"],
+        tablefmt=style,
+        disable_numparse=True,
+        colalign=("left", "left", "right", "left"),
+    )
 
 
 def write_report(out, started, args, rows):
     """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
     from sarwmix.files import put_in_place, write_json
+
     machine = rows[0].get("machine", {})
     seconds = time.monotonic() - started
-    write_json(out / f"{NAME}.json", {
-        "benchmark": NAME, "command": shlex.join(["python", "-m", f"benchmarks.{NAME}", *sys.argv[1:]]),
-        "flags": {"minutes": args.minutes, "out": str(args.out), "seed": args.seed}, "machine": machine,
-        "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "seconds": seconds, "rows": rows})
+    write_json(
+        out / f"{NAME}.json",
+        {
+            "benchmark": NAME,
+            "command": shlex.join(["python", "-m", f"benchmarks.{NAME}", *sys.argv[1:]]),
+            "flags": {"minutes": args.minutes, "out": str(args.out), "seed": args.seed},
+            "machine": machine,
+            "written": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "rows": rows,
+        },
+    )
     place = f"{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}"
     text = f"# Report\n\n{place}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n{table(rows, 'pipe')}\n"
     put_in_place(out / f"{NAME}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -65,29 +93,46 @@ def interrupted(number, _):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="A complete account of the code on this machine's GPU.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{NAME}",
+        description="A complete account of the code on this machine's GPU.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--minutes", type=float, default=8, help="time for all of it")
-    parser.add_argument("--out", type=Path, default=Path("output/gpu_report"), metavar="DIR", help="folder for the report; one that it holds is replaced")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output/gpu_report"),
+        metavar="DIR",
+        help="folder for the report; one that it holds is replaced",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
     args = parser.parse_args(argv)
     started = time.monotonic()
     lacking = missing_packages()
     if lacking:
-        parser.exit(2, f"gpu_report.sh: error: Python packages are missing: {', '.join(lacking)}; install them (pip install "
-                       f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n")
+        parser.exit(
+            2,
+            f"gpu_report.sh: error: Python packages are missing: {', '.join(lacking)}; install them (pip install "
+            f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n",
+        )
     if not 0 < args.minutes < MOST_MINUTES:
-        parser.exit(2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n")
+        parser.exit(
+            2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n"
+        )
     parts = args.out / f"{NAME}_parts"
     try:
         if parts.exists():
             shutil.rmtree(parts)
         parts.mkdir(parents=True)
     except OSError as error:
-        parser.exit(2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n")
+        parser.exit(
+            2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n"
+        )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
-    from benchmarks import apart, gpu_parts        # imports PyTorch and the programs, which the parts are then forked with
+    from benchmarks import apart, gpu_parts  # imports PyTorch and the programs, which the parts are then forked with
+
     ends = started + 60 * args.minutes - CLOSING
     first = apart.run_parts([gpu_parts.MACHINE], parts, None, min(ends, time.monotonic() + LOOK), lambda rows: None)
     settings = gpu_parts.Settings.of(first[0].get("machine"), parts, args.seed)
@@ -101,8 +146,10 @@ def main(argv=None):
         rows = first + apart.run_parts(gpu_parts.PARTS, parts, settings, ends, write)
     finally:
         gpu_parts.clean(parts)
-    print(f"\n{table(rows, 'simple')}\n\n{args.out / NAME}.json and .md, {time.monotonic() - started:.0f} s; "
-          f"python -m analysis.benchmark_figure {args.out} draws it")
+    print(
+        f"\n{table(rows, 'simple')}\n\n{args.out / NAME}.json and .md, {time.monotonic() - started:.0f} s; "
+        f"python -m analysis.benchmark_figure {args.out} draws it"
+    )
     sys.exit(1 if any(row["status"] == "failed" for row in rows) else 0)
 
 

@@ -10,6 +10,7 @@ batch sizes, which parts what grows with the batch from what does not (weights i
 a GPU holds, a tenth of its memory being left for the rest.
 Writes memory.json and prints a table.
 """
+
 import argparse
 import json
 import subprocess
@@ -27,15 +28,21 @@ from util.misc import peak_memory
 from util.steps import AMP_DTYPES
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
-COUNTED = (2, 4)          # images, few, so that counting does not decide the peak
+COUNTED = (2, 4)  # images, few, so that counting does not decide the peak
 
 
 def kept_for_backward(path, batch):
     """Bytes that a forward pass keeps for the backward pass, besides parameters: [in all, within each block]."""
     own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
-    hooks = [hook for block in path.model.modules() if isinstance(block, Block) for hook in (
-        block.register_forward_pre_hook(lambda block, _: blocks.update({block: -sum(kept.values())})),
-        block.register_forward_hook(lambda block, *_: blocks.update({block: blocks[block] + sum(kept.values())})))]
+    hooks = [
+        hook
+        for block in path.model.modules()
+        if isinstance(block, Block)
+        for hook in (
+            block.register_forward_pre_hook(lambda block, _: blocks.update({block: -sum(kept.values())})),
+            block.register_forward_hook(lambda block, *_: blocks.update({block: blocks[block] + sum(kept.values())})),
+        )
+    ]
 
     def note(tensor):
         storage = tensor.untyped_storage()
@@ -45,7 +52,7 @@ def kept_for_backward(path, batch):
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = path.loss(batch, path.mask())
-    loss.backward()          # what was kept lives until here, so that no two tensors had the same place
+    loss.backward()  # what was kept lives until here, so that no two tensors had the same place
     path.model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()
@@ -76,28 +83,55 @@ def measure(args):
     path.batches = path.batches[2:]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    path.run(1)                                  # the optimizer's moments
+    path.run(1)  # the optimizer's moments
     started = time.perf_counter()
     path.run(args.steps)
     step = (time.perf_counter() - started) / args.steps
     parameters = sum(p.numel() for p in path.model.parameters())
-    fixed = once + sum(p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters())      # weight, gradient, two moments
-    return {"model": args.model, "path": args.case, "amp": path.amp, "batch_size": args.batch_size,
-            "parameters_m": parameters / 1e6, "fixed_gb": fixed / 1e9, "kept_mb_per_image": kept / 1e6, "block_mb_per_image": block and block / 1e6,
-            "peak_gb": peak_memory(device) / 1e9, "step_s": step,
-            **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory}}
+    fixed = once + sum(
+        p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters()
+    )  # weight, gradient, two moments
+    return {
+        "model": args.model,
+        "path": args.case,
+        "amp": path.amp,
+        "batch_size": args.batch_size,
+        "parameters_m": parameters / 1e6,
+        "fixed_gb": fixed / 1e9,
+        "kept_mb_per_image": kept / 1e6,
+        "block_mb_per_image": block and block / 1e6,
+        "peak_gb": peak_memory(device) / 1e9,
+        "step_s": step,
+        **{f"batch_in_{size}_gb": int(max(0, size * 1e9 * 0.9 - fixed) // needed) // 2 * 2 for size in args.memory},
+    }
 
 
 def get_args_parser():
-    parser = benchmark_parser("memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing.")
-    parser.add_argument("--models", choices=tuple(SIZES), nargs="+", default=["mixmim_base", "mixmim_large", "mixmim_huge"], help="sizes")
+    parser = benchmark_parser(
+        "memory", "Memory of a pretraining step by size of the model, with and without gradient checkpointing."
+    )
+    parser.add_argument(
+        "--models",
+        choices=tuple(SIZES),
+        nargs="+",
+        default=["mixmim_base", "mixmim_large", "mixmim_huge"],
+        help="sizes",
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
-                        help="precision (default: bf16; off where the processor emulates it)")
+    parser.add_argument(
+        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
-    parser.add_argument("--memory", type=int, nargs="+", default=[32, 80, 141], metavar="GB", help="of the GPUs to say the batch size for")
+    parser.add_argument(
+        "--memory",
+        type=int,
+        nargs="+",
+        default=[32, 80, 141],
+        metavar="GB",
+        help="of the GPUs to say the batch size for",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)       # model and case, in this process
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # model and case, in this process
     return parser
 
 
@@ -111,8 +145,17 @@ def main(argv=None):
     rows = []
     for model in args.models:
         for case in CASES:
-            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv), "--amp", args.amp,
-                       "--one", model, case]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.memory",
+                *(sys.argv[1:] if argv is None else argv),
+                "--amp",
+                args.amp,
+                "--one",
+                model,
+                case,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
@@ -122,10 +165,22 @@ def main(argv=None):
 
 def write(args, rows):
     """memory.json and the table, of rows that `measure` gave."""
-    report("memory", args, rows, {"model": "model", "path": "path", "parameters_m": "parameters, M",
-                                  "fixed_gb": "whatever the batch, GB", "kept_mb_per_image": "kept, MB/image", "block_mb_per_image": "in a block, MB/image",
-                                  "peak_gb": f"peak at {args.batch_size}, GB", "step_s": "step, s",
-                                  **{f"batch_in_{size}_gb": f"batch in {size} GB" for size in args.memory}})
+    report(
+        "memory",
+        args,
+        rows,
+        {
+            "model": "model",
+            "path": "path",
+            "parameters_m": "parameters, M",
+            "fixed_gb": "whatever the batch, GB",
+            "kept_mb_per_image": "kept, MB/image",
+            "block_mb_per_image": "in a block, MB/image",
+            "peak_gb": f"peak at {args.batch_size}, GB",
+            "step_s": "step, s",
+            **{f"batch_in_{size}_gb": f"batch in {size} GB" for size in args.memory},
+        },
+    )
 
 
 if __name__ == "__main__":

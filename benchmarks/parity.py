@@ -7,6 +7,7 @@ Every way trains from the same weights on the same images under the same masks. 
 differ in their last bits, shows how far apart two trainings drift that ought to be one. Writes parity.json, with the losses
 of every step, for analysis/benchmark_figure.py, and prints a table.
 """
+
 import os
 import time
 from functools import partial
@@ -21,14 +22,14 @@ from sarwmix.simulate import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
 from util.program import COMPILE_MODES
 
-LAST_BITS = 1e-6          # relative change of the weights of the control
+LAST_BITS = 1e-6  # relative change of the weights of the control
 
 
 def patches_of(scene, seed):
     """The patches of a simulated scene, (n, 2, 120, 120) float32 dB."""
     image, _ = simulate_scene((seed, scene.index), scene.side, scene.side, SIDE, scene.landscape)
     patches = image.reshape(2, scene.side, SIDE, scene.side, SIDE).transpose(1, 3, 0, 2, 4)
-    return patches.reshape(-1, 2, SIDE, SIDE)[:scene.patches]
+    return patches.reshape(-1, 2, SIDE, SIDE)[: scene.patches]
 
 
 def simulated_batches(args, device):
@@ -37,7 +38,9 @@ def simulated_batches(args, device):
     scenes = plan_scenes(Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0))
     crew = Crew(min(len(os.sched_getaffinity(0)), 1 + count // 256))
     images = np.concatenate(crew.map(partial(patches_of, seed=args.seed), scenes, "scenes"))
-    return list(torch.from_numpy(images[np.random.default_rng(args.seed).permutation(count)]).to(device).split(args.batch_size))
+    return list(
+        torch.from_numpy(images[np.random.default_rng(args.seed).permutation(count)]).to(device).split(args.batch_size)
+    )
 
 
 def steps_within(seconds, built, most):
@@ -51,12 +54,13 @@ def steps_within(seconds, built, most):
         started = time.perf_counter()
         path.run(2)
         each += (time.perf_counter() - started) / 2
-    spent = time.perf_counter() - begun         # and once more, as each is built anew
+    spent = time.perf_counter() - begun  # and once more, as each is built anew
     return int(min(most, max(2, (seconds - 2 * spent) / each)))
 
 
 def ways(args, batches, device):
     """{name: function that builds a Path}, the first of them float32, eager."""
+
     def changed():
         path = Ours(args, batches, device, "off")
         with torch.no_grad():
@@ -67,7 +71,10 @@ def ways(args, batches, device):
     amp = usual_amp(device)
     name = "float32" if amp == "off" else amp
     found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed}
-    found |= {name: partial(Ours, args, batches, device, amp), "reference": partial(Reference, args, batches, device, amp)}
+    found |= {
+        name: partial(Ours, args, batches, device, amp),
+        "reference": partial(Reference, args, batches, device, amp),
+    }
     if args.grad_checkpointing:
         found[f"{name}, grad_checkpointing"] = partial(Ours, args, batches, device, amp, grad_checkpointing=True)
     for mode in args.compile:
@@ -76,11 +83,15 @@ def ways(args, batches, device):
 
 
 def main(argv=None):
-    parser = benchmark_parser("parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.", timed=True)
+    parser = benchmark_parser(
+        "parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.", timed=True
+    )
     add_path_flags(parser)
     parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
-    parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too")
+    parser.add_argument(
+        "--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too"
+    )
     parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
     args = parser.parse_args(argv)
     device, ends = pick_device(args.device, 0), deadline(args)
@@ -92,13 +103,32 @@ def main(argv=None):
         losses = [float(loss) for loss in path.losses]
         base = rows[0]["losses"] if rows else losses
         tail = slice(-max(1, args.steps // 10), None)
-        rows.append({"path": name, "amp": path.amp, "first": losses[0], "last": sum(losses[tail]) / len(losses[tail]), "losses": losses,
-                     "apart": max(abs(a / b - 1) for a, b in zip(losses, base)),
-                     "apart_last": abs(sum(losses[tail]) / sum(base[tail]) - 1)})
+        rows.append(
+            {
+                "path": name,
+                "amp": path.amp,
+                "first": losses[0],
+                "last": sum(losses[tail]) / len(losses[tail]),
+                "losses": losses,
+                "apart": max(abs(a / b - 1) for a, b in zip(losses, base)),
+                "apart_last": abs(sum(losses[tail]) / sum(base[tail]) - 1),
+            }
+        )
     for row in rows:
         row["apart_shown"], row["apart_last_shown"] = f"{row['apart']:.1e}", f"{row['apart_last']:.1e}"
-    report("parity", args, rows, {"path": "training", "amp": "amp", "first": "first loss", "last": "last tenth",
-                                  "apart_shown": "most apart, a step", "apart_last_shown": "apart, last tenth"})
+    report(
+        "parity",
+        args,
+        rows,
+        {
+            "path": "training",
+            "amp": "amp",
+            "first": "first loss",
+            "last": "last tenth",
+            "apart_shown": "most apart, a step",
+            "apart_last_shown": "apart, last tenth",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels are
 drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset itself.
 """
+
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from sarwmix.pack import Part, Source, finish, write_part
 from sarwmix.sen12flood_loader import FloodDataset
 
 PART_IMAGES = 512
-DATES = 4                   # images of a place of SEN12-FLOOD, the first of which is paired with each of the others
-LABEL_SHARE = 0.15          # of the samples of BigEarthNet that have a given class
+DATES = 4  # images of a place of SEN12-FLOOD, the first of which is paired with each of the others
+LABEL_SHARE = 0.15  # of the samples of BigEarthNet that have a given class
 
 
 class RandomImages:
@@ -31,7 +32,9 @@ class RandomImages:
 
     def read_image(self, i, which):
         kind, name = DATASETS[self.kind], self.image_names[i, which]
-        image = np.random.default_rng([self.seed, *name.encode()]).standard_normal((2, self.size, self.size), dtype=np.float32)
+        image = np.random.default_rng([self.seed, *name.encode()]).standard_normal(
+            (2, self.size, self.size), dtype=np.float32
+        )
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (kind.MEAN, kind.STD))
         return image * std + mean
 
@@ -39,11 +42,15 @@ class RandomImages:
 def sample_names(kind, split, count):
     """(ids (count,), image names (count, k)) in the form that the dataset has."""
     if DATASETS[kind] is not FloodDataset:
-        ids = np.array([f"S1A_IW_GRDH_1SDV_20000101T{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)])
+        ids = np.array(
+            [f"S1A_IW_GRDH_1SDV_20000101T{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)]
+        )
         return ids, ids[:, None]
     places = [(f"{split}-{i // (DATES - 1):04d}", 1 + i % (DATES - 1)) for i in range(count)]
-    return (np.array([f"{place}__d0__d{date}" for place, date in places]),
-            np.array([[f"{place}/d0", f"{place}/d{date}"] for place, date in places]))
+    return (
+        np.array([f"{place}__d0__d{date}" for place, date in places]),
+        np.array([[f"{place}/d0", f"{place}/d{date}"] for place, date in places]),
+    )
 
 
 def draw_labels(kind, count, rng):
@@ -64,11 +71,22 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
         ranges = [images.part(start, start + PART_IMAGES) for start in range(0, len(images), PART_IMAGES)]
         sources.append(Source(split, ids, draw_labels(kind, count, rng), images.rows, images.names, ranges))
     dataset = DATASETS[kind]
-    known = {"dataset": kind, "channels": list(dataset.CHANNELS), "units": dataset.UNITS, "shape": [2, size, size],
-             "classes": list(dataset.CLASSES), "floor_db": getattr(dataset, "FLOOR_DB", None), "images_per_sample": sources[0].rows.shape[1]}
-    parts = [Part(number, source.split, images)
-             for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)]
-    write = partial(write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False)
+    known = {
+        "dataset": kind,
+        "channels": list(dataset.CHANNELS),
+        "units": dataset.UNITS,
+        "shape": [2, size, size],
+        "classes": list(dataset.CLASSES),
+        "floor_db": getattr(dataset, "FLOOR_DB", None),
+        "images_per_sample": sources[0].rows.shape[1],
+    }
+    parts = [
+        Part(number, source.split, images)
+        for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
+    ]
+    write = partial(
+        write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
+    )
     reports = crew.map(write, parts, "parts")
     finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
     for path in out.glob("part_*.json"):

@@ -8,6 +8,7 @@ flipped, weighed and standardised there, one by one; AdamW as PyTorch has it by 
 the loss is read after every step. Written for this purpose from the papers (2205.13137, 2103.14030, 2503.01181); it computes
 with the parameters of a `MixMIM`, so that both can be told to be equal (tests/test_benchmarks.py).
 """
+
 import random
 
 import torch
@@ -40,10 +41,15 @@ def attention(layer, x, mask=None):
     q, k, v = layer.qkv(x).reshape(W, n, 3, h, C // h).permute(2, 0, 3, 1, 4).unbind(0)
     scores = q * (C // h) ** -0.5 @ k.transpose(-2, -1)
     if hasattr(layer, "relative_position_bias_table"):
-        bias = layer.relative_position_bias_table[layer.relative_position_index.view(-1)].view(n, n, h).permute(2, 0, 1).contiguous()
+        bias = (
+            layer.relative_position_bias_table[layer.relative_position_index.view(-1)]
+            .view(n, n, h)
+            .permute(2, 0, 1)
+            .contiguous()
+        )
         scores = scores + bias.unsqueeze(0)
     if mask is not None:
-        same_image = mask * mask.transpose(1, 2) + (1 - mask) * (1 - mask).transpose(1, 2)       # (W, n, n)
+        same_image = mask * mask.transpose(1, 2) + (1 - mask) * (1 - mask).transpose(1, 2)  # (W, n, n)
         scores = scores - (1 - same_image).unsqueeze(1) * torch.finfo(scores.dtype).max
     x = F.softmax(scores, dim=-1) @ v
     return layer.proj(x.transpose(1, 2).reshape(W, n, C))
@@ -114,7 +120,9 @@ class ReferenceMixMIM(nn.Module):
         weights = self.model.patchify(weights)
         if self.model.weight_level == "token":
             B, L, _ = weights.shape
-            weights = weights.view(B, L, STRIDE * STRIDE, CHANNELS).mean(2, keepdim=True).expand(-1, -1, STRIDE * STRIDE, -1)
+            weights = (
+                weights.view(B, L, STRIDE * STRIDE, CHANNELS).mean(2, keepdim=True).expand(-1, -1, STRIDE * STRIDE, -1)
+            )
             weights = weights.reshape(B, L, -1)
         return (weights * error).mean()
 
@@ -122,8 +130,10 @@ class ReferenceMixMIM(nn.Module):
 def reference_optimizer(model, lr=1e-4, weight_decay=0.05):
     """AdamW as PyTorch has it by default, decay on matrices only."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
-              {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay}]
+    groups = [
+        {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
 
 

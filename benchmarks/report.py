@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What every benchmark does alike: turns in shuffled order, ratios of the same round, the machine, a table and a JSON."""
+
 import argparse
 import os
 import platform
@@ -22,9 +23,18 @@ def machine():
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "memory_gb": round(memory / 1e9, 1),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(), "amx": torch.cpu._is_amx_tile_supported(), "gpu": gpu,
-            "cuda": torch.version.cuda if gpu else None, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(memory / 1e9, 1),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "gpu": gpu,
+        "cuda": torch.version.cuda if gpu else None,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def in_turns(variants, rounds, seed=0, until=None):
@@ -66,9 +76,18 @@ def shown(value, digits=2):
 
 def benchmark_parser(name, description, timed=False):
     """A parser with the flags of every benchmark. timed: it has --seconds, which `deadline` understands."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("output/benchmarks"), metavar="DIR", help=f"folder for {name}.json, and for data")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output/benchmarks"),
+        metavar="DIR",
+        help=f"folder for {name}.json, and for data",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, the order of turns included")
     if timed:
         parser.add_argument("--seconds", type=float, help="do less, if all of it would take longer than about this")
@@ -84,8 +103,23 @@ def report(name, args, rows, headers, **more):
     """Write --out/NAME.json and print the rows as a table. rows: dicts; headers: {key of a row: heading}."""
     args.out.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    write_json(args.out / f"{name}.json", {"benchmark": name, "command": command, "flags": {k: str(v) if isinstance(v, Path) else v
-                                           for k, v in vars(args).items()}, "machine": machine(), "rows": rows, **more})
-    cells = [[f"{row[key]:,.2f}" if isinstance(row[key], float) else "" if row[key] is None else str(row[key]) for key in headers] for row in rows]
+    write_json(
+        args.out / f"{name}.json",
+        {
+            "benchmark": name,
+            "command": command,
+            "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            "machine": machine(),
+            "rows": rows,
+            **more,
+        },
+    )
+    cells = [
+        [
+            f"{row[key]:,.2f}" if isinstance(row[key], float) else "" if row[key] is None else str(row[key])
+            for key in headers
+        ]
+        for row in rows
+    ]
     numeric = ["left" if isinstance(rows[0][key], str) else "right" for key in headers]
     print(tabulate(cells, headers=list(headers.values()), disable_numparse=True, colalign=numeric))

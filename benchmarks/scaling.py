@@ -9,6 +9,7 @@ as DDP does; and so does the reference, with DDP as it is by default. What the f
 (memory, caches, power), what the third needs beyond the second to the exchange and to waiting for the slowest. On a CPU the
 cores are dealt to the ranks, so that alone means with as many. Writes scaling.json and prints a table; asserts nothing.
 """
+
 import argparse
 import json
 import subprocess
@@ -25,14 +26,21 @@ from util.distributed import distribute, pick_device, start_ranks
 from util.program import COMPILE_MODES
 from util.steps import AMP_DTYPES
 
-MARK = "scaling: "        # the line of rank 0 that holds the result begins so
+MARK = "scaling: "  # the line of rank 0 that holds the result begins so
 
 
 def measure(args):
     """The row of one number of ranks, in one of them: {"alone", "together", "exchanging", "reference": seconds of a step, one a round}."""
-    ranks = start_ranks(argparse.Namespace(device=args.device, local_rank=None, dist_url="env://", port=None, dist_timeout=10))
-    path = Ours(args, noise(args.batch_size, ranks.device, args.seed), ranks.device, args.amp,
-                compile_mode=None if args.compile == "off" else args.compile)
+    ranks = start_ranks(
+        argparse.Namespace(device=args.device, local_rank=None, dist_url="env://", port=None, dist_timeout=10)
+    )
+    path = Ours(
+        args,
+        noise(args.batch_size, ranks.device, args.seed),
+        ranks.device,
+        args.amp,
+        compile_mode=None if args.compile == "off" else args.compile,
+    )
 
     def rehearse(model):
         path.trained = model
@@ -47,17 +55,30 @@ def measure(args):
                 path.run(args.steps)
             if ranks.world_size > 1:
                 td.barrier()
+
         return turn
 
     reference = Reference(args, noise(args.batch_size, ranks.device, args.seed), ranks.device, args.amp)
     plain = DistributedDataParallel(reference.trained) if ranks.world_size > 1 else reference.trained
-    ways = {"alone": train(path.model, ranks.is_main), "together": train(path.model, True), "exchanging": train(wrapped, True),
-            "reference": train(plain, True, reference)}
+    ways = {
+        "alone": train(path.model, ranks.is_main),
+        "together": train(path.model, True),
+        "exchanging": train(wrapped, True),
+        "reference": train(plain, True, reference),
+    }
     in_turns(ways, args.warmup)
     seconds = in_turns(ways, args.rounds, args.seed)
     if ranks.is_main:
-        print(MARK + json.dumps({"threads": torch.get_num_threads(),
-                                 **{name: [value / args.steps for value in values] for name, values in seconds.items()}}), flush=True)
+        print(
+            MARK
+            + json.dumps(
+                {
+                    "threads": torch.get_num_threads(),
+                    **{name: [value / args.steps for value in values] for name, values in seconds.items()},
+                }
+            ),
+            flush=True,
+        )
     ranks.close()
 
 
@@ -65,8 +86,9 @@ def main(argv=None):
     parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES),
-                        help="precision (default: bf16; off where the processor emulates it)")
+    parser.add_argument(
+        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each")
     parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
@@ -80,22 +102,60 @@ def main(argv=None):
     rows = []
     for count in args.ranks:
         flags = sys.argv[1:] if argv is None else argv
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m",
-                               "benchmarks.scaling", *map(str, flags), "--amp", args.amp, "--one"], capture_output=True, text=True)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(count),
+                "-m",
+                "benchmarks.scaling",
+                *map(str, flags),
+                "--amp",
+                args.amp,
+                "--one",
+            ],
+            capture_output=True,
+            text=True,
+        )
         line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
         if line is None:
             sys.exit(f"{count} ranks: {done.stderr.strip()[-2000:]}")
         found = json.loads(line.removeprefix(MARK))
         rate = {name: count * args.batch_size / median(found[name]) for name in ("together", "exchanging", "reference")}
         alone = args.batch_size / median(found["alone"])
-        rows.append({"ranks": count, "threads": found["threads"], "alone": alone, **rate,
-                     "speedup": shown(speedup(found["reference"], found["exchanging"])), "efficiency": shown(speedup(found["alone"], found["exchanging"])),
-                     "lost_sharing": f"{1 - speedup(found['alone'], found['together'])['median']:.1%}",
-                     "lost_exchange": f"{1 - speedup(found['together'], found['exchanging'])['median']:.1%}", "seconds": found})
-    report("scaling", args, rows, {"ranks": "ranks", "threads": "threads each", "alone": "one alone, images/s",
-                                   "together": "all, no exchange, images/s", "exchanging": "all, images/s",
-                                   "reference": "reference, all", "speedup": "× reference (quartiles)", "efficiency": "of N × alone (quartiles)",
-                                   "lost_sharing": "lost to sharing", "lost_exchange": "lost to exchange"})
+        rows.append(
+            {
+                "ranks": count,
+                "threads": found["threads"],
+                "alone": alone,
+                **rate,
+                "speedup": shown(speedup(found["reference"], found["exchanging"])),
+                "efficiency": shown(speedup(found["alone"], found["exchanging"])),
+                "lost_sharing": f"{1 - speedup(found['alone'], found['together'])['median']:.1%}",
+                "lost_exchange": f"{1 - speedup(found['together'], found['exchanging'])['median']:.1%}",
+                "seconds": found,
+            }
+        )
+    report(
+        "scaling",
+        args,
+        rows,
+        {
+            "ranks": "ranks",
+            "threads": "threads each",
+            "alone": "one alone, images/s",
+            "together": "all, no exchange, images/s",
+            "exchanging": "all, images/s",
+            "reference": "reference, all",
+            "speedup": "× reference (quartiles)",
+            "efficiency": "of N × alone (quartiles)",
+            "lost_sharing": "lost to sharing",
+            "lost_exchange": "lost to exchange",
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ our programs keep freed memory (`util.misc.keep_freed_memory`); each path is mea
 where the processor emulates it, unless --amp asks for it.
 Writes step.json and prints a table; asserts nothing.
 """
+
 import ctypes
 import time
 
@@ -29,11 +30,11 @@ from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from util.program import COMPILE_MODES
 from util.steps import AMP_DTYPES, autocast, emulates_16_bits, optimizer_step
 
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}      # dense, 16 bits, of the data sheets
-LARGEST_PRODUCT = 8192    # side of the matrices that show what the machine gives at best
-PRODUCT_SECONDS = 2       # that the largest products may take together
-SIDE = 120                # of a patch as it is stored, pixels
-USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2 ** 25, 2 ** 26      # bytes; where glibc ends up by itself (mallopt(3))
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}  # dense, 16 bits, of the data sheets
+LARGEST_PRODUCT = 8192  # side of the matrices that show what the machine gives at best
+PRODUCT_SECONDS = 2  # that the largest products may take together
+SIDE = 120  # of a patch as it is stored, pixels
+USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2**25, 2**26  # bytes; where glibc ends up by itself (mallopt(3))
 
 
 def training_flop(size):
@@ -64,7 +65,7 @@ def product_rate(device, amp):
     while True:
         seconds = product_seconds(side, device, AMP_DTYPES[amp])
         if side == LARGEST_PRODUCT or 4 * 8 * seconds > PRODUCT_SECONDS:
-            return 2 * side ** 3 / seconds, side
+            return 2 * side**3 / seconds, side
         side *= 2
 
 
@@ -93,11 +94,12 @@ class Path:
     batches: dB images, taken in turn; the mask of step i is a function of (seed, i). So all paths see the same.
     trained: what is called with images, DDP may take its place. keeps_memory: whether freed memory is kept, on a CPU.
     """
+
     keeps_memory = True
 
     def __init__(self, args, batches, device, amp):
         if device.type == "cuda":
-            torch.backends.cuda.enable_cudnn_sdp(False)      # as in training
+            torch.backends.cuda.enable_cudnn_sdp(False)  # as in training
         torch.manual_seed(args.seed)
         self.model = SIZES[args.model](norm_pix_loss=True).to(device)
         self.prepare = BatchPreparation(self.model.img_size, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(device)
@@ -138,7 +140,9 @@ class Ours(Path):
         super().__init__(args, batches, device, amp)
         self.model.execute_with(**execution)
         self.trained = self.model
-        self.optimizer = torch.optim.AdamW(param_groups_weight_decay(self.model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            param_groups_weight_decay(self.model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -157,13 +161,16 @@ class Ours(Path):
 def build_paths(args, device, amp):
     """{name: Path}: eager, then compiled, which take long to start."""
     batches = noise(args.batch_size, device, args.seed)
-    paths = {"reference": Reference(args, batches, device, amp), "reference, again": Reference(args, batches, device, amp)}
+    paths = {
+        "reference": Reference(args, batches, device, amp),
+        "reference, again": Reference(args, batches, device, amp),
+    }
     if device.type == "cpu":
         for path in paths.values():
             path.keeps_memory = False
         paths["reference, memory kept"] = Reference(args, batches, device, amp)
     paths["ours"] = Ours(args, batches, device, amp)
-    other = paths["ours"].model.attention_variants[1]      # the first is the usual one
+    other = paths["ours"].model.attention_variants[1]  # the first is the usual one
     if device.type == "cpu":
         paths["ours, memory not kept"] = Ours(args, batches, device, amp)
         paths["ours, memory not kept"].keeps_memory = False
@@ -174,7 +181,9 @@ def build_paths(args, device, amp):
     for mode in args.compile:
         paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
         if args.attention:
-            paths[f"ours, compile {mode}, {other} attention"] = Ours(args, batches, device, amp, compile_mode=mode, attention=other)
+            paths[f"ours, compile {mode}, {other} attention"] = Ours(
+                args, batches, device, amp, compile_mode=mode, attention=other
+            )
     return paths
 
 
@@ -209,9 +218,17 @@ def measure(args, device, amp):
     flop, (best, side) = training_flop(args.model), product_rate(device, amp)
     paths = build_paths(args, device, amp)
     first = warm_up_all(paths, args, device, ends)
-    seconds = in_turns({name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed, ends)
-    peak = next((value * 1e12 for name, value in PEAK_TFLOPS.items() if device.type == "cuda" and amp != "off"
-                 and name in torch.cuda.get_device_name(device)), None)
+    seconds = in_turns(
+        {name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed, ends
+    )
+    peak = next(
+        (
+            value * 1e12
+            for name, value in PEAK_TFLOPS.items()
+            if device.type == "cuda" and amp != "off" and name in torch.cuda.get_device_name(device)
+        ),
+        None,
+    )
     reference = [float(loss) for loss in paths["reference"].losses]
     rows = []
     for name, path in paths.items():
@@ -219,11 +236,27 @@ def measure(args, device, amp):
         rate = args.batch_size / step["median"]
         difference = max(abs(float(loss) / base - 1) for loss, base in zip(path.losses, reference))
         ratio = speedup(seconds["reference"], seconds[name])
-        rows.append({"amp": path.amp, "path": name, "ms": step["median"] * 1e3, "images_per_s": rate, "ratio": ratio, "speedup": shown(ratio),
-                     "tflops": rate * flop / 1e12, "of_product": f"{rate * flop / best:.1%}", "mfu": f"{rate * flop / peak:.1%}" if peak else "",
-                     "loss": float(path.losses[-1]), "loss_difference": f"{difference:.1e}", "first_steps_s": first[name][0],
-                     "peak_gb": first[name][1] and first[name][1] / 1e9, "seconds": seconds[name], "flop_per_image": flop,
-                     "product_tflops": best / 1e12, "product_side": side})
+        rows.append(
+            {
+                "amp": path.amp,
+                "path": name,
+                "ms": step["median"] * 1e3,
+                "images_per_s": rate,
+                "ratio": ratio,
+                "speedup": shown(ratio),
+                "tflops": rate * flop / 1e12,
+                "of_product": f"{rate * flop / best:.1%}",
+                "mfu": f"{rate * flop / peak:.1%}" if peak else "",
+                "loss": float(path.losses[-1]),
+                "loss_difference": f"{difference:.1e}",
+                "first_steps_s": first[name][0],
+                "peak_gb": first[name][1] and first[name][1] / 1e9,
+                "seconds": seconds[name],
+                "flop_per_image": flop,
+                "product_tflops": best / 1e12,
+                "product_side": side,
+            }
+        )
     return rows
 
 
@@ -246,24 +279,58 @@ def usual_amp(device):
 def main(argv=None):
     parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.", timed=True)
     add_path_flags(parser)
-    parser.add_argument("--amp", choices=tuple(AMP_DTYPES), nargs="+",
-                        help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does (default: bf16 off, "
-                             "without bf16 where it is emulated)")
+    parser.add_argument(
+        "--amp",
+        choices=tuple(AMP_DTYPES),
+        nargs="+",
+        help="precisions; for bf16 the reference uses fp16 on a GPU, as the original approach does (default: bf16 off, "
+        "without bf16 where it is emulated)",
+    )
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each path")
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
-    parser.add_argument("--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile ours in these modes too")
+    parser.add_argument(
+        "--compile",
+        choices=COMPILE_MODES[1:],
+        nargs="*",
+        default=[],
+        metavar="MODE",
+        help="compile ours in these modes too",
+    )
     parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
-    parser.add_argument("--attention", action="store_true", help="measure ours, and each mode of --compile, with the other way of attention too")
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="measure ours, and each mode of --compile, with the other way of attention too",
+    )
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
     args.amp = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
     args.seconds = args.seconds and args.seconds / len(args.amp)
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
-    report("step", args, rows, {"amp": "amp", "path": "path", "ms": "ms", "images_per_s": "images/s", "speedup": "× reference (quartiles)",
-                                "tflops": "TFLOP/s", "of_product": "of a product", "mfu": "MFU", "loss_difference": "losses differ by",
-                                "first_steps_s": "first steps, s", "peak_gb": "peak GB"})
-    products = ", ".join(f"{row['product_tflops']:.2f} TFLOP/s ({row['amp']}, side {row['product_side']})" for row in rows if row["path"] == "ours")
+    report(
+        "step",
+        args,
+        rows,
+        {
+            "amp": "amp",
+            "path": "path",
+            "ms": "ms",
+            "images_per_s": "images/s",
+            "speedup": "× reference (quartiles)",
+            "tflops": "TFLOP/s",
+            "of_product": "of a product",
+            "mfu": "MFU",
+            "loss_difference": "losses differ by",
+            "first_steps_s": "first steps, s",
+            "peak_gb": "peak GB",
+        },
+    )
+    products = ", ".join(
+        f"{row['product_tflops']:.2f} TFLOP/s ({row['amp']}, side {row['product_side']})"
+        for row in rows
+        if row["path"] == "ours"
+    )
     print(f"{rows[0]['flop_per_image'] / 1e9:.2f} GFLOP an image; a product of square matrices: {products}")
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What a launcher (mpirun, torchrun, srun, …) tells a process in its environment: which rank it is, and of how many."""
+
 import os
 import re
 from dataclasses import dataclass
@@ -7,14 +8,29 @@ from dataclasses import dataclass
 # launcher → variables of rank, world size, rank on this node, ranks on this node; of several, the first that is set counts.
 # Launchers are tried in this order: an mpirun or a torchrun in a Slurm job sets its own variables beside those of Slurm.
 LAUNCHERS = {
-    "Open MPI": (("OMPI_COMM_WORLD_RANK",), ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",), ("OMPI_COMM_WORLD_LOCAL_SIZE",)),
+    "Open MPI": (
+        ("OMPI_COMM_WORLD_RANK",),
+        ("OMPI_COMM_WORLD_SIZE",),
+        ("OMPI_COMM_WORLD_LOCAL_RANK",),
+        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    ),
     "torchrun": (("RANK",), ("WORLD_SIZE",), ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",)),
-    "MVAPICH": (("MV2_COMM_WORLD_RANK",), ("MV2_COMM_WORLD_SIZE",), ("MV2_COMM_WORLD_LOCAL_RANK",), ("MV2_COMM_WORLD_LOCAL_SIZE",)),
-    "MPICH": (("PMI_RANK",), ("PMI_SIZE",), ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"), ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE")),      # and Intel MPI
+    "MVAPICH": (
+        ("MV2_COMM_WORLD_RANK",),
+        ("MV2_COMM_WORLD_SIZE",),
+        ("MV2_COMM_WORLD_LOCAL_RANK",),
+        ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    ),
+    "MPICH": (
+        ("PMI_RANK",),
+        ("PMI_SIZE",),
+        ("MPI_LOCALRANKID", "PMI_LOCAL_RANK"),
+        ("MPI_LOCALNRANKS", "PMI_LOCAL_SIZE"),
+    ),  # and Intel MPI
     "Slurm": (("SLURM_PROCID",), ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"), ("SLURM_LOCALID",), ()),
     "PMIx": (("PMIX_RANK",), (), (), ()),
 }
-MPI = ("Open MPI", "MVAPICH", "MPICH")       # launchers whose ranks mpi4py can connect
+MPI = ("Open MPI", "MVAPICH", "MPICH")  # launchers whose ranks mpi4py can connect
 # Slurm's numbers for what is no step of srun: the batch script, and the shell of an interactive allocation.
 NOT_SRUN = ("batch", "interactive", "extern", "4294967290", "4294967291", "4294967292")
 
@@ -30,6 +46,7 @@ class OutsideSrun(LaunchError):
 @dataclass(frozen=True)
 class Launch:
     """What the launcher says of this process. world_size: 0 where it does not say how many ranks there are."""
+
     launcher: str = "single process"
     rank: int = 0
     world_size: int = 1
@@ -46,7 +63,9 @@ def _integers(launcher, **values):
     try:
         return [int(value) for value in values.values()]
     except ValueError:
-        raise LaunchError(f"{launcher}'s variables {', '.join(values)} must be integers: {', '.join(map(repr, values.values()))}") from None
+        raise LaunchError(
+            f"{launcher}'s variables {', '.join(values)} must be integers: {', '.join(map(repr, values.values()))}"
+        ) from None
 
 
 def detect_launch(env=os.environ):
@@ -71,10 +90,14 @@ def detect_launch(env=os.environ):
                 unknown = Launch(launcher, int(rank), 0)
             continue
         local_name, local = _first(env, names[2])
-        rank, size, local_rank = _integers(launcher, **{rank_name: rank, size_name: size, local_name or "local rank": local or 0})
+        rank, size, local_rank = _integers(
+            launcher, **{rank_name: rank, size_name: size, local_name or "local rank": local or 0}
+        )
         if not 0 <= rank < size:
-            raise LaunchError(f"{rank_name}={rank} and {size_name}={size} contradict each other; unset them, or start all ranks with "
-                              f"one launcher")
+            raise LaunchError(
+                f"{rank_name}={rank} and {size_name}={size} contradict each other; unset them, or start all ranks with "
+                f"one launcher"
+            )
         return Launch(launcher, rank, size, local_rank, _ranks_here(launcher, rank, size, local_rank, env))
     return unknown or Launch()
 
@@ -94,11 +117,13 @@ def _tasks_here(world_size, env):
     if _first(env, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"))[1] == "1":
         return world_size
     name, counts = _first(env, ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"))
-    node, = _integers("Slurm", SLURM_NODEID=env.get("SLURM_NODEID", 0))
+    (node,) = _integers("Slurm", SLURM_NODEID=env.get("SLURM_NODEID", 0))
     for part in (counts or "1").split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part.strip())
         if not match:
-            raise LaunchError(f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set MASTER_ADDR")
+            raise LaunchError(
+                f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set MASTER_ADDR"
+            )
         tasks, node = int(match[1]), node - int(match[2] or 1)
         if node < 0:
             break
@@ -107,8 +132,12 @@ def _tasks_here(world_size, env):
 
 def _srun_says_the_same(env):
     """Whether srun started this process and PMI_RANK is its (srun --mpi=pmi2), so that Slurm's variables, which say more, hold."""
-    return ("SLURM_STEP_ID" in env and not _outside_of_srun(env) and env.get("PMI_RANK") == env.get("SLURM_PROCID")
-            and env.get("PMI_SIZE") == _first(env, LAUNCHERS["Slurm"][1])[1])
+    return (
+        "SLURM_STEP_ID" in env
+        and not _outside_of_srun(env)
+        and env.get("PMI_RANK") == env.get("SLURM_PROCID")
+        and env.get("PMI_SIZE") == _first(env, LAUNCHERS["Slurm"][1])[1]
+    )
 
 
 def _outside_of_srun(env):
@@ -121,15 +150,19 @@ def _outside_of_srun(env):
         return step in NOT_SRUN
     if "SLURM_PROCID" not in env:
         return True
-    return env["SLURM_PROCID"] == "0" and any(name in env for name in ("SLURM_SUBMIT_DIR", "SLURM_TASK_PID", "SLURMD_NODENAME"))
+    return env["SLURM_PROCID"] == "0" and any(
+        name in env for name in ("SLURM_SUBMIT_DIR", "SLURM_TASK_PID", "SLURMD_NODENAME")
+    )
 
 
 def _refuse_many_tasks(env):
     name, tasks = _first(env, ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"))
     if tasks and tasks != "1":
         shown = tasks if re.fullmatch("[0-9]{1,9}", tasks) else repr(tasks[:40])
-        raise OutsideSrun(f"this Slurm job has {name}={shown} tasks, and this process was not started by srun: start it with srun, or, to "
-                          f"use a single process, with srun -n 1")
+        raise OutsideSrun(
+            f"this Slurm job has {name}={shown} tasks, and this process was not started by srun: start it with srun, or, to "
+            f"use a single process, with srun -n 1"
+        )
 
 
 def launched_rank(env=os.environ):

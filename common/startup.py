@@ -3,6 +3,7 @@
 
 The main programs and the packages of `python -m` import this module first. Where another program imports them, nothing happens.
 """
+
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,11 @@ ENTER = "set up the environment with 'bash scripts/setup.sh' and enter it with '
 def is_program():
     """Whether this process is one of our programs: a main program, or what `python -m` is about to run."""
     file = getattr(sys.modules["__main__"], "__file__", None)
-    return sys.argv[:1] == ["-m"] or bool(file) and Path(file).resolve() in (ROOT / "main_pretrain.py", ROOT / "main_finetune.py")
+    return (
+        sys.argv[:1] == ["-m"]
+        or bool(file)
+        and Path(file).resolve() in (ROOT / "main_pretrain.py", ROOT / "main_finetune.py")
+    )
 
 
 def settle_environment(env=os.environ):
@@ -29,7 +34,12 @@ def settle_environment(env=os.environ):
 def missing_package(error):
     """One line, with the remedy, about an import that failed for want of a package of others; None about any other error."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if not package or package in sys.stdlib_module_names or (ROOT / package).is_dir() or (ROOT / f"{package}.py").exists():
+    if (
+        not package
+        or package in sys.stdlib_module_names
+        or (ROOT / package).is_dir()
+        or (ROOT / f"{package}.py").exists()
+    ):
         return None
     remedy = "INSTALL.md says what it needs and how it is installed" if package in ("mpi4py", "osgeo") else ENTER
     return f"the package {package} is missing in {sys.executable}; {remedy}"
@@ -48,10 +58,12 @@ def _report(kind, error, trace):
 
 
 if is_program():
-    if sys.version_info < (3, 11):      # noqa: UP036 (it may be started with any)
-        sys.stderr.write(f"error: Python 3.11 or newer is needed, and {sys.executable} is {sys.version.split()[0]}; {ENTER}\n")
+    if sys.version_info < (3, 11):  # noqa: UP036 (it may be started with any)
+        sys.stderr.write(
+            f"error: Python 3.11 or newer is needed, and {sys.executable} is {sys.version.split()[0]}; {ENTER}\n"
+        )
         sys.exit(2)
     settle_environment()
     sys.excepthook = _report
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")      # as stderr has it: what its encoding lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: what its encoding lacks is no error

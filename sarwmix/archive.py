@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Reading a zip that may be damaged, or made to do harm: nothing is written unless all of its directory is in order."""
+
 import copy
 import hashlib
 import re
@@ -15,13 +16,13 @@ from sarwmix.errors import DataError, data_error
 from sarwmix.files import put_in_place
 
 MAX_ENTRIES = 200_000
-MAX_BYTES = 200 * 10 ** 9       # of all members together, as they state it
-MAX_RATIO = 200                 # bytes of a member to bytes that it takes in the zip, where it has more than
-RATIO_FROM = 8 * 2 ** 20        # bytes: an empty image of 1 MB may well be a thousand times larger than its member
-CHUNK = 2 ** 20
-HEADER = 30                     # bytes before the name and the data of a member, at least
+MAX_BYTES = 200 * 10**9  # of all members together, as they state it
+MAX_RATIO = 200  # bytes of a member to bytes that it takes in the zip, where it has more than
+RATIO_FROM = 8 * 2**20  # bytes: an empty image of 1 MB may well be a thousand times larger than its member
+CHUNK = 2**20
+HEADER = 30  # bytes before the name and the data of a member, at least
 ENCRYPTED = 0x1 | 0x40 | 0x2000
-PATCH = 0x20                    # flag of data that are a difference from another file
+PATCH = 0x20  # flag of data that are a difference from another file
 AGAIN = "download it again, and compare its size with what the source states"
 
 
@@ -37,7 +38,9 @@ def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=M
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; give the zip as it was downloaded") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror or error}); give the zip as it was downloaded") from None
+        raise DataError(
+            f"{path}: cannot be opened ({error.strerror or error}); give the zip as it was downloaded"
+        ) from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
         raise DataError(f"{path}: is not a zip, or is cut off or damaged ({_one_line(error)}); {AGAIN}") from None
     try:
@@ -67,18 +70,24 @@ class Archive:
         lines = (f"{info.orig_filename}\0{info.file_size}\0{info.CRC:08x}\n" for info in self._file.infolist())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def read(self, name, most=64 * 2 ** 20):
+    def read(self, name, most=64 * 2**20):
         """Content of a small member, bytes. Raises DataError as `extract` does, and for more than `most` bytes."""
         if self.members[name].file_size > most:
-            raise DataError(f"{self.path}: member {_quoted(name)} has {self.members[name].file_size} bytes, far more than such a file "
-                            f"has; {AGAIN}")
+            raise DataError(
+                f"{self.path}: member {_quoted(name)} has {self.members[name].file_size} bytes, far more than such a file "
+                f"has; {AGAIN}"
+            )
         return b"".join(self._chunks(name))
 
     def pending(self, chosen, out):
         """What of {relative path under the folder `out`: member} is not there yet with the size of its member."""
+
         def is_there(path, size):
             return path.is_file() and path.stat().st_size == size
-        return {target: name for target, name in chosen.items() if not is_there(out / target, self.members[name].file_size)}
+
+        return {
+            target: name for target, name in chosen.items() if not is_there(out / target, self.members[name].file_size)
+        }
 
     def extract(self, chosen, out):
         """Write {relative path under the folder `out`: member}; what is there with the right size stays.
@@ -103,7 +112,7 @@ class Archive:
         """The bytes of a member in pieces. Their number has been held against the ratio allowed, so that one bound is enough."""
         stated = self.members[name].file_size
         info = copy.copy(self.members[name])
-        info.file_size += 2 * CHUNK     # zipfile stops in silence at the size that it knows
+        info.file_size += 2 * CHUNK  # zipfile stops in silence at the size that it knows
         total = 0
         try:
             with self._file.open(info) as member:
@@ -115,8 +124,10 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: member {_quoted(name)} is damaged ({_one_line(error)}); {AGAIN}") from None
         if total != stated:
-            raise DataError(f"{self.path}: member {_quoted(name)} holds {'more' if total > stated else 'fewer'} than the {stated} "
-                            f"bytes that it states; do not trust this zip, {AGAIN}")
+            raise DataError(
+                f"{self.path}: member {_quoted(name)} holds {'more' if total > stated else 'fewer'} than the {stated} "
+                f"bytes that it states; do not trust this zip, {AGAIN}"
+            )
 
 
 def _checked(path, file, max_entries, max_bytes, max_ratio):
@@ -144,7 +155,7 @@ def _parts(info):
 
 def _fault(info, max_ratio):
     """Why a member by itself cannot be trusted, or None."""
-    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)      # where there are modes; 0 elsewhere
+    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)  # where there are modes; 0 elsewhere
     if not name.isprintable():
         return "has control characters in its name"
     if "\\" in name or re.match("[A-Za-z]:", name):
@@ -177,7 +188,7 @@ def _clashes(entries):
     for (first, is_folder), (second, also) in pairwise(named):
         if first == second and is_folder == also:
             found.append(f"{_quoted('/'.join(first))} comes twice")
-        elif second[:len(first)] == first and not is_folder:
+        elif second[: len(first)] == first and not is_folder:
             found.append(f"{_quoted('/'.join(first))} is a file and a folder")
     return found
 

@@ -10,6 +10,7 @@ writes OUT/benv1.zarr (Zarr format 3: group sentinel1/<patch> with arrays VH and
 converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after an
 interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
 """
+
 import argparse
 import hashlib
 import json
@@ -34,28 +35,31 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 STORE, MANIFEST, BAD, RECORD = "benv1.zarr", "manifest.csv", "bad.csv", "conversion.json"
-VERSION = 1                     # of the layout: another one gives other files for the same patches
-CHUNK = 256                     # patches that a process does at a time
-DISK_BYTES = 145_000            # of a patch: two arrays that hardly shrink, and eight files and folders
+VERSION = 1  # of the layout: another one gives other files for the same patches
+CHUNK = 256  # patches that a process does at a time
+DISK_BYTES = 145_000  # of a patch: two arrays that hardly shrink, and eight files and folders
 
 
 class Outcome(NamedTuple):
     """What became of one patch. sha256: of its VH, its VV (little-endian float32) and its labels as JSON."""
+
     patch: str
     s2_name: str = ""
     sha256: str = ""
-    fault: str = ""             # why it could not be read
+    fault: str = ""  # why it could not be read
 
 
 @dataclass
 class Plan:
     """What is to be converted. lists: {split: names in the order of its list}; lost: names for which there is no folder."""
+
     patches: list
     lists: dict
-    lost: list                  # of Outcome
+    lost: list  # of Outcome
 
 
-# ---- what is to be done ----------------------------------------------------------------------------------------------
+# ---- What is to be done --------------------------------------------------------------------------
+
 
 def make_plan(source, lists, id_col):
     """The Plan for split lists {split: path}; every patch if there are none. Raises DataError for lists that cannot be used.
@@ -72,7 +76,9 @@ def make_plan(source, lists, id_col):
     refuse_duplicates(join_listings([replace(read[split][0], ids=np.array(names[split])) for split in read]))
     fault = "belongs to none of the patches"
     if unreadable:
-        fault += f"; the metadata of {len(unreadable)} patches cannot be read, the first: {_relative(unreadable[0], source)}"
+        fault += (
+            f"; the metadata of {len(unreadable)} patches cannot be read, the first: {_relative(unreadable[0], source)}"
+        )
     listed = sorted(name for part in names.values() for name in part)
     lost = [Outcome(name, fault=fault) for name in listed if S2_START.match(name)]
     return Plan([name for name in listed if not S2_START.match(name)], names, lost)
@@ -83,7 +89,8 @@ def _relative(error, source):
     return str(error).replace(f"{source.folder}/", "")
 
 
-# ---- one patch -------------------------------------------------------------------------------------------------------
+# ---- One patch -----------------------------------------------------------------------------------
+
 
 @cache
 def _patch_in_memory():
@@ -95,10 +102,20 @@ def _patch_in_memory():
     files, zarr = {}, load("zarr", "writing a Zarr store")
     codecs = zarr.codecs
     group = zarr.create_group(files, zarr_format=3)
-    arrays = [group.create_array(channel, shape=(SIZE, SIZE), chunks=(SIZE, SIZE), dtype="float32", fill_value=np.nan,
-                                 serializer=codecs.BytesCodec(endian="little"), compressors=[codecs.ZstdCodec(level=3), codecs.Crc32cCodec()],
-                                 chunk_key_encoding={"name": "default", "separator": "."}, config={"write_empty_chunks": True})
-              for channel in CHANNELS]
+    arrays = [
+        group.create_array(
+            channel,
+            shape=(SIZE, SIZE),
+            chunks=(SIZE, SIZE),
+            dtype="float32",
+            fill_value=np.nan,
+            serializer=codecs.BytesCodec(endian="little"),
+            compressors=[codecs.ZstdCodec(level=3), codecs.Crc32cCodec()],
+            chunk_key_encoding={"name": "default", "separator": "."},
+            config={"write_empty_chunks": True},
+        )
+        for channel in CHANNELS
+    ]
     return files, group, arrays
 
 
@@ -118,7 +135,7 @@ def write_patch(folder, image, metadata):
 def read_patch(store, patch, max_nonfinite):
     """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch. Raises DataError for what is amiss with it."""
     image, metadata = store.image(patch, max_nonfinite), store.metadata(patch)
-    metadata.labels()                   # raises for a name that is none of the 43
+    metadata.labels()  # raises for a name that is none of the 43
     digest = hashlib.sha256(image.astype("<f4").tobytes() + json.dumps(metadata.label_names()).encode()).hexdigest()
     return image, metadata, Outcome(patch, metadata.s2_name(), digest)
 
@@ -129,7 +146,7 @@ def convert_patch(patch, source, target, max_nonfinite):
     if folder.exists():
         try:
             return read_patch(target, patch, max_nonfinite)[-1]
-        except DataError:               # the machine went down before it was on the disk, or the disk is ill
+        except DataError:  # the machine went down before it was on the disk, or the disk is ill
             shutil.rmtree(folder)
     try:
         image, metadata, outcome = read_patch(source, patch, max_nonfinite)
@@ -143,7 +160,8 @@ def _convert_all(patches, source, target, max_nonfinite):
     return [convert_patch(patch, source, target, max_nonfinite) for patch in patches]
 
 
-# ---- the store -------------------------------------------------------------------------------------------------------
+# ---- The store -----------------------------------------------------------------------------------
+
 
 def convert(root, out, lists, id_col, max_nonfinite, skip_bad, crew):
     """Convert the patches of the folder `root` that are in split lists {split: path}, or all if there are none.
@@ -167,7 +185,7 @@ def convert(root, out, lists, id_col, max_nonfinite, skip_bad, crew):
 
 
 def _chunks(items):
-    return [items[k:k + CHUNK] for k in range(0, len(items), CHUNK)]
+    return [items[k : k + CHUNK] for k in range(0, len(items), CHUNK)]
 
 
 def _open(root):
@@ -184,22 +202,34 @@ def _record(lists, id_col, max_nonfinite):
         if not path.is_file():
             raise DataError(f"{path}: no such list; correct the path")
     hashes = {split: sha256_of(path) for split, path in lists.items()}
-    return {"program": "sarwmix.benv1_to_zarr", "version": VERSION, "lists": hashes, "id_col": id_col, "max_nonfinite": max_nonfinite}
+    return {
+        "program": "sarwmix.benv1_to_zarr",
+        "version": VERSION,
+        "lists": hashes,
+        "id_col": id_col,
+        "max_nonfinite": max_nonfinite,
+    }
 
 
 def _check_left_out(out, skip_bad):
     """A complete store that lacks patches is not what was asked for without --skip_bad."""
     left_out = len(list(read_csv_rows(out / BAD))) - 1
     if left_out and not skip_bad:
-        raise DataError(f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} and "
-                        "run again, or leave it at that with --skip_bad")
+        raise DataError(
+            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} and "
+            "run again, or leave it at that with --skip_bad"
+        )
 
 
 def _prepare(out, target, patches):
     """The groups above the patches; what an interrupted run left half-done is removed. Raises DataError if room lacks."""
     target.folder.mkdir(parents=True, exist_ok=True)
     with os.scandir(target.folder) as entries:
-        left = [entry.path for entry in entries if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_dir()]
+        left = [
+            entry.path
+            for entry in entries
+            if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_dir()
+        ]
     for path in left:
         shutil.rmtree(path)
     check_room([("--out", out, DISK_BYTES * (patches - len(target.patches())))])
@@ -217,11 +247,13 @@ def _finish(out, plan, outcomes, skip_bad):
     if bad and not (skip_bad and whole):
         for split in SPLITS:
             (out / f"benv1_{split}.csv").unlink(missing_ok=True)
-        raise data_error(f"{len(bad)} of {len(bad) + len(whole)} patches could not be converted",
-                         [f"{outcome.patch} ({outcome.fault})" for outcome in bad],
-                         "restore them and run again, which does only these, or leave them out with --skip_bad; "
-                         f"{out / BAD} has them all")
-    os.sync()                           # patches are many, and were not waited for one by one
+        raise data_error(
+            f"{len(bad)} of {len(bad) + len(whole)} patches could not be converted",
+            [f"{outcome.patch} ({outcome.fault})" for outcome in bad],
+            "restore them and run again, which does only these, or leave them out with --skip_bad; "
+            f"{out / BAD} has them all",
+        )
+    os.sync()  # patches are many, and were not waited for one by one
     for split, names in plan.lists.items():
         rows = [(whole[name].s2_name, name) for name in names if name in whole]
         write_csv(out / f"benv1_{split}.csv", None, rows)
@@ -231,7 +263,8 @@ def _finish(out, plan, outcomes, skip_bad):
     write_csv(out / MANIFEST, ("patch", "sha256"), [(name, whole[name].sha256) for name in sorted(whole)])
 
 
-# ---- looking again ---------------------------------------------------------------------------------------------------
+# ---- Looking again -------------------------------------------------------------------------------
+
 
 def verify(out, crew):
     """Read every patch of a store again and compare it with the manifest. Returns how many there are.
@@ -240,11 +273,16 @@ def verify(out, crew):
     """
     target, expected = ZarrStore(out / STORE), crew.on_main(lambda: _read_manifest(out))
     faults = crew.map(partial(_faults, target=target), _chunks(sorted(expected.items())), f"parts of {CHUNK} patches")
-    more = crew.on_main(lambda: [f"{patch}: is not in {MANIFEST}" for patch in target.patches() if patch not in expected])
+    more = crew.on_main(
+        lambda: [f"{patch}: is not in {MANIFEST}" for patch in target.patches() if patch not in expected]
+    )
     found = [fault for part in faults for fault in part] + more
     if found:
-        raise data_error(f"{out}: {len(found)} of {len(expected)} patches are not what was written", found,
-                         f"remove their folders in {target.folder} and {MANIFEST}, and run the conversion again: it does only these")
+        raise data_error(
+            f"{out}: {len(found)} of {len(expected)} patches are not what was written",
+            found,
+            f"remove their folders in {target.folder} and {MANIFEST}, and run the conversion again: it does only these",
+        )
     return len(expected)
 
 
@@ -268,23 +306,47 @@ def _faults(patches, target):
     return faults
 
 
-# ---- flags -----------------------------------------------------------------------------------------------------------
+# ---- Flags ---------------------------------------------------------------------------------------
+
 
 def get_args_parser():
-    parser = Command("sarwmix.benv1_to_zarr", "Convert the Sentinel-1 folders of BigEarthNet v1 to a Zarr store with checksums.")
+    parser = Command(
+        "sarwmix.benv1_to_zarr", "Convert the Sentinel-1 folders of BigEarthNet v1 to a Zarr store with checksums."
+    )
     group = parser.add_argument_group("input")
     group.add_argument("--root", type=Path, metavar="DIR", help="BigEarthNet-S1-v1.0, or the folder that holds it")
     for split in SPLITS:
-        group.add_argument(f"--{split}", type=Path, metavar="LIST",
-                           help="official split list, S2 names or S2 and S1 names; without any list, every patch is converted")
-    group.add_argument("--id_col", type=int, metavar="N", help="0-based column of the S1 names in the lists, where they are not found")
-    group.add_argument("--max_nonfinite", type=float, default=0.01, metavar="SHARE",
-                       help="share of NaN, infinite or no-data pixels above which a patch is bad, 0…1")
-    group.add_argument("--skip_bad", action="store_true", help="leave patches that cannot be read out, instead of failing")
+        group.add_argument(
+            f"--{split}",
+            type=Path,
+            metavar="LIST",
+            help="official split list, S2 names or S2 and S1 names; without any list, every patch is converted",
+        )
+    group.add_argument(
+        "--id_col", type=int, metavar="N", help="0-based column of the S1 names in the lists, where they are not found"
+    )
+    group.add_argument(
+        "--max_nonfinite",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="share of NaN, infinite or no-data pixels above which a patch is bad, 0…1",
+    )
+    group.add_argument(
+        "--skip_bad", action="store_true", help="leave patches that cannot be read out, instead of failing"
+    )
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, metavar="DIR",
-                       help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program")
-    group.add_argument("--verify", action="store_true", help="with --out alone: read the store again and compare it with its manifest")
+    group.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
+        help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program",
+    )
+    group.add_argument(
+        "--verify", action="store_true", help="with --out alone: read the store again and compare it with its manifest"
+    )
     add_workers_flag(group)
     return parser
 

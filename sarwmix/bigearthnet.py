@@ -39,8 +39,7 @@ _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
 
 log = logging.getLogger(__name__)
 
-# --------------------------------------------------------------------------------------------------------------------
-# classes and labels
+# ---- Classes and labels --------------------------------------------------------------------------
 
 
 def _read_class_table():
@@ -80,8 +79,7 @@ def parse_labels(text):
     return [single or double for single, double in _QUOTED.findall(text)]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# lists
+# ---- Lists ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -204,7 +202,9 @@ def acquisitions_of(ids):
 
 def in_threads(function, items):
     """Results of `function` for every item, in order. Many at a time once the file system lets it wait."""
-    chunks = iter([items[k : k + 256] for k in range(0, len(items), 256)])  # a future per item would cost more than its work
+    chunks = iter(
+        [items[k : k + 256] for k in range(0, len(items), 256)]
+    )  # a future per item would cost more than its work
     results = []
     for chunk in chunks:
         started = time.perf_counter()
@@ -244,8 +244,7 @@ def refuse_duplicates(listing):
     raise data_error(f"{len(repeated)} of {len(names)} rows repeat an id", repeated, "remove the repeated rows")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# where the images are
+# ---- Where the images are ------------------------------------------------------------------------
 
 
 class Store:
@@ -307,8 +306,7 @@ def _has_content(path):
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# the dataset
+# ---- The dataset ---------------------------------------------------------------------------------
 
 
 class BigEarthNet(Dataset):
@@ -446,7 +444,9 @@ class BigEarthNet(Dataset):
             total.add(self.read_image(i))
         figures = total.summary()
         judge(f"{self.root}: {len(rows)} images of split '{self.split}'", figures, expected, total.histogram_dict())
-        return {name: figures[name] for name in FIRST_LOOK} | {"nonfinite": sum(figures["nodata"] + figures["infinite"])}
+        return {name: figures[name] for name in FIRST_LOOK} | {
+            "nonfinite": sum(figures["nodata"] + figures["infinite"])
+        }
 
     def _labels(self, i):
         """(19,) uint8 of sample i."""

@@ -63,9 +63,7 @@ class BigEarthNetv1(BigEarthNet):
     MEAN = (-19.2309, -12.5951)
     STD = (3.1672, 2.9644)  # what the released v1 checkpoints were trained with; measured elsewhere: about 5.46, 5.12
 
-    def __init__(
-        self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01
-    ):
+    def __init__(self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01):
         root, split = check_root(root), check_split(split)
         store = open_store(root)
         self.metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
@@ -96,8 +94,7 @@ class BigEarthNetv1(BigEarthNet):
         return super()._labels(i)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# where the patches are
+# ---- Where the patches are -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,9 @@ class Metadata:
         try:
             return multi_hot(names, CLC43)
         except DataError as error:
-            raise DataError(f"{self.path}: {error}; use the 43-class names in datasets/bigearthnet_classes.csv") from None
+            raise DataError(
+                f"{self.path}: {error}; use the 43-class names in datasets/bigearthnet_classes.csv"
+            ) from None
 
     def s2_name(self):
         """Name of the Sentinel-2 patch of the same place."""
@@ -137,7 +136,9 @@ class FolderStore(PatchFolders):
         """Sorted names of the patches there are."""
         if not self._layout.acquisitions:
             return sorted(_names_in(self.folder))
-        return sorted(name for acquisition in _names_in(self.folder) for name in _names_in(f"{self.folder}/{acquisition}"))
+        return sorted(
+            name for acquisition in _names_in(self.folder) for name in _names_in(f"{self.folder}/{acquisition}")
+        )
 
     def metadata(self, patch):
         """The Metadata of a patch, from its JSON file."""
@@ -293,8 +294,7 @@ def _read_all_labels(store, patches, level=logging.INFO):
     return np.array([nothing if label is None else label for label in labels], np.uint8), absent
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# which patches
+# ---- Which patches -------------------------------------------------------------------------------
 
 
 def every_patch(store):

@@ -69,7 +69,9 @@ class BigEarthNetv2(BigEarthNet):
         if metadata is None:
             self.metadata = _default_metadata(root, store, split, include_snow_cloud)
         elif include_snow_cloud:
-            raise DataError("--include_snow_cloud goes with the default metadata; name its file with --metadata as well")
+            raise DataError(
+                "--include_snow_cloud goes with the default metadata; name its file with --metadata as well"
+            )
         else:
             self.metadata = as_paths(metadata)
         if store is None:
@@ -92,7 +94,9 @@ class BigEarthNetv2(BigEarthNet):
             )
         empty = [str(path) for path, count in zip(self.metadata, counts) if count == 0]
         if empty:
-            raise data_error(f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again")
+            raise data_error(
+                f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again"
+            )
         unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
         if unlabelled and not keep_unlabelled:
             listing = labelled(listing, ", ".join(map(str, self.metadata)))
@@ -101,8 +105,7 @@ class BigEarthNetv2(BigEarthNet):
         super().__init__(root, split, store, listing, max_nonfinite)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# where images and metadata are
+# ---- Where images and metadata are ---------------------------------------------------------------
 
 
 def _find_store(root):
@@ -152,8 +155,7 @@ def snow_cloud_beside(official):
     return path
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# metadata
+# ---- Metadata ------------------------------------------------------------------------------------
 
 
 def is_parquet(path):
@@ -181,7 +183,9 @@ def read_metadata(path, place, id_col, need_labels=True):
             [f"{quoted(splits[i])} ({where(i)})" for i in unknown],
             "it must be train, validation or test",
         )
-    return Listing(np.array(names, dtype=str), _encode(*labels, where), (place,), line=np.array(lines, np.int64)), splits
+    return Listing(
+        np.array(names, dtype=str), _encode(*labels, where), (place,), line=np.array(lines, np.int64)
+    ), splits
 
 
 def _columns(path, header, id_col, need_labels):
@@ -189,7 +193,9 @@ def _columns(path, header, id_col, need_labels):
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
     if id_col is not None and S1_NAME.fullmatch(header[id_col]):
-        raise DataError(f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it")
+        raise DataError(
+            f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it"
+        )
     for name in (*(("s1_name",) if id_col is None else ()), *(("labels",) if need_labels else ())):
         if name not in header:
             remedy = "restore its header" + (", or give the column's number with --id_col" if name == "s1_name" else "")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the programs of this package share: flags, one-line errors, exit statuses."""
+
 import argparse
 import logging
 import os
@@ -32,8 +33,12 @@ class Command(FlagParser):
 
 
 def add_workers_flag(group):
-    group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)),
-                       help="processes of each MPI rank, or of the one machine; the files do not depend on it")
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes of each MPI rank, or of the one machine; the files do not depend on it",
+    )
 
 
 def run_command(parser, work, argv=None):
@@ -48,13 +53,18 @@ def run_command(parser, work, argv=None):
         crew = Crew.start(args.workers)
     except DataError as error:
         parser.error(str(error))
-    logging.basicConfig(level=logging.INFO if crew.is_main else logging.WARNING, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]")
+    logging.basicConfig(
+        level=logging.INFO if crew.is_main else logging.WARNING, format="%(asctime)s %(message)s", datefmt="[%H:%M:%S]"
+    )
     try:
         work(args, crew)
     except (DataError, OSError, BrokenProcessPool) as error:
         line, status = str(error), 2
         if isinstance(error, BrokenProcessPool):
-            line, status = "a worker process was killed, perhaps for want of memory; run again, with fewer --workers if so", 1
+            line, status = (
+                "a worker process was killed, perhaps for want of memory; run again, with fewer --workers if so",
+                1,
+            )
         if getattr(error, "reported_by", crew.rank) == crew.rank:
             sys.stderr.write(f"{parser.prog}: error: {' '.join(line.split())}\n")
         sys.exit(status)

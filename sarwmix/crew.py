@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Who does the work of generating and preparing data: MPI ranks, where a launcher started some, with processes on each."""
+
 import logging
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ class Crew:
         """The ranks that mpirun or srun started, or this process alone. Raises DataError where MPI does not connect them."""
         try:
             launch = detect_launch()
-        except OutsideSrun:      # the processes of one program can use all cores of the job
+        except OutsideSrun:  # the processes of one program can use all cores of the job
             return cls(workers)
         except LaunchError as error:
             raise DataError(str(error)) from None
@@ -37,12 +38,16 @@ class Crew:
         try:
             from mpi4py import MPI
         except ImportError as error:
-            raise DataError(f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded ({error}); "
-                            f"install it as INSTALL.md says, or start one process with --workers") from None
+            raise DataError(
+                f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded ({error}); "
+                f"install it as INSTALL.md says, or start one process with --workers"
+            ) from None
         size = MPI.COMM_WORLD.Get_size()
         if size != (launch.world_size or size) or launch.rank >= size:
-            raise DataError(f"{launch.launcher} started {launch.world_size or 'several'} processes, and MPI connects {size} of them; use the "
-                            f"mpirun of the MPI that mpi4py is built for, or srun --mpi=pmix, or start one process with --workers")
+            raise DataError(
+                f"{launch.launcher} started {launch.world_size or 'several'} processes, and MPI connects {size} of them; use the "
+                f"mpirun of the MPI that mpi4py is built for, or srun --mpi=pmix, or start one process with --workers"
+            )
         return cls(workers, MPI.COMM_WORLD if size > 1 else None)
 
     @property
@@ -56,7 +61,7 @@ class Crew:
         anywhere is raised everywhere, carrying `reported_by`, the rank it happened on.
         """
         items = list(items)
-        mine = items[self.rank::self.size]
+        mine = items[self.rank :: self.size]
         parts = self._together(lambda: list(_with_progress(_in_processes(work, mine, self.workers), len(mine), what)))
         return [parts[i % self.size][i // self.size] for i in range(len(items))]
 
@@ -76,7 +81,7 @@ class Crew:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:      # whatever it is, the other ranks must not wait for this one
+        except Exception as error:  # whatever it is, the other ranks must not wait for this one
             failure = error
         answers = self._comm.allgather((result, failure))
         for rank, (_, error) in enumerate(answers):
@@ -102,9 +107,11 @@ def _in_processes(work, items, workers):
 
 def _end_with_parent():
     """A worker whose parent was killed would wait for work for ever."""
+
     def watch():
         wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -115,4 +122,6 @@ def _with_progress(results, count, what):
         now = time.monotonic()
         if now - logged > SECONDS_BETWEEN_LINES or done == count:
             logged = now
-            log.info("%d/%d %s, %.0f s, ETA %.0f s", done, count, what, now - start, (now - start) * (count - done) / done)
+            log.info(
+                "%d/%d %s, %.0f s, ETA %.0f s", done, count, what, now - start, (now - start) * (count - done) / done
+            )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Writing files so that nothing half-written ever has its final name, and folders that one run at a time may fill."""
+
 import csv
 import fcntl
 import hashlib
@@ -15,14 +16,14 @@ import numpy as np
 from sarwmix.errors import DataError
 
 LOCK = ".lock"
-RESERVE = 256 * 2 ** 20         # bytes that a file system should have left over
+RESERVE = 256 * 2**20  # bytes that a file system should have left over
 
 
 def put_in_place(path, write):
     """Have write(temporary path) make a file beside `path`; when it is on the disk, give it its name."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)       # what an interrupted run left; GDAL would try to open it
+    temporary.unlink(missing_ok=True)  # what an interrupted run left; GDAL would try to open it
     write(temporary)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
@@ -31,17 +32,21 @@ def put_in_place(path, write):
 
 def save_array(path, array):
     """A .npy file, in place only when it is whole."""
+
     def write(temporary):
-        with open(temporary, "wb") as file:     # given a name, NumPy would append .npy to that of the temporary file
+        with open(temporary, "wb") as file:  # given a name, NumPy would append .npy to that of the temporary file
             np.save(file, array)
+
     put_in_place(path, write)
 
 
 def write_csv(path, header, rows):
     """A CSV file with this header (None: without), in place only when it is whole."""
+
     def write(temporary):
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows] if header else rows)
+
     put_in_place(path, write)
 
 
@@ -54,7 +59,7 @@ def read_json(path, remedy):
     """The content of a JSON file, with a byte order mark or without. Raises DataError, which names it and ends with the remedy."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:      # RecursionError: too many brackets within each other
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: too many brackets within each other
         raise DataError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
 
 
@@ -73,7 +78,8 @@ def file_fault(folder, expected):
         return f"{name} cannot be read ({error.strerror})"
 
 
-# ---- room ------------------------------------------------------------------------------------------------------------
+# ---- Room ----------------------------------------------------------------------------------------
+
 
 def room_at(folder):
     """(the nearest folder that exists at or above `folder`, bytes that are free there)."""
@@ -94,11 +100,14 @@ def check_room(needs):
         names, sizes, frees = zip(*wanted)
         need, free = sum(sizes), min(frees)
         if need + RESERVE > free:
-            raise DataError(f"{' and '.join(names)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB "
-                            "are free; make room, or choose another disk")
+            raise DataError(
+                f"{' and '.join(names)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB "
+                "are free; make room, or choose another disk"
+            )
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- Folders -------------------------------------------------------------------------------------
+
 
 @contextmanager
 def claimed(crew, out, record, last, name="simulation.json", flag="--out"):
@@ -122,7 +131,7 @@ def _claimed(out, record, last, name, flag):
         return
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out, flag):
-        if new and not _has_record(out, record, name, flag):    # another run may have just begun it
+        if new and not _has_record(out, record, name, flag):  # another run may have just begun it
             write_json(out / name, record)
         yield (out / last).exists()
 
@@ -135,9 +144,13 @@ def _has_record(out, record, name, flag):
     try:
         found = json.loads((out / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
-        raise DataError(f"{flag} {out} is not empty and was not begun by this program; choose another {flag}, or empty it") from None
+        raise DataError(
+            f"{flag} {out} is not empty and was not begun by this program; choose another {flag}, or empty it"
+        ) from None
     if found != json.loads(json.dumps(record)):
-        raise DataError(f"{flag} {out} was made with other parameters ({out / name}); choose another {flag}, or remove it")
+        raise DataError(
+            f"{flag} {out} was made with other parameters ({out / name}); choose another {flag}, or remove it"
+        )
     return True
 
 
@@ -152,12 +165,14 @@ def _locked(out, flag):
             lock.seek(0)
             holder = lock.read().strip() or "another run"
             lock.close()
-            raise DataError(f"{flag} {out} is being written by {holder}; wait for it, or choose another {flag}") from None
+            raise DataError(
+                f"{flag} {out} is being written by {holder}; wait for it, or choose another {flag}"
+            ) from None
         except OSError:
-            pass                    # a file system without locks
+            pass  # a file system without locks
         if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
             break
-        lock.close()                # the last holder removed it in the meantime
+        lock.close()  # the last holder removed it in the meantime
     try:
         lock.truncate(0)
         lock.write(f"{socket.gethostname()} pid {os.getpid()}\n")

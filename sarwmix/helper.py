@@ -4,6 +4,7 @@
 A rule tells whether a new epoch replaces the one that is held. All are strict: what is merely as good does not replace.
 A metric that is None (undefined) loses to any value; two of them are equal. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
 """
+
 MACRO = ("ap_macro", "f1_macro", "precision_macro")
 METRICS = MACRO + ("ap_micro", "f1_micro", "precision_micro")
 
@@ -14,6 +15,7 @@ def _greater(a, b):
 
 def _by_score(**weights):
     """The rule: a greater weighted sum of metrics wins. One of them None: no sum, as if that were undefined."""
+
     def score(metrics):
         values = [metrics[name] for name in weights]
         return None if None in values else sum(weight * value for weight, value in zip(weights.values(), values))
@@ -23,6 +25,7 @@ def _by_score(**weights):
 
 def _most_best(new, incumbent):
     """The rule "most best results": better on more of the six metrics than the other; if even, on more macro ones."""
+
     def lead(names):
         return sum(_greater(new[name], incumbent[name]) - _greater(incumbent[name], new[name]) for name in names)
 
@@ -48,7 +51,7 @@ class Selection:
         if task not in RULES:
             raise ValueError(f"task '{task}' is unknown; choose {' or '.join(RULES)}")
         self.rules = RULES[task]
-        self.held = {}                                               # rule → {"epoch", "metrics"}; all rules or none
+        self.held = {}  # rule → {"epoch", "metrics"}; all rules or none
 
     def update(self, epoch, metrics):
         """Compare an epoch, its metrics as `util.metrics` gives them, with those held: the names of the rules it now holds.
@@ -56,8 +59,11 @@ class Selection:
         The first epoch holds all. Figures per class are not kept. Raises KeyError if a metric to compare is missing.
         """
         entry = {"epoch": epoch, "metrics": {name: value for name, value in metrics.items() if name != "per_class"}}
-        won = [rule for rule, better in self.rules.items()
-               if rule not in self.held or better(metrics, self.held[rule]["metrics"])]
+        won = [
+            rule
+            for rule, better in self.rules.items()
+            if rule not in self.held or better(metrics, self.held[rule]["metrics"])
+        ]
         self.held.update(dict.fromkeys(won, entry))
         return won
 
@@ -74,7 +80,9 @@ class Selection:
     def load_state_dict(self, state):
         """Take over what `state_dict` gave. Raises ValueError if its rules are those of another task, or it has not their metrics."""
         if state and state.keys() != self.rules.keys():
-            raise ValueError(f"this selection has the rules {', '.join(self.rules)}; the state to load has {', '.join(map(str, state))}")
+            raise ValueError(
+                f"this selection has the rules {', '.join(self.rules)}; the state to load has {', '.join(map(str, state))}"
+            )
         for rule, entry in state.items():
             try:
                 int(entry["epoch"])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The images that the samples of a dataset are made of, each once: what is packed and what statistics are taken of."""
+
 import numpy as np
 
 
@@ -11,7 +12,7 @@ class DistinctImages:
     """
 
     def __init__(self, dataset):
-        names = dataset.image_names                                     # (N, k)
+        names = dataset.image_names  # (N, k)
         self._dataset = dataset
         unique, first, inverse = np.unique(names.ravel(), return_index=True, return_inverse=True)
         order = np.argsort(first)

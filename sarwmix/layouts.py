@@ -3,6 +3,7 @@
 
 A layout is detected once, when a dataset is opened, by listing a few folders. The names of patches come from the metadata.
 """
+
 import logging
 import os
 import re
@@ -14,9 +15,9 @@ from sarwmix.errors import data_error
 
 SUFFIXES = (".tif", ".tiff", ".TIF", ".TIFF")
 S1_START = re.compile(r"S1[A-Z]_")
-ENOUGH = 4      # folders with patches that are looked into, at most
-LISTED = 1000   # entries of a folder that are listed, at most: there may be half a million
-SHOWN = 3       # entries that a message shows
+ENOUGH = 4  # folders with patches that are looked into, at most
+LISTED = 1000  # entries of a folder that are listed, at most: there may be half a million
+SHOWN = 3  # entries that a message shows
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def find_layout(root, name, acquisitions):
     folders in root. In a folder that has the official layout no other is looked for.
     Raises DataError where several would do.
     """
+
     def in_named(folder):
         return _layouts_in(folder / name, acquisitions) or _layouts_in(folder / name / name, acquisitions)
 
@@ -51,8 +53,11 @@ def find_layout(root, name, acquisitions):
     if not found:
         found = [layout for folder in folders_in(root) for layout in in_named(folder)]
     if len(found) > 1:
-        raise data_error(f"{root}: holds images in {len(found)} ways", list(map(str, found)),
-                         "remove all but one, or give the right folder with --data_path")
+        raise data_error(
+            f"{root}: holds images in {len(found)} ways",
+            list(map(str, found)),
+            "remove all but one, or give the right folder with --data_path",
+        )
     if not found:
         return None
     if found[0] not in (Layout(root / name, acquisitions), Layout(root, acquisitions)):
@@ -76,7 +81,7 @@ def _entries(folder):
 def _is_folder(entry):
     try:
         return entry.is_dir()
-    except OSError:     # a link to itself
+    except OSError:  # a link to itself
         return False
 
 
@@ -99,13 +104,19 @@ def _layouts_in(folder, acquisitions):
 
 
 def _patches_of(acquisition):
-    return islice((entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and _is_folder(entry)), ENOUGH)
+    return islice(
+        (entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and _is_folder(entry)),
+        ENOUGH,
+    )
 
 
 def _suffix_of(patch):
     """The suffix of the images in a folder (os.DirEntry), if it is one of a patch, else None."""
     names = {entry.name for entry in _entries(patch)}
-    return next((suffix for suffix in SUFFIXES if any(f"{patch.name}_{channel}{suffix}" in names for channel in ("VH", "VV"))), None)
+    return next(
+        (suffix for suffix in SUFFIXES if any(f"{patch.name}_{channel}{suffix}" in names for channel in ("VH", "VV"))),
+        None,
+    )
 
 
 def places_of_lists(root, images, name):

@@ -77,7 +77,6 @@ class LmdbStore(Store):
                 "copy the LMDB again, or remove the patch's row"
             ) from None
 
-
     @staticmethod
     def _copied(view):
         # Reading mapped pages that the file does not have would kill the process.

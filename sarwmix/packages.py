@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Packages that a machine can do without, as long as nothing needs them: imported where they are used, or one line."""
+
 from importlib import import_module
 
 from sarwmix.errors import DataError
@@ -14,7 +15,7 @@ def load(module, work, otherwise=""):
     """
     try:
         return import_module(module)
-    except (ImportError, RuntimeError, OSError) as error:        # the latter where a library that it needs cannot be loaded
+    except (ImportError, RuntimeError, OSError) as error:  # the latter where a library that it needs cannot be loaded
         package = {"osgeo": "gdal"}.get(module.partition(".")[0], module.partition(".")[0])
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         fault = "which is not installed" if absent else f"which cannot be imported ({' '.join(str(error).split())})"

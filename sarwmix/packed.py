@@ -14,6 +14,7 @@ scale and an offset for each part and channel, from its least to its greatest va
 error is at most half a step (about 0.001 dB over 100 dB). NaN stands for no data and for values that are not finite, in
 uint16 as the code NO_DATA. `sarwmix.pack` writes it.
 """
+
 import copy
 import hashlib
 import json
@@ -35,23 +36,33 @@ from sarwmix.files import file_fault, read_json, sha256_of
 from sarwmix.plausibility import judge
 from sarwmix.sen12flood_loader import draw_folders, folders_of
 
-MANIFEST, SAMPLES, IMAGES, STATISTICS, BAD = "manifest.json", "samples.parquet", "images.parquet", "statistics.json", "bad.csv"
+MANIFEST, SAMPLES, IMAGES, STATISTICS, BAD = (
+    "manifest.json",
+    "samples.parquet",
+    "images.parquet",
+    "statistics.json",
+    "bad.csv",
+)
 FORMAT, VERSION = "sarwmix packed store", 1
 DTYPES = ("uint16", "float16", "float32")
-STAGED = 1024                       # images that are on their way to a GPU at a time
-BLOCK = 16                          # images that are decoded at a time
-MOST_SIDE = 2 ** 13                 # pixels of an image
-_PART = re.compile(r"part_\d{5}\.bin")      # in the folder itself, wherever a manifest comes from
-NO_DATA, CODES = 65535, 65534       # of uint16: the code without a value, and the greatest with one
-PARTS = {"train": ("train",), "val": ("val",), "test": ("test",), "train_val": ("train", "val", "every"),
-         "all": ("train", "val", "test", "every")}       # "every": a dataset that had no lists
+STAGED = 1024  # images that are on their way to a GPU at a time
+BLOCK = 16  # images that are decoded at a time
+MOST_SIDE = 2**13  # pixels of an image
+_PART = re.compile(r"part_\d{5}\.bin")  # in the folder itself, wherever a manifest comes from
+NO_DATA, CODES = 65535, 65534  # of uint16: the code without a value, and the greatest with one
+PARTS = {
+    "train": ("train",),
+    "val": ("val",),
+    "test": ("test",),
+    "train_val": ("train", "val", "every"),
+    "all": ("train", "val", "test", "every"),
+}  # "every": a dataset that had no lists
 
 log = logging.getLogger(__name__)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# coding
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Coding --------------------------------------------------------------------------------------
+
 
 def encode(images, dtype):
     """dB images as they are stored: (codes (n, 2, S, S) of `dtype`, scale (2,), offset (2,)).
@@ -66,8 +77,10 @@ def encode(images, dtype):
         good = finite[:, channel]
         values = images[:, channel][good].astype(np.float64)
         low, high = (values.min(), values.max()) if values.size else (0.0, 0.0)
-        low, step = np.float32(low), np.float32((high - low) / CODES) or np.float32(1)      # what a reader computes with
-        codes[:, channel][good] = np.clip(np.rint((values - np.float64(low)) / np.float64(step)), 0, CODES).astype(np.uint16)
+        low, step = np.float32(low), np.float32((high - low) / CODES) or np.float32(1)  # what a reader computes with
+        codes[:, channel][good] = np.clip(np.rint((values - np.float64(low)) / np.float64(step)), 0, CODES).astype(
+            np.uint16
+        )
         scale.append(float(step))
         offset.append(float(low))
     return codes, scale, offset
@@ -88,9 +101,8 @@ def decode(codes, scale, offset):
     return values.mul_(scale).add_(offset).masked_fill_(empty, torch.nan)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# the store
-# --------------------------------------------------------------------------------------------------------------------
+# ---- The store -----------------------------------------------------------------------------------
+
 
 def is_packed(root):
     """Whether a folder holds a packed store, or what an unfinished or damaged one has left."""
@@ -116,7 +128,7 @@ def read_manifest(root):
         raise DataError(f"{path}: is no packed store of version {VERSION}; pack the data again")
     try:
         sound = _is_sound(manifest)
-    except (LookupError, TypeError, ValueError, AttributeError):        # something is not there, or of another kind
+    except (LookupError, TypeError, ValueError, AttributeError):  # something is not there, or of another kind
         sound = False
     if not sound:
         raise DataError(f"{path}: contradicts itself, so it was not written by sarwmix.pack; {again}")
@@ -128,20 +140,22 @@ def _is_sound(manifest):
     channels, *sides = manifest["shape"]
     each = channels * math.prod(sides) * np.dtype(manifest["dtype"]).itemsize
     parts = manifest["parts"]
-    return all((
-        manifest["dtype"] in DTYPES,
-        channels == 2 and len(sides) == 2 and 0 < sides[0] == sides[1] <= MOST_SIDE,
-        parts and all(_PART.fullmatch(part["file"]) for part in parts),
-        all(part["images"] > 0 and part["bytes"] == part["images"] * each for part in parts),
-        all(np.asarray(part[name], np.float32).shape == (2,) for part in parts for name in ("scale", "offset")),
-        manifest["images"] == sum(part["images"] for part in parts),
-        manifest["images_per_sample"] in (1, 2),
-        manifest["files"].keys() == {SAMPLES, IMAGES, STATISTICS, BAD},
-        manifest["classes"] and all(isinstance(name, str) for name in manifest["classes"]),
-        isinstance(manifest["dataset"], str),
-        isinstance(manifest["floor_db"], float | None),
-        manifest["splits"].keys() == manifest["statistics"].keys(),
-    ))
+    return all(
+        (
+            manifest["dtype"] in DTYPES,
+            channels == 2 and len(sides) == 2 and 0 < sides[0] == sides[1] <= MOST_SIDE,
+            parts and all(_PART.fullmatch(part["file"]) for part in parts),
+            all(part["images"] > 0 and part["bytes"] == part["images"] * each for part in parts),
+            all(np.asarray(part[name], np.float32).shape == (2,) for part in parts for name in ("scale", "offset")),
+            manifest["images"] == sum(part["images"] for part in parts),
+            manifest["images_per_sample"] in (1, 2),
+            manifest["files"].keys() == {SAMPLES, IMAGES, STATISTICS, BAD},
+            manifest["classes"] and all(isinstance(name, str) for name in manifest["classes"]),
+            isinstance(manifest["dataset"], str),
+            isinstance(manifest["floor_db"], float | None),
+            manifest["splits"].keys() == manifest["statistics"].keys(),
+        )
+    )
 
 
 def verify(root, crew):
@@ -150,8 +164,11 @@ def verify(root, crew):
     expected = {**manifest["files"], **{part["file"]: part["sha256"] for part in manifest["parts"]}}
     faults = [fault for fault in crew.map(partial(file_fault, root), sorted(expected.items()), "files") if fault]
     if faults:
-        raise data_error(f"{root}: {len(faults)} of {len(expected)} files are not what was written", faults,
-                         "copy them again, or remove them with manifest.json and run sarwmix.pack again")
+        raise data_error(
+            f"{root}: {len(faults)} of {len(expected)} files are not what was written",
+            faults,
+            "copy them again, or remove them with manifest.json and run sarwmix.pack again",
+        )
     return len(expected)
 
 
@@ -163,7 +180,7 @@ def _read_table(root, name, manifest, columns=None):
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again, or pack the data again") from error
     except ValueError:
-        pass                        # no such table, whatever the checksums say
+        pass  # no such table, whatever the checksums say
     raise DataError(f"{path}: is damaged; copy it again, or pack the data again")
 
 
@@ -174,8 +191,9 @@ class Images:
         self.root, self.parts, self.nonfinite = Path(root), manifest["parts"], nonfinite
         self.shape, self.dtype = tuple(manifest["shape"]), np.dtype(manifest["dtype"]).newbyteorder("<")
         self._starts = np.cumsum([0] + [part["images"] for part in self.parts])
-        self._scale, self._offset = (np.array([part[name] for part in self.parts], np.float32)[:, :, None, None]
-                                     for name in ("scale", "offset"))
+        self._scale, self._offset = (
+            np.array([part[name] for part in self.parts], np.float32)[:, :, None, None] for name in ("scale", "offset")
+        )
         self._mapped, self._mapping = {}, threading.Lock()
 
     @property
@@ -207,7 +225,7 @@ class Images:
         if self.dtype != np.uint16:
             return as_tensor(self.gather(rows, np.empty((len(rows), *self.shape), self.dtype))).float()
         images, (scale, offset) = np.empty((len(rows), *self.shape), np.float32), self.coding(rows)
-        for start in range(0, len(rows), BLOCK):        # so few that they stay in the CPU's cache from one line to the next
+        for start in range(0, len(rows), BLOCK):  # so few that they stay in the CPU's cache from one line to the next
             block = slice(start, start + BLOCK)
             codes = self.gather(rows[block], np.empty(images[block].shape, self.dtype))
             images[block] = codes
@@ -234,7 +252,9 @@ class Images:
                     raise DataError(f"{self.root}: {fault}; copy the store again")
                 part = self.parts[number]
                 # As a plain array: a memmap makes a new memmap of everything that is taken from it.
-                self._mapped[number] = np.asarray(np.memmap(self.root / part["file"], self.dtype, "r", shape=(part["images"], *self.shape)))
+                self._mapped[number] = np.asarray(
+                    np.memmap(self.root / part["file"], self.dtype, "r", shape=(part["images"], *self.shape))
+                )
         return self._mapped[number]
 
     def __getstate__(self):
@@ -253,9 +273,11 @@ class ImagesInMemory(Images):
 
     def __init__(self, images, rows, memory=None, share=(0, 1)):
         self.__dict__.update(images.__dict__)
-        self._rows = rows                       # sorted
+        self._rows = rows  # sorted
         shape, (own, of) = (len(rows), *self.shape), share
-        self._codes = np.empty(shape, self.dtype) if memory is None else np.frombuffer(memory, self.dtype).reshape(shape)
+        self._codes = (
+            np.empty(shape, self.dtype) if memory is None else np.frombuffer(memory, self.dtype).reshape(shape)
+        )
         part = slice(len(rows) * own // of, len(rows) * (own + 1) // of)
         images.gather(rows[part], self._codes[part])
 
@@ -268,13 +290,13 @@ class ImagesOnDevice(Images):
 
     def __init__(self, images, rows, device):
         self.__dict__.update(images.__dict__)
-        self._rows, self._codes = rows, None    # sorted
+        self._rows, self._codes = rows, None  # sorted
         for start in range(0, len(rows), STAGED):
-            part = rows[start:start + STAGED]
+            part = rows[start : start + STAGED]
             codes = as_tensor(images.gather(part, np.empty((len(part), *self.shape), self.dtype)))
             if self._codes is None:
                 self._codes = torch.empty((len(rows), *self.shape), dtype=codes.dtype, device=device)
-            self._codes[start:start + STAGED] = codes.to(device)
+            self._codes[start : start + STAGED] = codes.to(device)
 
     def read(self, rows):
         device = self._codes.device
@@ -298,12 +320,16 @@ class PackedDataset(Dataset):
         self.root, self.split = check_root(root), check_split(split)
         self.manifest = read_manifest(root)
         if dataset not in (None, self.manifest["dataset"]):
-            raise DataError(f"{root}: is a packed store of {self.manifest['dataset']}; say --dataset {self.manifest['dataset']}, or give "
-                            f"the folder of {dataset}")
+            raise DataError(
+                f"{root}: is a packed store of {self.manifest['dataset']}; say --dataset {self.manifest['dataset']}, or give "
+                f"the folder of {dataset}"
+            )
         self.CLASSES, self.floor_db = tuple(self.manifest["classes"]), self.manifest["floor_db"]
         self.metadata = [self.root / SAMPLES]
         self._pairs = self.manifest["images_per_sample"] == 2
-        self._images = Images(self.root, self.manifest, _read_table(root, IMAGES, self.manifest, ["nonfinite"])["nonfinite"].to_numpy())
+        self._images = Images(
+            self.root, self.manifest, _read_table(root, IMAGES, self.manifest, ["nonfinite"])["nonfinite"].to_numpy()
+        )
         self.nonfinite = Count()
         self._select(_read_table(root, SAMPLES, self.manifest), supervised, val_fraction, seed)
 
@@ -313,14 +339,22 @@ class PackedDataset(Dataset):
         if lacking:
             raise DataError(f"{self.root / SAMPLES}: has no column {lacking[0]}; copy it again, or pack the data again")
         rows = table[images].to_numpy(np.int64)
-        if len(self._images.nonfinite) != self.manifest["images"] or (rows < 0).any() or (rows >= self.manifest["images"]).any():
-            raise DataError(f"{self.root / SAMPLES}: names other images than those that the parts hold; copy the store again")
+        if (
+            len(self._images.nonfinite) != self.manifest["images"]
+            or (rows < 0).any()
+            or (rows >= self.manifest["images"]).any()
+        ):
+            raise DataError(
+                f"{self.root / SAMPLES}: names other images than those that the parts hold; copy the store again"
+            )
         wanted = PARTS["train" if self._pairs and val_fraction and split == "val" else split]
         table = table[table["split"].isin(wanted)]
         if len(table) == 0:
-            raise DataError(f"{self.root}: has no sample of split '{split}' (it has "
-                            f"{', '.join(f'{name} {count}' for name, count in self.manifest['splits'].items())}); choose another split"
-                            + (", or give --val_fraction" if self._pairs and split == "val" else ""))
+            raise DataError(
+                f"{self.root}: has no sample of split '{split}' (it has "
+                f"{', '.join(f'{name} {count}' for name, count in self.manifest['splits'].items())}); choose another split"
+                + (", or give --val_fraction" if self._pairs and split == "val" else "")
+            )
         if len(wanted) > 1:
             table = table.sort_values("position", kind="stable")
         self.ids = table["id"].to_numpy(dtype=str)
@@ -330,8 +364,10 @@ class PackedDataset(Dataset):
         if supervised and not self._labels.any(1).all():
             keep = self._labels.any(1)
             if not keep.any():
-                raise DataError(f"{self.root}: none of the {len(keep)} samples of split '{split}' has a label; give data with labels: "
-                                "pretraining and --embed alone do without them")
+                raise DataError(
+                    f"{self.root}: none of the {len(keep)} samples of split '{split}' has a label; give data with labels: "
+                    "pretraining and --embed alone do without them"
+                )
             log.info("dropped %d of %d samples, which have no label", np.count_nonzero(~keep), len(keep))
             self._keep(keep)
         if self._pairs and val_fraction and split in ("train", "val"):
@@ -339,7 +375,9 @@ class PackedDataset(Dataset):
             self._keep(held_out if split == "val" else ~held_out)
 
     def _keep(self, rows):
-        self.ids, self._rows, self._labels, self._number = (x[rows] for x in (self.ids, self._rows, self._labels, self._number))
+        self.ids, self._rows, self._labels, self._number = (
+            x[rows] for x in (self.ids, self._rows, self._labels, self._number)
+        )
 
     def __len__(self):
         return len(self.ids)
@@ -382,11 +420,17 @@ class PackedDataset(Dataset):
 
     def describe(self):
         """What a run records about its data; can be written as JSON."""
-        return {"name": f"{type(self).__name__} of {self.manifest['dataset']}", "root": str(self.root),
-                "metadata": [str(path) for path in self.metadata], "split": self.split, "samples": len(self),
-                "class_counts": dict(zip(self.CLASSES, self._labels.sum(0, dtype=int).tolist())),
-                "fingerprint": hashlib.sha256("\n".join(self.ids.tolist()).encode()).hexdigest(),
-                "dtype": self.manifest["dtype"], "manifest": self.manifest["sha256"]}
+        return {
+            "name": f"{type(self).__name__} of {self.manifest['dataset']}",
+            "root": str(self.root),
+            "metadata": [str(path) for path in self.metadata],
+            "split": self.split,
+            "samples": len(self),
+            "class_counts": dict(zip(self.CLASSES, self._labels.sum(0, dtype=int).tolist())),
+            "fingerprint": hashlib.sha256("\n".join(self.ids.tolist()).encode()).hexdigest(),
+            "dtype": self.manifest["dtype"],
+            "manifest": self.manifest["sha256"],
+        }
 
     def check_files(self, start=0, step=1):
         """Raises DataError if every step-th part from `start` is missing or of another size: count, first five.
@@ -396,7 +440,9 @@ class PackedDataset(Dataset):
         parts = len(self._images.parts)
         faults = [fault for fault in map(self._images.fault, range(parts)[start::step]) if fault]
         if faults:
-            raise data_error(f"{self.root}: {len(faults)} of {parts} parts cannot be used", faults, "copy the store again")
+            raise data_error(
+                f"{self.root}: {len(faults)} of {parts} parts cannot be used", faults, "copy the store again"
+            )
 
     def check_units(self, expected=None):
         """{"mean", "std", "min", "max", …} by the store's own statistics, of the splits that this one consists of.
@@ -404,14 +450,18 @@ class PackedDataset(Dataset):
         expected: (mean, std) that they will be standardised with. Raises DataError for values that cannot be dB, and
         warns of those that may not be (`sarwmix.plausibility`).
         """
-        figures = {name: self.manifest["statistics"][name] for name in PARTS[self.split] if name in self.manifest["statistics"]}
+        figures = {
+            name: self.manifest["statistics"][name] for name in PARTS[self.split] if name in self.manifest["statistics"]
+        }
         whole = file_fault(self.root, (STATISTICS, self.manifest["files"][STATISTICS])) is None
-        histograms = read_json(self.root / STATISTICS, "copy the store again") if whole else {}     # training can do without
+        histograms = (
+            read_json(self.root / STATISTICS, "copy the store again") if whole else {}
+        )  # training can do without
         for name in figures:
             judge(f"{self.root}: split '{name}'", figures[name], expected, histograms.get(name, {}).get("histogram"))
         return figures
 
-    # ---- whole batches ---------------------------------------------------------------------------------------------
+    # ---- Whole batches ---------------------------------------------------------------------------
 
     def images(self, ids):
         """dB images of a batch: a tuple of one or two tensors (B, 2, S, S) float32, on the CPU or the device of the cache.
@@ -451,7 +501,11 @@ class PackedDataset(Dataset):
         memory, share: of `ImagesInMemory`, for processes that share one copy.
         """
         rows = np.unique(self._rows)
-        self._images = ImagesInMemory(self._images, rows, memory, share) if device is None else ImagesOnDevice(self._images, rows, device)
+        self._images = (
+            ImagesInMemory(self._images, rows, memory, share)
+            if device is None
+            else ImagesOnDevice(self._images, rows, device)
+        )
 
     @property
     def on_device(self):

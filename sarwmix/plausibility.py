@@ -16,6 +16,7 @@ others, 5), and on simulated scenes and floods, which lie within these ranges:
     brightest pixel     25.6 dB
     commonest value     0.02 % of the pixels of an image; up to 0.34 % if values were clipped at 0 dB or rounded to 1/8 dB
 """
+
 import logging
 
 import numpy as np
@@ -23,22 +24,25 @@ import numpy as np
 from sarwmix.errors import DataError
 
 CHANNELS = ("VH", "VV")
-FIRST_LOOK = ("mean", "std", "min", "max")      # what a run records of the figures
+FIRST_LOOK = ("mean", "std", "min", "max")  # what a run records of the figures
 
 # of a pixel
-DARK_DB, MOST_DARK = -100.0, 1e-3   # Noise is below -100 dB in 3e-9 of the pixels: a share as large as this is not noise.
-DARKEST_DB = -150.0                 # Near 0, linear values are spread evenly: noise comes so low in 3e-14 of the pixels.
-BRIGHTEST_DB = 60.0                 # The largest digital number, 65535, is 47 dB at a calibration constant of 300.
-LEAST_LINEAR = -1.0                 # Subtracted noise is -22 dB, or 0.006, at most (ESA, Sentinel-1 User Handbook).
-FLOOR_DB = -60.0                    # Our own: what stands for no backscatter and no data where linear values are read.
+DARK_DB, MOST_DARK = (
+    -100.0,
+    1e-3,
+)  # Noise is below -100 dB in 3e-9 of the pixels: a share as large as this is not noise.
+DARKEST_DB = -150.0  # Near 0, linear values are spread evenly: noise comes so low in 3e-14 of the pixels.
+BRIGHTEST_DB = 60.0  # The largest digital number, 65535, is 47 dB at a calibration constant of 300.
+LEAST_LINEAR = -1.0  # Subtracted noise is -22 dB, or 0.006, at most (ESA, Sentinel-1 User Handbook).
+FLOOR_DB = -60.0  # Our own: what stands for no backscatter and no data where linear values are read.
 
 # of the mean of whole images
-BRIGHTEST_MEAN = (-5.0, 0.0)        # VH, VV: 9 and 8 dB above the brightest images measured
-DARKEST_MEAN = -45.0                # 13 dB below calm sea, which is noise alone
-SWAPPED_DB = 2.0                    # VH above VV. VV is the stronger on every natural surface; noise is about equal in both.
-FAR_DB = 5.0                        # from the expected mean: one standard deviation of all pixels
-STD_RATIO = 3.0                     # to the expected one, or of it; the published std of benv1 is 1.7 times too small
-COMMON, AROUND = 0.01, 10           # share of the pixels in one bin of a histogram above any of the AROUND bins on each side
+BRIGHTEST_MEAN = (-5.0, 0.0)  # VH, VV: 9 and 8 dB above the brightest images measured
+DARKEST_MEAN = -45.0  # 13 dB below calm sea, which is noise alone
+SWAPPED_DB = 2.0  # VH above VV. VV is the stronger on every natural surface; noise is about equal in both.
+FAR_DB = 5.0  # from the expected mean: one standard deviation of all pixels
+STD_RATIO = 3.0  # to the expected one, or of it; the published std of benv1 is 1.7 times too small
+COMMON, AROUND = 0.01, 10  # share of the pixels in one bin of a histogram above any of the AROUND bins on each side
 
 USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2, to recognise values where nothing else is expected
 
@@ -48,7 +52,10 @@ READINGS = (
     ("dB times 100; divide them by 100", lambda m, s, M, S: (m / 100, s / 100)),
     ("dB divided by 10; multiply them by 10", lambda m, s, M, S: (m * 10, s * 10)),
     ("dB divided by 100; multiply them by 100", lambda m, s, M, S: (m * 100, s * 100)),
-    ("standardised already; store dB, which are value * std + mean", lambda m, s, M, S: (np.where(np.abs(m) < 2, M, np.inf), s * S)),
+    (
+        "standardised already; store dB, which are value * std + mean",
+        lambda m, s, M, S: (np.where(np.abs(m) < 2, M, np.inf), s * S),
+    ),
     ("amplitude taken for power; square the amplitude", lambda m, s, M, S: (m * 2, s * 2)),
     ("linear values times 10,000; divide these by 10,000", lambda m, s, M, S: (m - 40, s)),
 )
@@ -56,29 +63,37 @@ READINGS = (
 log = logging.getLogger(__name__)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# pixels
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Pixels --------------------------------------------------------------------------------------
 
-def check_decibels(image, name, remedy="store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path"):
+
+def check_decibels(
+    image, name, remedy="store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path"
+):
     """DataError if an image (2, …), NumPy in dB, has values that no pixel can have.
 
     NaN and infinite values are left out. name: channel → what messages call it. remedy: against linear values.
     """
     pixels = tuple(range(1, image.ndim))
     for channel, values, lowest, highest in zip(CHANNELS, image, image.min(pixels), image.max(pixels)):
-        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):         # seldom, NaN included: look closely
+        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):  # seldom, NaN included: look closely
             _check_channel(values[np.isfinite(values)], values.size, name(channel), channel, remedy)
 
 
 def _check_channel(values, size, name, channel, remedy):
-    if values.size > size / 2 and values.min() >= 0 and values.any():       # 0 everywhere is no data, not linear
+    if values.size > size / 2 and values.min() >= 0 and values.any():  # 0 everywhere is no data, not linear
         raise DataError(f"{name}: {channel} is never negative, so it looks linear, but is read as dB; {remedy}")
     dark, bright = values < DARK_DB, values > BRIGHTEST_DB
     if np.count_nonzero(dark) > MOST_DARK * values.size or (values < DARKEST_DB).any():
         raise _beyond(name, channel, dark, f"below {DARK_DB:g} dB", values.min(), "dB times 10 or 100: divide them")
     if bright.any():
-        raise _beyond(name, channel, bright, f"above {BRIGHTEST_DB:g} dB", values.max(), "no dB: store 10*log10 of calibrated backscatter")
+        raise _beyond(
+            name,
+            channel,
+            bright,
+            f"above {BRIGHTEST_DB:g} dB",
+            values.max(),
+            "no dB: store 10*log10 of calibrated backscatter",
+        )
 
 
 def check_linear(image, name):
@@ -92,26 +107,34 @@ def check_linear(image, name):
             continue
         values = values[np.isfinite(values)]
         if np.count_nonzero(values < 0) > values.size / 2:
-            raise DataError(f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
-                            "10**(dB/10)")
+            raise DataError(
+                f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
+                "10**(dB/10)"
+            )
         low, high = values < LEAST_LINEAR, values > most
         if low.any():
             raise _beyond(name(channel), channel, low, f"below {LEAST_LINEAR:g}", values.min(), "dB: store 10**(dB/10)")
         if high.any():
-            raise _beyond(name(channel), channel, high, f"above {most:,.0f}", values.max(), "digital numbers: calibrate them")
+            raise _beyond(
+                name(channel), channel, high, f"above {most:,.0f}", values.max(), "digital numbers: calibrate them"
+            )
 
 
 def _beyond(name, channel, which, limit, value, unit):
     """The error about these pixels of a channel. unit: what they may be if they are most of it."""
-    value = f"{value:g}" if abs(value) < 1e6 else str(value)            # with all its digits, as a tag must have it
-    cause = (f"they look like {unit}" if which.mean() > 0.5 else
-             f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store NaN in its place")
-    return DataError(f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter cannot be; {cause}")
+    value = f"{value:g}" if abs(value) < 1e6 else str(value)  # with all its digits, as a tag must have it
+    cause = (
+        f"they look like {unit}"
+        if which.mean() > 0.5
+        else f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store NaN in its place"
+    )
+    return DataError(
+        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter cannot be; {cause}"
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# samples
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Samples -------------------------------------------------------------------------------------
+
 
 def judge(source, figures, expected=None, histogram=None):
     """Decide whether figures over whole images can be those of Sentinel-1. Raises DataError; logs what may be wrong.
@@ -133,7 +156,9 @@ def check_batch(batch, expected):
     """
     check_decibels(batch, "batch, {}".format, "give 10*log10(value)")
     seen = [values[values > FLOOR_DB] for values in batch]
-    figures = {name: [float(getattr(values, name)()) if values.size else None for values in seen] for name in FIRST_LOOK}
+    figures = {
+        name: [float(getattr(values, name)()) if values.size else None for values in seen] for name in FIRST_LOOK
+    }
     fault = find_fault(figures | {"pixels": [values.size for values in seen], "nodata": [0] * len(seen)}, expected)
     if fault:
         raise DataError(f"batch: {fault}")
@@ -143,13 +168,21 @@ def find_fault(figures, expected=None):
     """What cannot be, and what to do, as the end of a message; None if there is nothing. Arguments: as in `judge`."""
     mean = figures["mean"]
     for k, (channel, brightest) in enumerate(zip(CHANNELS, BRIGHTEST_MEAN)):
-        extreme = [value for value in (figures["min"][k], figures["max"][k]) if value is not None and not DARKEST_DB <= value <= BRIGHTEST_DB]
+        extreme = [
+            value
+            for value in (figures["min"][k], figures["max"][k])
+            if value is not None and not DARKEST_DB <= value <= BRIGHTEST_DB
+        ]
         if extreme:
-            return (f"{channel} has a value of {extreme[0]:g} dB, which backscatter cannot have; "
-                    f"{_reading(figures, expected) or 'if it is a no-data value that lost its tag, store NaN in its place'}")
+            return (
+                f"{channel} has a value of {extreme[0]:g} dB, which backscatter cannot have; "
+                f"{_reading(figures, expected) or 'if it is a no-data value that lost its tag, store NaN in its place'}"
+            )
         if mean[k] is not None and not DARKEST_MEAN <= mean[k] <= brightest:
-            return (f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and {brightest:g} dB; "
-                    f"{_reading(figures, expected) or 'check the units of the files'}")
+            return (
+                f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and {brightest:g} dB; "
+                f"{_reading(figures, expected) or 'check the units of the files'}"
+            )
         if figures["nodata"][k] > figures["pixels"][k]:
             return f"{channel} has no data, or nothing above 0, in most pixels; restore the images"
     if None not in mean and mean[0] > mean[1] + SWAPPED_DB:
@@ -165,25 +198,35 @@ def find_doubts(figures, expected=None, histogram=None):
     if mean[0] > mean[1]:
         yield f"VH is brighter than VV ({_pair(mean)} dB on average), as only noise can be; check which file is which"
     elif expected is not None and not _is_near(mean, std, *expected):
-        remedy = _reading(figures, expected) or ("check the units, or measure mean and std with python -m sarwmix.statistics and give "
-                                                 "them with --mean and --std")
-        yield (f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std {_pair(expected[1])} that "
-               f"the input is standardised with; {remedy}")
+        remedy = _reading(figures, expected) or (
+            "check the units, or measure mean and std with python -m sarwmix.statistics and give "
+            "them with --mean and --std"
+        )
+        yield (
+            f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std {_pair(expected[1])} that "
+            f"the input is standardised with; {remedy}"
+        )
     if max(map(abs, figures["max"])) < 1e-6:
         yield "the greatest value of VH and of VV is exactly 0 dB, or 1, as if scaled or clipped to [0, 1]; store calibrated backscatter"
     common = [_common_value(k, figures, histogram) for k in range(len(CHANNELS))] if histogram else []
     if any(common):
-        yield (f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE FILE) or store "
-               "NaN in its place")
+        yield (
+            f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE FILE) or store "
+            "NaN in its place"
+        )
 
 
 def _is_near(mean, std, expected_mean, expected_std):
     ratio = np.array(std) / np.array(expected_std)
-    return bool((np.abs(np.array(mean) - expected_mean) <= FAR_DB).all() and (ratio <= STD_RATIO).all() and (ratio >= 1 / STD_RATIO).all())
+    return bool(
+        (np.abs(np.array(mean) - expected_mean) <= FAR_DB).all()
+        and (ratio <= STD_RATIO).all()
+        and (ratio >= 1 / STD_RATIO).all()
+    )
 
 
 def _reading(figures, expected):
-    """"they look like …", by what would be near the expected figures, or None."""
+    """ "they look like …", by what would be near the expected figures, or None."""
     if None in figures["mean"]:
         return None
     known = [np.array(values, np.float64) for values in (figures["mean"], figures["std"], *(expected or USUAL))]
@@ -191,17 +234,22 @@ def _reading(figures, expected):
 
 
 def _common_value(k, figures, histogram):
-    """"10.0% of the VH pixels are …", of the value that far more pixels of channel k have than any value near it; or None."""
+    """ "10.0% of the VH pixels are …", of the value that far more pixels of channel k have than any value near it; or None."""
     counts = np.array([histogram["below"][k], *histogram["counts"][k], histogram["above"][k]])
     padded = np.pad(counts, AROUND)
-    around = np.max([padded[b:b + len(counts)] for b in range(2 * AROUND + 1) if b != AROUND], axis=0)
+    around = np.max([padded[b : b + len(counts)] for b in range(2 * AROUND + 1) if b != AROUND], axis=0)
     share = (counts - around) / max(counts.sum(), 1)
     b = share.argmax()
     if share[b] <= COMMON:
         return None
     low, high = (histogram["lowest"] + (b - side) * histogram["width"] for side in (1, 0))
-    where = (f"below {high:.0f} dB, down to {figures['min'][k]:g}" if b == 0 else
-             f"above {low:.0f} dB, up to {figures['max'][k]:g}" if b == len(counts) - 1 else f"at one value from {low:.1f} to {high:.1f} dB")
+    where = (
+        f"below {high:.0f} dB, down to {figures['min'][k]:g}"
+        if b == 0
+        else f"above {low:.0f} dB, up to {figures['max'][k]:g}"
+        if b == len(counts) - 1
+        else f"at one value from {low:.1f} to {high:.1f} dB"
+    )
     return f"{share[b]:.1%} of the {CHANNELS[k]} pixels are {where}"
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From a batch of dB images to the model's input: the only place where that is done."""
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,10 +23,20 @@ class BatchPreparation(nn.Module):
     On a GPU that is the first batch only, as a look has to wait for it.
     Raises ValueError for an unknown choice or statistics that cannot be.
     """
+
     CHANNELS, UNITS = ("VH", "VV"), "dB"
 
-    def __init__(self, input_size, mean, std, seed=0, weight_mode="per_channel", weight_domain="linear",
-                 exp_scale=1.0, weight_clip=100.0):
+    def __init__(
+        self,
+        input_size,
+        mean,
+        std,
+        seed=0,
+        weight_mode="per_channel",
+        weight_domain="linear",
+        exp_scale=1.0,
+        weight_clip=100.0,
+    ):
         super().__init__()
         if len(mean) != len(self.CHANNELS) or len(std) != len(self.CHANNELS) or min(std) <= 0:
             raise ValueError(f"mean {tuple(mean)}, std {tuple(std)}: two values each (VH, VV) are needed, std above 0")
@@ -42,9 +53,13 @@ class BatchPreparation(nn.Module):
 
     def describe(self):
         """How the input is prepared, for a checkpoint: plain values only."""
-        return {"channels": list(self.CHANNELS), "units": self.UNITS, "input_size": self.input_size,
-                "mean": [round(value, 6) for value in self.mean.flatten().tolist()],
-                "std": [round(value, 6) for value in self.std.flatten().tolist()]}
+        return {
+            "channels": list(self.CHANNELS),
+            "units": self.UNITS,
+            "input_size": self.input_size,
+            "mean": [round(value, 6) for value in self.mean.flatten().tolist()],
+            "std": [round(value, 6) for value in self.std.flatten().tolist()],
+        }
 
     def fill(self, sar_db):
         """Replace no-data pixels by the channel's mean and count them; before resizing, which would spread them."""
@@ -88,7 +103,9 @@ class BatchPreparation(nn.Module):
         with torch.autocast(sar_db.device.type, enabled=False):
             sar_db = self.fill(sar_db.float())
             if ids is None and (sar_db.device.type == "cpu" or not self._looked):
-                check_batch(sar_db.transpose(0, 1).cpu().numpy(), (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+                check_batch(
+                    sar_db.transpose(0, 1).cpu().numpy(), (self.mean.flatten().tolist(), self.std.flatten().tolist())
+                )
                 self._looked = True
             sar_db = self.resize(sar_db)
             if ids is not None:

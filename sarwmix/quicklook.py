@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Pictures of radar images as people know them: σ⁰ in dB, in grey, each channel in its own range."""
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-RANGES = {"VH": (-28.0, -8.0), "VV": (-22.0, 0.0)}      # dB shown from black to white
-HIDDEN = (0.16, 0.24, 0.36)                              # colour of cells the model did not see
+RANGES = {"VH": (-28.0, -8.0), "VV": (-22.0, 0.0)}  # dB shown from black to white
+HIDDEN = (0.16, 0.24, 0.36)  # colour of cells the model did not see
 
 
 def grey(sar_db, channel, visible=None):
@@ -29,8 +30,14 @@ def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0):
     width, height = columns * cell + left + right, rows * cell + top
     figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=dict(
-        left=left / width, right=1 - right / width, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04))
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw=dict(
+            left=left / width, right=1 - right / width, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04
+        ),
+    )
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -48,7 +55,10 @@ def draw_reconstructions(results, names=None, note=""):
     first = next(iter(results.values()))
     panels = [("original", first["original"], None), ("visible", first["original"], first["visible"][0, 0])]
     if len(results) == 1:
-        panels += [("hidden cells predicted", first["completed"], None), ("every cell predicted", first["predicted"], None)]
+        panels += [
+            ("hidden cells predicted", first["completed"], None),
+            ("every cell predicted", first["predicted"], None),
+        ]
     else:
         panels += [(title.replace("/", "\n"), result["predicted"], None) for title, result in results.items()]
     images = len(first["original"])
@@ -60,10 +70,17 @@ def draw_reconstructions(results, names=None, note=""):
             for row, axis in enumerate(column):
                 axis.imshow(grey(values[row, c], channel, visible), interpolation="nearest")
         low, high = RANGES[channel]
-        figure.text((side + 0.5) / 2, 1 - 0.15 / figure.get_figheight(), f"{channel}, {low:g} … {high:g} dB", ha="center",
-                    va="center", fontsize=10, weight="bold")
+        figure.text(
+            (side + 0.5) / 2,
+            1 - 0.15 / figure.get_figheight(),
+            f"{channel}, {low:g} … {high:g} dB",
+            ha="center",
+            va="center",
+            fontsize=10,
+            weight="bold",
+        )
     for row, name in enumerate(names or ()):
-        axes[row, 0].set_ylabel("_".join(name.split("_")[-3:]), fontsize=7, labelpad=3)      # tile and place of a patch
+        axes[row, 0].set_ylabel("_".join(name.split("_")[-3:]), fontsize=7, labelpad=3)  # tile and place of a patch
     if note:
         figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=7.5, color="0.35")
     return figure

@@ -69,7 +69,9 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
             with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
                 number = _band_number(src, path, band)
                 if src.width * src.height > MOST_PIXELS:
-                    raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
+                    raise DataError(
+                        f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again"
+                    )
                 values, nodata = src.read(number), src.nodatavals[number - 1]
     except (rasterio.errors.RasterioError, OSError) as error:
         if not os.path.exists(path):
@@ -81,7 +83,9 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     if np.iscomplexobj(values):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     if not integers and values.dtype.kind != "f":
-        raise DataError(f"{path}: holds {values.dtype}, which dB cannot be; give 10*log10 of the backscatter as float32")
+        raise DataError(
+            f"{path}: holds {values.dtype}, which dB cannot be; give 10*log10 of the backscatter as float32"
+        )
     values = values.astype(np.float32, copy=False)
     if nodata is not None:
         values[values == np.float32(nodata)] = np.nan

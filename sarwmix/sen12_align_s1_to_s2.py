@@ -18,6 +18,7 @@ Each channel is warped by itself with an exact transformation: together, GDAL ta
 channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on has
 no data; with `average`, where all that it touches have none.
 """
+
 import argparse
 import logging
 import re
@@ -32,7 +33,7 @@ import numpy as np
 try:
     from osgeo import gdal, osr
 except ImportError:
-    gdal = osr = None           # `align` says so
+    gdal = osr = None  # `align` says so
 
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.crew import Crew
@@ -44,12 +45,12 @@ from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, r
 
 log = logging.getLogger(__name__)
 
-RESAMPLING = {"bilinear": "GRA_Bilinear", "nearest": "GRA_NearestNeighbour", "average": "GRA_Average"}     # GDAL's names
+RESAMPLING = {"bilinear": "GRA_Bilinear", "nearest": "GRA_NearestNeighbour", "average": "GRA_Average"}  # GDAL's names
 UNITS = ("linear", "dB")
-LOST = "nonfinite"              # tag of an aligned image: pixels of both sources that were NaN or infinite
+LOST = "nonfinite"  # tag of an aligned image: pixels of both sources that were NaN or infinite
 GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-FEWEST = 1000                   # pixels with data that it takes to tell linear from dB
-MOST_PIXELS = 2 ** 26           # of a source; its header may be damaged
+FEWEST = 1000  # pixels with data that it takes to tell linear from dB
+MOST_PIXELS = 2**26  # of a source; its header may be damaged
 
 
 class Dropped(Exception):
@@ -63,6 +64,7 @@ class Dropped(Exception):
 @dataclass(frozen=True)
 class Grid:
     """Where the pixels of an image lie: size in pixels, GDAL's six coefficients, coordinate system as WKT."""
+
     width: int
     height: int
     transform: tuple
@@ -80,11 +82,15 @@ class Grid:
         return step_x > 0 > step_y and skew_x == skew_y == 0
 
     def is_same(self, other):
-        return ((self.width, self.height, self.transform) == (other.width, other.height, other.transform)
-                and osr.SpatialReference(self.crs).IsSame(osr.SpatialReference(other.crs)) == 1)
+        return (self.width, self.height, self.transform) == (
+            other.width,
+            other.height,
+            other.transform,
+        ) and osr.SpatialReference(self.crs).IsSame(osr.SpatialReference(other.crs)) == 1
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
+# ---- Reading -------------------------------------------------------------------------------------
+
 
 @contextmanager
 def _gdal():
@@ -150,8 +156,10 @@ def _band_of(dataset, channel, name):
     if not matching and len(bands) == 1 and described[0] not in CHANNELS:
         matching = bands
     if len(matching) != 1:
-        raise Dropped("wrong channel", f"{name} has bands described as {', '.join(text or 'nothing' for text in described)}, "
-                                       f"not one as {channel}")
+        raise Dropped(
+            "wrong channel",
+            f"{name} has bands described as {', '.join(text or 'nothing' for text in described)}, not one as {channel}",
+        )
     return matching[0]
 
 
@@ -172,7 +180,9 @@ def to_linear(values, units, path):
         if units == "linear" and below > known.size / 2:
             raise DataError(f"{path}: is mostly negative, so it looks like dB, not like linear sigma0; give --units dB")
         if units == "dB" and not below:
-            raise DataError(f"{path}: is never negative, so it looks like linear sigma0, not like dB; give --units linear")
+            raise DataError(
+                f"{path}: is never negative, so it looks like linear sigma0, not like dB; give --units linear"
+            )
     if units == "dB":
         with np.errstate(over="ignore"):
             values = np.where(values == 0, 0, 10 ** (values / 10))
@@ -202,7 +212,8 @@ def find_reference(raw, folder):
     return name, grid, remarks
 
 
-# ---- warping ---------------------------------------------------------------------------------------------------------
+# ---- Warping -------------------------------------------------------------------------------------
+
 
 def warp(values, source, target, resampling="bilinear"):
     """(H, W) float32 on Grid `source` → the same on Grid `target`, which is north-up. 0 is no data in both."""
@@ -211,8 +222,20 @@ def warp(values, source, target, resampling="bilinear"):
     memory.SetProjection(source.crs)
     memory.GetRasterBand(1).WriteArray(values)
     # errorThreshold 0: every pixel is transformed, instead of interpolating between some.
-    warped = gdal.Warp("", memory, format="MEM", srcSRS=source.crs, dstSRS=target.crs, outputBounds=target.bounds, width=target.width,
-                       height=target.height, resampleAlg=getattr(gdal, RESAMPLING[resampling]), errorThreshold=0, srcNodata=0, dstNodata=0)
+    warped = gdal.Warp(
+        "",
+        memory,
+        format="MEM",
+        srcSRS=source.crs,
+        dstSRS=target.crs,
+        outputBounds=target.bounds,
+        width=target.width,
+        height=target.height,
+        resampleAlg=getattr(gdal, RESAMPLING[resampling]),
+        errorThreshold=0,
+        srcNodata=0,
+        dstNodata=0,
+    )
     return warped.ReadAsArray()
 
 
@@ -223,7 +246,9 @@ def align_image(image, raw, out, reference, resampling, units):
     one in other units, or with values that backscatter cannot have.
     """
     if not set(CHANNELS) <= set(image.polarisations):
-        raise Dropped("single polarisation", f"{image.folder}/{image.name} has {' and '.join(image.polarisations)} only")
+        raise Dropped(
+            "single polarisation", f"{image.folder}/{image.name} has {' and '.join(image.polarisations)} only"
+        )
     path = out / image.folder / f"{image.name}.tif"
     if isinstance(reference, Grid):
         kept = stored(path, reference)
@@ -241,13 +266,19 @@ def align_image(image, raw, out, reference, resampling, units):
         raise Dropped("no reference", reference)
     sources = [(values, grid) for (values, _), (_, grid) in zip(linear, read)]
     if not any(values.any() for values, _ in sources):
-        raise Dropped("all zero", f"{image.folder}/{image.name} has no data in either channel"
-                                  f"{f', {lost} pixels are NaN or infinite' if lost else ''}")
+        raise Dropped(
+            "all zero",
+            f"{image.folder}/{image.name} has no data in either channel"
+            f"{f', {lost} pixels are NaN or infinite' if lost else ''}",
+        )
     warped = np.stack([_warp(values, grid, reference, resampling, image) for values, grid in sources])
     if not warped.any():
         covers = any(_warp(np.ones_like(values), grid, reference, "nearest", image).any() for values, grid in sources)
-        raise Dropped(*("all zero", f"{image.folder}/{image.name} has no data within the reference grid") if covers
-                      else ("no overlap", f"{image.folder}/{image.name} lies outside the reference grid"))
+        raise Dropped(
+            *("all zero", f"{image.folder}/{image.name} has no data within the reference grid")
+            if covers
+            else ("no overlap", f"{image.folder}/{image.name} lies outside the reference grid")
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aligned(path, warped, reference, lost)
     return lost
@@ -257,26 +288,32 @@ def _warp(values, source, target, resampling, image):
     try:
         return warp(values, source, target, resampling)
     except RuntimeError as error:
-        raise Dropped("no position", f"{image.folder}/{image.name} cannot be warped ({' '.join(str(error).split())})") from error
+        raise Dropped(
+            "no position", f"{image.folder}/{image.name} cannot be warped ({' '.join(str(error).split())})"
+        ) from error
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def write_aligned(path, values, grid, lost):
     """A GeoTIFF of values (2, H, W), VH, VV, on a Grid; in place only when it was read back as it should be."""
+
     def write(temporary):
         temporary.write_bytes(_as_geotiff(values, grid, lost))
         written = _open(temporary)
         if not (_is_aligned(written, grid) and np.array_equal(written.ReadAsArray(), values)):
             raise DataError(f"{path}: does not hold what was written; check the disk, or choose another --out")
+
     put_in_place(path, write)
 
 
 def _as_geotiff(values, grid, lost):
     """The bytes of the file. Made in memory, as a full disk is then an error of writing, which GDAL may only print."""
     name = "/vsimem/aligned.tif"
-    target = gdal.GetDriverByName("GTiff").Create(name, grid.width, grid.height, len(CHANNELS), gdal.GDT_Float32,
-                                                     ["INTERLEAVE=BAND"])
+    target = gdal.GetDriverByName("GTiff").Create(
+        name, grid.width, grid.height, len(CHANNELS), gdal.GDT_Float32, ["INTERLEAVE=BAND"]
+    )
     target.SetGeoTransform(grid.transform)
     target.SetProjection(grid.crs)
     target.SetMetadata({LOST: str(lost)})
@@ -285,7 +322,7 @@ def _as_geotiff(values, grid, lost):
         band.SetDescription(channel)
         band.SetNoDataValue(0)
         band.WriteArray(values[number - 1])
-    target = band = None            # GDAL writes it when nothing refers to it any more
+    target = band = None  # GDAL writes it when nothing refers to it any more
     file = gdal.VSIFOpenL(name, "rb")
     content = bytes(gdal.VSIFReadL(1, gdal.VSIStatL(name).size, file))
     gdal.VSIFCloseL(file)
@@ -310,7 +347,8 @@ def _is_aligned(dataset, grid):
     return names == CHANNELS and found is not None and found.is_same(grid)
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- Folders -------------------------------------------------------------------------------------
+
 
 def align_folder(images, raw, out, resampling, units):
     """Align the images of one folder. Returns (its rows of align.csv, size of the reference (width, height) or None, remarks)."""
@@ -351,13 +389,17 @@ def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SI
 def _read_input(raw, s1_list):
     load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
     if not raw.is_dir():
-        raise DataError(f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images")
+        raise DataError(
+            f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"
+        )
     return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)
 
 
 def _begin(out, folders, s1_list, size):
-    missing = sum(not (out / image.folder / f"{image.name}.tif").exists() for images in folders.values() for image in images)
-    check_room([("--out", out, missing * len(CHANNELS) * size ** 2 * np.float32().itemsize)])
+    missing = sum(
+        not (out / image.folder / f"{image.name}.tif").exists() for images in folders.values() for image in images
+    )
+    check_room([("--out", out, missing * len(CHANNELS) * size**2 * np.float32().itemsize)])
     put_in_place(out / S1_LIST, lambda temporary: temporary.write_bytes(s1_list.read_bytes()))
 
 
@@ -365,17 +407,32 @@ def _finish(out, folders, found, size):
     rows = [row for part, _, _ in found for row in part]
     dropped = [row for row in rows if row[2] == "dropped"]
     if len(dropped) == len(rows):
-        raise data_error(f"none of the {len(rows)} images can be aligned", [f"{row[4]} ({row[3]})" for row in dropped],
-                         "check --raw-root")
-    _warn("other sizes than --size", [f"{folder} is {side[0]}x{side[1]}" for folder, (_, side, _) in zip(folders, found)
-                                      if side not in (None, (size, size))])
+        raise data_error(
+            f"none of the {len(rows)} images can be aligned",
+            [f"{row[4]} ({row[3]})" for row in dropped],
+            "check --raw-root",
+        )
+    _warn(
+        "other sizes than --size",
+        [
+            f"{folder} is {side[0]}x{side[1]}"
+            for folder, (_, side, _) in zip(folders, found)
+            if side not in (None, (size, size))
+        ],
+    )
     _warn("remarks on references", [remark for _, _, remarks in found for remark in remarks])
     ALIGNED.write(out, rows)
 
 
 def _warn(what, found):
     if found:
-        log.warning("%d %s: %s%s", len(found), what, ", ".join(found[:5]), f", and {len(found) - 5} more" if len(found) > 5 else "")
+        log.warning(
+            "%d %s: %s%s",
+            len(found),
+            what,
+            ", ".join(found[:5]),
+            f", and {len(found) - 5} more" if len(found) > 5 else "",
+        )
 
 
 def _report(out):
@@ -384,27 +441,60 @@ def _report(out):
     dropped = Counter(row["reason"] for row in rows if row["status"] == "dropped")
     log.info("%s: %d of %d images aligned", out, len(rows) - dropped.total(), len(rows))
     if dropped:
-        log.info("%d dropped: %s. %s names them; if their files are restored, remove it and run again to align them too", dropped.total(),
-                 ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())), out / ALIGNED.name)
+        log.info(
+            "%d dropped: %s. %s names them; if their files are restored, remove it and run again to align them too",
+            dropped.total(),
+            ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())),
+            out / ALIGNED.name,
+        )
 
 
-# ---- program ---------------------------------------------------------------------------------------------------------
+# ---- Program -------------------------------------------------------------------------------------
+
 
 def get_args_parser():
-    parser = Command(ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder.")
+    parser = Command(
+        ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder."
+    )
     group = parser.add_argument_group("files")
-    group.add_argument("--raw-root", "--raw_root", type=Path, required=True, default=argparse.SUPPRESS,
-                       help=f"folder that holds {S1_LIST} and the folders of images, as unzipped")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new, empty, or to be continued")
-    group.add_argument("--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw-root")
+    group.add_argument(
+        "--raw-root",
+        "--raw_root",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help=f"folder that holds {S1_LIST} and the folders of images, as unzipped",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder to write, new, empty, or to be continued",
+    )
+    group.add_argument(
+        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw-root"
+    )
     add_workers_flag(group)
     group = parser.add_argument_group("warping")
-    group.add_argument("--resampling", choices=RESAMPLING, default="bilinear",
-                       help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m")
-    group.add_argument("--units", choices=UNITS, default="linear",
-                       help="of the files; what is written is linear sigma0. 0 is no data in both")
-    group.add_argument("--size", type=int, default=SIDE, help="side that references should have, pixels of 10 m; others are aligned as they "
-                       "are, and named")
+    group.add_argument(
+        "--resampling",
+        choices=RESAMPLING,
+        default="bilinear",
+        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
+    )
+    group.add_argument(
+        "--units",
+        choices=UNITS,
+        default="linear",
+        help="of the files; what is written is linear sigma0. 0 is no data in both",
+    )
+    group.add_argument(
+        "--size",
+        type=int,
+        default=SIDE,
+        help="side that references should have, pixels of 10 m; others are aligned as they are, and named",
+    )
     return parser
 
 

@@ -9,6 +9,7 @@ the share of pixels without data of each channel, and the NaN and infinite pixel
 last, the images that could not be aligned and the pairs lost with them. Nothing is judged here: that is the next step's,
 sarwmix.sen12_prune_partial_pairs.
 """
+
 import argparse
 import logging
 import re
@@ -24,13 +25,28 @@ from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.files import claimed, sha256_of
 from sarwmix.rasters import read_band
-from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, DROPPED, IMAGES, PREPARE, S1_LIST, SPLITS, STEP, pairs,
-                                 read_s1_list, read_step, split_of)
+from sarwmix.sen12_index import (
+    ALIGN,
+    ALIGNED,
+    CANDIDATES,
+    CHANNELS,
+    DROPPED,
+    IMAGES,
+    PREPARE,
+    S1_LIST,
+    SPLITS,
+    STEP,
+    pairs,
+    read_s1_list,
+    read_step,
+    split_of,
+)
 
 log = logging.getLogger(__name__)
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- Images --------------------------------------------------------------------------------------
+
 
 def read_aligned(path):
     """An aligned image: (2, H, W) float32, VH, VV, linear σ⁰, 0 for no data. Raises DataError, which names the file."""
@@ -52,7 +68,8 @@ def measure_folder(images, aligned):
     return rows
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
+# ---- Lists ---------------------------------------------------------------------------------------
+
 
 def read_folder_list(path):
     """The folders that a list names, one per row, without header. Raises DataError."""
@@ -65,7 +82,9 @@ def read_folder_list(path):
     if not named:
         raise DataError(f"{path}: names no folder; give one per row")
     if bad:
-        raise data_error(f"{path}: {len(bad)} of {len(named)} rows are not the name of one folder", bad, "give one folder per row")
+        raise data_error(
+            f"{path}: {len(bad)} of {len(named)} rows are not the name of one folder", bad, "give one folder per row"
+        )
     return [name for _, name in named]
 
 
@@ -74,20 +93,27 @@ def read_splits(train_list, test_list, known):
     lists = {"train": read_folder_list(train_list), "test": read_folder_list(test_list)}
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
-        raise data_error(f"{len(both)} folders are in both {train_list} and {test_list}", both, "a folder belongs to one split")
+        raise data_error(
+            f"{len(both)} folders are in both {train_list} and {test_list}", both, "a folder belongs to one split"
+        )
     for path, names in ((train_list, lists["train"]), (test_list, lists["test"])):
         absent = sorted(set(names) - set(known))
         if len(absent) == len(set(names)):
-            raise data_error(f"{path}: none of its {len(absent)} folders is in the list of images", absent, "correct it")
+            raise data_error(
+                f"{path}: none of its {len(absent)} folders is in the list of images", absent, "correct it"
+            )
         _tell(f"folders of {path} are not in the list of images", absent)
     return lists
 
 
 def candidate_pairs(folders, splits):
     """Rows of pairs.csv for {folder: [Image]}, folders that `splits` (folder → split or None) leaves out without any."""
-    return [(split, folder, images[a].name, images[b].name, label)
-            for folder, images in folders.items() if (split := splits[folder])
-            for a, b, label in pairs([image.flooded for image in images])]
+    return [
+        (split, folder, images[a].name, images[b].name, label)
+        for folder, images in folders.items()
+        if (split := splits[folder])
+        for a, b, label in pairs([image.flooded for image in images])
+    ]
 
 
 def lost_pairs(candidates, dropped):
@@ -96,16 +122,25 @@ def lost_pairs(candidates, dropped):
     for _, folder, first, second, _ in candidates:
         lost = [(name, dropped[folder, name][0]) for name in (first, second) if (folder, name) in dropped]
         if lost:
-            rows.append(("pair", folder, first, second, lost[0][1], " and ".join(f"{name} ({reason})" for name, reason in lost)))
+            rows.append(
+                ("pair", folder, first, second, lost[0][1], " and ".join(f"{name} ({reason})" for name, reason in lost))
+            )
     return rows
 
 
 def _tell(what, names):
     if names:
-        log.info("%d %s: %s%s", len(names), what, ", ".join(names[:5]), f", and {len(names) - 5} more" if len(names) > 5 else "")
+        log.info(
+            "%d %s: %s%s",
+            len(names),
+            what,
+            ", ".join(names[:5]),
+            f", and {len(names) - 5} more" if len(names) > 5 else "",
+        )
 
 
-# ---- the step --------------------------------------------------------------------------------------------------------
+# ---- The step ------------------------------------------------------------------------------------
+
 
 def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, crew=Crew()):
     """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over a crew.
@@ -119,13 +154,21 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
     folders, splits, state, record = crew.on_main(lambda: _read_input(aligned, s1_list, train_list, test_list))
     candidates = candidate_pairs(folders, splits)
     images = [image for folder in folders if splits[folder] for image in folders[folder]]
-    dropped = {key: (row["reason"], row["detail"]) for key, row in state.items() if splits.get(key[0]) and row["status"] == "dropped"}
+    dropped = {
+        key: (row["reason"], row["detail"])
+        for key, row in state.items()
+        if splits.get(key[0]) and row["status"] == "dropped"
+    }
     lost = lost_pairs(candidates, dropped)
     with claimed(crew, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
         if not complete:
             crew.on_main(lambda: CANDIDATES.write(out, candidates))
         if not complete and aligned:
-            there = [(image, int(state[key]["nonfinite"])) for image in images if (key := (image.folder, image.name)) not in dropped]
+            there = [
+                (image, int(state[key]["nonfinite"]))
+                for image in images
+                if (key := (image.folder, image.name)) not in dropped
+            ]
             by_folder = [list(group) for _, group in groupby(there, key=lambda entry: entry[0].folder)]
             found = crew.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
             crew.on_main(lambda: IMAGES.write(out, [row for rows in found for row in rows]))
@@ -141,19 +184,34 @@ def _read_input(aligned, s1_list, train_list, test_list):
     lists = read_splits(train_list, test_list, folders) if train_list else None
     splits = {folder: split_of(folder, lists) for folder in folders}
     _tell("folders are in neither list, and are left out", [folder for folder, split in splits.items() if not split])
-    record = {"program": PREPARE, "s1_list_sha256": sha256_of(s1_list),
-              "train_list_sha256": train_list and sha256_of(train_list), "test_list_sha256": test_list and sha256_of(test_list)}
+    record = {
+        "program": PREPARE,
+        "s1_list_sha256": sha256_of(s1_list),
+        "train_list_sha256": train_list and sha256_of(train_list),
+        "test_list_sha256": test_list and sha256_of(test_list),
+    }
     if aligned is None:
         return folders, splits, {}, record | {"aligned": None}
     state = {(row["folder"], row["image"]): row for row in ALIGNED.read(aligned)}
     unsure = [" ".join(key) for key, row in state.items() if (row["status"] == "aligned") != bool(row["nonfinite"])]
     if unsure:
-        raise data_error(f"{aligned / ALIGNED.name}: {len(unsure)} rows do not say whether the image was aligned", unsure,
-                         f"remove it, and run python -m {ALIGN} again")
-    unknown = [f"{folder} {image.name}" for folder, images in folders.items() for image in images if (folder, image.name) not in state]
+        raise data_error(
+            f"{aligned / ALIGNED.name}: {len(unsure)} rows do not say whether the image was aligned",
+            unsure,
+            f"remove it, and run python -m {ALIGN} again",
+        )
+    unknown = [
+        f"{folder} {image.name}"
+        for folder, images in folders.items()
+        for image in images
+        if (folder, image.name) not in state
+    ]
     if unknown:
-        raise data_error(f"{s1_list}: {len(unknown)} of its images are not in {aligned / ALIGNED.name}", unknown,
-                         f"give the list that python -m {ALIGN} was run with")
+        raise data_error(
+            f"{s1_list}: {len(unknown)} of its images are not in {aligned / ALIGNED.name}",
+            unknown,
+            f"give the list that python -m {ALIGN} was run with",
+        )
     record |= {"aligned": {"step": read_step(aligned, ALIGN), "align_sha256": sha256_of(aligned / ALIGNED.name)}}
     return folders, splits, state, record
 
@@ -163,28 +221,51 @@ def _report(folders, splits, candidates, lost):
     lost = {row[1:4] for row in lost}
     table = []
     for split in SPLITS:
-        mine, rows = [folder for folder in folders if splits[folder] == split], [row for row in candidates if row[0] == split]
+        mine, rows = (
+            [folder for folder in folders if splits[folder] == split],
+            [row for row in candidates if row[0] == split],
+        )
         images = [image for folder in mine for image in folders[folder]]
-        table.append((split, len(mine), len(images), sum(image.flooded for image in images), len(rows), sum(row[-1] for row in rows),
-                      sum(row[1:4] in lost for row in rows)))
+        table.append(
+            (
+                split,
+                len(mine),
+                len(images),
+                sum(image.flooded for image in images),
+                len(rows),
+                sum(row[-1] for row in rows),
+                sum(row[1:4] in lost for row in rows),
+            )
+        )
     table.append(("all", *(sum(column) for column in list(zip(*table))[1:])))
     header = ("split", "folders", "images", "flooded images", "pairs", "flooded pairs", "lost in alignment")
     log.info("candidate pairs:\n%s", tabulate(table, header, tablefmt="pipe"))
 
 
-# ---- program ---------------------------------------------------------------------------------------------------------
+# ---- Program -------------------------------------------------------------------------------------
+
 
 def get_args_parser():
     parser = Command(PREPARE, "Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.")
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty")
-    group.add_argument("--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned")
-    group.add_argument("--list-only", "--list_only", action="store_true", help="only pairs.csv, from --s1-list, without images")
+    group.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
+    )
+    group.add_argument(
+        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
+    )
+    group.add_argument(
+        "--list-only", "--list_only", action="store_true", help="only pairs.csv, from --s1-list, without images"
+    )
     add_workers_flag(group)
-    group = parser.add_argument_group("splits", "Without these lists, folders with names of one or two digits are for test.")
+    group = parser.add_argument_group(
+        "splits", "Without these lists, folders with names of one or two digits are for test."
+    )
     group.add_argument("--train-list", "--train_list", type=Path, help="folders for training, one per row, no header")
-    group.add_argument("--test-list", "--test_list", type=Path, help="folders for test, likewise; folders of neither list are left out")
+    group.add_argument(
+        "--test-list", "--test_list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+    )
     return parser
 
 

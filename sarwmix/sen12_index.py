@@ -5,6 +5,7 @@ Also the names that the steps of its preparation share, and how one reads what a
 
 Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 2026 (pairs and splits).
 """
+
 import csv
 import re
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.files import read_json, write_csv
 
 S1_LIST = "S1list.json"
-SIDE = 512                      # pixels of 10 m, of every aligned image
+SIDE = 512  # pixels of 10 m, of every aligned image
 CHANNELS = ("VH", "VV")
 SPLITS = ("train", "test")
-LAYOUTS = ("images", "npy")     # of what training reads: a file for each image and lists of pairs, or a file for each pair
-PAIR = ("folder", "first", "second", "label")       # columns of a list of pairs
+LAYOUTS = ("images", "npy")  # of what training reads: a file for each image and lists of pairs, or a file for each pair
+PAIR = ("folder", "first", "second", "label")  # columns of a list of pairs
 TEST_FOLDER = re.compile(r"\d{1,2}")
 _FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
 _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
@@ -29,6 +30,7 @@ _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A
 @dataclass(frozen=True)
 class Image:
     """One acquisition of one folder. flooded: on or after the first flood date of the folder."""
+
     folder: str
     name: str
     flooded: bool
@@ -76,8 +78,11 @@ def parse_s1_list(content, path):
             bad.append(f"{folder} has {len(images)} images, but count {quoted(entries['count'])}")
         folders[folder] = sorted(images, key=lambda image: (image.start, image.name))
     if bad:
-        raise data_error(f"{path}: {len(bad)} entries cannot be used", bad, "copy it again; each entry needs the filename of a Sentinel-1 "
-                         "product and FLOODING true or false")
+        raise data_error(
+            f"{path}: {len(bad)} entries cannot be used",
+            bad,
+            "copy it again; each entry needs the filename of a Sentinel-1 product and FLOODING true or false",
+        )
     return folders
 
 
@@ -85,7 +90,9 @@ def _is_image(name):
     """Whether it is the name of a product, and one that can stand between the "__" of a pair file."""
     match = _IMAGE.fullmatch(name)
     try:
-        return bool(match and "__" not in name and not name.endswith("_") and datetime.strptime(match[2], "%Y%m%dT%H%M%S"))
+        return bool(
+            match and "__" not in name and not name.endswith("_") and datetime.strptime(match[2], "%Y%m%dT%H%M%S")
+        )
     except ValueError:
         return False
 
@@ -106,7 +113,7 @@ def pairs(flooded):
 
 
 def split_of(folder, lists=None):
-    """"train" or "test"; None for a folder that explicit lists leave out.
+    """ "train" or "test"; None for a folder that explicit lists leave out.
 
     lists: {"train", "test": names of folders}; without, names of one or two digits are those of test folders.
     """
@@ -115,22 +122,34 @@ def split_of(folder, lists=None):
     return next((split for split, folders in lists.items() if folder in folders), None)
 
 
-# ---- what a step of the preparation leaves for the next --------------------------------------------------------------
+# ---- What a step of the preparation leaves for the next ------------------------------------------
 
-STEP = "step.json"              # what decides the content of the folder that a step fills
+STEP = "step.json"  # what decides the content of the folder that a step fills
 ALIGN, PREPARE, PRUNE = (f"sarwmix.sen12_{name}" for name in ("align_s1_to_s2", "data_prep", "prune_partial_pairs"))
 
 
 # What a cell of a column can be; of columns that are not here, anything. Names become those of files.
-CELLS = {column: re.compile(pattern) for columns, pattern in (
-    (("split",), "train|test"), (("kind",), "image|pair"), (("status",), "aligned|dropped"), (("label", "flooded"), "[01]"),
-    (("folder",), _FOLDER.pattern), (("image", "first", "second"), r"(?!\.)[A-Za-z0-9_.-]{0,100}"), (("height", "width"), r"\d{1,9}"),
-    (("nonfinite",), r"\d*"), (("zeros_vh", "zeros_vv"), r"\d(\.\d+)?(e-\d+)?")) for column in columns}
+CELLS = {
+    column: re.compile(pattern)
+    for columns, pattern in (
+        (("split",), "train|test"),
+        (("kind",), "image|pair"),
+        (("status",), "aligned|dropped"),
+        (("label", "flooded"), "[01]"),
+        (("folder",), _FOLDER.pattern),
+        (("image", "first", "second"), r"(?!\.)[A-Za-z0-9_.-]{0,100}"),
+        (("height", "width"), r"\d{1,9}"),
+        (("nonfinite",), r"\d*"),
+        (("zeros_vh", "zeros_vv"), r"\d(\.\d+)?(e-\d+)?"),
+    )
+    for column in columns
+}
 
 
 @dataclass(frozen=True)
 class Table:
     """A CSV file of these columns that `program` ("sarwmix.…") leaves in its folder."""
+
     name: str
     program: str
     columns: tuple
@@ -147,19 +166,31 @@ class Table:
         except FileNotFoundError:
             raise DataError(f"{path}: does not exist; run python -m {self.program} to its end first") from None
         except (OSError, ValueError, csv.Error) as error:
-            raise DataError(f"{path}: cannot be read as a CSV file ({error}); remove it, and run python -m {self.program} again") from None
+            raise DataError(
+                f"{path}: cannot be read as a CSV file ({error}); remove it, and run python -m {self.program} again"
+            ) from None
         if header != list(self.columns) or any(len(row) != len(header) for row in rows):
-            raise DataError(f"{path}: is not a table of {','.join(self.columns)}; remove it, and run python -m {self.program} again")
-        bad = [f"{column} {quoted(cell)} (row {number})" for number, row in enumerate(rows, start=1)
-               for column, cell in zip(header, row) if column in CELLS and not CELLS[column].fullmatch(cell)]
+            raise DataError(
+                f"{path}: is not a table of {','.join(self.columns)}; remove it, and run python -m {self.program} again"
+            )
+        bad = [
+            f"{column} {quoted(cell)} (row {number})"
+            for number, row in enumerate(rows, start=1)
+            for column, cell in zip(header, row)
+            if column in CELLS and not CELLS[column].fullmatch(cell)
+        ]
         if bad:
-            raise data_error(f"{path}: {len(bad)} cells are damaged", bad, f"remove it, and run python -m {self.program} again")
+            raise data_error(
+                f"{path}: {len(bad)} cells are damaged", bad, f"remove it, and run python -m {self.program} again"
+            )
         return [dict(zip(header, row)) for row in rows]
 
 
 ALIGNED = Table("align.csv", ALIGN, ("folder", "image", "status", "reason", "detail", "reference", "nonfinite"))
 CANDIDATES = Table("pairs.csv", PREPARE, ("split", *PAIR))
-IMAGES = Table("images.csv", PREPARE, ("folder", "image", "flooded", "height", "width", "zeros_vh", "zeros_vv", "nonfinite"))
+IMAGES = Table(
+    "images.csv", PREPARE, ("folder", "image", "flooded", "height", "width", "zeros_vh", "zeros_vv", "nonfinite")
+)
 DROPPED = Table("dropped.csv", PREPARE, ("kind", "folder", "first", "second", "reason", "detail"))
 KEPT = {split: Table(f"pairs_{split}.csv", PRUNE, PAIR) for split in SPLITS}
 CHECKSUMS = Table("checksums.csv", PRUNE, ("file", "sha256"))

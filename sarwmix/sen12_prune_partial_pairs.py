@@ -12,6 +12,7 @@ below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = n
 OUT/dropped.csv says of every image and pair that is not there why; OUT/checksums.csv has the SHA-256 of each file; and
 OUT/preparation.json, written last, the parameters and counts.
 """
+
 import argparse
 import hashlib
 import logging
@@ -30,26 +31,47 @@ from sarwmix.crew import Crew
 from sarwmix.errors import DataError, data_error
 from sarwmix.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from sarwmix.sen12_data_prep import read_aligned
-from sarwmix.sen12_index import (ALIGN, ALIGNED, CANDIDATES, CHANNELS, CHECKSUMS, DROPPED, IMAGES, KEPT, LAYOUTS, PREPARE, PRUNE,
-                                 S1_LIST, SIDE, SPLITS, STEP, read_step)
+from sarwmix.sen12_index import (
+    ALIGN,
+    ALIGNED,
+    CANDIDATES,
+    CHANNELS,
+    CHECKSUMS,
+    DROPPED,
+    IMAGES,
+    KEPT,
+    LAYOUTS,
+    PREPARE,
+    PRUNE,
+    S1_LIST,
+    SIDE,
+    SPLITS,
+    STEP,
+    read_step,
+)
 from sarwmix.sen12_unzip import plan
 
 log = logging.getLogger(__name__)
 
 LAST = "preparation.json"
-PATCH = 128                     # side of the patches that the model cuts
+PATCH = 128  # side of the patches that the model cuts
 CLASSES = ("no flood", "flood")
 LISTS = ("s1_list", "train_list", "test_list")
 
 
-# ---- curation --------------------------------------------------------------------------------------------------------
+# ---- Curation ------------------------------------------------------------------------------------
+
 
 def judge(row, size, max_zeros):
     """(reason, detail) why an image, a row of images.csv, cannot be in a pair; None if it can."""
     if (int(row["height"]), int(row["width"])) != (size, size):
         return "wrong size", f"{row['image']} is {row['width']}x{row['height']} pixels, not {size}x{size}"
     empty = [(channel, float(row[f"zeros_{channel.lower()}"])) for channel in CHANNELS]
-    found = [f"{channel} of {row['image']} {share:.1%} zeros".replace("%", " %") for channel, share in empty if share >= max_zeros]
+    found = [
+        f"{channel} of {row['image']} {share:.1%} zeros".replace("%", " %")
+        for channel, share in empty
+        if share >= max_zeros
+    ]
     return ("too many zeros", " and ".join(found)) if found else None
 
 
@@ -71,23 +93,38 @@ def curate(candidates, images, dropped, size, max_zeros):
         else:
             kept.append(row)
     used = {(row["folder"], row[which]) for row in kept for which in ("first", "second")}
-    single = [(row["folder"], row["image"]) for row in images if (row["folder"], row["image"]) not in used | unfit.keys()]
+    single = [
+        (row["folder"], row["image"]) for row in images if (row["folder"], row["image"]) not in used | unfit.keys()
+    ]
     before = [tuple(row.values()) for row in dropped]
-    return kept, [*(row for row in before if row[0] == "image"),
-                  *(("image", *key, "", *why) for key, why in unfit.items()),
-                  *(("image", *key, "", "in no pair", "no pair with it is kept") for key in single),
-                  *(row for row in before if row[0] == "pair"), *pairs]
+    return kept, [
+        *(row for row in before if row[0] == "image"),
+        *(("image", *key, "", *why) for key, why in unfit.items()),
+        *(("image", *key, "", "in no pair", "no pair with it is kept") for key in single),
+        *(row for row in before if row[0] == "pair"),
+        *pairs,
+    ]
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------------
+# ---- Writing -------------------------------------------------------------------------------------
+
 
 def files_of(kept, layout):
     """{path in the dataset: (folder, names of the images it holds)} of kept rows of pairs.csv, in sorted order."""
     if layout == "images":
-        files = {f"images/{row['folder']}/{row[which]}.npy": (row["folder"], (row[which],)) for row in kept for which in ("first", "second")}
+        files = {
+            f"images/{row['folder']}/{row[which]}.npy": (row["folder"], (row[which],))
+            for row in kept
+            for which in ("first", "second")
+        }
     else:
-        files = {f"{row['split']}/{row['folder']}__{row['first']}__{row['second']}__{row['label']}.npy":
-                 (row["folder"], (row["first"], row["second"])) for row in kept}
+        files = {
+            f"{row['split']}/{row['folder']}__{row['first']}__{row['second']}__{row['label']}.npy": (
+                row["folder"],
+                (row["first"], row["second"]),
+            )
+            for row in kept
+        }
     return dict(sorted(files.items()))
 
 
@@ -104,11 +141,14 @@ def write_folder(files, aligned, out, size):
 
     A file that is there already, under either name, has its final content, and stays.
     """
+
     @cache
     def read(folder, name):
         values = read_aligned(aligned / folder / f"{name}.tif")
         if values.shape != (len(CHANNELS), size, size):
-            raise DataError(f"{aligned / folder / name}.tif: is not the image that was measured; run python -m {PREPARE} again")
+            raise DataError(
+                f"{aligned / folder / name}.tif: is not the image that was measured; run python -m {PREPARE} again"
+            )
         return values
 
     rows = []
@@ -139,9 +179,16 @@ def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", crew=
     with claimed(crew, out, record, last=LAST, name=STEP) as complete:
         if not complete:
             crew.on_main(lambda: _check_room(out, files, size))
-            folders = [list(group) for _, group in groupby(sorted(files.items(), key=lambda entry: entry[1]), key=lambda entry: entry[1][0])]
+            folders = [
+                list(group)
+                for _, group in groupby(
+                    sorted(files.items(), key=lambda entry: entry[1]), key=lambda entry: entry[1][0]
+                )
+            ]
             found = crew.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
-            crew.on_main(lambda: _finish(out, record, candidates, kept, dropped, [row for rows in found for row in rows]))
+            crew.on_main(
+                lambda: _finish(out, record, candidates, kept, dropped, [row for rows in found for row in rows])
+            )
         crew.on_main(lambda: _report(out))
     return not complete
 
@@ -152,13 +199,18 @@ def _select(aligned, pairs, max_zeros, size, layout):
     dropped = DROPPED.read(pairs)
     made_from = before.get("aligned")
     if not isinstance(made_from, dict) or made_from.get("align_sha256") != sha256_of(aligned / ALIGNED.name):
-        raise DataError(f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of its own")
+        raise DataError(
+            f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of its own"
+        )
     candidates = CANDIDATES.read(pairs)
     kept, dropped = curate(candidates, IMAGES.read(pairs), dropped, size, max_zeros)
     if not kept:
         reasons = Counter(row[4] for row in dropped if row[0] == "pair")
-        raise data_error(f"none of the {len(candidates)} pairs can be kept",
-                         [f"{count} {reason}" for reason, count in reasons.most_common()], "correct --size, or raise --max_zeros")
+        raise data_error(
+            f"none of the {len(candidates)} pairs can be kept",
+            [f"{count} {reason}" for reason, count in reasons.most_common()],
+            "correct --size, or raise --max_zeros",
+        )
     record = {"program": PRUNE, "layout": layout, "size": size, "max_zeros": max_zeros, "pairs": before}
     parameters_of(record, pairs / STEP)
     return record, candidates, kept, dropped
@@ -166,16 +218,18 @@ def _select(aligned, pairs, max_zeros, size, layout):
 
 def _check_room(out, files, size):
     images = sum(len(names) for path, (_, names) in files.items() if not _there(out, path))
-    check_room([("--out", out, images * len(CHANNELS) * size ** 2 * np.float32().itemsize)])
+    check_room([("--out", out, images * len(CHANNELS) * size**2 * np.float32().itemsize)])
 
 
 def _finish(out, record, candidates, kept, dropped, checksums):
     for split in SPLITS:
         if record["layout"] == "images":
-            KEPT[split].write(out, [[row[name] for name in KEPT[split].columns] for row in kept if row["split"] == split])
+            KEPT[split].write(
+                out, [[row[name] for name in KEPT[split].columns] for row in kept if row["split"] == split]
+            )
             checksums.append((KEPT[split].name, sha256_of(out / KEPT[split].name)))
         elif not (out / split).exists():
-            (out / f".{split}").mkdir(exist_ok=True)        # a split without any pair
+            (out / f".{split}").mkdir(exist_ok=True)  # a split without any pair
             (out / f".{split}").rename(out / split)
     DROPPED.write(out, dropped)
     CHECKSUMS.write(out, sorted(checksums))
@@ -183,11 +237,26 @@ def _finish(out, record, candidates, kept, dropped, checksums):
     for split in SPLITS:
         mine = [row for row in kept if row["split"] == split]
         flooded = sum(row["label"] == "1" for row in mine)
-        counts[split] = {"candidates": sum(row["split"] == split for row in candidates), "kept": len(mine),
-                         "no flood": len(mine) - flooded, "flood": flooded}
-    reasons = {f"{kind}s": dict(sorted(Counter(row[4] for row in dropped if row[0] == kind).items())) for kind in ("image", "pair")}
-    write_json(out / LAST, {"program": PRUNE, "parameters": parameters_of(record, out / STEP), "counts": counts, "dropped": reasons,
-                            "checksums_sha256": sha256_of(out / CHECKSUMS.name)})
+        counts[split] = {
+            "candidates": sum(row["split"] == split for row in candidates),
+            "kept": len(mine),
+            "no flood": len(mine) - flooded,
+            "flood": flooded,
+        }
+    reasons = {
+        f"{kind}s": dict(sorted(Counter(row[4] for row in dropped if row[0] == kind).items()))
+        for kind in ("image", "pair")
+    }
+    write_json(
+        out / LAST,
+        {
+            "program": PRUNE,
+            "parameters": parameters_of(record, out / STEP),
+            "counts": counts,
+            "dropped": reasons,
+            "checksums_sha256": sha256_of(out / CHECKSUMS.name),
+        },
+    )
 
 
 def parameters_of(record, path):
@@ -195,10 +264,18 @@ def parameters_of(record, path):
     try:
         pairs = record["pairs"]
         step = pairs["aligned"]["step"]
-        return {"layout": record["layout"], "size": record["size"], "max_zeros": record["max_zeros"], "resampling": step["resampling"],
-                "units": step["units"], **{f"{name}_sha256": pairs[f"{name}_sha256"] for name in LISTS}}
+        return {
+            "layout": record["layout"],
+            "size": record["size"],
+            "max_zeros": record["max_zeros"],
+            "resampling": step["resampling"],
+            "units": step["units"],
+            **{f"{name}_sha256": pairs[f"{name}_sha256"] for name in LISTS},
+        }
     except (LookupError, TypeError):
-        raise DataError(f"{path}: does not say how the data were made; run the steps of the preparation again") from None
+        raise DataError(
+            f"{path}: does not say how the data were made; run the steps of the preparation again"
+        ) from None
 
 
 def _report(out):
@@ -208,14 +285,20 @@ def _report(out):
     table.append(("all", *(sum(column) for column in list(zip(*table))[1:])))
     log.info("%s: pairs\n%s", out, tabulate(table, ("split", "candidates", "kept", *CLASSES), tablefmt="pipe"))
     for kind, reasons in said["dropped"].items():
-        log.info("%d %s dropped%s%s", sum(reasons.values()), kind, ": " if reasons else "",
-                 ", ".join(f"{count} {reason}" for reason, count in reasons.items()))
+        log.info(
+            "%d %s dropped%s%s",
+            sum(reasons.values()),
+            kind,
+            ": " if reasons else "",
+            ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
+        )
     for split, counts in said["counts"].items():
         if not counts["kept"]:
             log.warning("no pair of split %s is kept", split)
 
 
-# ---- looking at a dataset that is there ------------------------------------------------------------------------------
+# ---- Looking at a dataset that is there ----------------------------------------------------------
+
 
 def verify(out, crew=Crew()):
     """Compare every file of a dataset with its checksum. Returns their number. Raises DataError: count and first five."""
@@ -225,8 +308,11 @@ def verify(out, crew=Crew()):
     listed = {file for file, _ in rows}
     faults += [f"{name} is not listed" for name in crew.on_main(lambda: _arrays(out)) if name not in listed]
     if faults:
-        raise data_error(f"{out}: {len(faults)} of {len(rows)} files differ from {CHECKSUMS.name}", faults, "copy them again, or prepare "
-                         "the dataset again")
+        raise data_error(
+            f"{out}: {len(faults)} of {len(rows)} files differ from {CHECKSUMS.name}",
+            faults,
+            "copy them again, or prepare the dataset again",
+        )
     return len(rows)
 
 
@@ -242,7 +328,9 @@ def _listed(out):
     said = _read_last(out)
     rows = CHECKSUMS.read(out)
     if sha256_of(out / CHECKSUMS.name) != said["checksums_sha256"]:
-        raise DataError(f"{out / CHECKSUMS.name}: is not as it was written; copy it again, or prepare the dataset again")
+        raise DataError(
+            f"{out / CHECKSUMS.name}: is not as it was written; copy it again, or prepare the dataset again"
+        )
     return [(row["file"], row["sha256"]) for row in rows]
 
 
@@ -255,7 +343,9 @@ def is_complete(out, wanted):
     out = Path(out)
     if not (out / STEP).exists():
         if out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
-            raise DataError(f"--out {out} is not empty and was not begun by this program; choose another --out, or empty it")
+            raise DataError(
+                f"--out {out} is not empty and was not begun by this program; choose another --out, or empty it"
+            )
         return False
     there = parameters_of(read_step(out, PRUNE), out / STEP)
     other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there[name] != value]
@@ -287,27 +377,56 @@ def _digest(path):
         return member and hashlib.sha256(archive.read(member)).hexdigest()
 
 
-# ---- program ---------------------------------------------------------------------------------------------------------
+# ---- Program -------------------------------------------------------------------------------------
+
 
 def get_args_parser():
-    parser = Command(PRUNE, "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood.")
+    parser = Command(
+        PRUNE, "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood."
+    )
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
     group.add_argument("--pairs", type=Path, help=f"folder that {PREPARE} wrote")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new, empty, or to be continued")
-    group.add_argument("--layout", choices=LAYOUTS, default="images",
-                       help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large")
+    group.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="folder to write, new, empty, or to be continued",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="images",
+        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
+    )
     add_workers_flag(group)
     group = parser.add_argument_group("curation")
-    group.add_argument("--max_zeros", "--max-zeros", type=float, default=0.25,
-                       help="share of pixels without data, above 0, at most 1, from which on a channel of an image is too empty")
-    group.add_argument("--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128")
+    group.add_argument(
+        "--max_zeros",
+        "--max-zeros",
+        type=float,
+        default=0.25,
+        help="share of pixels without data, above 0, at most 1, from which on a channel of an image is too empty",
+    )
+    group.add_argument(
+        "--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
+    )
     group = parser.add_argument_group("looking at --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
-    group.add_argument("--state", action="store_true",
-                       help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say")
-    group.add_argument("--made-with", "--made_with", nargs="*", default=[], metavar="NAME=VALUE",
-                       help="for --state, parameters of the steps before: resampling=, units=, s1_list=FILE or zip, train_list=, test_list=")
+    group.add_argument(
+        "--state",
+        action="store_true",
+        help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
+    )
+    group.add_argument(
+        "--made-with",
+        "--made_with",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for --state, parameters of the steps before: resampling=, units=, s1_list=FILE or zip, train_list=, test_list=",
+    )
     return parser
 
 
@@ -326,7 +445,9 @@ def main(argv=None):
         if args.verify:
             log.info("%s: %d files are as they were written", args.out, verify(args.out, crew))
         elif args.state:
-            complete = crew.on_main(lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with)))
+            complete = crew.on_main(
+                lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with))
+            )
             if crew.is_main:
                 sys.stdout.write("complete\n" if complete else "incomplete\n")
         elif not (args.aligned and args.pairs):

@@ -4,6 +4,7 @@
 Source: Rambour et al., SEN12-FLOOD: a SAR and multispectral dataset for flood detection, 2020; the pairs are those of
 SAR-W-MixMAE, IEEE JSTARS 2026.
 """
+
 import copy
 import hashlib
 import logging
@@ -32,7 +33,7 @@ from sarwmix.rasters import check_nonfinite
 from sarwmix.sen12_index import PAIR
 from sarwmix.tally import Tally
 
-PATCH = 128                     # side of the patches that the model cuts
+PATCH = 128  # side of the patches that the model cuts
 PARTS = {"train": ("train",), "val": ("train",), "train_val": ("train",), "test": ("test",), "all": ("train", "test")}
 
 # One underscore at a time and none at an end, so that "__" can only stand between names; no "/", and no "." in front.
@@ -59,18 +60,20 @@ class FloodDataset(Dataset):
     """
 
     CHANNELS, UNITS = ("VH", "VV"), "dB"
-    MEAN, STD = (-19.2309, -12.5951), (3.1672, 2.9644)      # of BigEarthNet v1: the published run starts from its weights
+    MEAN, STD = (-19.2309, -12.5951), (3.1672, 2.9644)  # of BigEarthNet v1: the published run starts from its weights
     CLASSES = ("no flood", "flood")
     FLOOR_DB = FLOOR_DB
-    left_out = None         # pairs that were left out because their images are missing, where that was asked for
+    left_out = None  # pairs that were left out because their images are missing, where that was asked for
 
     def __init__(self, root, split="train", metadata=None, val_fraction=0.0, seed=0, max_nonfinite=0.01):
         self.root, self.split, self.max_nonfinite = check_root(root), check_split(split), max_nonfinite
         if not 0 <= val_fraction < 1:
             raise DataError(f"--val_fraction {val_fraction}: must be at least 0 and below 1")
         if self.split == "val" and not val_fraction and metadata is None:
-            raise DataError(f"{root}: has no validation split; give --val_fraction, or select on --val_split test as the "
-                            "publication does")
+            raise DataError(
+                f"{root}: has no validation split; give --val_fraction, or select on --val_split test as the "
+                "publication does"
+            )
         self._store = _is_store(self.root)
         self._listing = self._read_pairs(PARTS[self.split] if metadata is None else PARTS["all"], metadata is not None)
         self._refuse_duplicates()
@@ -81,8 +84,9 @@ class FloodDataset(Dataset):
             listed = _read_folders(self.metadata, self.root, known=set(self.groups.tolist()))
             self._keep(np.isin(self.groups, listed))
         if len(self) == 0:
-            raise DataError(f"{_names(self.metadata)}: no pair of split '{self.split}'; choose another split, or restore the "
-                            "pairs")
+            raise DataError(
+                f"{_names(self.metadata)}: no pair of split '{self.split}'; choose another split, or restore the pairs"
+            )
         if self.split in ("train", "val") and val_fraction:
             held_out = np.isin(self.groups, draw_folders(self.groups, val_fraction, seed, _names(self.metadata)))
             self._keep(held_out if self.split == "val" else ~held_out)
@@ -108,7 +112,9 @@ class FloodDataset(Dataset):
     def image_names(self):
         """(N, 2) str: "<folder>/<name>" of the two images of each pair."""
         names = [name.split("__") for name in self.ids.tolist()]
-        return np.array([[f"{folder}/{first}", f"{folder}/{second}"] for folder, first, second in names], dtype=str).reshape(-1, 2)
+        return np.array(
+            [[f"{folder}/{first}", f"{folder}/{second}"] for folder, first, second in names], dtype=str
+        ).reshape(-1, 2)
 
     @cached_property
     def size(self):
@@ -128,7 +134,7 @@ class FloodDataset(Dataset):
 
     def read_image(self, i, which):
         """One image of pair i alone: (2, S, S) float32 dB, NaN where the file has no finite value. which: 0 or 1."""
-        (_, values), = self._linear(i, which)
+        ((_, values),) = self._linear(i, which)
         db = to_db(values).numpy()
         db[~np.isfinite(values)] = np.nan
         return db
@@ -215,7 +221,7 @@ class FloodDataset(Dataset):
         judge(f"{self.root}: {len(rows)} pairs of split '{self.split}'", figures, expected, total.histogram_dict())
         return {name: figures[name] for name in FIRST_LOOK} | {"nonfinite": lost}
 
-    # ---- files -----------------------------------------------------------------------------------------------------
+    # ---- Files -----------------------------------------------------------------------------------
 
     def _linear(self, i, *which):
         """[(what messages call it, (2, S, S) float32 linear)] of both images of pair i, or of those asked for.
@@ -225,8 +231,10 @@ class FloodDataset(Dataset):
         arrays = [self._open(path, i) for path in self.files(i)]
         for path, array in zip(self.files(i), arrays):
             if array.shape[-1] != self.size:
-                raise DataError(f"{path}: is {array.shape[-1]}x{array.shape[-1]} pixels, but {self.files(0)[0]} {self.size}x"
-                                f"{self.size}; all images must be of one size{self._named(i)}")
+                raise DataError(
+                    f"{path}: is {array.shape[-1]}x{array.shape[-1]} pixels, but {self.files(0)[0]} {self.size}x"
+                    f"{self.size}; all images must be of one size{self._named(i)}"
+                )
         if self._store:
             images = list(zip(self.files(i), arrays))
         else:
@@ -251,15 +259,17 @@ class FloodDataset(Dataset):
         except DataError as error:
             return str(error)
         try:
-            return None if side == self.size else f"is {side}x{side} pixels, not {self.size}x{self.size} as the first pair"
+            return (
+                None if side == self.size else f"is {side}x{side} pixels, not {self.size}x{self.size} as the first pair"
+            )
         except DataError:
-            return None     # the first pair is at fault itself, and the rank that has it says so
+            return None  # the first pair is at fault itself, and the rank that has it says so
 
     def _named(self, i):
         """For messages that name the file already: the line of a pair list that asks for it."""
         return f" ({self.where(i)})" if self._store else ""
 
-    # ---- pairs -----------------------------------------------------------------------------------------------------
+    # ---- Pairs -----------------------------------------------------------------------------------
 
     def _keep(self, rows):
         self._listing = self._listing.take(rows)
@@ -278,11 +288,15 @@ class FloodDataset(Dataset):
 
     def _refuse_duplicates(self):
         names, first = self.ids.tolist(), {}
-        repeated = [f"{name} ({self.where(first[name])} and {self.where(i)})" for i, name in enumerate(names)
-                    if first.setdefault(name, i) != i]
+        repeated = [
+            f"{name} ({self.where(first[name])} and {self.where(i)})"
+            for i, name in enumerate(names)
+            if first.setdefault(name, i) != i
+        ]
         if repeated:
-            raise data_error(f"{self.root}: {len(repeated)} of {len(names)} pairs are repeated", repeated,
-                             "remove the repeated ones")
+            raise data_error(
+                f"{self.root}: {len(repeated)} of {len(names)} pairs are repeated", repeated, "remove the repeated ones"
+            )
 
 
 def to_db(values):
@@ -297,15 +311,17 @@ def _is_store(root):
     curated = [name for name in ("train", "test") if (root / name).is_dir()]
     if bool(store) == bool(curated):
         found = f"both {', '.join(store)} and {', '.join(curated)}" if store else "neither"
-        raise DataError(f"{root}: holds {found} of the layouts train/ and test/ with pair files, or images/ with pairs_train.csv "
-                        "and pairs_test.csv; give the folder of one with --data_path")
+        raise DataError(
+            f"{root}: holds {found} of the layouts train/ and test/ with pair files, or images/ with pairs_train.csv "
+            "and pairs_test.csv; give the folder of one with --data_path"
+        )
     return bool(store)
 
 
 def _open_array(path, dimensions):
     """A memory-mapped .npy file of the shape ([2,] 2, S, S). Raises DataError that says what is wrong, without the name."""
     try:
-        with np.errstate(over="ignore"):        # of a header that claims to have more pixels than can be counted
+        with np.errstate(over="ignore"):  # of a header that claims to have more pixels than can be counted
             array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError("does not exist") from None
@@ -313,7 +329,7 @@ def _open_array(path, dimensions):
         raise DataError("is empty") from None
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})") from error
-    except Exception as error:      # of a damaged header, NumPy's parser raises whatever comes to pass
+    except Exception as error:  # of a damaged header, NumPy's parser raises whatever comes to pass
         raise DataError("is corrupt, truncated or no .npy file") from error
     if not isinstance(array, np.ndarray):
         array.close()
@@ -322,22 +338,31 @@ def _open_array(path, dimensions):
     square = array.size and array.shape == (*leading, *array.shape[-1:] * 2)
     if array.dtype != np.float32 or not square or array.shape[-1] % PATCH:
         wanted = f"({', '.join(map(str, leading))}, S, S)"
-        raise DataError(f"holds {array.dtype} of shape {array.shape}, not float32 of {wanted} with S a multiple of {PATCH}")
+        raise DataError(
+            f"holds {array.dtype} of shape {array.shape}, not float32 of {wanted} with S a multiple of {PATCH}"
+        )
     return array
 
 
 def _read_folder(path):
     """Listing of the pair files in a folder, by name."""
     try:
-        names = sorted(entry.name for entry in path.iterdir() if entry.suffix == ".npy" and not entry.name.startswith("."))
+        names = sorted(
+            entry.name for entry in path.iterdir() if entry.suffix == ".npy" and not entry.name.startswith(".")
+        )
     except OSError as error:
-        raise DataError(f"{path}: cannot be listed ({error.strerror}); copy the pair files there, or choose another split"
-                        ) from error
+        raise DataError(
+            f"{path}: cannot be listed ({error.strerror}); copy the pair files there, or choose another split"
+        ) from error
     parsed = [_PAIR_FILE.fullmatch(name) for name in names]
     bad = [name for name, match in zip(names, parsed) if not match]
     if bad:
-        raise data_error(f"{path}: {len(bad)} of {len(names)} files are not named <folder>__<first image>__<second image>__"
-                         "<label 0 or 1>.npy", [quoted(name) for name in bad], "rename or remove them")
+        raise data_error(
+            f"{path}: {len(bad)} of {len(names)} files are not named <folder>__<first image>__<second image>__"
+            "<label 0 or 1>.npy",
+            [quoted(name) for name in bad],
+            "rename or remove them",
+        )
     pairs = [match.groups() for match in parsed]
     return _listing([name for name, _ in pairs], [label for _, label in pairs], f"{path.name}/", range(len(pairs)))
 
@@ -348,8 +373,10 @@ def _read_list(path):
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     lacking = [name for name in PAIR if name not in header]
     if lacking:
-        raise DataError(f"{path}: has no column {', '.join(lacking)} (columns: {', '.join(map(quoted, header)) or 'none'}); "
-                        f"restore its header, {','.join(PAIR)}")
+        raise DataError(
+            f"{path}: has no column {', '.join(lacking)} (columns: {', '.join(map(quoted, header)) or 'none'}); "
+            f"restore its header, {','.join(PAIR)}"
+        )
     columns = [header.index(name) for name in PAIR]
     lines, names, labels, bad = [], [], [], []
     for line, row in rows:
@@ -361,8 +388,12 @@ def _read_list(path):
         names.append(pair)
         labels.append(cells[-1])
     if bad:
-        raise data_error(f"{path}: {len(bad)} of {len(lines)} rows are no names (letters, digits, '.', '-', single '_') with "
-                         "label 0 or 1", bad, "correct the rows")
+        raise data_error(
+            f"{path}: {len(bad)} of {len(lines)} rows are no names (letters, digits, '.', '-', single '_') with "
+            "label 0 or 1",
+            bad,
+            "correct the rows",
+        )
     return _listing(names, labels, f"{path.name}:", lines)
 
 
@@ -389,11 +420,18 @@ def _read_folders(lists, root, known):
         raise data_error(f"{_names(lists)}: {len(bad)} rows are not the name of one folder", bad, "correct the rows")
     absent = [f"{name} ({where})" for name, where in listed.items() if name not in known]
     if len(absent) == len(listed):
-        raise DataError(f"{_names(lists)}: none of the {len(listed)} listed folders has a pair in {root}; correct the list, or "
-                        "give another with --metadata")
+        raise DataError(
+            f"{_names(lists)}: none of the {len(listed)} listed folders has a pair in {root}; correct the list, or "
+            "give another with --metadata"
+        )
     if absent:
-        log.info("%d of %d listed folders have no pair: %s%s", len(absent), len(listed), ", ".join(absent[:5]),
-                 f", and {len(absent) - 5} more" if len(absent) > 5 else "")
+        log.info(
+            "%d of %d listed folders have no pair: %s%s",
+            len(absent),
+            len(listed),
+            ", ".join(absent[:5]),
+            f", and {len(absent) - 5} more" if len(absent) > 5 else "",
+        )
     return [name for name in listed if name in known]
 
 
@@ -410,6 +448,8 @@ def draw_folders(groups, share, seed, source):
     folders = np.unique(groups)
     count = max(1, round(share * len(folders)))
     if count >= len(folders):
-        raise DataError(f"{source}: --val_fraction {share} of {len(folders)} folders leaves nothing to train on; "
-                        "lower it, or add folders")
+        raise DataError(
+            f"{source}: --val_fraction {share} of {len(folders)} folders leaves nothing to train on; "
+            "lower it, or add folders"
+        )
     return np.random.default_rng(seed).permutation(folders)[:count]

@@ -7,6 +7,7 @@ writes DIR/images/<folder>/<name>.npy ((2, S, S) float32, linear σ⁰, VH, VV) 
 one place, seen at several dates. Nothing can be taken for measured data: the acquisitions are dated 2000, before the
 satellite flew, and simulation.json says what the folder is.
 """
+
 import argparse
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -29,18 +30,19 @@ from sarwmix.simulate_radar import PSF_REACH, observe
 log = logging.getLogger(__name__)
 
 C = LandCover
-VERSION = 1                     # of the generator: another one gives other images for the same parameters
-STREAM = 2                      # apart from the scenes that sarwmix.simulate draws from the same seed
-SHARE = (0.1, 0.35)             # of the land that a flood covers at its peak, as long as
-MOST = 0.7                      # of the land without forest are enough for that
-NEVER_FLOODED = 3               # every third folder, so that the later image of a pair is not always the flooded one
+VERSION = 1  # of the generator: another one gives other images for the same parameters
+STREAM = 2  # apart from the scenes that sarwmix.simulate draws from the same seed
+SHARE = (0.1, 0.35)  # of the land that a flood covers at its peak, as long as
+MOST = 0.7  # of the land without forest are enough for that
+NEVER_FLOODED = 3  # every third folder, so that the later image of a pair is not always the flooded one
 FIRST_DATE, REVISIT, NEXT_PLACE = datetime(2000, 1, 1), timedelta(days=12), timedelta(minutes=15)
-TEST_FOLDERS = 99               # names of one or two digits are those of test folders
+TEST_FOLDERS = 99  # names of one or two digits are those of test folders
 
 
 @dataclass(frozen=True)
 class Parameters:
     """All that decides the content of a simulated dataset."""
+
     folders: int
     seed: int = 0
     size: int = 512
@@ -49,7 +51,7 @@ class Parameters:
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for values that cannot be."""
-        check_ranges(self, folders=(1, 9999), seed=(0, 2 ** 63 - 1), size=(128, 1024), images=(2, 30))
+        check_ranges(self, folders=(1, 9999), seed=(0, 2**63 - 1), size=(128, 1024), images=(2, 30))
         if self.size % 128:
             raise ValueError(f"--size {self.size}: must be a multiple of 128, the side of the patches the model cuts")
         if not 0 <= self.test_fraction < 1:
@@ -59,6 +61,7 @@ class Parameters:
 @dataclass(frozen=True)
 class Place:
     """What one folder is called, and whether a flood comes."""
+
     index: int
     name: str
     split: str
@@ -71,14 +74,20 @@ def plan_places(parameters):
     if tests >= parameters.folders:
         raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
     if tests > TEST_FOLDERS:
-        raise DataError(f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
-                        f"or two digits end at {TEST_FOLDERS}; give less")
+        raise DataError(
+            f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
+            f"or two digits end at {TEST_FOLDERS}; give less"
+        )
     trains = parameters.folders - tests
     named = [("train", n, f"{n + 1:04d}") for n in range(trains)] + [("test", n, f"{n + 1}") for n in range(tests)]
-    return [Place(index, name, split, n % NEVER_FLOODED != NEVER_FLOODED - 1) for index, (split, n, name) in enumerate(named)]
+    return [
+        Place(index, name, split, n % NEVER_FLOODED != NEVER_FLOODED - 1)
+        for index, (split, n, name) in enumerate(named)
+    ]
 
 
-# ---- places and floods -----------------------------------------------------------------------------------------------
+# ---- Places and floods ---------------------------------------------------------------------------
+
 
 def flood_level(rng, geography):
     """How much the water must rise until a pixel is covered, (H, W) float32 without unit; infinite where it never is.
@@ -103,13 +112,23 @@ def under_water(geography, water):
     land_cover[water], building[water], alignment[water] = C.INLAND_WATER, 0, 0
     rows, cols = geography.target_rows, geography.target_cols
     dry = ~water[rows, cols]
-    return replace(geography, land_cover=land_cover, building=building, alignment=alignment, hedge=geography.hedge & ~water,
-                   paved=geography.paved & ~water, target_rows=rows[dry], target_cols=cols[dry])
+    return replace(
+        geography,
+        land_cover=land_cover,
+        building=building,
+        alignment=alignment,
+        hedge=geography.hedge & ~water,
+        paved=geography.paved & ~water,
+        target_rows=rows[dry],
+        target_cols=cols[dry],
+    )
 
 
 def draw_place(rng, size):
     """The Geography of a place of size × size pixels of 10 m, with a border of PSF_REACH that the image of it lacks."""
-    landscape = rng.choice([name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)])  # rivers flood, not the sea
+    landscape = rng.choice(
+        [name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)]
+    )  # rivers flood, not the sea
     return draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
 
 
@@ -118,7 +137,7 @@ def observe_place(rng, geography, images, floods):
     level = flood_level(rng, geography)
     inner = slice(PSF_REACH, -PSF_REACH)
     land, open_land = np.count_nonzero(~np.isin(geography.land_cover, WATER)), level[np.isfinite(level)]
-    share = min(rng.uniform(*SHARE) * land / max(open_land.size, 1), MOST)      # of the land without forest
+    share = min(rng.uniform(*SHARE) * land / max(open_land.size, 1), MOST)  # of the land without forest
     sigma0, water = [], []
     for under_flood in flooded_dates(images, floods):
         flooded = np.zeros(level.shape, bool)
@@ -147,15 +166,20 @@ def flooded_dates(images, floods):
     return [floods and date >= images - images // 2 for date in range(images)]
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def write_place(place, out, parameters):
     """Simulate one folder and write its images under out. Returns its rows of the pair list."""
-    sigma0, _ = simulate_place((parameters.seed, STREAM, VERSION, place.index), parameters.size, parameters.images, place.floods)
+    sigma0, _ = simulate_place(
+        (parameters.seed, STREAM, VERSION, place.index), parameters.size, parameters.images, place.floods
+    )
     folder = out / "images" / place.name
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"S1A_IW_GRDH_1SDV_{FIRST_DATE + place.index * NEXT_PLACE + date * REVISIT:%Y%m%dT%H%M%S}"
-             for date in range(parameters.images)]
+    names = [
+        f"S1A_IW_GRDH_1SDV_{FIRST_DATE + place.index * NEXT_PLACE + date * REVISIT:%Y%m%dT%H%M%S}"
+        for date in range(parameters.images)
+    ]
     for name, image in zip(names, sigma0):
         save_array(folder / f"{name}.npy", image)
     flooded = flooded_dates(parameters.images, place.floods)
@@ -170,8 +194,13 @@ def simulate_floods(out, parameters, crew=Crew()):
     too few or too many for the splits.
     """
     out, places = Path(out), crew.on_main(lambda: plan_places(parameters))
-    record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood", "version": VERSION, "units": "linear",
-              "parameters": asdict(parameters)}
+    record = {
+        "SIMULATED": "yes",
+        "generator": "sarwmix.simulate_flood",
+        "version": VERSION,
+        "units": "linear",
+        "parameters": asdict(parameters),
+    }
     with claimed(crew, out, record, last=KEPT["test"].name) as complete:
         if complete:
             return False
@@ -184,16 +213,29 @@ def simulate_floods(out, parameters, crew=Crew()):
 
 def add_content_flags(parser):
     group = parser.add_argument_group("content")
-    group.add_argument("--folders", type=int, required=True, default=argparse.SUPPRESS,
-                       help="number of places, train and test together; every third is never flooded")
+    group.add_argument(
+        "--folders",
+        type=int,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="number of places, train and test together; every third is never flooded",
+    )
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
-    group.add_argument("--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128")
-    group.add_argument("--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded")
-    group.add_argument("--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1")
+    group.add_argument(
+        "--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128"
+    )
+    group.add_argument(
+        "--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded"
+    )
+    group.add_argument(
+        "--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1"
+    )
 
 
 def get_args_parser():
-    parser = Command("sarwmix.simulate_flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.")
+    parser = Command(
+        "sarwmix.simulate_flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood."
+    )
     add_output_flags(parser)
     add_content_flags(parser)
     return parser

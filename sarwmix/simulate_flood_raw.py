@@ -8,6 +8,7 @@ linear σ⁰, EPSG:4326, about 10 m) and S2_<date>_B04.tif (uint16, UTM, 10 m), 
 onto. What does not work with real data is in it too: the images in DIR/faults.json. Nothing can be taken for measured
 data: the acquisitions are dated 2000, before the satellites flew, and each file is tagged.
 """
+
 import binascii
 import logging
 import math
@@ -24,7 +25,7 @@ try:
     import rasterio
     from rasterio.warp import Resampling, reproject, transform, transform_bounds
 except ImportError:
-    rasterio = None             # `simulate_raw_floods` says so
+    rasterio = None  # `simulate_raw_floods` says so
 
 from sarwmix.command import Command
 from sarwmix.crew import Crew
@@ -32,40 +33,74 @@ from sarwmix.files import claimed, put_in_place, write_json
 from sarwmix.packages import load
 from sarwmix.sen12_index import S1_LIST
 from sarwmix.simulate import PIXEL, add_output_flags, run_generator
-from sarwmix.simulate_flood import (FIRST_DATE, NEXT_PLACE, REVISIT, Parameters, add_content_flags, draw_place, flooded_dates,
-                                    observe_place, plan_places)
+from sarwmix.simulate_flood import (
+    FIRST_DATE,
+    NEXT_PLACE,
+    REVISIT,
+    Parameters,
+    add_content_flags,
+    draw_place,
+    flooded_dates,
+    observe_place,
+    plan_places,
+)
 from sarwmix.simulate_landcover import LandCover, hashed
 from sarwmix.simulate_radar import BANDS, PSF_REACH
 
 log = logging.getLogger(__name__)
 
 C = LandCover
-VERSION = 1                     # of the generator: another one gives other images for the same parameters
-STREAM = 3                      # apart from what the other generators draw from the same seed
+VERSION = 1  # of the generator: another one gives other images for the same parameters
+STREAM = 3  # apart from what the other generators draw from the same seed
 NAME, ZIP, FAULTS = "SEN12FLOOD", "SEN12FLOOD.zip", "faults.json"
 LATLON = rasterio and rasterio.CRS.from_epsg(4326)
-DEGREES = 0.0000898             # side of a pixel of the Sentinel-1 images: 10 m along a meridian
-EDGE = 4                        # pixels of 10 m that they reach beyond the grid of the Sentinel-2 image
-MARGIN = 24                     # of the simulation beyond that grid: EDGE, and what the meridian turns from the grid's north
-ZONES = (32735, 32736, 32737)   # southern Africa, 24° to 42° east
-WEST, NORTH, SPACING, WIDE, HIGH = 300020, 8699980, 20000, 20, 40   # m, m, m; columns and rows of folders in each zone
+DEGREES = 0.0000898  # side of a pixel of the Sentinel-1 images: 10 m along a meridian
+EDGE = 4  # pixels of 10 m that they reach beyond the grid of the Sentinel-2 image
+MARGIN = 24  # of the simulation beyond that grid: EDGE, and what the meridian turns from the grid's north
+ZONES = (32735, 32736, 32737)  # southern Africa, 24° to 42° east
+WEST, NORTH, SPACING, WIDE, HIGH = 300020, 8699980, 20000, 20, 40  # m, m, m; columns and rows of folders in each zone
 S2_DATES = (timedelta(days=2), timedelta(days=32))
 
 # Red band of Sentinel-2, reflectance × 10,000, of each class; of muddy flood water; and how much parcels differ.
-RED = {C.URBAN: 1500, C.INDUSTRY: 1900, C.ARABLE: 1250, C.PERMANENT: 900, C.PASTURE: 750, C.COMPLEX: 1000, C.AGRI_NATURAL: 800,
-       C.AGROFOREST: 700, C.BROADLEAVED: 300, C.CONIFEROUS: 260, C.MIXED: 280, C.GRASSLAND: 900, C.MOOR: 600, C.TRANSITIONAL: 550,
-       C.BEACH: 2600, C.INLAND_WETLAND: 500, C.COASTAL_WETLAND: 550, C.INLAND_WATER: 350, C.SEA: 250}
+RED = {
+    C.URBAN: 1500,
+    C.INDUSTRY: 1900,
+    C.ARABLE: 1250,
+    C.PERMANENT: 900,
+    C.PASTURE: 750,
+    C.COMPLEX: 1000,
+    C.AGRI_NATURAL: 800,
+    C.AGROFOREST: 700,
+    C.BROADLEAVED: 300,
+    C.CONIFEROUS: 260,
+    C.MIXED: 280,
+    C.GRASSLAND: 900,
+    C.MOOR: 600,
+    C.TRANSITIONAL: 550,
+    C.BEACH: 2600,
+    C.INLAND_WETLAND: 500,
+    C.COASTAL_WETLAND: 550,
+    C.INLAND_WATER: 350,
+    C.SEA: 250,
+}
 RED_FLOOD, RED_PARCELS, RED_NOISE = 950, 0.5, 25
 
 # What is wrong with some images, one each. Those that cannot be used come first, so that they go to different folders.
 SINGLE, PARTIAL, CORRUPT, MISSING, GAP, NONFINITE = KINDS = (
-    "single_polarisation", "partial_cover", "corrupt", "missing", "small_gap", "nonfinite")
+    "single_polarisation",
+    "partial_cover",
+    "corrupt",
+    "missing",
+    "small_gap",
+    "nonfinite",
+)
 COVERED, GAP_SHARE, NONFINITE_PIXELS = 0.55, 0.1, 5
 
 
 @dataclass(frozen=True)
 class RawParameters(Parameters):
     """All that decides what is left in the folder. keep_tree: the files stay beside the zip."""
+
     keep_tree: bool = False
 
 
@@ -81,7 +116,8 @@ def plan_faults(places, images):
     return dict(zip(KINDS, free))
 
 
-# ---- where and when --------------------------------------------------------------------------------------------------
+# ---- Where and when ------------------------------------------------------------------------------
+
 
 def corner(index):
     """(EPSG code, easting, northing) of the upper left corner of folder `index`. After some thousand they repeat."""
@@ -94,7 +130,11 @@ def grid(index, size, reach=0):
     """(CRS, transform, bounds) of the Sentinel-2 image of a folder, `reach` pixels larger on every side; m."""
     epsg, west, north = corner(index)
     west, north, side = west - reach * PIXEL, north + reach * PIXEL, (size + 2 * reach) * PIXEL
-    return rasterio.CRS.from_epsg(epsg), rasterio.Affine(PIXEL, 0, west, 0, -PIXEL, north), (west, north - side, west + side, north)
+    return (
+        rasterio.CRS.from_epsg(epsg),
+        rasterio.Affine(PIXEL, 0, west, 0, -PIXEL, north),
+        (west, north - side, west + side, north),
+    )
 
 
 def acquisitions(place, images):
@@ -109,7 +149,8 @@ def product_name(place, date, start, polarisation="D"):
     return f"{name}_{binascii.crc_hqx(name.encode(), 0):04X}"
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- Images --------------------------------------------------------------------------------------
+
 
 def simulate_raw_place(place, parameters):
     """One folder on its UTM grid, with MARGIN more pixels on every side, S = size + 2·MARGIN.
@@ -130,8 +171,17 @@ def to_latlon(sigma0, index, size):
     high, wide = math.ceil((north - south) / DEGREES), math.ceil((east - west) / DEGREES)
     geotransform = rasterio.Affine(DEGREES, 0, west, 0, -DEGREES, north)
     image = np.zeros((2, high, wide), np.float32)
-    reproject(sigma0, image, src_crs=crs, src_transform=pixels, dst_crs=LATLON, dst_transform=geotransform, dst_nodata=0,
-              resampling=Resampling.bilinear, tolerance=0)
+    reproject(
+        sigma0,
+        image,
+        src_crs=crs,
+        src_transform=pixels,
+        dst_crs=LATLON,
+        dst_transform=geotransform,
+        dst_nodata=0,
+        resampling=Resampling.bilinear,
+        tolerance=0,
+    )
     return image, geotransform
 
 
@@ -148,28 +198,40 @@ def red_band(rng, geography, water):
 def damage(image, geotransform, kind):
     """(image (2, H, W), transform) with the fault `kind` that shows in the pixels; any other leaves them as they are."""
     _, high, wide = image.shape
-    if kind == PARTIAL:                                     # the swath ends here
-        image = image[:, :, :round(COVERED * wide)]
+    if kind == PARTIAL:  # the swath ends here
+        image = image[:, :, : round(COVERED * wide)]
     if kind == GAP:
-        image[:, high // 3:high // 3 + round(GAP_SHARE * high)] = 0
+        image[:, high // 3 : high // 3 + round(GAP_SHARE * high)] = 0
     if kind == NONFINITE:
         at = np.linspace(0.25, 0.75, NONFINITE_PIXELS)
         image[:, (at * high).astype(int), (at * wide).astype(int)] = np.nan
     return image, geotransform
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def write_raster(path, image, crs, geotransform, units, cut=False):
     """A GeoTIFF of one band (H, W). cut: only half of the file."""
+
     def write(temporary):
-        with rasterio.open(temporary, "w", driver="GTiff", width=image.shape[1], height=image.shape[0], count=1, dtype=image.dtype,
-                           crs=crs, transform=geotransform) as file:
+        with rasterio.open(
+            temporary,
+            "w",
+            driver="GTiff",
+            width=image.shape[1],
+            height=image.shape[0],
+            count=1,
+            dtype=image.dtype,
+            crs=crs,
+            transform=geotransform,
+        ) as file:
             file.update_tags(SIMULATED="yes", UNITS=units)
             file.write(image, 1)
         if cut:
             with open(temporary, "r+b") as file:
                 file.truncate(temporary.stat().st_size // 2)
+
     put_in_place(path, write)
 
 
@@ -188,9 +250,17 @@ def write_folder(place, root, parameters, faults):
         image, geotransform = damage(*to_latlon(sigma0[date], place.index, parameters.size), kind)
         for band, values in zip(BANDS, image):
             if kind != MISSING and (band, kind) != ("VH", SINGLE):
-                write_raster(folder / f"{name}_corrected_{band}.tif", values, LATLON, geotransform, "linear",
-                             cut=(band, kind) == ("VV", CORRUPT))
-        entries.append({"date": f"{start:%Y-%m-%d}", "FLOODING": flooded[date], "orbit": "DESCENDING", "filename": name})
+                write_raster(
+                    folder / f"{name}_corrected_{band}.tif",
+                    values,
+                    LATLON,
+                    geotransform,
+                    "linear",
+                    cut=(band, kind) == ("VV", CORRUPT),
+                )
+        entries.append(
+            {"date": f"{start:%Y-%m-%d}", "FLOODING": flooded[date], "orbit": "DESCENDING", "filename": name}
+        )
     optical = []
     for when in (starts[0] + after for after in S2_DATES):
         latest = sum(start <= when for start in starts) - 1
@@ -199,8 +269,11 @@ def write_folder(place, root, parameters, faults):
         optical.append({"date": f"{when:%Y-%m-%d}", "FLOODING": flooded[latest], "filename": f"S2_{when:%Y-%m-%d}"})
     area = _outline(place.index, parameters.size)
     # In the real list some folders are not numbered in the order of acquisition: here every second one.
-    return (_listed(place.name, entries[::-1] if place.index % 2 else entries, area), _listed(place.name, optical, area),
-            {kind: {"folder": place.name, "filename": entries[date]["filename"]} for date, kind in wrong.items()})
+    return (
+        _listed(place.name, entries[::-1] if place.index % 2 else entries, area),
+        _listed(place.name, optical, area),
+        {kind: {"folder": place.name, "filename": entries[date]["filename"]} for date, kind in wrong.items()},
+    )
 
 
 def _write_optical(folder, when, index, red):
@@ -225,19 +298,21 @@ def _listed(folder, entries, area):
 
 def write_zip(path, root):
     """Everything under root, with the name of that folder, as a zip; equal files make equal zips."""
+
     def write(temporary):
         with zipfile.ZipFile(temporary, "w") as archive:
             for member in (root, *sorted(root.rglob("*"))):
                 name = f"{member.relative_to(root.parent).as_posix()}{'/' if member.is_dir() else ''}"
                 info = zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0))
-                info.create_system = 3                  # the system whose modes follow
+                info.create_system = 3  # the system whose modes follow
                 info.external_attr = (0o40755 if member.is_dir() else 0o100644) << 16
                 if member.is_dir():
                     archive.writestr(info, b"")
                     continue
                 info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, member.stat().st_size
                 with open(member, "rb") as source, archive.open(info, "w") as target:
-                    shutil.copyfileobj(source, target, 2 ** 20)
+                    shutil.copyfileobj(source, target, 2**20)
+
     put_in_place(path, write)
 
 
@@ -248,16 +323,22 @@ def simulate_raw_floods(out, parameters, crew=Crew()):
     everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too many
     for the splits.
     """
+
     def plan():
-        load("rasterio", "writing GeoTIFFs")        # before the folder is begun
+        load("rasterio", "writing GeoTIFFs")  # before the folder is begun
         return plan_places(parameters)
 
     out = Path(out)
     root = out / NAME
     places = crew.on_main(plan)
     faults = plan_faults(places, parameters.images)
-    record = {"SIMULATED": "yes", "generator": "sarwmix.simulate_flood_raw", "version": VERSION, "units": "linear",
-              "parameters": asdict(parameters)}
+    record = {
+        "SIMULATED": "yes",
+        "generator": "sarwmix.simulate_flood_raw",
+        "version": VERSION,
+        "units": "linear",
+        "parameters": asdict(parameters),
+    }
     with claimed(crew, out, record, last=ZIP) as complete:
         if not complete:
             found = crew.map(partial(write_folder, root=root, parameters=parameters, faults=faults), places, "folders")
@@ -274,13 +355,18 @@ def _write_lists(out, root, found):
     at = {kind: where for part in faulty for kind, where in part.items()}
     write_json(out / FAULTS, {kind: at[kind] for kind in KINDS if kind in at})
     if len(at) < len(KINDS):
-        log.warning("%d of %d kinds of faulty images have no place; give more --folders or --images for them", len(KINDS) - len(at),
-                    len(KINDS))
+        log.warning(
+            "%d of %d kinds of faulty images have no place; give more --folders or --images for them",
+            len(KINDS) - len(at),
+            len(KINDS),
+        )
     write_zip(out / ZIP, root)
 
 
 def get_args_parser():
-    parser = Command("sarwmix.simulate_flood_raw", "Write a simulated SEN12-FLOOD as it is downloaded, for trying its preparation.")
+    parser = Command(
+        "sarwmix.simulate_flood_raw", "Write a simulated SEN12-FLOOD as it is downloaded, for trying its preparation."
+    )
     add_output_flags(parser)
     group = parser.add_argument_group("intermediate files")
     group.add_argument("--keep_tree", action="store_true", help=f"keep the files of the zip in DIR/{NAME} too")

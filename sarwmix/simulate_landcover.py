@@ -4,6 +4,7 @@
 It knows nothing of radar. `draw_geography` paints one scene, from the ground up: farmland and open land by district
 and parcel, uplands, forests, wetlands, water, towns. Lengths are pixels of 10 m throughout.
 """
+
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -13,6 +14,7 @@ from scipy import fft, ndimage
 
 class LandCover(IntEnum):
     """The 19 BigEarthNet classes; the value is the official class index."""
+
     URBAN, INDUSTRY, ARABLE, PERMANENT, PASTURE, COMPLEX, AGRI_NATURAL, AGROFOREST = range(8)
     BROADLEAVED, CONIFEROUS, MIXED, GRASSLAND, MOOR, TRANSITIONAL, BEACH = range(8, 15)
     INLAND_WETLAND, COASTAL_WETLAND, INLAND_WATER, SEA = range(15, 19)
@@ -27,54 +29,100 @@ WATER = (C.INLAND_WATER, C.SEA)
 @dataclass(frozen=True)
 class Landscape:
     """What a kind of scenery is made of: shares of the scene as (least, most), numbers per 100 km²."""
-    districts: dict                     # class of a district of open land: relative frequency
+
+    districts: dict  # class of a district of open land: relative frequency
     sea: tuple = (0.0, 0.0)
     lakes: tuple = (0.0, 0.02)
     forest: tuple = (0.1, 0.3)
-    forest_mix: tuple = (1, 1, 1)       # relative area of broad-leaved, coniferous, mixed
+    forest_mix: tuple = (1, 1, 1)  # relative area of broad-leaved, coniferous, mixed
     uplands: tuple = (0.0, 0.0)
     wetlands: tuple = (0.0, 0.02)
-    relief: tuple = (5.0, 40.0)         # standard deviation of the height, m
+    relief: tuple = (5.0, 40.0)  # standard deviation of the height, m
     rivers: float = 0.8
     cities: float = 1.8
     villages: float = 16.0
-    parcel: tuple = (7.0, 22.0)         # width of a parcel
+    parcel: tuple = (7.0, 22.0)  # width of a parcel
 
 
 LANDSCAPES = {  # name: (relative frequency, contents)
-    "coast": (0.32, Landscape(
-        {C.ARABLE: 4, C.PASTURE: 3, C.COMPLEX: 2, C.AGRI_NATURAL: 2, C.GRASSLAND: 1, C.MOOR: 1},
-        sea=(0.4, 0.9), forest=(0.08, 0.3), wetlands=(0.0, 0.04), relief=(3, 30), cities=3.5)),
-    "farmland": (0.22, Landscape(
-        {C.ARABLE: 9, C.COMPLEX: 2, C.PASTURE: 1.5, C.AGRI_NATURAL: 1.5, C.PERMANENT: 0.5},
-        forest=(0.06, 0.22), forest_mix=(2, 1, 1), cities=2.8, parcel=(9, 30))),
-    "lakeland": (0.20, Landscape(
-        {C.TRANSITIONAL: 3, C.ARABLE: 2, C.PASTURE: 1, C.AGRI_NATURAL: 2, C.MOOR: 0.5},
-        lakes=(0.06, 0.22), forest=(0.5, 0.75), forest_mix=(0.6, 2.5, 2), wetlands=(0.04, 0.12), relief=(8, 35),
-        rivers=0.5, cities=0.7, villages=7, parcel=(8, 18))),
-    "grassland hills": (0.14, Landscape(
-        {C.PASTURE: 6, C.AGRI_NATURAL: 2, C.COMPLEX: 1.5, C.ARABLE: 2, C.GRASSLAND: 1},
-        forest=(0.15, 0.4), uplands=(0.05, 0.25), wetlands=(0.0, 0.06), relief=(25, 80), parcel=(6, 16))),
-    "mediterranean": (0.12, Landscape(
-        {C.PERMANENT: 4, C.AGROFOREST: 4, C.ARABLE: 2, C.COMPLEX: 2, C.AGRI_NATURAL: 2, C.MOOR: 1, C.GRASSLAND: 1},
-        lakes=(0.0, 0.03), forest=(0.1, 0.3), forest_mix=(3, 1, 1), uplands=(0.03, 0.15), relief=(20, 70),
-        rivers=0.6, villages=12, parcel=(6, 20))),
+    "coast": (
+        0.32,
+        Landscape(
+            {C.ARABLE: 4, C.PASTURE: 3, C.COMPLEX: 2, C.AGRI_NATURAL: 2, C.GRASSLAND: 1, C.MOOR: 1},
+            sea=(0.4, 0.9),
+            forest=(0.08, 0.3),
+            wetlands=(0.0, 0.04),
+            relief=(3, 30),
+            cities=3.5,
+        ),
+    ),
+    "farmland": (
+        0.22,
+        Landscape(
+            {C.ARABLE: 9, C.COMPLEX: 2, C.PASTURE: 1.5, C.AGRI_NATURAL: 1.5, C.PERMANENT: 0.5},
+            forest=(0.06, 0.22),
+            forest_mix=(2, 1, 1),
+            cities=2.8,
+            parcel=(9, 30),
+        ),
+    ),
+    "lakeland": (
+        0.20,
+        Landscape(
+            {C.TRANSITIONAL: 3, C.ARABLE: 2, C.PASTURE: 1, C.AGRI_NATURAL: 2, C.MOOR: 0.5},
+            lakes=(0.06, 0.22),
+            forest=(0.5, 0.75),
+            forest_mix=(0.6, 2.5, 2),
+            wetlands=(0.04, 0.12),
+            relief=(8, 35),
+            rivers=0.5,
+            cities=0.7,
+            villages=7,
+            parcel=(8, 18),
+        ),
+    ),
+    "grassland hills": (
+        0.14,
+        Landscape(
+            {C.PASTURE: 6, C.AGRI_NATURAL: 2, C.COMPLEX: 1.5, C.ARABLE: 2, C.GRASSLAND: 1},
+            forest=(0.15, 0.4),
+            uplands=(0.05, 0.25),
+            wetlands=(0.0, 0.06),
+            relief=(25, 80),
+            parcel=(6, 16),
+        ),
+    ),
+    "mediterranean": (
+        0.12,
+        Landscape(
+            {C.PERMANENT: 4, C.AGROFOREST: 4, C.ARABLE: 2, C.COMPLEX: 2, C.AGRI_NATURAL: 2, C.MOOR: 1, C.GRASSLAND: 1},
+            lakes=(0.0, 0.03),
+            forest=(0.1, 0.3),
+            forest_mix=(3, 1, 1),
+            uplands=(0.03, 0.15),
+            relief=(20, 70),
+            rivers=0.6,
+            villages=12,
+            parcel=(6, 20),
+        ),
+    ),
 }
 
 
 @dataclass
 class Geography:
     """One scene, H × W pixels of 10 m; `targets` are strong single reflectors: buildings, masts, farms, ships."""
-    land_cover: np.ndarray      # (H, W) uint8, LandCover
-    elevation: np.ndarray       # (H, W) float32, m
-    parcel: np.ndarray          # (H, W) uint32, the same number within a parcel
-    parcel_across: np.ndarray   # (H, W) float32, distance across the rows of the parcel
-    hedge: np.ndarray           # (H, W) bool, tree lines between parcels
-    paved: np.ndarray           # (H, W) bool, roads and streets
-    building: np.ndarray        # (H, W) float32 in [0, 1), a random number per building; its size follows the town's
-    alignment: np.ndarray       # (H, W) float32 in [0, 1], 1 where streets run along the track of the sensor
-    target_rows: np.ndarray     # (T,) int
-    target_cols: np.ndarray     # (T,) int
+
+    land_cover: np.ndarray  # (H, W) uint8, LandCover
+    elevation: np.ndarray  # (H, W) float32, m
+    parcel: np.ndarray  # (H, W) uint32, the same number within a parcel
+    parcel_across: np.ndarray  # (H, W) float32, distance across the rows of the parcel
+    hedge: np.ndarray  # (H, W) bool, tree lines between parcels
+    paved: np.ndarray  # (H, W) bool, roads and streets
+    building: np.ndarray  # (H, W) float32 in [0, 1), a random number per building; its size follows the town's
+    alignment: np.ndarray  # (H, W) float32 in [0, 1], 1 where streets run along the track of the sensor
+    target_rows: np.ndarray  # (T,) int
+    target_cols: np.ndarray  # (T,) int
 
 
 def _interpolate(field, length, step, axis):
@@ -95,12 +143,12 @@ def fractal(rng, shape, largest, slope=3.0, step=1):
     fine = tuple(int(-(-n // step)) + 2 for n in shape)
     high, wide = (fft.next_fast_len(int(1.25 * n) + 4, real=True) for n in fine)
     frequency = np.hypot(fft.fftfreq(high)[:, None], fft.rfftfreq(wide)[None]).astype(np.float32)
-    amplitude = (frequency ** 2 + (step / largest) ** 2) ** np.float32(-slope / 4)
+    amplitude = (frequency**2 + (step / largest) ** 2) ** np.float32(-slope / 4)
     spectrum = rng.standard_normal((*amplitude.shape, 2), dtype=np.float32).view(np.complex64)[..., 0] * amplitude
-    field = fft.irfft2(spectrum, s=(high, wide))[:fine[0], :fine[1]]
+    field = fft.irfft2(spectrum, s=(high, wide))[: fine[0], : fine[1]]
     for axis, length in enumerate(shape if step > 1 else ()):
         field = _interpolate(field, length, step, axis)
-    field = field[:shape[0], :shape[1]]
+    field = field[: shape[0], : shape[1]]
     return (field - field.mean()) / field.std()
 
 
@@ -109,12 +157,12 @@ def hashed(*keys):
 
     A multiply-xorshift hash: what belongs to one parcel or building is drawn without a table of all of them.
     """
-    state = np.full(1, 0x9E3779B9, np.uint32)        # an array: unlike a number, it overflows in silence
+    state = np.full(1, 0x9E3779B9, np.uint32)  # an array: unlike a number, it overflows in silence
     for key in keys:
         state = (state ^ np.asarray(key).astype(np.int64).astype(np.uint32)) * np.uint32(0x85EBCA6B)
         state = (state ^ (state >> np.uint32(15))) * np.uint32(0xC2B2AE35)
         state = state ^ (state >> np.uint32(13))
-    return (state >> np.uint32(8)).astype(np.float32) * np.float32(2 ** -24)
+    return (state >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
 def below(field, share):
@@ -128,8 +176,8 @@ def voronoi(seed, rows, cols, spacing):
     cell_row, cell_col = np.floor(rows / spacing).astype(np.int32), np.floor(cols / spacing).astype(np.int32)
     nearest = np.full(rows.shape, np.inf, np.float32)
     number = np.zeros(rows.shape, np.int32)
-    margin, width = 8, int(cell_col.max()) + 16     # the neighbours of edge cells, and warped positions outside
-    table_rows, table_cols = np.mgrid[-margin:int(cell_row.max()) + margin, -margin:width].astype(np.int32)
+    margin, width = 8, int(cell_col.max()) + 16  # the neighbours of edge cells, and warped positions outside
+    table_rows, table_cols = np.mgrid[-margin : int(cell_row.max()) + margin, -margin:width].astype(np.int32)
     point_rows = ((table_rows + hashed(seed, table_rows, table_cols, 1)) * spacing).astype(np.float32).ravel()
     point_cols = ((table_cols + hashed(seed, table_rows, table_cols, 2)) * spacing).astype(np.float32).ravel()
     centre = (cell_row + margin) * table_rows.shape[1] + cell_col + margin
@@ -147,7 +195,7 @@ def stamp(shape, points, radius):
     mask = np.zeros(shape, bool)
     radius = np.broadcast_to(np.asarray(radius, np.float32), len(points))
     reach = int(np.ceil(radius.max()))
-    offsets = np.mgrid[-reach:reach + 1, -reach:reach + 1].reshape(2, -1).T
+    offsets = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).T
     for offset in offsets[np.hypot(*offsets.T) <= radius.max()]:
         at = np.rint(points[np.hypot(*offset) <= radius] + offset).astype(int)
         at = at[((at >= 0) & (at < shape)).all(axis=1)]
@@ -163,7 +211,7 @@ def meander(rng, shape, radius):
     high, wide = shape
     length = 3 * (high + wide)
 
-    def wandering(scale):                               # smooth noise along the river, variance 1
+    def wandering(scale):  # smooth noise along the river, variance 1
         noise = ndimage.gaussian_filter1d(rng.standard_normal(length), scale, mode="wrap")
         return noise / noise.std()
 
@@ -193,12 +241,12 @@ class Painter:
 
     def __init__(self, rng, shape, landscape):
         self.rng, self.shape, self.landscape = rng, shape, landscape
-        self.seed = int(rng.integers(2 ** 31))
+        self.seed = int(rng.integers(2**31))
         self.rows, self.cols = (axis.astype(np.float32) for axis in np.indices(shape, sparse=True))
-        self.area = shape[0] * shape[1] / 1e6            # of 100 km²
+        self.area = shape[0] * shape[1] / 1e6  # of 100 km²
         self.cover = np.empty(shape, np.uint8)
-        self.height = fractal(rng, shape, largest=400, slope=4.2, step=2)   # relief as drawn: mean 0, variance 1
-        self.detail = fractal(rng, shape, largest=45, slope=2.6)            # shifts and frays the borders of all things
+        self.height = fractal(rng, shape, largest=400, slope=4.2, step=2)  # relief as drawn: mean 0, variance 1
+        self.detail = fractal(rng, shape, largest=45, slope=2.6)  # shifts and frays the borders of all things
         self.paved, self.hedge = np.zeros(shape, bool), np.zeros(shape, bool)
         self.building = np.zeros(shape, np.float32)
         self.alignment = np.zeros(shape, np.float32)
@@ -221,7 +269,7 @@ class Painter:
         use = rng.choice(np.array(classes, np.uint8), size=count, p=weights / weights.sum())
 
         # Neighbouring districts mostly share the direction of the country's roads; some lie across it.
-        angle = (rng.uniform(0, np.pi) + rng.normal(0, 0.25, count) + rng.choice([0, 0.8], count, p=[0.7, 0.3]))
+        angle = rng.uniform(0, np.pi) + rng.normal(0, 0.25, count) + rng.choice([0, 0.8], count, p=[0.7, 0.3])
         width = np.exp(rng.uniform(*np.log(self.landscape.parcel), count)) * np.where(use == C.COMPLEX, 0.55, 1.0)
         width = np.maximum(width, 4.5).astype(np.float32)
         length = (width * rng.uniform(1.2, 4.0, count)).astype(np.float32)
@@ -231,7 +279,7 @@ class Painter:
         strip = self._cut(across / width[district], district, 0)
         along = (rows * sine + cols * cosine) / length[district] + 7 * hashed(self.seed, district, strip, 3)
         field = self._cut(along, district, strip)
-        self.parcel = (hashed(self.seed, district, strip, field) * 2 ** 24).astype(np.uint32)
+        self.parcel = (hashed(self.seed, district, strip, field) * 2**24).astype(np.uint32)
         self.across = across
 
         self.cover = use[district]
@@ -285,7 +333,7 @@ class Painter:
             at = np.clip(np.rint(line).astype(int), 0, np.array(self.shape) - 1)
             inside = (at == np.rint(line)).all(axis=1)
             joined = np.flatnonzero(inside & (self.cover[at[:, 0], at[:, 1]] == C.INLAND_WATER))
-            line = line[:joined[0] + 1] if len(joined) else line      # a tributary ends where it meets a river
+            line = line[: joined[0] + 1] if len(joined) else line  # a tributary ends where it meets a river
             wander = 1 + 0.25 * np.sin(np.arange(len(line)) / rng.uniform(30, 90))
             radius = radius * wander
             banks = stamp(self.shape, line, radius + rng.uniform(1, 5)) & (self.detail > rng.uniform(-0.5, 1))
@@ -306,7 +354,7 @@ class Painter:
         level += 0.2 * fractal(rng, self.shape, largest=130, slope=2.9, step=2)
         edge = np.quantile(level[::4, ::4], sea)
         gradient = np.float32(np.hypot(*np.gradient(ndimage.uniform_filter(level[::8, ::8], 5), 8)).mean())
-        inland = (level - edge) / gradient                  # roughly the distance from the shore line
+        inland = (level - edge) / gradient  # roughly the distance from the shore line
         kind = fractal(rng, self.shape, largest=300, slope=3.2, step=4)
         marsh = (inland < rng.uniform(15, 50) * np.clip(kind, 0, 2)) & (self.detail > -1.2)
         self.fill(C.COASTAL_WETLAND, marsh)
@@ -361,7 +409,7 @@ class Painter:
         self.alignment[box][built] = np.abs(np.cos(2 * turn))[built] ** 8
         self.hedge[box] &= ~built
         self.paved[box] = np.where(built, (street & ~estate) | (estate & (hall < 0.35)), self.paved[box])
-        chance = np.where(estate, 0.025, 0.02 * density ** 2)
+        chance = np.where(estate, 0.025, 0.02 * density**2)
         hit = built & (rng.random(built.shape, dtype=np.float32) < chance)
         self.targets.append(np.argwhere(hit) + (box[0].start, box[1].start))
 
@@ -393,6 +441,15 @@ def draw_geography(rng, shape, landscape=None):
     painter.towns()
     painter.single_targets()
     targets = np.concatenate(painter.targets)
-    return Geography(painter.cover, painter.height * np.float32(painter.share(land.relief)), painter.parcel,
-                     painter.across, painter.hedge & ~painter.water, painter.paved, painter.building,
-                     painter.alignment, targets[:, 0], targets[:, 1])
+    return Geography(
+        painter.cover,
+        painter.height * np.float32(painter.share(land.relief)),
+        painter.parcel,
+        painter.across,
+        painter.hedge & ~painter.water,
+        painter.paved,
+        painter.building,
+        painter.alignment,
+        targets[:, 0],
+        targets[:, 1],
+    )

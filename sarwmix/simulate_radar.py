@@ -3,6 +3,7 @@
 
 Order of the channels is VH, VV everywhere; σ⁰ is linear unless a name ends in `_db`.
 """
+
 import numpy as np
 from scipy import ndimage
 
@@ -17,25 +18,25 @@ BANDS = ("VH", "VV")
 # standard deviation of BigEarthNet. They are measurements of no particular place. Water: before noise is added.
 #                      VH     VV   scene parcel texture
 BACKSCATTER = {
-    C.URBAN:           (-13.5, -6.8, 0.8, 0.0, 0.8),
-    C.INDUSTRY:        (-14.0, -6.5, 0.8, 0.0, 0.6),
-    C.ARABLE:          (-19.5, -11.6, 1.0, 1.2, 0.6),
-    C.PERMANENT:       (-17.8, -11.0, 0.8, 1.0, 0.7),
-    C.PASTURE:         (-19.7, -12.0, 0.8, 0.9, 0.6),
-    C.COMPLEX:         (-18.1, -11.0, 0.8, 1.7, 0.6),
-    C.AGRI_NATURAL:    (-17.2, -10.6, 0.8, 1.1, 1.2),
-    C.AGROFOREST:      (-18.0, -11.4, 0.8, 0.8, 1.0),
-    C.BROADLEAVED:     (-14.6, -9.2, 0.6, 0.0, 0.5),
-    C.CONIFEROUS:      (-15.4, -9.6, 0.6, 0.0, 0.6),
-    C.MIXED:           (-14.9, -9.3, 0.6, 0.0, 0.6),
-    C.GRASSLAND:       (-20.8, -12.8, 1.0, 0.0, 1.2),
-    C.MOOR:            (-19.0, -12.0, 0.8, 0.0, 1.2),
-    C.TRANSITIONAL:    (-17.3, -10.8, 0.7, 0.6, 0.9),
-    C.BEACH:           (-24.0, -16.5, 1.0, 0.0, 0.8),
-    C.INLAND_WETLAND:  (-19.3, -11.8, 1.2, 0.0, 1.3),
+    C.URBAN: (-13.5, -6.8, 0.8, 0.0, 0.8),
+    C.INDUSTRY: (-14.0, -6.5, 0.8, 0.0, 0.6),
+    C.ARABLE: (-19.5, -11.6, 1.0, 1.2, 0.6),
+    C.PERMANENT: (-17.8, -11.0, 0.8, 1.0, 0.7),
+    C.PASTURE: (-19.7, -12.0, 0.8, 0.9, 0.6),
+    C.COMPLEX: (-18.1, -11.0, 0.8, 1.7, 0.6),
+    C.AGRI_NATURAL: (-17.2, -10.6, 0.8, 1.1, 1.2),
+    C.AGROFOREST: (-18.0, -11.4, 0.8, 0.8, 1.0),
+    C.BROADLEAVED: (-14.6, -9.2, 0.6, 0.0, 0.5),
+    C.CONIFEROUS: (-15.4, -9.6, 0.6, 0.0, 0.6),
+    C.MIXED: (-14.9, -9.3, 0.6, 0.0, 0.6),
+    C.GRASSLAND: (-20.8, -12.8, 1.0, 0.0, 1.2),
+    C.MOOR: (-19.0, -12.0, 0.8, 0.0, 1.2),
+    C.TRANSITIONAL: (-17.3, -10.8, 0.7, 0.6, 0.9),
+    C.BEACH: (-24.0, -16.5, 1.0, 0.0, 0.8),
+    C.INLAND_WETLAND: (-19.3, -11.8, 1.2, 0.0, 1.3),
     C.COASTAL_WETLAND: (-20.5, -13.0, 1.2, 0.0, 1.3),
-    C.INLAND_WATER:    (-31.0, -20.5, 1.8, 0.0, 0.7),
-    C.SEA:             (-31.0, -18.8, 2.2, 0.0, 0.9),
+    C.INLAND_WATER: (-31.0, -20.5, 1.8, 0.0, 0.7),
+    C.SEA: (-31.0, -18.8, 2.2, 0.0, 0.9),
 }
 
 # Crops of arable parcels: frequency, and offset (VH, VV) in dB from the class mean. Bare soil, winter cereals, maize,
@@ -53,8 +54,8 @@ PSF_SIGMA, PSF_REACH = 1.22, 4
 
 def _psf():
     x = np.arange(-PSF_REACH, PSF_REACH + 1)
-    profile = np.exp(-x ** 2 / (2 * PSF_SIGMA ** 2))
-    return (profile / np.sqrt((profile ** 2).sum())).astype(np.float32)
+    profile = np.exp(-(x**2) / (2 * PSF_SIGMA**2))
+    return (profile / np.sqrt((profile**2).sum())).astype(np.float32)
 
 
 def detect(rng, sigma0, targets=None):
@@ -78,7 +79,7 @@ def detect(rng, sigma0, targets=None):
             field += targets
         field = ndimage.convolve1d(field, psf, axis=0)[inner]
         field = ndimage.convolve1d(field, psf, axis=1)[:, inner]
-        intensity += field ** 2
+        intensity += field**2
     return intensity / FIELDS
 
 
@@ -98,7 +99,7 @@ def _parcel_offsets(seed, scene, parcelled):
     arable = cover == C.ARABLE
     shares, crop_vh, crop_vv = np.array(CROPS, np.float32).T
     crop = np.minimum(np.searchsorted(np.cumsum(shares), hashed(seed, parcel[arable], 34)), len(CROPS) - 1)
-    season = _normal(seed, np.arange(len(CROPS)), 35)       # the same crop looks different at another date
+    season = _normal(seed, np.arange(len(CROPS)), 35)  # the same crop looks different at another date
     vh[arable] += (crop_vh + 0.8 * season)[crop]
     vv[arable] += (crop_vv + 0.6 * season)[crop]
 
@@ -141,8 +142,8 @@ def _built_offsets(scene):
     cover = scene.land_cover
     offsets = np.zeros((2, *cover.shape), np.float32)
     built = (cover == C.URBAN) | (cover == C.INDUSTRY)
-    size = -np.log1p(-scene.building[built])                # exponential: a heavy tail in linear units
-    facing = scene.alignment[built]                         # walls along the track return the double bounce
+    size = -np.log1p(-scene.building[built])  # exponential: a heavy tail in linear units
+    facing = scene.alignment[built]  # walls along the track return the double bounce
     offsets[1, built] = np.minimum(4.2 * size, 14) - 2.6 + 3.5 * facing
     offsets[0, built] = np.minimum(3.6 * size, 12) - 2.2 + 1.0 * facing
     street = built & scene.paved
@@ -160,7 +161,7 @@ def _relief_offset(scene, incidence, looks_east):
 
 def backscatter(rng, scene):
     """Mean σ⁰ in dB of a Geography, (2, H, W) float32, VH, VV: no speckle, no noise, no single reflectors."""
-    seed = int(rng.integers(2 ** 31))
+    seed = int(rng.integers(2**31))
     table = np.array([BACKSCATTER[cover] for cover in LandCover], np.float32)
     common, own = rng.standard_normal(len(table)), rng.standard_normal((2, len(table)))
     level = table[:, :2].T + table[:, 2] * (0.85 * common + 0.5 * own) + rng.normal(0, 0.8)
@@ -180,7 +181,7 @@ def reflectors(rng, scene):
     shape, count = scene.land_cover.shape, len(scene.target_rows)
     peak_vv = np.minimum(-3 + 4.0 * rng.exponential(size=count), 22)
     peak_vh = peak_vv - 5 - 3 * rng.exponential(size=count)
-    sign = rng.choice([-1, 1], count)            # neighbours add up or cancel
+    sign = rng.choice([-1, 1], count)  # neighbours add up or cancel
     amplitudes = np.zeros((2, *shape), np.float32)
     for band, peak in zip(amplitudes, (peak_vh, peak_vv)):
         amplitude = 10 ** (peak / 20) / _psf().max() ** 2
@@ -196,7 +197,7 @@ def noise_floor(rng, shape):
     """
     middle, height = rng.uniform(-0.5, 1.5), rng.uniform(-30, -27)
     across = np.linspace(0, 1, shape[1]) - middle
-    return np.broadcast_to(10 ** ((height + across ** 2) / 10), shape).astype(np.float32)
+    return np.broadcast_to(10 ** ((height + across**2) / 10), shape).astype(np.float32)
 
 
 def observe(rng, scene):

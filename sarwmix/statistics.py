@@ -7,6 +7,7 @@ Every pixel counts alike (this is no mean of the means of files). Of each part, 
 are kept, and joined as by Chan, Golub and LeVeque (1979), in the same order always, so that the figures do not depend on
 how many processes took part.
 """
+
 import logging
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from sarwmix.packed import STATISTICS, is_packed
 from sarwmix.plausibility import judge
 from sarwmix.tally import Tally
 
-CHUNK = 256                     # images of a part
+CHUNK = 256  # images of a part
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,11 @@ def measure(chunks, floor_db, crew):
     results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
-        raise data_error(f"{len(bad)} of {sum(map(len, chunks))} images cannot be read", bad,
-                         "restore them, or take them out of the lists; --skip_missing leaves those out that are missing")
+        raise data_error(
+            f"{len(bad)} of {sum(map(len, chunks))} images cannot be read",
+            bad,
+            "restore them, or take them out of the lists; --skip_missing leaves those out that are missing",
+        )
     total = Tally(floor_db)
     for part, _ in results:
         total.merge(Tally.from_dict(part))
@@ -59,15 +63,21 @@ def measure(chunks, floor_db, crew):
 
 def log_tally(total, channels):
     """A table of the figures, one column for each channel."""
+
     def shown(value):
         return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
     rows = [[name, *map(shown, values)] for name, values in total.summary().items()]
-    log.info("\n%s", tabulate(rows, headers=["dB", *channels], disable_numparse=True, colalign=("left", "right", "right")))
+    log.info(
+        "\n%s", tabulate(rows, headers=["dB", *channels], disable_numparse=True, colalign=("left", "right", "right"))
+    )
 
 
 def get_args_parser():
-    parser = Command("sarwmix.statistics", "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.")
+    parser = Command(
+        "sarwmix.statistics",
+        "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
     add_source_flags(group)
@@ -84,10 +94,19 @@ def work(args, crew):
         if not args.data_path:
             raise DataError("--data_path is missing: the folder of the data")
         if is_packed(args.data_path):
-            raise DataError(f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
-                            "it was made of")
-        dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, args.id_col, args.include_snow_cloud,
-                               args.max_nonfinite)
+            raise DataError(
+                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
+                "it was made of"
+            )
+        dataset = open_dataset(
+            args.dataset,
+            args.data_path,
+            args.split,
+            args.metadata,
+            args.id_col,
+            args.include_snow_cloud,
+            args.max_nonfinite,
+        )
         if args.skip_missing:
             dataset = leave_out(dataset, dataset.missing())
         return chunks_of(dataset), len(dataset)
@@ -98,8 +117,16 @@ def work(args, crew):
     log_tally(total, kind.CHANNELS)
     judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     if args.out:
-        report = {"dataset": args.dataset, "split": args.split, "samples": samples, "images": sum(map(len, chunks)), "units": "dB",
-                  "channels": list(kind.CHANNELS), **total.summary(), "histogram": total.histogram_dict()}
+        report = {
+            "dataset": args.dataset,
+            "split": args.split,
+            "samples": samples,
+            "images": sum(map(len, chunks)),
+            "units": "dB",
+            "channels": list(kind.CHANNELS),
+            **total.summary(),
+            "histogram": total.histogram_dict(),
+        }
         crew.on_main(lambda: write_json(Path(args.out), report))
         log.info("wrote %s", args.out)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Sums of pixel values that can be joined: mean, standard deviation, range and histogram per channel."""
+
 import numpy as np
 
-LOWEST, HIGHEST, BIN = -80.0, 40.0, 0.1         # dB, of the histogram; one bin more on each side for what lies beyond
+LOWEST, HIGHEST, BIN = -80.0, 40.0, 0.1  # dB, of the histogram; one bin more on each side for what lies beyond
 BINS = round((HIGHEST - LOWEST) / BIN)
 
 
@@ -13,6 +14,7 @@ class Tally:
     Attributes, (2,) each: count of the pixels that the figures are made of, mean and m2 (sum of squared deviations from
     it) as float64, lowest, highest; nodata (NaN, or floor_db) and infinite, counts of the others; histogram (2, BINS + 2).
     """
+
     FIELDS = ("count", "mean", "m2", "lowest", "highest", "nodata", "infinite", "histogram")
 
     def __init__(self, floor_db=None):
@@ -25,7 +27,9 @@ class Tally:
     def add(self, image):
         """Count an image, (2, H, W) float32 in dB."""
         for channel, values in enumerate(image.reshape(2, -1)):
-            lost = np.isnan(values) if self.floor_db is None else np.isnan(values) | (values == np.float32(self.floor_db))
+            lost = (
+                np.isnan(values) if self.floor_db is None else np.isnan(values) | (values == np.float32(self.floor_db))
+            )
             infinite = np.isinf(values)
             self.nodata[channel] += np.count_nonzero(lost)
             self.infinite[channel] += np.count_nonzero(infinite)
@@ -40,7 +44,9 @@ class Tally:
         """Count everything that another Tally has counted."""
         for channel in range(2):
             if other.count[channel]:
-                self._join(channel, *(getattr(other, name)[channel] for name in ("count", "mean", "m2", "lowest", "highest")))
+                self._join(
+                    channel, *(getattr(other, name)[channel] for name in ("count", "mean", "m2", "lowest", "highest"))
+                )
         self.nodata += other.nodata
         self.infinite += other.infinite
         self.histogram += other.histogram
@@ -49,7 +55,7 @@ class Tally:
         # Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample variances, 1979, eq. 2.1
         total = self.count[channel] + count
         apart = mean - self.mean[channel]
-        self.m2[channel] += m2 + apart ** 2 * (self.count[channel] * (count / total))
+        self.m2[channel] += m2 + apart**2 * (self.count[channel] * (count / total))
         self.mean[channel] += apart * (count / total)
         self.count[channel] = total
         self.lowest[channel] = min(self.lowest[channel], lowest)
@@ -64,12 +70,21 @@ class Tally:
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
         figures = {"mean": self.mean, "std": std, "min": self.lowest, "max": self.highest}
         figures = {name: [float(x) if ok else None for x, ok in zip(values, some)] for name, values in figures.items()}
-        return figures | {"pixels": self.count.tolist(), "nodata": self.nodata.tolist(), "infinite": self.infinite.tolist()}
+        return figures | {
+            "pixels": self.count.tolist(),
+            "nodata": self.nodata.tolist(),
+            "infinite": self.infinite.tolist(),
+        }
 
     def histogram_dict(self):
         """The histogram as plain values: bin i counts the pixels from lowest + i·width to below lowest + (i + 1)·width dB."""
-        return {"lowest": LOWEST, "width": BIN, "below": self.histogram[:, 0].tolist(), "above": self.histogram[:, -1].tolist(),
-                "counts": self.histogram[:, 1:-1].tolist()}
+        return {
+            "lowest": LOWEST,
+            "width": BIN,
+            "below": self.histogram[:, 0].tolist(),
+            "above": self.histogram[:, -1].tolist(),
+            "counts": self.histogram[:, 1:-1].tolist(),
+        }
 
     def to_dict(self):
         """All there is, as plain values; floats survive exactly."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Polarization weights of the reconstruction loss."""
+
 import torch
 
 WEIGHT_MODES = ("per_channel", "shared_avg", "none")
@@ -11,7 +12,7 @@ def _percentile(x, q):
     place = q / 100 * (x.shape[-1] - 1)
     low = int(place)
     ordered = x.sort(dim=-1).values
-    return torch.lerp(ordered[..., low:low + 1], ordered[..., min(low + 1, x.shape[-1] - 1):][..., :1], place - low)
+    return torch.lerp(ordered[..., low : low + 1], ordered[..., min(low + 1, x.shape[-1] - 1) :][..., :1], place - low)
 
 
 def compute_weights(sar_db, mode="per_channel", exp_scale=1.0, clip=100.0):
@@ -32,7 +33,7 @@ def compute_weights(sar_db, mode="per_channel", exp_scale=1.0, clip=100.0):
         raise ValueError(f"weight clip {clip}: a percentile above 0 and up to 100 is needed")
     if mode == "none":
         return torch.ones_like(sar_db, dtype=torch.float32)
-    x = torch.pow(10.0, sar_db.float() / 10).flatten(-2)                                 # (..., 2, H·W)
+    x = torch.pow(10.0, sar_db.float() / 10).flatten(-2)  # (..., 2, H·W)
     if clip < 100:
         x = torch.minimum(x, _percentile(x, clip))
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What several test files need: a small simulated dataset, the main programs run as a user runs them, counts of faults."""
+
 import logging
 import signal
 import subprocess
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COUNTS = {}       # what was tried → [times it went as it must, times it was tried]
+COUNTS = {}  # what was tried → [times it went as it must, times it was tried]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--campaign", action="store_true", help="inject faults by the hundred, as for the table in docs/RELIABILITY.md, "
-                                                             "and not only the few of a usual run")
+    parser.addoption(
+        "--campaign",
+        action="store_true",
+        help="inject faults by the hundred, as for the table in docs/RELIABILITY.md, "
+        "and not only the few of a usual run",
+    )
 
 
 def pytest_sessionfinish(session):
@@ -45,6 +50,7 @@ def campaign(request):
 @pytest.fixture(scope="session")
 def count():
     """count(what, good): note that something was tried, and whether it went as it must, for the summary. Returns good."""
+
     def note(what, good):
         entry = COUNTS.setdefault(what, [0, 0])
         entry[0] += bool(good)
@@ -58,8 +64,25 @@ def count():
 def simulated(tmp_path_factory):
     """A folder with 48 simulated patches in the BigEarthNet v2 layout, all in split train or val."""
     folder = tmp_path_factory.mktemp("simulated") / "scenes"
-    subprocess.run([sys.executable, "-m", "sarwmix.simulate", "--out", str(folder), "--patches", "48", "--seed", "1",
-                    "--test_fraction", "0"], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sarwmix.simulate",
+            "--out",
+            str(folder),
+            "--patches",
+            "48",
+            "--seed",
+            "1",
+            "--test_fraction",
+            "0",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     return folder
 
 

@@ -4,6 +4,7 @@
 A server that has imported them already forks one for each run, so that hundreds of runs can be killed and continued. The
 process does what `python main_pretrain.py …` does after its imports, with one thread, so that bits can be compared.
 """
+
 import contextlib
 import importlib
 import multiprocessing
@@ -28,16 +29,17 @@ def _run(program, flags, output, env, hurt):
     """The body of the process: the program's output goes to a file, and its exit status is that of the process."""
     os.environ.update(env)
     os.chdir(ROOT)
-    multiprocessing.set_start_method("fork", force=True)          # of loader processes, as without a server
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as without a server
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    signal.signal(signal.SIGINT, signal.default_int_handler)      # the server ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     sys.argv = [f"{program}.py", *flags]
     torch.set_num_threads(1)
     from sarwmix.errors import DataError
     from util.ending import run_program
+
     main = importlib.import_module(program).main
     if hurt is not None:
         hurt[0](*hurt[1:])
@@ -45,7 +47,7 @@ def _run(program, flags, output, env, hurt):
         status = run_program(main, DataError)
     except SystemExit as end:
         status = end.code
-    multiprocessing.util._exit_function()       # as at the end of a program: loader processes are waited for
+    multiprocessing.util._exit_function()  # as at the end of a program: loader processes are waited for
     os._exit(status or 0)
 
 
@@ -54,7 +56,9 @@ class Run:
 
     def __init__(self, program, flags, output, env=None, hurt=None):
         self.output = Path(output)
-        self.process = _context.Process(target=_run, args=(program, [str(flag) for flag in flags], str(output), env or {}, hurt))
+        self.process = _context.Process(
+            target=_run, args=(program, [str(flag) for flag in flags], str(output), env or {}, hurt)
+        )
         self.process.start()
 
     def wait(self, seconds=300):
@@ -72,7 +76,7 @@ class Run:
         return self.process.exitcode is not None
 
     def kill(self, number=signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):       # it has just ended
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self.process.pid, number)
 
     def text(self):
@@ -98,10 +102,24 @@ def start_ranks(program, flags, output, world_size=2, hurt=None):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [Run(program, flags, f"{output}.{rank}",
-                {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size),
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}, (hurt or {}).get(rank))
-            for rank in range(world_size)]
+    return [
+        Run(
+            program,
+            flags,
+            f"{output}.{rank}",
+            {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            (hurt or {}).get(rank),
+        )
+        for rank in range(world_size)
+    ]
 
 
 def finish_ranks(program, flags, output, world_size=2):
@@ -111,13 +129,13 @@ def finish_ranks(program, flags, output, world_size=2):
     return runs
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What may happen to a run, called in its process
-# --------------------------------------------------------------------------------------------------------------------
+# ---- What may happen to a run, called in its process ---------------------------------------------
+
 
 def _at_step(number, act):
     """Have act() called in the middle of a step, the `number`-th that this process takes, counted from 1."""
     from util.steps import StepRecord
+
     taken, add = [0], StepRecord.add
 
     def counting(self, *args):
@@ -148,6 +166,7 @@ def without_room_from_step(number, most_bytes):
 def signalled_in_evaluation(number, which):
     """A signal during the batch of this number, counted from 1, of the first evaluation."""
     import engine_finetune
+
     seen, prepare = [0], engine_finetune.prepare_images
 
     def counting(prepare_batch, images, device, ids=None, epoch=None):
@@ -162,6 +181,7 @@ def signalled_in_evaluation(number, which):
 def noting_samples(path, then=None, *args):
     """Write the epoch and the ids of each batch that is trained on into a file; also do something else."""
     from sarwmix.preparation import BatchPreparation
+
     forward = BatchPreparation.forward
 
     def noting(self, sar_db, ids=None, epoch=None):
@@ -178,6 +198,7 @@ def noting_samples(path, then=None, *args):
 def with_a_bad_loss_at_step(number):
     """The loss of this rank, at a step counted from 1, is not a number."""
     import util.steps
+
     taken, accumulate = [0], util.steps.accumulate
 
     def spoiling(*args):
@@ -188,6 +209,7 @@ def with_a_bad_loss_at_step(number):
 
 
 # ---- anywhere in the program
+
 
 def _replace(place, make):
     """Put make(function) in the place of a function, "module:name" or "module:Class.name"."""
@@ -201,6 +223,7 @@ def _replace(place, make):
 
 def _before(place, act, calls):
     """Have act() called before a function, each time after it was called so many times in a process."""
+
     def make(function):
         done = [0]
 
@@ -217,6 +240,7 @@ def _before(place, act, calls):
 
 def failing_in(place, error, calls=0):
     """A function raises, after it was called so many times."""
+
     def fail():
         raise error
 
@@ -226,6 +250,7 @@ def failing_in(place, error, calls=0):
 def hanging_in(place, calls=0, patience=1, signal_parent=None):
     """A function does not return; the parent process may then be sent a signal, when it has used up what was loaded before."""
     import util.pauses
+
     util.pauses.PATIENCE = patience
 
     def hang():
@@ -245,6 +270,7 @@ def hanging_in_evaluation(place, *args):
 def taking_graphs_only():
     """torch.compile takes graphs of forward and backward as ever, and executes them as they are."""
     import models_mixmim
+
     compiled = models_mixmim.Blocks.compile
     models_mixmim.Blocks.compile = lambda self, mode, dynamic: compiled(self, backend="aot_eager", dynamic=dynamic)
 

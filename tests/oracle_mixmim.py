@@ -8,14 +8,15 @@ reads those of the model by their state-dict names, so that gradients of both ro
 
 Papers: MixMAE (arXiv 2205.13137), Swin (2103.14030), MAE (2111.06377), SAR-W-MixMAE (2503.01181).
 """
+
 import math
 from dataclasses import dataclass
 
 import torch
 
-CHANNELS = 2          # VH, VV
-EMBED_PATCH = 4       # pixels per side of a stage-1 token
-CELL = 32             # pixels per side of a mask cell, which is a stage-4 token and a predicted patch
+CHANNELS = 2  # VH, VV
+EMBED_PATCH = 4  # pixels per side of a stage-1 token
+CELL = 32  # pixels per side of a mask cell, which is a stage-4 token and a predicted patch
 LN_EPS = 1e-5
 
 
@@ -35,7 +36,8 @@ class OracleConfig:
     weight_level: str = "token"
 
 
-# ---- elementary layers -------------------------------------------------------------------------------------------------
+# ---- Elementary layers ---------------------------------------------------------------------------
+
 
 def linear(p, name, x):
     y = x @ p[f"{name}.weight"].T
@@ -44,13 +46,13 @@ def linear(p, name, x):
 
 def layer_norm(p, name, x):
     mean = x.mean(dim=-1, keepdim=True)
-    variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)      # biased, over the features of one token
+    variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)  # biased, over the features of one token
     return (x - mean) / torch.sqrt(variance + LN_EPS) * p[f"{name}.weight"] + p[f"{name}.bias"]
 
 
 def mlp(p, name, x):
     hidden = linear(p, f"{name}.fc1", x)
-    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))      # GELU, the exact one
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))  # GELU, the exact one
     return linear(p, f"{name}.fc2", hidden)
 
 
@@ -61,13 +63,13 @@ def attention(p, name, x, heads, bias=None, allowed=None):
     """
     C = x.shape[-1]
     d = C // heads
-    qkv = linear(p, f"{name}.qkv", x)      # (B, N, 3C): all heads of Q, then of K, then of V
+    qkv = linear(p, f"{name}.qkv", x)  # (B, N, 3C): all heads of Q, then of K, then of V
     outputs = []
     for h in range(heads):
-        q = qkv[:, :, h * d:(h + 1) * d]
-        k = qkv[:, :, C + h * d:C + (h + 1) * d]
-        v = qkv[:, :, 2 * C + h * d:2 * C + (h + 1) * d]
-        scores = q @ k.transpose(1, 2) / math.sqrt(d)      # (B, N, N), row = query
+        q = qkv[:, :, h * d : (h + 1) * d]
+        k = qkv[:, :, C + h * d : C + (h + 1) * d]
+        v = qkv[:, :, 2 * C + h * d : 2 * C + (h + 1) * d]
+        scores = q @ k.transpose(1, 2) / math.sqrt(d)  # (B, N, N), row = query
         if bias is not None:
             scores = scores + bias[h]
         if allowed is not None:
@@ -77,7 +79,8 @@ def attention(p, name, x, heads, bias=None, allowed=None):
     return linear(p, f"{name}.proj", torch.cat(outputs, dim=-1))
 
 
-# ---- positions and windows ---------------------------------------------------------------------------------------------
+# ---- Positions and windows -----------------------------------------------------------------------
+
 
 def sincos_embedding(dim, grid):
     """MAE's 2-D sin-cos embedding (grid*grid, dim), float64: the first half encodes the column, the second the row."""
@@ -87,7 +90,12 @@ def sincos_embedding(dim, grid):
         for column in range(grid):
             for i in range(quarter):
                 omega = 10000 ** (-i / quarter)
-                values = (math.sin(column * omega), math.cos(column * omega), math.sin(row * omega), math.cos(row * omega))
+                values = (
+                    math.sin(column * omega),
+                    math.cos(column * omega),
+                    math.sin(row * omega),
+                    math.cos(row * omega),
+                )
                 for part, value in enumerate(values):
                     table[row * grid + column, part * quarter + i] = value
     return table
@@ -116,8 +124,11 @@ def windows(grid, w):
 def mask_at(mask, cells, grid):
     """The mask of the cells*cells coarse cells at each token of a grid*grid stage (nearest neighbour), a list of 0/1."""
     tokens_per_cell = grid // cells
-    return [int(mask[0, (row // tokens_per_cell) * cells + column // tokens_per_cell, 0])
-            for row in range(grid) for column in range(grid)]
+    return [
+        int(mask[0, (row // tokens_per_cell) * cells + column // tokens_per_cell, 0])
+        for row in range(grid)
+        for column in range(grid)
+    ]
 
 
 def merge(x, grid):
@@ -128,17 +139,18 @@ def merge(x, grid):
     return torch.cat(neighbours, dim=-1).reshape(B, grid * grid // 4, 4 * C)
 
 
-# ---- encoder: MixMAE, "mixed training inputs" and "hierarchical encoder" -----------------------------------------------
+# ---- Encoder: MixMAE, "mixed training inputs" and "hierarchical encoder" -------------------------
+
 
 def embed(p, images):
     """4*4 pixels, all channels, -> one token by one matrix product; then LayerNorm. (B, 2, H, W) -> (B, (H/4)^2, C)."""
     B, _, H, W = images.shape
     kernel = p["patch_embed.proj.weight"]
-    kernel = kernel.reshape(kernel.shape[0], -1)      # (C, 2*4*4), inner order channel, row, column
+    kernel = kernel.reshape(kernel.shape[0], -1)  # (C, 2*4*4), inner order channel, row, column
     tokens = []
     for top in range(0, H, EMBED_PATCH):
         for left in range(0, W, EMBED_PATCH):
-            pixels = images[:, :, top:top + EMBED_PATCH, left:left + EMBED_PATCH].reshape(B, -1)
+            pixels = images[:, :, top : top + EMBED_PATCH, left : left + EMBED_PATCH].reshape(B, -1)
             tokens.append(pixels @ kernel.T + p["patch_embed.proj.bias"])
     return layer_norm(p, "patch_embed.norm", torch.stack(tokens, dim=1))
 
@@ -146,13 +158,13 @@ def embed(p, images):
 def mix(x, token_mask):
     """Token l of mixed image b comes from image B-1-b where the mask is 1, from image b where it is 0."""
     B = x.shape[0]
-    m = torch.tensor(token_mask, dtype=x.dtype)[:, None]      # (tokens, 1)
+    m = torch.tensor(token_mask, dtype=x.dtype)[:, None]  # (tokens, 1)
     return torch.stack([x[b] * (1 - m) + x[B - 1 - b] * m for b in range(B)])
 
 
 def encoder_block(p, name, x, grid, w, heads, token_mask):
-    table = p[f"{name}.attn.relative_position_bias_table"]      # ((2w-1)^2, heads)
-    bias = table[relative_position_index(w)].permute(2, 0, 1)      # (heads, w*w, w*w)
+    table = p[f"{name}.attn.relative_position_bias_table"]  # ((2w-1)^2, heads)
+    bias = table[relative_position_index(w)].permute(2, 0, 1)  # (heads, w*w, w*w)
     normed = layer_norm(p, f"{name}.norm1", x)
     attended = torch.zeros_like(x)
     for members in windows(grid, w):
@@ -189,17 +201,18 @@ def fixed_embedding(p, name, dim, grid):
     return stored
 
 
-# ---- decoder: MixMAE, "dual reconstruction" ----------------------------------------------------------------------------
+# ---- Decoder: MixMAE, "dual reconstruction" ------------------------------------------------------
+
 
 def decode(p, config, z, mask):
     """(B, L, C4) -> (2B, L, 2048): first the sequences that keep the cells of image b, then those of its partner."""
     z = linear(p, "decoder_embed", z)
-    m = mask[0].to(z.dtype)      # (L, 1)
+    m = mask[0].to(z.dtype)  # (L, 1)
     keeps_own = z * (1 - m) + p["mask_token"] * m
     keeps_partner = z * m + p["mask_token"] * (1 - m)
     x = torch.cat([keeps_own, keeps_partner], dim=0)
     x = x + fixed_embedding(p, "decoder_pos_embed", config.decoder_embed_dim, config.img_size // CELL)
-    for block in range(config.decoder_depth):      # plain ViT blocks: every token of a sequence sees every other
+    for block in range(config.decoder_depth):  # plain ViT blocks: every token of a sequence sees every other
         name = f"decoder_blocks.{block}"
         x = x + attention(p, f"{name}.attn", layer_norm(p, f"{name}.norm1", x), config.decoder_num_heads)
         x = x + mlp(p, f"{name}.mlp", layer_norm(p, f"{name}.norm2", x))
@@ -213,15 +226,16 @@ def unmix(rec, mask):
     for b in range(B):
         cells = []
         for cell in range(L):
-            if mask[0, cell, 0] == 1:      # hidden from sequence b, whose kept cells are those of image b
+            if mask[0, cell, 0] == 1:  # hidden from sequence b, whose kept cells are those of image b
                 cells.append(rec[b, cell])
-            else:      # the kept partner cells of mixed image B-1-b are those of image b
+            else:  # the kept partner cells of mixed image B-1-b are those of image b
                 cells.append(rec[B + (B - 1 - b), cell])
         images.append(torch.stack(cells))
     return torch.stack(images)
 
 
-# ---- loss: SAR-W-MixMAE, the polarization-weighted reconstruction loss -------------------------------------------------
+# ---- Loss: SAR-W-MixMAE, the polarization-weighted reconstruction loss ---------------------------
+
 
 def cut(images):
     """(B, 2, H, W) -> (B, L, 32, 32, 2): cells in raster order, then row, column, channel inside the cell."""
@@ -229,7 +243,7 @@ def cut(images):
     cells = []
     for top in range(0, H, CELL):
         for left in range(0, W, CELL):
-            cells.append(images[:, :, top:top + CELL, left:left + CELL].permute(0, 2, 3, 1))
+            cells.append(images[:, :, top : top + CELL, left : left + CELL].permute(0, 2, 3, 1))
     return torch.stack(cells, dim=1)
 
 
@@ -237,7 +251,7 @@ def weighted_loss(config, pred, images, weights):
     B, L, _ = pred.shape
     target = cut(images)
     weights = torch.ones_like(target) if weights is None else cut(weights)
-    if config.norm_pix_loss:      # MAE section 4: every patch by its own statistics, here over both channels together
+    if config.norm_pix_loss:  # MAE section 4: every patch by its own statistics, here over both channels together
         values = target.reshape(B, L, -1)
         count = values.shape[-1]
         mean = values.mean(dim=-1, keepdim=True)
@@ -249,7 +263,7 @@ def weighted_loss(config, pred, images, weights):
     if config.weight_level == "token":
         total = 0
         for channel in range(CHANNELS):
-            W = weights[..., channel].mean(dim=(2, 3))      # (B, L)
+            W = weights[..., channel].mean(dim=(2, 3))  # (B, L)
             error = squared_error[..., channel].mean(dim=(2, 3))
             total = total + (W * error).sum()
         return total / (B * L * CHANNELS)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The layout of the released checkpoints, and stand-ins for them: the files themselves are not needed by the tests."""
+
 import argparse
 
 import torch
@@ -45,7 +46,7 @@ def layout(dim, depths, heads, windows, decoder=None, classes=None, grid=32, cel
     tensor("patch_embed.proj.bias", dim)
     norm("patch_embed.norm", dim)
     for stage in range(4):
-        width = dim * 2 ** stage
+        width = dim * 2**stage
         for b in range(depths[stage]):
             block(f"layers.{stage}.blocks.{b}", width, (windows[stage], heads[stage]))
         if stage < 3:
@@ -73,19 +74,47 @@ def write_released(path, **kind):
     kind: decoder or classes, as in `layout`. Returns its state dict.
     """
     generator = torch.Generator().manual_seed(0)
-    own = (MixMIM if "decoder" in kind else MixMIMClassifier)(**({} if "decoder" in kind else {"num_classes": kind["classes"]}))
+    own = (MixMIM if "decoder" in kind else MixMIMClassifier)(
+        **({} if "decoder" in kind else {"num_classes": kind["classes"]})
+    )
     weights = {}
     for name, (shape, dtype) in layout(**BASE, **kind).items():
         if dtype == torch.int64 or name.endswith("pos_embed"):
-            weights[name] = own.state_dict()[name]          # fixed, so equal in every checkpoint
+            weights[name] = own.state_dict()[name]  # fixed, so equal in every checkpoint
         else:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             weights[name] = centre + 0.05 * torch.randn(shape, generator=generator)
     moments = {name: torch.zeros_like(weights["norm.bias"]) for name in ("exp_avg", "exp_avg_sq")}
-    args = argparse.Namespace(model="mixmim_base", input_size=128, batch_size=128, epochs=50, accum_iter=1, lr=None, blr=5e-4,
-                              data_path="/data", device="cuda", distributed=True, gpu=0, dist_url="env://", nb_classes=1000,
-                              mask_ratio=0.5, norm_pix_loss=True, resume="", world_size=8)
-    torch.save({"model": weights, "optimizer": {"state": {0: {"step": torch.tensor(5.0), **moments}},
-                                                "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0], "lr_scale": 0.5}]},
-                "epoch": 49, "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3}, "args": args}, path)
+    args = argparse.Namespace(
+        model="mixmim_base",
+        input_size=128,
+        batch_size=128,
+        epochs=50,
+        accum_iter=1,
+        lr=None,
+        blr=5e-4,
+        data_path="/data",
+        device="cuda",
+        distributed=True,
+        gpu=0,
+        dist_url="env://",
+        nb_classes=1000,
+        mask_ratio=0.5,
+        norm_pix_loss=True,
+        resume="",
+        world_size=8,
+    )
+    torch.save(
+        {
+            "model": weights,
+            "optimizer": {
+                "state": {0: {"step": torch.tensor(5.0), **moments}},
+                "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0], "lr_scale": 0.5}],
+            },
+            "epoch": 49,
+            "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 3},
+            "args": args,
+        },
+        path,
+    )
     return weights

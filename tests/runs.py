@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Starting the programs on one or two ranks, and reading and comparing what runs left."""
+
 import hashlib
 import importlib.util
 import json
@@ -16,8 +17,14 @@ from conftest import ROOT
 
 def launch(command, env=None):
     """Run a command to its good end, with one thread per process unless env says otherwise."""
-    result = subprocess.run([str(word) for word in command], cwd=ROOT, text=True, capture_output=True, timeout=600,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+    result = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result
 
@@ -46,8 +53,11 @@ def refusal(main, flags, capsys):
 
 def digests(folder):
     """{path: SHA-256} of all files under a folder, hidden ones too."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def scalars(folder, name="train_loss"):
@@ -61,6 +71,7 @@ def log_of(folder):
 
 def same_states(one, other, skip=("args",)):
     """Whether two checkpoints are bitwise equal, all but `skip`."""
+
     def equal(a, b):
         if isinstance(a, torch.Tensor):
             return torch.equal(a, b)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Zips that are damaged or made to do harm: each is refused in one line, and nothing is written."""
+
 import random
 import struct
 import warnings
@@ -15,8 +16,15 @@ from sarwmix.errors import DataError
 GOOD, VICTIM = "top/0001/good.bin", "top/0001/victim.bin"
 RANDOM = random.Random(0).randbytes(50_000)
 # Fields of the central directory: offset in a record, and struct format.
-FIELDS = {"flags": (8, "<H"), "method": (10, "<H"), "crc": (16, "<I"), "packed": (20, "<I"), "size": (24, "<I"), "mode": (38, "<I"),
-          "offset": (42, "<I")}
+FIELDS = {
+    "flags": (8, "<H"),
+    "method": (10, "<H"),
+    "crc": (16, "<I"),
+    "packed": (20, "<I"),
+    "size": (24, "<I"),
+    "mode": (38, "<I"),
+    "offset": (42, "<I"),
+}
 
 
 def make(path, members, method=zipfile.ZIP_DEFLATED):
@@ -24,7 +32,7 @@ def make(path, members, method=zipfile.ZIP_DEFLATED):
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as archive:
         warnings.simplefilter("ignore", UserWarning)
-        for name, content in (members.items() if isinstance(members, dict) else members):
+        for name, content in members.items() if isinstance(members, dict) else members:
             archive.writestr(zipfile.ZipInfo(name, (2000, 1, 1, 0, 0, 0)), content, method)
     return path
 
@@ -32,7 +40,7 @@ def make(path, members, method=zipfile.ZIP_DEFLATED):
 def record_of(content, name):
     """Where the record of a member in the central directory begins."""
     at = content.find(b"PK\x01\x02")
-    while content[at + 46:at + 46 + len(name)] != name.encode():
+    while content[at + 46 : at + 46 + len(name)] != name.encode():
         at = content.index(b"PK\x01\x02", at + 4)
     return at
 
@@ -63,12 +71,14 @@ def with_nul(path):
 
 
 def bomb(path):
-    return make(path, {GOOD: b"good", VICTIM: bytes(64 * 2 ** 20)})
+    return make(path, {GOOD: b"good", VICTIM: bytes(64 * 2**20)})
 
 
 def overlapping(path):
     make(path, {GOOD: b"good" * 50, VICTIM: b"evil" * 50})
-    return patch(path, VICTIM, offset=struct.unpack_from("<I", path.read_bytes(), record_of(path.read_bytes(), GOOD) + 42)[0])
+    return patch(
+        path, VICTIM, offset=struct.unpack_from("<I", path.read_bytes(), record_of(path.read_bytes(), GOOD) + 42)[0]
+    )
 
 
 def beyond(path):
@@ -95,11 +105,22 @@ HOSTILE = {
     "strongly_encrypted": (patched(flags=0x41), "is encrypted"),
     "patch_data": (patched(flags=0x20), "is packed by a method that is not read here"),
     "method": (patched(method=12), "is packed by a method that is not read here (12)"),
-    "duplicate": (lambda path: make(path, [(GOOD, b"good"), (VICTIM, b"one"), (VICTIM, b"two")]), f"'{VICTIM}' comes twice"),
-    "duplicate_in_disguise": (lambda path: make(path, [(VICTIM, b"one"), ("top/.//0001/victim.bin", b"two")]), "comes twice"),
-    "file_and_folder": (lambda path: make(path, [(VICTIM, b"one"), (f"{VICTIM}/more.bin", b"two")]),
-                        f"'{VICTIM}' is a file and a folder"),
-    "file_and_empty_folder": (lambda path: make(path, [(VICTIM, b"one"), (f"{VICTIM}/", b"")]), "is a file and a folder"),
+    "duplicate": (
+        lambda path: make(path, [(GOOD, b"good"), (VICTIM, b"one"), (VICTIM, b"two")]),
+        f"'{VICTIM}' comes twice",
+    ),
+    "duplicate_in_disguise": (
+        lambda path: make(path, [(VICTIM, b"one"), ("top/.//0001/victim.bin", b"two")]),
+        "comes twice",
+    ),
+    "file_and_folder": (
+        lambda path: make(path, [(VICTIM, b"one"), (f"{VICTIM}/more.bin", b"two")]),
+        f"'{VICTIM}' is a file and a folder",
+    ),
+    "file_and_empty_folder": (
+        lambda path: make(path, [(VICTIM, b"one"), (f"{VICTIM}/", b"")]),
+        "is a file and a folder",
+    ),
     "bomb": (bomb, f"'{VICTIM}' unpacks"),
     "stored_but_other_size": (patched(method=0, size=1000, packed=30), "has another size in the zip"),
     "overlap": (overlapping, f"'{VICTIM}' overlaps another"),
@@ -111,7 +132,8 @@ def everything_under(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-# ---- the directory ---------------------------------------------------------------------------------------------------
+# ---- The directory -------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_zips_are_refused_in_one_line(case, tmp_path):
@@ -133,19 +155,21 @@ def test_many_bad_members_are_counted_and_five_named(tmp_path):
 
 
 def test_the_caps_are_those_that_are_promised():
-    assert (MAX_ENTRIES, MAX_BYTES, MAX_RATIO, RATIO_FROM) == (200_000, 200 * 10 ** 9, 200, 8 * 2 ** 20)
+    assert (MAX_ENTRIES, MAX_BYTES, MAX_RATIO, RATIO_FROM) == (200_000, 200 * 10**9, 200, 8 * 2**20)
 
 
 def test_too_many_members_too_many_bytes_too_high_a_ratio(tmp_path):
-    path = make(tmp_path / "data.zip", {f"{n}.bin": bytes(3 * 2 ** 20) for n in range(4)})
-    open_archive(path, max_entries=4, max_bytes=12 * 2 ** 20).__exit__()        # exactly as many; 3 MiB of zeros may be
-    for flags, words in (({"max_entries": 3}, "has 4 members, more than the 3"),
-                         ({"max_bytes": 12 * 2 ** 20 - 1}, "12582912 bytes in all")):
+    path = make(tmp_path / "data.zip", {f"{n}.bin": bytes(3 * 2**20) for n in range(4)})
+    open_archive(path, max_entries=4, max_bytes=12 * 2**20).__exit__()  # exactly as many; 3 MiB of zeros may be
+    for flags, words in (
+        ({"max_entries": 3}, "has 4 members, more than the 3"),
+        ({"max_bytes": 12 * 2**20 - 1}, "12582912 bytes in all"),
+    ):
         with pytest.raises(DataError) as error:
             open_archive(path, **flags)
         one_line(error, str(path), words, "download it again")
-    path = make(tmp_path / "large.zip", {"large.bin": (RANDOM[:1000] + bytes(2 ** 17)) * 80})
-    ratio = path.stat().st_size / (80 * (1000 + 2 ** 17))
+    path = make(tmp_path / "large.zip", {"large.bin": (RANDOM[:1000] + bytes(2**17)) * 80})
+    ratio = path.stat().st_size / (80 * (1000 + 2**17))
     open_archive(path, max_ratio=2 / ratio).__exit__()
     with pytest.raises(DataError, match="'large.bin' unpacks"):
         open_archive(path, max_ratio=0.5 / ratio)
@@ -154,23 +178,30 @@ def test_too_many_members_too_many_bytes_too_high_a_ratio(tmp_path):
 def test_stated_sizes_beyond_the_default_cap(tmp_path):
     path = make(tmp_path / "data.zip", {f"{n:02}.bin": b"x" for n in range(50)})
     for n in range(50):
-        patch(path, f"{n:02}.bin", size=2 ** 32 - 2)
+        patch(path, f"{n:02}.bin", size=2**32 - 2)
     with pytest.raises(DataError) as error:
         open_archive(path)
-    one_line(error, str(path), f"{50 * (2 ** 32 - 2)} bytes in all", "200000000000 allowed")
+    one_line(error, str(path), f"{50 * (2**32 - 2)} bytes in all", "200000000000 allowed")
 
 
 def cut(content):
-    return content[:len(content) // 2]
+    return content[: len(content) // 2]
 
 
 def without_its_middle(content):
     return content[:1000] + content[2000:]
 
 
-@pytest.mark.parametrize("damage, words", (
-    (cut, "is not a zip"), (without_its_middle, "overlaps another, or lies outside"), (lambda _: b"", "is not a zip"),
-    (lambda _: b"<html>Sign in</html>" * 100, "is not a zip"), (lambda content: content[:-1], "is not a zip")))
+@pytest.mark.parametrize(
+    "damage, words",
+    (
+        (cut, "is not a zip"),
+        (without_its_middle, "overlaps another, or lies outside"),
+        (lambda _: b"", "is not a zip"),
+        (lambda _: b"<html>Sign in</html>" * 100, "is not a zip"),
+        (lambda content: content[:-1], "is not a zip"),
+    ),
+)
 def test_what_is_not_a_whole_zip(damage, words, tmp_path):
     path = make(tmp_path / "data.zip", {GOOD: RANDOM, VICTIM: RANDOM})
     path.write_bytes(damage(path.read_bytes()))
@@ -199,23 +230,37 @@ def test_names_that_look_odd_but_are_not(tmp_path):
 
 def test_the_fingerprint_depends_on_names_sizes_and_checksums(tmp_path):
     prints = []
-    for n, members in enumerate(({"a": b"1", "b": b"22"}, {"a": b"1", "b": b"22"}, {"a": b"1", "c": b"22"}, {"a": b"1", "b": b"33"},
-                                 {"a": b"1", "b": b"222"})):
+    for n, members in enumerate(
+        (
+            {"a": b"1", "b": b"22"},
+            {"a": b"1", "b": b"22"},
+            {"a": b"1", "c": b"22"},
+            {"a": b"1", "b": b"33"},
+            {"a": b"1", "b": b"222"},
+        )
+    ):
         with open_archive(make(tmp_path / f"{n}.zip", members)) as archive:
             prints.append(archive.fingerprint())
     assert prints[0] == prints[1] and len(set(prints)) == 4
 
 
-# ---- extraction ------------------------------------------------------------------------------------------------------
+# ---- Extraction ----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("method", (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 def test_what_is_chosen_is_extracted_and_nothing_else(method, tmp_path):
-    large = RANDOM * 50             # several chunks
-    path = make(tmp_path / "data.zip", {GOOD: large, VICTIM: b"not wanted", "top/empty": b"", "top/exact": bytes(2 ** 20)}, method)
+    large = RANDOM * 50  # several chunks
+    path = make(
+        tmp_path / "data.zip", {GOOD: large, VICTIM: b"not wanted", "top/empty": b"", "top/exact": bytes(2**20)}, method
+    )
     with open_archive(path) as archive:
         archive.extract({"x/y.bin": GOOD, "empty": "top/empty", "exact": "top/exact"}, tmp_path / "out")
-    assert everything_under(tmp_path / "out") == {tmp_path / "out" / "x": None, tmp_path / "out" / "x" / "y.bin": large,
-                                                  tmp_path / "out" / "empty": b"", tmp_path / "out" / "exact": bytes(2 ** 20)}
+    assert everything_under(tmp_path / "out") == {
+        tmp_path / "out" / "x": None,
+        tmp_path / "out" / "x" / "y.bin": large,
+        tmp_path / "out" / "empty": b"",
+        tmp_path / "out" / "exact": bytes(2**20),
+    }
 
 
 def test_what_is_there_with_the_right_size_stays(tmp_path):
@@ -244,7 +289,7 @@ def test_a_bomb_that_states_a_small_size_stops_at_once(tmp_path, monkeypatch):
     with open_archive(path) as archive, pytest.raises(DataError) as error:
         archive.extract({"0001/victim.bin": VICTIM}, tmp_path / "out")
     one_line(error, str(path), f"'{VICTIM}' holds more than the 1000 bytes", "do not trust")
-    assert 1000 < sum(map(len, came)) <= 2 ** 20
+    assert 1000 < sum(map(len, came)) <= 2**20
     assert everything_under(tmp_path / "out") == {tmp_path / "out" / "0001": None}
 
 
@@ -288,11 +333,11 @@ def test_whatever_byte_is_wrong_it_is_a_data_error_or_does_no_harm(tmp_path):
     path, kept = tmp_path / "changed.zip", 0
     for n in range(len(whole)):
         for change in (0x01, 0x80, 0xFF):
-            path.write_bytes(whole[:n] + bytes([whole[n] ^ change]) + whole[n + 1:])
+            path.write_bytes(whole[:n] + bytes([whole[n] ^ change]) + whole[n + 1 :])
             try:
                 with open_archive(path) as archive:
                     assert all(archive.read(name) in contents.values() for name in archive.members)
                     kept += 1
             except DataError as error:
                 assert "\n" not in str(error) and str(path) in str(error)
-    assert 0 < kept < len(whole) * 2        # dates, for example, do not matter
+    assert 0 < kept < len(whole) * 2  # dates, for example, do not matter

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """BigEarthNet v1 to Zarr: equal values, lists, restart, patches that cannot be read, bit rot, and wrong flags."""
+
 import csv
 import hashlib
 import json
@@ -13,7 +14,17 @@ import pytest
 import torch
 import zarr
 from conftest import ROOT
-from dataset_fixtures import V1_CLASSES, V1_LABELS, classes_of, needs_samples, one_line, s1_name, s2_name, sample_path, write_csv
+from dataset_fixtures import (
+    V1_CLASSES,
+    V1_LABELS,
+    classes_of,
+    needs_samples,
+    one_line,
+    s1_name,
+    s2_name,
+    sample_path,
+    write_csv,
+)
 from dataset_fixtures import write_tif, write_v1_patch, write_v1_zarr
 from runs import launch, mpirun
 
@@ -22,7 +33,7 @@ from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.crew import Crew
 from sarwmix.errors import DataError
 
-LISTS = {"train": (2, 0), "val": (3,), "test": (1,)}        # patches of each official list, in its order
+LISTS = {"train": (2, 0), "val": (3,), "test": (1,)}  # patches of each official list, in its order
 WRITTEN = {f"benv1_{split}.csv" for split in LISTS}
 
 
@@ -55,8 +66,10 @@ def fails(capsys, arguments, *words):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-            for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }
 
 
 def table(path):
@@ -74,6 +87,7 @@ def tif(root, k, channel="VH"):
 
 # content --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("rows", [lambda k: [s2_name(k)], lambda k: [s2_name(k), s1_name(k)], lambda k: [s1_name(k)]])
 def test_it_reads_like_the_folders(root, rows):
     for split, patches in LISTS.items():
@@ -88,7 +102,7 @@ def test_it_reads_like_the_folders(root, rows):
             np.testing.assert_array_equal(image, expected)
             assert image.isfinite().sum() == 2 * 14400 - 3 and classes_of(labels) == V1_CLASSES[k % 3]
         assert table(root / "out" / f"benv1_{split}.csv") == [[s2_name(k), s1_name(k)] for k in patches]
-    assert len(BigEarthNetv1(root / "out" / "benv1.zarr", id_col=1)) == 3       # train and val
+    assert len(BigEarthNetv1(root / "out" / "benv1.zarr", id_col=1)) == 3  # train and val
 
 
 def test_the_layout_is_what_the_package_reads(root):
@@ -97,7 +111,10 @@ def test_the_layout_is_what_the_package_reads(root):
     assert group.metadata.zarr_format == 3 and list(group) == ["sentinel1"]
     assert sorted(group["sentinel1"]) == sorted(s1_name(k) for k in range(4))
     patch = group["sentinel1"][s1_name(1)]
-    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)} and sorted(patch) == ["VH", "VV"]
+    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)} and sorted(patch) == [
+        "VH",
+        "VV",
+    ]
     for channel in ("VH", "VV"):
         array = patch[channel]
         assert array.shape == array.chunks == (120, 120) and array.dtype == np.float32
@@ -108,7 +125,13 @@ def test_the_layout_is_what_the_package_reads(root):
 def test_records(root):
     main(flags(root))
     out, folder = root / "out", root / "data" / "BigEarthNet-S1-v1.0"
-    assert {path.name for path in out.iterdir()} == {"benv1.zarr", "bad.csv", "manifest.csv", "conversion.json", *WRITTEN}
+    assert {path.name for path in out.iterdir()} == {
+        "benv1.zarr",
+        "bad.csv",
+        "manifest.csv",
+        "conversion.json",
+        *WRITTEN,
+    }
     assert table(out / "bad.csv") == [["patch", "reason"]]
     header, *rows = table(out / "manifest.csv")
     assert header == ["patch", "sha256"] and [row[0] for row in rows] == sorted(s1_name(k) for k in range(4))
@@ -142,9 +165,14 @@ def test_real_samples(tmp_path):
 def test_some_lists_or_none(root, caplog):
     with caplog.at_level("INFO"):
         main(flags(root, "val", ("val",)))
-        assert {path.name for path in (root / "val").glob("benv1_*")} == {"benv1_val.csv"} and "no split lists" not in caplog.text
+        assert {path.name for path in (root / "val").glob("benv1_*")} == {
+            "benv1_val.csv"
+        } and "no split lists" not in caplog.text
         main(flags(root, "all", ()))
-    assert not list((root / "all").glob("benv1_*")) and "no split lists were given: all 4 patches are converted" in caplog.text
+    assert (
+        not list((root / "all").glob("benv1_*"))
+        and "no split lists were given: all 4 patches are converted" in caplog.text
+    )
     assert [row[0] for row in table(root / "val" / "manifest.csv")[1:]] == [s1_name(3)]
     assert BigEarthNetv1(root / "all" / "benv1.zarr", "all").ids.tolist() == sorted(s1_name(k) for k in range(4))
 
@@ -171,8 +199,10 @@ benv1_to_zarr.main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize("blow, at, whole", (("write", 0, 2), ("rename", 0, 2), ("place", 4, 4), ("sync", 0, 4), ("place", 6, 4),
-                                             ("place", 8, 4)))
+@pytest.mark.parametrize(
+    "blow, at, whole",
+    (("write", 0, 2), ("rename", 0, 2), ("place", 4, 4), ("sync", 0, 4), ("place", 6, 4), ("place", 8, 4)),
+)
 def test_a_killed_run_is_completed_identically(root, blow, at, whole):
     main(flags(root, "whole"))
     command = [sys.executable, "-c", KILLED, blow, str(at), *flags(root), "--workers", "1"]
@@ -183,7 +213,7 @@ def test_a_killed_run_is_completed_identically(root, blow, at, whole):
     before = {path: path.stat().st_mtime_ns for path in patch_folder(out, 0).rglob("*")}
     main(flags(root))
     assert tree(out) == tree(root / "whole")
-    assert before == {path: path.stat().st_mtime_ns for path in before}       # what was whole was left alone
+    assert before == {path: path.stat().st_mtime_ns for path in before}  # what was whole was left alone
 
 
 def test_what_a_crash_of_the_machine_left_is_done_again(root):
@@ -222,12 +252,18 @@ def test_other_lists_are_another_conversion(root, capsys):
 def test_two_ranks_write_what_one_process_writes(root):
     for k in range(4, 9):
         write_v1_patch(root / "data" / "BigEarthNet-S1-v1.0", k, labels=V1_LABELS[0])
-    parts = "import sys; from sarwmix import benv1_to_zarr as z; z.CHUNK = 2; z.main(sys.argv[1:])"     # five for two ranks
+    parts = (
+        "import sys; from sarwmix import benv1_to_zarr as z; z.CHUNK = 2; z.main(sys.argv[1:])"  # five for two ranks
+    )
     launch(mpirun(sys.executable, "-c", parts, *flags(root, "two", ()), "--workers", 1))
     main(flags(root, "one", ()))
     assert tree(root / "two") == tree(root / "one") and len(table(root / "one" / "manifest.csv")) == 10
-    result = subprocess.run(mpirun(sys.executable, "-m", "sarwmix.benv1_to_zarr", "--out", root / "none", "--verify"), cwd=ROOT,
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        mpirun(sys.executable, "-m", "sarwmix.benv1_to_zarr", "--out", root / "none", "--verify"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode != 0 and result.stderr.count("error: ") == 1 and "manifest.csv" in result.stderr
 
 
@@ -239,6 +275,7 @@ def test_two_processes_write_what_one_writes(root, monkeypatch):
 
 
 # patches that cannot be read ------------------------------------------------------------------------------------------
+
 
 def spoil(root):
     """Patch 0 is truncated, 3 is not there."""
@@ -258,8 +295,15 @@ def test_bad_patches_end_the_run_when_all_others_are_converted(root, capsys, pai
     spoil(root)
     out, lost = root / "out", s1_name(3) if pairs else s2_name(3)
     for _ in range(2):
-        fails(capsys, flags(root), "2 of 4 patches could not be converted",
-              f"{s1_name(0)} ({s1_name(0)}/{s1_name(0)}_VH.tif: cannot be read", lost, "--skip_bad", "bad.csv")
+        fails(
+            capsys,
+            flags(root),
+            "2 of 4 patches could not be converted",
+            f"{s1_name(0)} ({s1_name(0)}/{s1_name(0)}_VH.tif: cannot be read",
+            lost,
+            "--skip_bad",
+            "bad.csv",
+        )
         assert sorted(path.name for path in out.iterdir()) == ["bad.csv", "benv1.zarr", "conversion.json"]
         assert [row[0] for row in table(out / "bad.csv")] == ["patch", *sorted([s1_name(0), lost])]
         assert str(root) not in (out / "bad.csv").read_text()
@@ -294,10 +338,15 @@ def test_nothing_but_bad_patches_is_no_store(root, capsys):
     assert not (root / "out" / "manifest.csv").exists()
 
 
-@pytest.mark.parametrize("content, reason", (
-    ({"labels": ["Pastures", "Sea"], "corresponding_s2_patch": s2_name(1)}, "unknown label 'Sea'"),
-    ({"labels": "Pastures", "corresponding_s2_patch": s2_name(1)}, "no list of labels"),
-    ({"labels": ["Pastures"]}, "no corresponding_s2_patch"), ("{", "cannot be read as JSON")))
+@pytest.mark.parametrize(
+    "content, reason",
+    (
+        ({"labels": ["Pastures", "Sea"], "corresponding_s2_patch": s2_name(1)}, "unknown label 'Sea'"),
+        ({"labels": "Pastures", "corresponding_s2_patch": s2_name(1)}, "no list of labels"),
+        ({"labels": ["Pastures"]}, "no corresponding_s2_patch"),
+        ("{", "cannot be read as JSON"),
+    ),
+)
 def test_faulty_metadata_are_bad(root, capsys, content, reason):
     path = root / "data" / "BigEarthNet-S1-v1.0" / s1_name(1) / f"{s1_name(1)}_labels_metadata.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -318,7 +367,7 @@ def test_faulty_images_are_bad(root, capsys):
 def test_repeated_ids(root, capsys):
     write_csv(root / "test.csv", [[s2_name(1)], [s2_name(0)]])
     fails(capsys, flags(root), "1 of 5 rows repeat an id", f"{s1_name(0)} (", "train.csv:2 and ", "test.csv:2")
-    write_csv(root / "train.csv", [[s2_name(2), s1_name(2)], [s2_name(1), s1_name(1)]])     # the other lists have S2 names
+    write_csv(root / "train.csv", [[s2_name(2), s1_name(2)], [s2_name(1), s1_name(1)]])  # the other lists have S2 names
     fails(capsys, flags(root), "1 of 5 rows repeat an id", s1_name(1))
     assert not (root / "out").exists()
     write_csv(root / "test.csv", [[s2_name(0)]])
@@ -326,6 +375,7 @@ def test_repeated_ids(root, capsys):
 
 
 # bit rot --------------------------------------------------------------------------------------------------------------
+
 
 def test_every_flipped_bit_of_a_chunk_is_noticed(root, capsys):
     main(flags(root))
@@ -340,7 +390,9 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(root, capsys):
         with pytest.raises(DataError) as error:
             data[0]
         one_line(error, str(path.parent), "copy it again")
-    fails(capsys, ["--out", str(root / "out"), "--verify"], "1 of 4 patches are not what was written", f"{s1_name(2)}/VV")
+    fails(
+        capsys, ["--out", str(root / "out"), "--verify"], "1 of 4 patches are not what was written", f"{s1_name(2)}/VV"
+    )
     path.write_bytes(whole)
     assert verify(root / "out", Crew()) == 4
 
@@ -351,10 +403,19 @@ def test_verify_finds_what_is_changed_lost_or_added(root, capsys):
     shutil.copytree(patch_folder(out, 0), patch_folder(out, 7))
     attributes = patch_folder(out, 1) / "zarr.json"
     attributes.write_text(attributes.read_text().replace("Bare rock", "Pastures"))
-    shutil.copy(patch_folder(out, 0) / "VH" / "c.0.0", patch_folder(out, 2) / "VH" / "c.0.0")      # whole, but another patch's
+    shutil.copy(
+        patch_folder(out, 0) / "VH" / "c.0.0", patch_folder(out, 2) / "VH" / "c.0.0"
+    )  # whole, but another patch's
     shutil.rmtree(patch_folder(out, 3))
-    fails(capsys, ["--out", str(out), "--verify"], "4 of 4", f"{s1_name(1)}: has other values or labels",
-          f"{s1_name(2)}: has other values", f"{s1_name(3)}/VH: cannot be read", f"{s1_name(7)}: is not in manifest.csv")
+    fails(
+        capsys,
+        ["--out", str(out), "--verify"],
+        "4 of 4",
+        f"{s1_name(1)}: has other values or labels",
+        f"{s1_name(2)}: has other values",
+        f"{s1_name(3)}/VH: cannot be read",
+        f"{s1_name(7)}: is not in manifest.csv",
+    )
     (out / "manifest.csv").write_text("patch\n")
     fails(capsys, ["--out", str(out), "--verify"], "manifest.csv", "is not a list")
     (out / "manifest.csv").unlink()
@@ -363,14 +424,18 @@ def test_verify_finds_what_is_changed_lost_or_added(root, capsys):
 
 # flags ----------------------------------------------------------------------------------------------------------------
 
+
 def test_wrong_flags(root, capsys):
     out = ["--out", str(root / "out")]
-    for arguments, words in ((out, ("--root is missing",)), ([*out, "--root", str(root / "none")], ("none: no such folder",)),
-                             ([*flags(root), "--verify"], ("--verify goes with --out alone",)),
-                             ([*flags(root), "--max_nonfinite", "2"], ("--max_nonfinite 2",)),
-                             ([*flags(root), "--id_col", "-1"], ("--id_col counts from 0",)),
-                             ([*flags(root, lists=("val",)), "--test", str(root / "no.csv")], ("no.csv", "no such list")),
-                             ([*out, "--root", str(write_v1_zarr(root / "v1.zarr", 2))], ("is a Zarr store already",))):
+    for arguments, words in (
+        (out, ("--root is missing",)),
+        ([*out, "--root", str(root / "none")], ("none: no such folder",)),
+        ([*flags(root), "--verify"], ("--verify goes with --out alone",)),
+        ([*flags(root), "--max_nonfinite", "2"], ("--max_nonfinite 2",)),
+        ([*flags(root), "--id_col", "-1"], ("--id_col counts from 0",)),
+        ([*flags(root, lists=("val",)), "--test", str(root / "no.csv")], ("no.csv", "no such list")),
+        ([*out, "--root", str(write_v1_zarr(root / "v1.zarr", 2))], ("is a Zarr store already",)),
+    ):
         fails(capsys, arguments, *words)
     (root / "mine").mkdir()
     (root / "mine" / "thesis.txt").write_text("keep")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """CSV dumps of the BigEarthNet v2 metadata: their content, that they read back alike, and what is said about faulty input."""
+
 import csv
 
 import numpy as np
@@ -44,9 +45,19 @@ def test_content(root):
     main(["--metadata", str(root / "metadata.parquet"), "--out", str(root / "out")])
     rows = {name: table(root / "out" / f"benv2_{name}.csv") for name in SPLITS}
     assert all(part[0] == list(COLUMNS) and part[0][4] == "s1_name" for part in rows.values())
-    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3] and rows["train_val"][1:] == rows["train"][1:] + rows["val"][1:]
-    assert rows["test"][1] == ["S2A_MSIL2A_2", "['Transitional woodland, shrub', 'Inland waters']", "test", "Austria", s1_name(2),
-                               "S2A_x", "False", "True"]
+    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3] and rows["train_val"][1:] == rows["train"][1:] + rows[
+        "val"
+    ][1:]
+    assert rows["test"][1] == [
+        "S2A_MSIL2A_2",
+        "['Transitional woodland, shrub', 'Inland waters']",
+        "test",
+        "Austria",
+        s1_name(2),
+        "S2A_x",
+        "False",
+        "True",
+    ]
     assert sorted(path.name for path in (root / "out").iterdir()) == sorted(f"benv2_{name}.csv" for name in SPLITS)
 
 
@@ -59,7 +70,15 @@ def same(one, other):
 @pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("split", SPLITS)
 def test_it_reads_back_to_the_same_listing(root, split, more):
-    main(["--metadata", str(root / "metadata.parquet"), "--out", str(root / "out"), *(["--include_snow_cloud"] if more else [])])
+    main(
+        [
+            "--metadata",
+            str(root / "metadata.parquet"),
+            "--out",
+            str(root / "out"),
+            *(["--include_snow_cloud"] if more else []),
+        ]
+    )
     (root / "out" / "BigEarthNet-S1").symlink_to(root / "BigEarthNet-S1")
     same(BigEarthNetv2(root / "out", split), BigEarthNetv2(root, split, include_snow_cloud=more))
     assert len(BigEarthNetv2(root / "out", "train")) == 1 + more
@@ -69,13 +88,21 @@ def test_it_reads_back_to_the_same_listing(root, split, more):
 @pytest.mark.parametrize("more, rows", [(False, 18), (True, 24)])
 def test_the_official_rows(tmp_path, more, rows):
     source = sample_path("benv2")
-    main(["--metadata", str(source / "metadata.parquet"), "--out", str(tmp_path), *(["--include_snow_cloud"] if more else [])])
+    main(
+        [
+            "--metadata",
+            str(source / "metadata.parquet"),
+            "--out",
+            str(tmp_path),
+            *(["--include_snow_cloud"] if more else []),
+        ]
+    )
     (tmp_path / "BigEarthNet-S1").symlink_to(source / "BigEarthNet-S1")
     for split in SPLITS:
         same(BigEarthNetv2(tmp_path, split), BigEarthNetv2(source, split, include_snow_cloud=more))
     assert sum(len(BigEarthNetv2(tmp_path, split)) for split in ("train", "val", "test")) == rows
     labels = [row[1] for row in table(tmp_path / "benv2_train_val.csv")[1:]]
-    assert any("significant areas of natural vegetation'" in text for text in labels)       # a name with a comma
+    assert any("significant areas of natural vegetation'" in text for text in labels)  # a name with a comma
 
 
 def test_an_interrupted_run_is_completed_identically(root):
@@ -89,6 +116,7 @@ def test_an_interrupted_run_is_completed_identically(root):
 
 
 # faults ---------------------------------------------------------------------------------------------------------------
+
 
 def test_other_lists_are_not_overwritten(root, capsys):
     (root / "out").mkdir()

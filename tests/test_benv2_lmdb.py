@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """BigEarthNet v2 from the dataset authors' LMDB: where it may lie, values, workers, and what is said about faulty ones."""
+
 import os
 import pickle
 import shutil
@@ -40,6 +41,7 @@ def with_patch(folder, value):
 
 # values ---------------------------------------------------------------------------------------------------------------
 
+
 def check_items(data):
     assert data.ids.tolist() == [s1_name(k) for k in range(4)]
     for k, (sar, labels) in enumerate(data):
@@ -56,7 +58,7 @@ def test_items_and_names(root):
     assert data.check_units()["mean"] == [-21.5, -11.5]
     assert data.files(1) == [f"{root}/lmdb:{s1_name(1)}/VH", f"{root}/lmdb:{s1_name(1)}/VV"]
     assert data.where(1) == "metadata.parquet: row 1"
-    assert sorted(path.name for path in (root / "lmdb").iterdir()) == ["data.mdb"]        # reading leaves nothing behind
+    assert sorted(path.name for path in (root / "lmdb").iterdir()) == ["data.mdb"]  # reading leaves nothing behind
 
 
 def test_the_lmdb_itself_with_its_metadata_in_it_or_beside_it(root):
@@ -99,51 +101,68 @@ def test_the_real_lmdb_equals_the_real_geotiffs(tmp_path):
     stored.check_files()
     assert torch.equal(stored[0][0], BigEarthNetv2(sample_path("benv2"), metadata=listed)[0][0])
     assert stored[0][0].std() > 1
-    assert len(BigEarthNetv2(sample_path("benv2", "lmdb"), "all")) == 18     # of the metadata beside it
+    assert len(BigEarthNetv2(sample_path("benv2", "lmdb"), "all")) == 18  # of the metadata beside it
     other = write_csv(tmp_path / "other.csv", [["s1_name", "labels"], [s1_name(0), "['Pastures']"]])
     fails(BigEarthNetv2(sample_path("benv2", "lmdb"), metadata=other).check_files, "1 of 1 samples lack data")
 
 
 # faults ---------------------------------------------------------------------------------------------------------------
 
+
 def test_missing_keys_are_counted_and_located(root):
     v2_frame().assign(s1_name=[s1_name(k) for k in (0, 5, 2, 6)]).to_parquet(root / "metadata.parquet")
     data = BigEarthNetv2(root, "all")
-    fails(data.check_files, "2 of 4 samples lack data", f"{s1_name(5)} VH and VV (metadata.parquet: row 1)", s1_name(6),
-          str(root / "lmdb"))
+    fails(
+        data.check_files,
+        "2 of 4 samples lack data",
+        f"{s1_name(5)} VH and VV (metadata.parquet: row 1)",
+        s1_name(6),
+        str(root / "lmdb"),
+    )
     data.check_files(start=0, step=2)
     fails(lambda: data.check_files(start=1, step=2), "2 of 2 samples")
     fails(lambda: data[1], f"{root}/lmdb", f"no key {s1_name(5)}", "remove the patch's row", "metadata.parquet: row 1")
 
 
-@pytest.mark.parametrize("value, words", (
-    (b"no safetensors", ("key S1A", "cannot be read as safetensors")),
-    (b"", ("key S1A", "cannot be read as safetensors")),
-    (save({"VH": BAND, "VV": BAND})[:-1], ("key S1A", "cannot be read as safetensors")),
-    (save({"VH": BAND, "VV": BAND}).replace(b"F32", b"F8_E4M3", 1), ("key S1A", "cannot be read as safetensors")),
-    ({"VH": BAND}, ("/VV: is not there, only VH",)),
-    ({"VV": BAND, "B02": BAND}, ("/VH: is not there, only B02, VV",)),
-    ({"VH": BAND, "VV": BAND.astype(np.float64)}, ("/VV: is float64, not float32",)),
-    ({"VH": BAND.astype(np.int32), "VV": BAND}, ("/VH: is int32, not float32",)),
-    ({"VH": BAND[:60], "VV": BAND}, ("/VH: is 60x120 pixels, not 120x120",)),
-    ({"VH": BAND, "VV": BAND[None]}, ("/VV: is 1x120x120 pixels",)),
-))
+@pytest.mark.parametrize(
+    "value, words",
+    (
+        (b"no safetensors", ("key S1A", "cannot be read as safetensors")),
+        (b"", ("key S1A", "cannot be read as safetensors")),
+        (save({"VH": BAND, "VV": BAND})[:-1], ("key S1A", "cannot be read as safetensors")),
+        (save({"VH": BAND, "VV": BAND}).replace(b"F32", b"F8_E4M3", 1), ("key S1A", "cannot be read as safetensors")),
+        ({"VH": BAND}, ("/VV: is not there, only VH",)),
+        ({"VV": BAND, "B02": BAND}, ("/VH: is not there, only B02, VV",)),
+        ({"VH": BAND, "VV": BAND.astype(np.float64)}, ("/VV: is float64, not float32",)),
+        ({"VH": BAND.astype(np.int32), "VV": BAND}, ("/VH: is int32, not float32",)),
+        ({"VH": BAND[:60], "VV": BAND}, ("/VH: is 60x120 pixels, not 120x120",)),
+        ({"VH": BAND, "VV": BAND[None]}, ("/VV: is 1x120x120 pixels",)),
+    ),
+)
 def test_faulty_values_name_lmdb_and_key(tmp_path, value, words):
     data = with_patch(tmp_path / "one", value)
-    data.check_files()                              # the key is there, and it does not look further
+    data.check_files()  # the key is there, and it does not look further
     fails(lambda: data[0], str(tmp_path / "one" / "lmdb"), s1_name(0), *words, "row", "metadata.parquet: row 0")
 
 
 def test_too_many_nonfinite_pixels(tmp_path):
     band = BAND.copy()
-    band[:2] = np.nan                               # 1.67 %
+    band[:2] = np.nan  # 1.67 %
     data = with_patch(tmp_path / "one", {"VH": BAND, "VV": band})
     fails(lambda: data[0], f"lmdb:{s1_name(0)}/VV", "1.67%", "--max_nonfinite")
     assert BigEarthNetv2(tmp_path / "one", max_nonfinite=0.02)[0][0].isnan().sum() == 240
 
 
-@pytest.mark.parametrize("size, words", ((0, "cannot be read as an LMDB"), (100, "cannot be read as an LMDB"), (8192, "is truncated"),
-                                         (300_000, "is truncated"), (-4096, "is truncated")))
+@pytest.mark.parametrize(
+    "size, words",
+    (
+        (0, "cannot be read as an LMDB"),
+        (100, "cannot be read as an LMDB"),
+        (8192, "is truncated"),
+        (300_000, "is truncated"),
+        (-4096, "is truncated"),
+    ),
+)
 def test_a_truncated_lmdb_is_an_error_and_not_a_crash(root, size, words):
     path = root / "lmdb" / "data.mdb"
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
@@ -158,6 +177,7 @@ def test_what_is_no_lmdb(root):
 
 
 # processes ------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_two_workers_read_an_lmdb_that_the_trainer_has_read_before(root, start):
@@ -174,7 +194,7 @@ def test_it_is_opened_when_first_read_once_per_process_and_not_pickled(root, mon
     train, val = BigEarthNetv2(root, "train"), BigEarthNetv2(root / "lmdb", "val")
     copy = pickle.loads(pickle.dumps(train))
     assert opened == []
-    for data in (train, val, copy, pickle.loads(pickle.dumps(train))):      # a process may not open an LMDB twice
+    for data in (train, val, copy, pickle.loads(pickle.dumps(train))):  # a process may not open an LMDB twice
         data.check_files()
         data[0]
     assert len(opened) == 1

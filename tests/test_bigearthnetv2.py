@@ -99,7 +99,13 @@ def test_snow_and_cloud_patches_come_after_the_others_of_their_split(root):
     v2_frame().iloc[[2, 3]].to_parquet(root / "metadata.parquet")
     v2_frame().iloc[[1, 0]].to_parquet(root / SNOW_CLOUD)
     assert BigEarthNetv2(root, "all").ids.tolist() == [s1_name(k) for k in (2, 3)]
-    for split, samples in (("all", (2, 3, 1, 0)), ("train", (3, 0)), ("val", (1,)), ("test", (2,)), ("train_val", (3, 1, 0))):
+    for split, samples in (
+        ("all", (2, 3, 1, 0)),
+        ("train", (3, 0)),
+        ("val", (1,)),
+        ("test", (2,)),
+        ("train_val", (3, 1, 0)),
+    ):
         data = BigEarthNetv2(root, split, include_snow_cloud=True)
         assert data.ids.tolist() == [s1_name(k) for k in samples]
         assert [classes_of(data[i][1]) for i in range(len(data))] == [V2_CLASSES[k] for k in samples]
@@ -275,7 +281,9 @@ def test_unknown_labels_are_counted_and_located(root):
 def test_labels_of_many_rows(tmp_path):
     rng = np.random.default_rng(0)
     lists = [rng.choice(CLASSES, rng.integers(1, 6)).tolist() for _ in range(40)]  # a name may stand there twice
-    frame = pd.DataFrame({"s1_name": [f"S1A_IW_GRDH_{i}" for i in range(400)], "labels": [lists[k] for k in rng.integers(0, 40, 400)]})
+    frame = pd.DataFrame(
+        {"s1_name": [f"S1A_IW_GRDH_{i}" for i in range(400)], "labels": [lists[k] for k in rng.integers(0, 40, 400)]}
+    )
     expected = np.array([[name in names for name in CLASSES] for names in frame["labels"]])
     (tmp_path / "BigEarthNet-S1").mkdir()
     frame.to_parquet(tmp_path / "metadata.parquet", row_group_size=150)
@@ -293,7 +301,9 @@ def test_many_unknown_labels_are_counted_and_located(root, different):
     fails(f"{different - 2} of {different} rows", "unknown label 'Sea 0' (metadata.parquet: row 0)",
           f"unknown label 'Sea 4' (metadata.parquet: row 4), and {different - 7} more", root=root)  # fmt: skip
     frame.iloc[6:10].to_parquet(root / "metadata.parquet")
-    fails("2 of 4 rows", "unknown label 'Sea 6' (metadata.parquet: row 0)", "'Sea 9' (metadata.parquet: row 3)", root=root)
+    fails(
+        "2 of 4 rows", "unknown label 'Sea 6' (metadata.parquet: row 0)", "'Sea 9' (metadata.parquet: row 3)", root=root
+    )
 
 
 def test_unknown_splits_are_counted_and_located(root):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints: never half-written, never executed, fitted to other input sizes."""
+
 import argparse
 import hashlib
 import os
@@ -12,8 +13,17 @@ import pytest
 import torch
 
 from models_mixmim import mixmim_tiny
-from util.checkpoint import (LATEST, PREVIOUS, check_same_run, initialise, load_checkpoint, load_latest, save_checkpoint, sidecar,
-                             write_atomically)
+from util.checkpoint import (
+    LATEST,
+    PREVIOUS,
+    check_same_run,
+    initialise,
+    load_checkpoint,
+    load_latest,
+    save_checkpoint,
+    sidecar,
+    write_atomically,
+)
 from util.errors import UsageError
 from util.pos_embed import get_2d_sincos_pos_embed
 
@@ -53,8 +63,10 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_intact(tmp_path, monk
 
 
 def test_sigkill_while_saving_leaves_a_loadable_checkpoint(tmp_path):
-    program = ("import sys, torch; from util.checkpoint import save_checkpoint\n"
-               "for epoch in range(10**6): save_checkpoint(sys.argv[1], {'model': {'w': torch.full((2**20,), epoch)}, 'epoch': epoch})")
+    program = (
+        "import sys, torch; from util.checkpoint import save_checkpoint\n"
+        "for epoch in range(10**6): save_checkpoint(sys.argv[1], {'model': {'w': torch.full((2**20,), epoch)}, 'epoch': epoch})"
+    )
     for delay in (0.01, 0.05, 0.09, 0.13):
         child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
         while not (tmp_path / LATEST).exists():
@@ -85,7 +97,7 @@ def test_falls_back_to_the_one_before_with_a_warning(tmp_path, caplog):
     for epoch in range(2):
         save_checkpoint(tmp_path, {"model": {"w": torch.arange(1000.0)}, "epoch": epoch})
     whole = (tmp_path / LATEST).read_bytes()
-    (tmp_path / LATEST).write_bytes(whole[:len(whole) // 2])
+    (tmp_path / LATEST).write_bytes(whole[: len(whole) // 2])
     state, path = load_latest(tmp_path)
     assert state["epoch"] == 0 and path.name == PREVIOUS and LATEST in caplog.text
     (tmp_path / PREVIOUS).write_bytes(b"")
@@ -110,7 +122,9 @@ def test_a_checksum_is_written_as_sha256sum_does_and_an_empty_one_allows_nothing
 
 def test_a_legacy_namespace_loads_and_becomes_a_dict(tmp_path):
     args = argparse.Namespace(model="mixmim_base", lr=0.1, distributed=True)
-    torch.save({"model": {"w": torch.ones(1)}, "optimizer": {"state": {}}, "epoch": 63, "args": args}, tmp_path / "old.pth")
+    torch.save(
+        {"model": {"w": torch.ones(1)}, "optimizer": {"state": {}}, "epoch": 63, "args": args}, tmp_path / "old.pth"
+    )
     assert load_checkpoint(tmp_path / "old.pth")["args"] == vars(args)
 
 
@@ -158,15 +172,21 @@ def test_initialise_is_exact_at_the_same_size_and_resamples_at_another(tmp_path)
     assert initialise(same, {"model": source.state_dict()}, "x") == []
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), same.state_dict().values()))
 
-    small = mixmim_tiny(img_size=64)                    # grids 16, 8, 4, 2: the windows of the last two stages shrink
+    small = mixmim_tiny(img_size=64)  # grids 16, 8, 4, 2: the windows of the last two stages shrink
     resampled = initialise(small, {"model": source.state_dict()}, "x")
-    assert {"absolute_pos_embed", "decoder_pos_embed", "layers.2.blocks.0.attn.relative_position_bias_table",
-            "layers.3.blocks.0.attn.relative_position_bias_table"} <= set(resampled)
+    assert {
+        "absolute_pos_embed",
+        "decoder_pos_embed",
+        "layers.2.blocks.0.attn.relative_position_bias_table",
+        "layers.3.blocks.0.attn.relative_position_bias_table",
+    } <= set(resampled)
     assert "layers.1.blocks.0.attn.relative_position_bias_table" not in resampled
     own = mixmim_tiny(img_size=64).state_dict()["layers.2.blocks.0.attn.relative_position_index"]
     assert torch.equal(small.layers[2].blocks[0].attn.relative_position_index, own)
     centre = [model.layers[2].blocks[0].attn.relative_position_bias_table for model in (source, small)]
-    torch.testing.assert_close(centre[1][24], centre[0][112], atol=0.02, rtol=0)      # offset (0, 0) of a 7×7 and a 15×15 table
+    torch.testing.assert_close(
+        centre[1][24], centre[0][112], atol=0.02, rtol=0
+    )  # offset (0, 0) of a 7×7 and a 15×15 table
     assert torch.equal(small.patch_embed.proj.weight, source.patch_embed.proj.weight)
     loss, _, _ = small(torch.randn(2, 2, 64, 64))
     assert loss.isfinite()
@@ -178,7 +198,9 @@ def test_initialise_names_what_does_not_fit():
     with pytest.raises(UsageError, match="lacks mask_token"):
         initialise(mixmim_tiny(), {"model": state}, "some.pth")
     with pytest.raises(UsageError, match="other shapes.*--model"):
-        initialise(mixmim_tiny(embed_dim=64, num_heads=(2, 4, 8, 16)), {"model": mixmim_tiny().state_dict()}, "some.pth")
+        initialise(
+            mixmim_tiny(embed_dim=64, num_heads=(2, 4, 8, 16)), {"model": mixmim_tiny().state_dict()}, "some.pth"
+        )
 
 
 def test_another_run_is_refused_by_flag_and_values():
@@ -190,6 +212,6 @@ def test_another_run_is_refused_by_flag_and_values():
 def test_sincos_by_value():
     table = get_2d_sincos_pos_embed(8, 3)[0]
     column, row = 2, 1
-    omega = [1.0, 10000 ** -0.5]
+    omega = [1.0, 10000**-0.5]
     expected = [f(p * w) for p in (column, row) for f in (torch.sin, torch.cos) for w in torch.tensor(omega)]
     torch.testing.assert_close(table[row * 3 + column], torch.stack(expected))

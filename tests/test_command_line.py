@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Flags that there are none of: the nearest one is named."""
+
 import pytest
 
 import main_finetune
@@ -10,17 +11,31 @@ from sarwmix import pack, simulate
 SIMULATE = (simulate.main, "python -m sarwmix.simulate")
 
 
-@pytest.mark.parametrize("program, words, unknown", [
-    ((main_pretrain.parse_flags, "main_pretrain.py"), ["--batch-size", 8], "--batch-size (did you mean --batch_size?)"),
-    ((main_pretrain.parse_flags, "main_pretrain.py"), ["--learning_rate=1e-3"], "--learning_rate=1e-3"),
-    ((main_finetune.parse_flags, "main_finetune.py"), ["-epoch=3", "--train-fracton", 1], "-epoch (did you mean --epochs?), --train-fracton (did you mean --train_fraction?)"),
-    (SIMULATE, ["--output", "x"], "--output (did you mean --out?)"),      # before --out is missed
-    (SIMULATE, ["--out", "x", "--patches=4", "--sed", "-1"], "--sed (did you mean --seed?)"),
-    ((pack.main, "python -m sarwmix.pack"), ["--data-path", "a b"], "--data-path (did you mean --data_path?)"),
-])
+@pytest.mark.parametrize(
+    "program, words, unknown",
+    [
+        (
+            (main_pretrain.parse_flags, "main_pretrain.py"),
+            ["--batch-size", 8],
+            "--batch-size (did you mean --batch_size?)",
+        ),
+        ((main_pretrain.parse_flags, "main_pretrain.py"), ["--learning_rate=1e-3"], "--learning_rate=1e-3"),
+        (
+            (main_finetune.parse_flags, "main_finetune.py"),
+            ["-epoch=3", "--train-fracton", 1],
+            "-epoch (did you mean --epochs?), --train-fracton (did you mean --train_fraction?)",
+        ),
+        (SIMULATE, ["--output", "x"], "--output (did you mean --out?)"),  # before --out is missed
+        (SIMULATE, ["--out", "x", "--patches=4", "--sed", "-1"], "--sed (did you mean --seed?)"),
+        ((pack.main, "python -m sarwmix.pack"), ["--data-path", "a b"], "--data-path (did you mean --data_path?)"),
+    ],
+)
 def test_the_nearest_flag_is_named(program, words, unknown, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", [program[1]])
-    assert refusal(program[0], words, capsys).removesuffix(" (see --help)\n").removesuffix("\n") == f"{program[1]}: error: unrecognized arguments: {unknown}"
+    assert (
+        refusal(program[0], words, capsys).removesuffix(" (see --help)\n").removesuffix("\n")
+        == f"{program[1]}: error: unrecognized arguments: {unknown}"
+    )
 
 
 def test_values_that_begin_with_a_dash_are_no_flags(capsys):

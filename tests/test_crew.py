@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Work spread over processes and MPI ranks, files put in place whole, folders held, and one line for what is wrong."""
+
 import os
 import subprocess
 import sys
@@ -38,11 +39,18 @@ def start(tmp_path, *flags, bad=-1, ranks=False):
     script = tmp_path / "squares.py"
     script.write_text(PROGRAM.format(bad=bad))
     command = [sys.executable, str(script), *flags]
-    return subprocess.run(mpirun(*command) if ranks else command, cwd=tmp_path, text=True, capture_output=True, timeout=120,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        mpirun(*command) if ranks else command,
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
-# ---- crew ------------------------------------------------------------------------------------------------------------
+# ---- Crew ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("workers", (1, 2, 50))
 def test_results_come_in_order_from_any_number_of_processes(workers):
@@ -63,11 +71,11 @@ def test_ranks_share_the_work_and_all_have_the_results(tmp_path, workers):
     result = start(tmp_path, "--workers", str(workers), ranks=True)
     assert result.returncode == 0, result.stderr
     squares = "[0, 1, 4, 9, 16, 25, 36]"
-    for rank in (0, 1):                     # mpirun may put both on one line
+    for rank in (0, 1):  # mpirun may put both on one line
         assert f"rank {rank} of 2: {squares} 0" in result.stdout
 
 
-@pytest.mark.parametrize("bad", (0, 1))        # the work of rank 0, of rank 1
+@pytest.mark.parametrize("bad", (0, 1))  # the work of rank 0, of rank 1
 def test_an_error_on_one_rank_ends_all_and_is_reported_once(tmp_path, bad):
     result = start(tmp_path, "--workers", "1", bad=bad, ranks=True)
     assert result.returncode == 2 and "rank" not in result.stdout
@@ -76,7 +84,9 @@ def test_an_error_on_one_rank_ends_all_and_is_reported_once(tmp_path, bad):
 
 def test_an_error_in_a_process_is_one_line(tmp_path):
     result = start(tmp_path, "--workers", "2", bad=3)
-    assert result.returncode == 2 and result.stderr == "python -m squares: error: item 3: cannot be squared; take it out\n"
+    assert (
+        result.returncode == 2 and result.stderr == "python -m squares: error: item 3: cannot be squared; take it out\n"
+    )
 
 
 @pytest.mark.parametrize("ranks", (False, True))
@@ -85,18 +95,29 @@ def test_a_wrong_flag_is_one_line(tmp_path, ranks):
     assert result.returncode == 2 and result.stderr.count("squares: error: --workers 0: must be at least 1") == 1
 
 
-@pytest.mark.parametrize("env, connected, size", [
-    ({}, 1, 1),
-    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 2, 2),
-    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 1, "MPICH started 2 processes, and MPI connects 1 of them; use the mpirun"),
-    ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, 1, "Slurm started 2 processes, and MPI connects 1"),
-    ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, None, "mpi4py, .* cannot be loaded"),
-    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": "/"}, None, 1),      # a batch script without srun
-    ({"PMIX_RANK": "1"}, 2, 2),
-    ({"PMIX_RANK": "1"}, 1, "PMIx started several processes, and MPI connects 1"),
-    ({"PMIX_RANK": "0"}, 1, 1),
-    ({"PMI_RANK": "x", "PMI_SIZE": "2"}, 2, "must be integers"),
-])
+@pytest.mark.parametrize(
+    "env, connected, size",
+    [
+        ({}, 1, 1),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 2, 2),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2"},
+            1,
+            "MPICH started 2 processes, and MPI connects 1 of them; use the mpirun",
+        ),
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"},
+            1,
+            "Slurm started 2 processes, and MPI connects 1",
+        ),
+        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, None, "mpi4py, .* cannot be loaded"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_SUBMIT_DIR": "/"}, None, 1),  # a batch script without srun
+        ({"PMIX_RANK": "1"}, 2, 2),
+        ({"PMIX_RANK": "1"}, 1, "PMIx started several processes, and MPI connects 1"),
+        ({"PMIX_RANK": "0"}, 1, 1),
+        ({"PMI_RANK": "x", "PMI_SIZE": "2"}, 2, "must be integers"),
+    ],
+)
 def test_ranks_of_every_launcher_are_found_or_refused(monkeypatch, env, connected, size):
     """connected: how many processes MPI sees; None: it is not installed."""
     for name in [name for name in os.environ if name.startswith(("OMPI_", "PMI", "SLURM_"))]:
@@ -112,7 +133,8 @@ def test_ranks_of_every_launcher_are_found_or_refused(monkeypatch, env, connecte
             Crew.start(3)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def test_a_file_that_fails_midway_leaves_what_was_there(tmp_path):
     path = tmp_path / "list.csv"
@@ -122,10 +144,11 @@ def test_a_file_that_fails_midway_leaves_what_was_there(tmp_path):
     def fail(temporary):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
+
     with pytest.raises(OSError, match="No space"):
         put_in_place(path, fail)
     assert path.read_text() == 'a,b\n1,"x,y"\n'
-    write_csv(path, None, [(2,)])           # over what the failed one left
+    write_csv(path, None, [(2,)])  # over what the failed one left
     assert path.read_text() == "2\n" and [p.name for p in tmp_path.iterdir()] == ["list.csv"]
 
 
@@ -135,13 +158,14 @@ def test_checksum_is_that_of_the_content(tmp_path):
 
 
 def test_room_is_counted_by_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr("sarwmix.files.shutil.disk_usage", lambda path: SimpleNamespace(free=10 * 10 ** 9))
-    check_room([("--work", tmp_path / "new" / "a", 4 * 10 ** 9), ("--out", tmp_path, 5 * 10 ** 9)])
+    monkeypatch.setattr("sarwmix.files.shutil.disk_usage", lambda path: SimpleNamespace(free=10 * 10**9))
+    check_room([("--work", tmp_path / "new" / "a", 4 * 10**9), ("--out", tmp_path, 5 * 10**9)])
     with pytest.raises(DataError, match=r"--work .*new/a and --out .*about 10.0 GB are needed, and 10.0 GB are free"):
-        check_room([("--work", tmp_path / "new" / "a", 5 * 10 ** 9), ("--out", tmp_path, 5 * 10 ** 9)])
+        check_room([("--work", tmp_path / "new" / "a", 5 * 10**9), ("--out", tmp_path, 5 * 10**9)])
 
 
-# ---- folders ---------------------------------------------------------------------------------------------------------
+# ---- Folders -------------------------------------------------------------------------------------
+
 
 def fill(out, record, last="done", **options):
     """Whether a folder was complete already; completes it."""
@@ -157,7 +181,9 @@ def test_a_folder_is_filled_once_and_by_one_set_of_parameters(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert before.keys() == {"simulation.json", "done"}
     assert fill(out, {"seed": 1})
-    with pytest.raises(DataError, match="--out .*other parameters .*simulation.json.*choose another --out, or remove it"):
+    with pytest.raises(
+        DataError, match="--out .*other parameters .*simulation.json.*choose another --out, or remove it"
+    ):
         fill(out, {"seed": 2})
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
@@ -165,7 +191,7 @@ def test_a_folder_is_filled_once_and_by_one_set_of_parameters(tmp_path):
 def test_an_unfinished_folder_is_continued(tmp_path):
     with pytest.raises(KeyboardInterrupt), claimed(Crew(), tmp_path / "out", {"seed": 1}, "done"):
         raise KeyboardInterrupt
-    (tmp_path / "out" / LOCK).write_text("elsewhere pid 1\n")       # as a killed run leaves it
+    (tmp_path / "out" / LOCK).write_text("elsewhere pid 1\n")  # as a killed run leaves it
     assert not fill(tmp_path / "out", {"seed": 1})
     assert not (tmp_path / "out" / LOCK).exists()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What only a GPU can show. Skipped where there is none."""
+
 import json
 
 import pytest
@@ -19,7 +20,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def build(device):
-    torch.backends.cuda.enable_cudnn_sdp(False)      # as in training
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in training
     torch.manual_seed(0)
     return mixmim_tiny(norm_pix_loss=True).to(device)
 
@@ -39,7 +40,9 @@ def loss_and_gradients(device, amp, **execution):
 
 
 @pytest.mark.parametrize("amp, tolerance", [("off", 1e-3), ("bf16", 3e-2), ("fp16", 3e-2)])
-@pytest.mark.parametrize("execution", [{}, {"grad_checkpointing": True}, {"compile_mode": "default"}, {"attention": "plain"}])
+@pytest.mark.parametrize(
+    "execution", [{}, {"grad_checkpointing": True}, {"compile_mode": "default"}, {"attention": "plain"}]
+)
 def test_a_gpu_computes_what_the_cpu_computes(amp, tolerance, execution):
     loss, gradients = loss_and_gradients(CPU, "off")
     found, found_gradients = loss_and_gradients(GPU, amp, **execution)
@@ -71,10 +74,28 @@ def test_fused_and_plain_attention_compute_the_same(amp, tolerance, compile_mode
     assert (fused[1] - plain[1]).norm() < tolerance * plain[1].norm()
 
 
-def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_and_it_goes_on_as_it_chose(tmp_path, program):
+def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_and_it_goes_on_as_it_chose(
+    tmp_path, program
+):
     write_random_store(tmp_path / "store", "benv2", {"train": 32, "val": 16})
-    flags = ("--data_path", tmp_path / "store", "--model", "mixmim_tiny", "--batch_size", 8, "--epochs", 2, "--warmup_epochs", 0, "--save_epochs", 99,
-             "--output_dir", tmp_path / "run", "--resume", "auto")
+    flags = (
+        "--data_path",
+        tmp_path / "store",
+        "--model",
+        "mixmim_tiny",
+        "--batch_size",
+        8,
+        "--epochs",
+        2,
+        "--warmup_epochs",
+        0,
+        "--save_epochs",
+        99,
+        "--output_dir",
+        tmp_path / "run",
+        "--resume",
+        "auto",
+    )
     status, out, err = program(main_pretrain, *flags, "--stop_epoch", 1)
     assert status == 0, err
     assert "--data_cache auto: the images of split train_val are on the GPU" in out and "is the fastest" in out

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From flags to a dataset and its loader."""
+
 import re
 from types import SimpleNamespace
 
@@ -8,7 +9,15 @@ import torch
 
 from dataset_fixtures import write_v2
 from sarwmix.catalogue import DATASETS
-from util.datasets import ImagesWithIds, SamplesWithIds, build_dataset, build_loader, build_test_loader, fill_statistics, telling_ids
+from util.datasets import (
+    ImagesWithIds,
+    SamplesWithIds,
+    build_dataset,
+    build_loader,
+    build_test_loader,
+    fill_statistics,
+    telling_ids,
+)
 from util.distributed import Launch, Ranks
 from util.errors import UsageError
 
@@ -29,9 +38,29 @@ class Steps:
 
 
 def flags(**kwargs):
-    return SimpleNamespace(**{**dict(dataset="benv2", data_path=None, split="all", metadata=None, id_col=None,
-                                     include_snow_cloud=False, data_cache="none", max_nonfinite=0.01, mean=None, std=None,
-                                     batch_size=2, accum_iter=1, seed=0, num_workers=0, pin_mem=True, data_timeout=1), **kwargs})
+    return SimpleNamespace(
+        **{
+            **dict(
+                dataset="benv2",
+                data_path=None,
+                split="all",
+                metadata=None,
+                id_col=None,
+                include_snow_cloud=False,
+                data_cache="none",
+                max_nonfinite=0.01,
+                mean=None,
+                std=None,
+                batch_size=2,
+                accum_iter=1,
+                seed=0,
+                num_workers=0,
+                pin_mem=True,
+                data_timeout=1,
+            ),
+            **kwargs,
+        }
+    )
 
 
 def test_statistics_come_from_the_dataset_unless_given(tmp_path):
@@ -47,7 +76,9 @@ def test_statistics_come_from_the_dataset_unless_given(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_gives_each_image_with_its_own_id(workers):
-    loader = build_loader(ImagesWithIds(Steps(0, 0, 0, 0, 0)), flags(num_workers=workers), Ranks(Launch(), torch.device("cpu")))
+    loader = build_loader(
+        ImagesWithIds(Steps(0, 0, 0, 0, 0)), flags(num_workers=workers), Ranks(Launch(), torch.device("cpu"))
+    )
     batches = list(loader)
     assert len(batches) == 2
     for ids, images in batches:
@@ -55,17 +86,23 @@ def test_a_loader_gives_each_image_with_its_own_id(workers):
     assert [ids.tolist() for ids, _ in batches] == list(loader.batch_sampler)
 
 
-@pytest.mark.parametrize("samples, accum_iter, world_size, remedy", [
-    (47, 2, 1, "--batch_size 22 is the largest that fits"),
-    (47, 32, 1, "--batch_size 46 and --accum_iter 1 is the largest that fits"),
-    (47, 1, 8, "--batch_size 4 is the largest that fits"),
-    (5, 1, 8, "start 2 ranks at most, with --batch_size 2 and --accum_iter 1"),
-    (1, 1, 1, "two samples are the least")])
+@pytest.mark.parametrize(
+    "samples, accum_iter, world_size, remedy",
+    [
+        (47, 2, 1, "--batch_size 22 is the largest that fits"),
+        (47, 32, 1, "--batch_size 46 and --accum_iter 1 is the largest that fits"),
+        (47, 1, 8, "--batch_size 4 is the largest that fits"),
+        (5, 1, 8, "start 2 ranks at most, with --batch_size 2 and --accum_iter 1"),
+        (1, 1, 1, "two samples are the least"),
+    ],
+)
 def test_a_batch_larger_than_the_data_names_what_fits(samples, accum_iter, world_size, remedy):
     ranks = Ranks(Launch("torchrun", 0, world_size, 0, world_size), torch.device("cpu"))
     with pytest.raises(UsageError) as error:
         build_loader(ImagesWithIds(Steps(*[0] * samples)), flags(batch_size=64, accum_iter=accum_iter), ranks)
-    assert str(error.value).startswith(f"--batch_size 64: the {samples} samples of split 'all'") and f"; {remedy}, or give" in str(error.value)
+    assert str(error.value).startswith(
+        f"--batch_size 64: the {samples} samples of split 'all'"
+    ) and f"; {remedy}, or give" in str(error.value)
     fitting = re.match("--batch_size (\\d+)(?: and --accum_iter (\\d+))? is", remedy)
     if fitting:
         args = flags(batch_size=int(fitting[1]), accum_iter=int(fitting[2] or accum_iter))
@@ -88,8 +125,14 @@ def test_a_test_loader_gives_each_sample_once_in_the_same_batches(world_size):
             assert torch.equal(ids, labels) and torch.equal(images[0], -images[1])
             seen[tuple(ids.tolist())] = rank
     assert sorted(seen) == [(0, 1, 2), (3, 4, 5), (6,)] and set(seen.values()) == set(range(world_size))
-    alone = [len(build_test_loader(Pairs(0, 0), flags(), Ranks(Launch("torchrun", rank, 2, rank, 2), torch.device("cpu")), spread=False))
-             for rank in (0, 1)]
+    alone = [
+        len(
+            build_test_loader(
+                Pairs(0, 0), flags(), Ranks(Launch("torchrun", rank, 2, rank, 2), torch.device("cpu")), spread=False
+            )
+        )
+        for rank in (0, 1)
+    ]
     assert alone == [1, 0]
 
 

@@ -5,6 +5,7 @@ their flags looked at.
 A block is not run if the line before it is a comment `<!-- needs … -->` that says what a fresh machine lacks. Where a command
 would take minutes it is run with the smaller numbers of SMALLER, which are all that differs.
 """
+
 import argparse
 import importlib
 import os
@@ -18,12 +19,22 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")))
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"))
+)
 NEEDS = {"data", "a GPU", "a cluster", "the network"}
-SMALLER = {"--patches 1280": "--patches 160", "--folders 24": "--folders 8", "--folders 60": "--folders 8", "--epochs 24 ": "--epochs 4 ",
-           "--epochs 8 --warmup": "--epochs 2 --warmup",
-           "for seed in 0 1 2": "for seed in 0", "for epoch in 1 4 11": "for epoch in 1 11", "SEEDS:-0 1 2": "SEEDS:-0",
-           "KINDS:-none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel": "KINDS:-none/token"}
+SMALLER = {
+    "--patches 1280": "--patches 160",
+    "--folders 24": "--folders 8",
+    "--folders 60": "--folders 8",
+    "--epochs 24 ": "--epochs 4 ",
+    "--epochs 8 --warmup": "--epochs 2 --warmup",
+    "for seed in 0 1 2": "for seed in 0",
+    "for epoch in 1 4 11": "for epoch in 1 11",
+    "SEEDS:-0 1 2": "SEEDS:-0",
+    "KINDS:-none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel": "KINDS:-none/token",
+}
 # The second command of README.md is what runs this test.
 RUN_ELSEWHERE = {"bash scripts/run_tests.sh"}
 
@@ -35,7 +46,7 @@ def blocks(page):
     for start in starts:
         end = lines.index("```", start)
         mark = re.fullmatch(r"<!-- needs (.+) -->", lines[start - 1])
-        yield start + 2, "\n".join(lines[start + 1:end]), mark and mark[1]
+        yield start + 2, "\n".join(lines[start + 1 : end]), mark and mark[1]
 
 
 def runnable(page):
@@ -60,8 +71,12 @@ def shorter(text):
 def test_marks_say_what_is_needed_and_nothing_else_is_left_out():
     assert {needs for page in PAGES for _, _, needs in blocks(page) if needs} <= NEEDS
     assert all("/data/" not in text and "…" not in text for page in PAGES for _, text in runnable(page))
-    assert all("```sh\n" not in (ROOT / page).read_text() and "```console" not in (ROOT / page).read_text() for page in PAGES)
-    texts = [text for page in PAGES for _, text in runnable(page)] + [path.read_text() for path in (ROOT / "scripts").glob("*.sh")]
+    assert all(
+        "```sh\n" not in (ROOT / page).read_text() and "```console" not in (ROOT / page).read_text() for page in PAGES
+    )
+    texts = [text for page in PAGES for _, text in runnable(page)] + [
+        path.read_text() for path in (ROOT / "scripts").glob("*.sh")
+    ]
     assert all(any(long in text for text in texts) for long in SMALLER)
 
 
@@ -70,7 +85,11 @@ def test_marks_say_what_is_needed_and_nothing_else_is_left_out():
 def checkout(tmp_path_factory):
     """A copy of what is committed or would be, with this .venv and smaller numbers in the scripts."""
     folder = tmp_path_factory.mktemp("docs") / "checkout"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", ".pytest_cache", ".hypothesis"))
+    shutil.copytree(
+        ROOT,
+        folder,
+        ignore=shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", ".pytest_cache", ".hypothesis"),
+    )
     (folder / ".venv").symlink_to(ROOT / ".venv")
     for path in (folder / "scripts").glob("*.sh"):
         path.write_text(shorter(path.read_text()))
@@ -78,14 +97,23 @@ def checkout(tmp_path_factory):
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="scripts/setup.sh has not been run")
-@pytest.mark.parametrize("page", sorted((page for page in PAGES if runnable(page)), key=lambda page: (page != "README.md", page)))
+@pytest.mark.parametrize(
+    "page", sorted((page for page in PAGES if runnable(page)), key=lambda page: (page != "README.md", page))
+)
 def test_the_blocks_of_a_page_run_one_after_the_other(checkout, page):
     """README.md first, since others go on with what its first command leaves."""
     env = {**os.environ, "PATH": f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for number, text in runnable(page):
         lines = [line for line in shorter(text).splitlines() if line.split("  ")[0].strip() not in RUN_ELSEWHERE]
-        result = subprocess.run(["bash", "-e", "-u", "-o", "pipefail", "-c", "\n".join(lines)], cwd=checkout, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
+        result = subprocess.run(
+            ["bash", "-e", "-u", "-o", "pipefail", "-c", "\n".join(lines)],
+            cwd=checkout,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+        )
         assert result.returncode == 0, f"{page}:{number}\n{result.stdout[-3000:]}"
 
 
@@ -116,10 +144,10 @@ def python_words(command):
     words = shlex.split(command.replace("…", " … "), comments=True)
     for place, word in enumerate(words):
         if re.fullmatch(r"main_(pretrain|finetune)\.py", word):
-            return word.removesuffix(".py"), words[place + 1:]
+            return word.removesuffix(".py"), words[place + 1 :]
         if word == "-m" and words[place + 1].split(".")[0] in ("sarwmix", "analysis", "benchmarks"):
             module = words[place + 1]
-            return f"{module}.__main__" if module == "benchmarks" else module, words[place + 2:]
+            return f"{module}.__main__" if module == "benchmarks" else module, words[place + 2 :]
     return None
 
 
@@ -149,9 +177,14 @@ def test_commands_that_are_not_run_have_flags_that_exist(page, monkeypatch):
             if script in ("scripts/run_local.sh", "scripts/qsub_run.sh", "scripts/weight_study.sh"):
                 words = shlex.split(command.replace(" …", ""), comments=True)
                 place = words.index(script)
-                assignments = dict(word.split("=", 1) for word in words[:place - 1])
-                result = subprocess.run(["bash", script, "--dry_run", *words[place + 1:]], cwd=ROOT, text=True, capture_output=True,
-                                        env={**os.environ, "SITE_GROUP": "group", **assignments})
+                assignments = dict(word.split("=", 1) for word in words[: place - 1])
+                result = subprocess.run(
+                    ["bash", script, "--dry_run", *words[place + 1 :]],
+                    cwd=ROOT,
+                    text=True,
+                    capture_output=True,
+                    env={**os.environ, "SITE_GROUP": "group", **assignments},
+                )
                 assert result.returncode == 0, f"{page}: {command}: {result.stderr}"
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the finetuning engine does to a batch, by value."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_the_images_of_a_pair_are_prepared_and_flipped_alike():
     one, other = prepare_images(prepare, [first, first + 1], ALONE.device, torch.arange(16), epoch=3)
     step = torch.tensor([1 / 2, 1 / 4]).view(2, 1, 1)
     torch.testing.assert_close(other - one, step.expand_as(one), atol=1e-5, rtol=0)
-    plain, = prepare_images(prepare, [first], ALONE.device)
+    (plain,) = prepare_images(prepare, [first], ALONE.device)
     torch.testing.assert_close(plain[:, 0], (first[:, 0] + 20) / 2)
     assert 0 < sum(not torch.equal(a, b) for a, b in zip(plain, one)) < 16
 
@@ -31,13 +32,13 @@ def test_the_images_of_a_pair_are_prepared_and_flipped_alike():
 def test_mixup_mixes_labels_in_the_shares_of_the_pixels(mode, images):
     mixup = Mixup(mixup_alpha=0.8, mode=mode, label_smoothing=0.0, num_classes=6)
     numbers = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 2, 8, 8)
-    targets = torch.eye(6)[:, :4] + torch.eye(6)[:, 2:]                 # some have two labels, some one
+    targets = torch.eye(6)[:, :4] + torch.eye(6)[:, 2:]  # some have two labels, some one
     mixed, labels = mix(mixup, [numbers.clone() + 10 * k for k in range(images)], targets, seed=5)
     assert len(mixed) == images
     for i in range(6):
         values = mixed[0][i].unique()
         assert len(values) == 1
-        share = (values - (5 - i)) / (2 * i - 5)                        # value = share·i + (1 − share)·(5 − i)
+        share = (values - (5 - i)) / (2 * i - 5)  # value = share·i + (1 − share)·(5 − i)
         assert 0 < share < 1
         torch.testing.assert_close(labels[i], share * targets[i] + (1 - share) * targets[5 - i])
         assert all(torch.allclose(other[i], mixed[0][i] + 10 * k) for k, other in enumerate(mixed))
@@ -55,8 +56,10 @@ def test_mixing_is_a_function_of_its_seed_and_leaves_numpys_generator_alone():
     mixup = Mixup(mixup_alpha=0.8, label_smoothing=0.0, num_classes=4)
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    results = [mix(mixup, [torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))], torch.eye(4), seed)[1]
-               for seed in (7, 7, 2 ** 62 + 8)]
+    results = [
+        mix(mixup, [torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))], torch.eye(4), seed)[1]
+        for seed in (7, 7, 2**62 + 8)
+    ]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
     assert np.array_equal(before, np.random.get_state()[1])
 

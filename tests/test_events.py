@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The event file, read as TensorBoard reads it."""
+
 import io
 import os
 import resource

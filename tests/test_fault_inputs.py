@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Input that is broken, or made to do harm: each is answered with one line that names it, and nothing is lost or half-written."""
+
 import argparse
 import codecs
 import copyreg
@@ -39,7 +40,17 @@ from safetensors.torch import save_file
 
 import main_finetune
 import main_pretrain
-from dataset_fixtures import s1_name, s2_name, v2_frame, write_csv, write_tif, write_v1, write_v1_zarr, write_v2, write_v2_lmdb
+from dataset_fixtures import (
+    s1_name,
+    s2_name,
+    v2_frame,
+    write_csv,
+    write_tif,
+    write_v1,
+    write_v1_zarr,
+    write_v2,
+    write_v2_lmdb,
+)
 from models_mixmim import mixmim_tiny
 from models_mixmim_ft import SIZES
 from runs import digests
@@ -53,8 +64,24 @@ from test_sen12_align import S, align, image_name, write_raw
 from util.checkpoint import load_checkpoint
 from util.errors import UsageError
 
-TINY = ("--model", "mixmim_tiny", "--batch_size", 2, "--num_workers", 0, "--warmup_epochs", 0, "--lr", 1e-3, "--epochs", 1,
-        "--device", "cpu", "--output_dir", "{out}")
+TINY = (
+    "--model",
+    "mixmim_tiny",
+    "--batch_size",
+    2,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    0,
+    "--lr",
+    1e-3,
+    "--epochs",
+    1,
+    "--device",
+    "cpu",
+    "--output_dir",
+    "{out}",
+)
 SMALL = (*TINY, "--input_size", 64)
 PRETRAIN = (main_pretrain, *SMALL, "--data_path", "{data}", "--split", "all", "--save_epochs")
 FINETUNE = (main_finetune, *SMALL, "--data_path", "{data}", "--finetune", "")
@@ -69,9 +96,30 @@ USES = {
     "pretrain v2, id_col": (*PRETRAIN, "--dataset", "benv2", "--id_col", 0),
     "finetune floods": (main_finetune, *TINY, "--data_path", "{data}", "--finetune", "", "--dataset", "sen12flood"),
     "verify store": (pack, "--verify", "{data}", "--workers", 1),
-    "statistics": (statistics, "--dataset", "benv2", "--data_path", "{data}", "--split", "all", "--out", "{out}.json", "--workers", 1),
+    "statistics": (
+        statistics,
+        "--dataset",
+        "benv2",
+        "--data_path",
+        "{data}",
+        "--split",
+        "all",
+        "--out",
+        "{out}.json",
+        "--workers",
+        1,
+    ),
     "csv": (benv2_csv, "--metadata", "{data}/metadata.parquet", "--out", "{out}"),
-    "zarr": (benv1_to_zarr, "--root", "{data}", "--train", "{data}/benv1_train.csv", "--val", "{data}/benv1_val.csv", *STEP),
+    "zarr": (
+        benv1_to_zarr,
+        "--root",
+        "{data}",
+        "--train",
+        "{data}/benv1_train.csv",
+        "--val",
+        "{data}/benv1_val.csv",
+        *STEP,
+    ),
     "list": (sen12_data_prep, "--list-only", "--s1-list", "{data}/S1list.json", *STEP),
     "prepare": (sen12_data_prep, "--aligned", "{data}/aligned", *STEP),
     "prune": (sen12_prune_partial_pairs, "--aligned", "{data}/aligned", "--pairs", "{data}/pairs", "--size", S, *STEP),
@@ -83,6 +131,7 @@ USES = {
 @pytest.fixture
 def start(program, capsys):
     """start((program, *flags), **places) → (exit status, stdout, stderr); what a program lets through is a traceback there."""
+
     def run(use, **places):
         module, *flags = use
         flags = [str(flag).format(**places) for flag in flags]
@@ -113,9 +162,8 @@ def kept(folder):
     return {name: digest for name, digest in digests(folder).items() if Path(name).name != ".lock"}
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Whole inputs
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Whole inputs --------------------------------------------------------------------------------
+
 
 def write_official(root):
     """Metadata with all official columns, and no image."""
@@ -142,7 +190,9 @@ def write_lists(root, columns=2):
 
 def write_store(root):
     write_v2(root.with_name("source"))
-    pack.main(["--dataset", "benv2", "--data_path", str(root.with_name("source")), "--out", str(root), "--workers", "1"])
+    pack.main(
+        ["--dataset", "benv2", "--data_path", str(root.with_name("source")), "--out", str(root), "--workers", "1"]
+    )
 
 
 def write_pairs(root):
@@ -201,7 +251,7 @@ def base(tmp_path_factory):
         key = (writer.func, *writer.keywords.items()) if isinstance(writer, functools.partial) else writer
         if key not in made:
             folder = tmp_path_factory.mktemp("whole") / "data"
-            writer(folder)                # may skip the test
+            writer(folder)  # may skip the test
             made[key] = folder
         return made[key]
 
@@ -216,11 +266,9 @@ def test_a_whole_input_is_accepted(name, use, base, start, tmp_path):
     assert (tmp_path / "run").exists() or (tmp_path / "run.json").exists() or "verify" in use
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Breaking them
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Breaking them -------------------------------------------------------------------------------
 
-DEEP = "[" * 100_000          # JSON that takes more recursion than Python has
+DEEP = "[" * 100_000  # JSON that takes more recursion than Python has
 JUNK = bytes(range(128, 256)) * 8
 
 
@@ -233,7 +281,7 @@ def put(path, content):
 
 
 def cut(path, share=0.5):
-    put(path, path.read_bytes()[:int(path.stat().st_size * share)])
+    put(path, path.read_bytes()[: int(path.stat().st_size * share)])
 
 
 def edit(path, old, new):
@@ -273,6 +321,7 @@ def cell(path, column, value, row=1):
 
 # GeoTIFF ------------------------------------------------------------------------------------------------------------
 
+
 def tif(root, channel="VH"):
     name = s1_name(2)
     return root / "BigEarthNet-S1" / name.rsplit("_", 3)[0] / name / f"{name}_{channel}.tif"
@@ -281,9 +330,13 @@ def tif(root, channel="VH"):
 def tag(path, number, value):
     """Overwrite the value of a TIFF tag: 256 width, 257 height, 273 where the pixels are."""
     content = bytearray(path.read_bytes())
-    directory, = struct.unpack_from("<I", content, 4)
-    entries, = struct.unpack_from("<H", content, directory)
-    at, = (at for at in range(directory + 2, directory + 2 + 12 * entries, 12) if struct.unpack_from("<H", content, at) == (number,))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (entries,) = struct.unpack_from("<H", content, directory)
+    (at,) = (
+        at
+        for at in range(directory + 2, directory + 2 + 12 * entries, 12)
+        if struct.unpack_from("<H", content, at) == (number,)
+    )
     struct.pack_into("<HIII", content, at + 2, 4, 1, value, *struct.unpack_from("<I", content, at + 12))
     put(path, content)
 
@@ -300,7 +353,7 @@ def every_tif(root, value):
 def spotted(image, value):
     """The image (..., H, W) with its upper tenth at one value."""
     image = image.copy()
-    image[..., :-(-image.shape[-2] // 10), :] = value
+    image[..., : -(-image.shape[-2] // 10), :] = value
     return image
 
 
@@ -313,8 +366,10 @@ def swap(root):
         aside.rename(vv)
 
 
-VRT = ('<VRTDataset rasterXSize="120" rasterYSize="120"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
-       '<SourceFilename>/etc/passwd</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>')
+VRT = (
+    '<VRTDataset rasterXSize="120" rasterYSize="120"><VRTRasterBand dataType="Float32" band="1"><SimpleSource>'
+    "<SourceFilename>/etc/passwd</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+)
 NAMED, LACKS = (f"{s1_name(2)}_VH.tif", "metadata.parquet: row 2"), ("1 of", s1_name(2), "metadata.parquet: row 2")
 GEOTIFF = {
     "truncated": (lambda r: cut(tif(r)), (*NAMED, "truncated")),
@@ -335,8 +390,10 @@ GEOTIFF = {
     "NaN": (lambda r: write_tif(tif(r), np.nan), (*NAMED, "100.00%", "--max_nonfinite")),
     "infinite": (lambda r: write_tif(tif(r), -np.inf), (*NAMED, "100.00%")),
     "no data": (lambda r: write_tif(tif(r), -9999.0, nodata=-9999.0), (*NAMED, "100.00%")),
-    "no data without a tag": (lambda r: write_tif(tif(r), spotted(band(-20.0), -9999)), (*NAMED, "10.00% of the VH pixels are below -100 dB",
-                                                                                         "gdal_edit.py -a_nodata -9999")),
+    "no data without a tag": (
+        lambda r: write_tif(tif(r), spotted(band(-20.0), -9999)),
+        (*NAMED, "10.00% of the VH pixels are below -100 dB", "gdal_edit.py -a_nodata -9999"),
+    ),
     "dB times 100": (lambda r: write_tif(tif(r), -2000.0), (*NAMED, "100.00% of the VH pixels", "dB times 10 or 100")),
     "VH and VV swapped": (swap, ("data", "VH is brighter than VV", "swapped")),
     "linear in one file": (lambda r: write_tif(tif(r), 0.05), (f"{s1_name(2)}_VH.tif", "looks linear", "--dataset")),
@@ -348,20 +405,27 @@ GEOTIFF = {
     "a pipe": (lambda r: (tif(r).unlink(), os.mkfifo(tif(r))), (*LACKS, "VH")),
     "a link to itself": (lambda r: as_link(tif(r), tif(r)), (*LACKS, "VH")),
     "a link to nowhere": (lambda r: as_link(tif(r), r / "nowhere.tif"), (*LACKS, "VH")),
-    "a directory beyond the end": (lambda r: put(tif(r), tif(r).read_bytes()[:4] + b"\xf0\xff\xff\x7f" + tif(r).read_bytes()[8:]),
-                                   NAMED),
-    "pixels beyond the end": (lambda r: tag(tif(r), 273, 2 ** 31), NAMED),
-    "wider than memory": (lambda r: tag(tif(r), 256, 2 ** 30), (*NAMED, "claims to have 120x1073741824 pixels")),
+    "a directory beyond the end": (
+        lambda r: put(tif(r), tif(r).read_bytes()[:4] + b"\xf0\xff\xff\x7f" + tif(r).read_bytes()[8:]),
+        NAMED,
+    ),
+    "pixels beyond the end": (lambda r: tag(tif(r), 273, 2**31), NAMED),
+    "wider than memory": (lambda r: tag(tif(r), 256, 2**30), (*NAMED, "claims to have 120x1073741824 pixels")),
     "without a width": (lambda r: tag(tif(r), 256, 0), NAMED),
 }
 
 # metadata.parquet ---------------------------------------------------------------------------------------------------
 
+
 def rewrite(root, **columns):
     """Other values of columns of metadata.parquet, a list for all rows; ... removes one."""
     table = pq.read_table(metadata(root))
     for name, values in columns.items():
-        table = table.drop_columns(name) if values is ... else table.set_column(table.column_names.index(name), name, pa.array(values))
+        table = (
+            table.drop_columns(name)
+            if values is ...
+            else table.set_column(table.column_names.index(name), name, pa.array(values))
+        )
     pq.write_table(table, root / "metadata.parquet")
 
 
@@ -393,7 +457,10 @@ PARQUET = {
     "empty": (lambda r: put(metadata(r), b""), (HERE, "cannot be read as a parquet")),
     "text": (lambda r: put(metadata(r), "s1_name,labels\n"), (HERE, "cannot be read as a parquet")),
     "nothing but its signs": (lambda r: put(metadata(r), b"PAR1" * 3), (HERE, "cannot be read as a parquet")),
-    "encrypted": (lambda r: put(metadata(r), metadata(r).read_bytes()[:-4] + b"PARE"), (HERE, "cannot be read as a parquet")),
+    "encrypted": (
+        lambda r: put(metadata(r), metadata(r).read_bytes()[:-4] + b"PARE"),
+        (HERE, "cannot be read as a parquet"),
+    ),
     "a folder": (lambda r: as_folder(metadata(r)), (HERE, "cannot be read as a parquet")),
     "a link to itself": (lambda r: as_link(metadata(r), metadata(r)), (HERE,)),
     "text that is not UTF-8": (lambda r: rewrite(r, labels=NOT_UTF8), (HERE, "utf-8")),
@@ -415,7 +482,10 @@ PARQUET = {
     "ids that are numbers": (lambda r: rewrite(r, s1_name=[0, 1, 2, 3]), (ROW, "no S1 patch name")),
     "the same id twice": (lambda r: rename(r, 3, s1_name(0)), ("metadata.parquet: row 3", "repeat an id", s1_name(0))),
     "an id that leads elsewhere": (lambda r: rename(r, 1, "../../etc/passwd"), (ROW, "'../../etc/passwd'")),
-    "an id within that leads elsewhere": (lambda r: rename(r, 1, f"{s1_name(1)}/../../{s1_name(1)}"), (ROW, "no S1 patch name")),
+    "an id within that leads elsewhere": (
+        lambda r: rename(r, 1, f"{s1_name(1)}/../../{s1_name(1)}"),
+        (ROW, "no S1 patch name"),
+    ),
     "an absolute id": (lambda r: rename(r, 1, "/etc/passwd"), (ROW, "'/etc/passwd'")),
     "an id with NUL": (lambda r: rename(r, 1, f"{s1_name(1)}\0.tif"), (ROW, r"no S1 patch name")),
     "an id with a line break": (lambda r: rename(r, 1, f"{s1_name(1)}\nx"), (ROW, r"no S1 patch name")),
@@ -423,11 +493,15 @@ PARQUET = {
     "an endless id": (lambda r: rename(r, 1, "S1A_a_b_c_" + "x" * 100_000), (ROW, "no S1 patch name", "...")),
     "an empty id": (lambda r: rename(r, 1, ""), (ROW, "no S1 patch name")),
     "an id of Sentinel-2": (lambda r: rename(r, 1, s2_name(1)), (ROW, "no S1 patch name")),
-    "no rows": (lambda r: pq.write_table(pq.read_table(metadata(r)).slice(0, 0), metadata(r)), (HERE, "no row of split")),
+    "no rows": (
+        lambda r: pq.write_table(pq.read_table(metadata(r)).slice(0, 0), metadata(r)),
+        (HERE, "no row of split"),
+    ),
     "not there": (lambda r: metadata(r).unlink(), (HERE, "copy the dataset's metadata")),
 }
 
 # CSV ----------------------------------------------------------------------------------------------------------------
+
 
 def train_csv(root):
     return root / "benv2_train.csv"
@@ -437,12 +511,17 @@ def header_of(path):
     return path.read_text(encoding="utf-8").splitlines()[0] + "\n"
 
 
-UNQUOTED = "s1_name,labels,note\n" + "".join(f"{s1_name(k)},['Pastures'],{note}\n" for k, note in ((0, '"good'), (3, "good")))
+UNQUOTED = "s1_name,labels,note\n" + "".join(
+    f"{s1_name(k)},['Pastures'],{note}\n" for k, note in ((0, '"good'), (3, "good"))
+)
 TRAIN = ("benv2_train.csv",)
 CSV = {
     "empty": (lambda r: put(train_csv(r), ""), (*TRAIN, "is empty")),
     "nothing but a header": (lambda r: put(train_csv(r), header_of(train_csv(r))), TRAIN),
-    "no header": (lambda r: put(train_csv(r), train_csv(r).read_text().partition("\n")[2]), (*TRAIN, "no column s1_name")),
+    "no header": (
+        lambda r: put(train_csv(r), train_csv(r).read_text().partition("\n")[2]),
+        (*TRAIN, "no column s1_name"),
+    ),
     "cut off in a row": (lambda r: cut(train_csv(r), 0.8), TRAIN),
     "a row too short": (lambda r: edit(train_csv(r), ",Austria", ""), (*TRAIN, "benv2_train.csv:2", "6 cells")),
     "a row too long": (lambda r: edit(train_csv(r), ",Austria", ",Austria,,"), ("benv2_train.csv:2", "6 cells")),
@@ -450,26 +529,49 @@ CSV = {
     "blocks of zeros": (lambda r: edit(train_csv(r), "Austria", "\0" * 512), (*TRAIN, "NUL")),
     "Latin-1": (lambda r: recode(train_csv(r), "latin-1"), (*TRAIN, "utf-8")),
     "UTF-16": (lambda r: recode(train_csv(r), "utf-16"), (*TRAIN, "utf-8")),
-    "a gzip": (lambda r: put(train_csv(r), gzip.compress(train_csv(r).read_bytes())), (*TRAIN, "cannot be read as a CSV")),
-    "an unclosed quotation mark": (lambda r: edit(train_csv(r), "False", '"False'), (*TRAIN, "cannot be read as a CSV")),
+    "a gzip": (
+        lambda r: put(train_csv(r), gzip.compress(train_csv(r).read_bytes())),
+        (*TRAIN, "cannot be read as a CSV"),
+    ),
+    "an unclosed quotation mark": (
+        lambda r: edit(train_csv(r), "False", '"False'),
+        (*TRAIN, "cannot be read as a CSV"),
+    ),
     "one that swallows the rest": (lambda r: put(train_csv(r), UNQUOTED), (*TRAIN, "unexpected end of data")),
     "an unclosed bracket": (lambda r: edit(train_csv(r), "]", ""), ("benv2_train.csv:2", "not a printed list")),
-    "a label without its quotation mark": (lambda r: edit(train_csv(r), "['Arable", "[Arable"),
-                                           ("benv2_train.csv:2", "not a printed list")),
-    "an unknown label": (lambda r: cell(train_csv(r), "labels", "['Sea']"), ("benv2_train.csv:2", "unknown label 'Sea'")),
+    "a label without its quotation mark": (
+        lambda r: edit(train_csv(r), "['Arable", "[Arable"),
+        ("benv2_train.csv:2", "not a printed list"),
+    ),
+    "an unknown label": (
+        lambda r: cell(train_csv(r), "labels", "['Sea']"),
+        ("benv2_train.csv:2", "unknown label 'Sea'"),
+    ),
     "an endless cell": (lambda r: edit(train_csv(r), "Austria", "A" * 200_000), (*TRAIN, "field limit")),
-    "the same row twice": (lambda r: put(train_csv(r), train_csv(r).read_text() + train_csv(r).read_text().splitlines()[-1] + "\n"),
-                           ("benv2_train.csv:3", "benv2_train.csv:4", "repeat an id")),
-    "a row of another list": (lambda r: put(r / "benv2_test.csv", train_csv(r).read_text().replace(",train,", ",test,")), (s1_name(0),)),
+    "the same row twice": (
+        lambda r: put(train_csv(r), train_csv(r).read_text() + train_csv(r).read_text().splitlines()[-1] + "\n"),
+        ("benv2_train.csv:3", "benv2_train.csv:4", "repeat an id"),
+    ),
+    "a row of another list": (
+        lambda r: put(r / "benv2_test.csv", train_csv(r).read_text().replace(",train,", ",test,")),
+        (s1_name(0),),
+    ),
     "an unknown split": (lambda r: cell(train_csv(r), "split", "dev"), ("unknown split: 'dev' (benv2_train.csv:2)",)),
     "two columns s1_name": (lambda r: edit(train_csv(r), "country", "s1_name"), (*TRAIN, "2 columns s1_name")),
-    "an id that leads elsewhere": (lambda r: cell(train_csv(r), "s1_name", "../../etc/passwd"), ("benv2_train.csv:2", "no S1 patch name")),
-    "an id in another column": (lambda r: edit(train_csv(r), "s1_name", "name"), (*TRAIN, "no column s1_name", "--id_col")),
+    "an id that leads elsewhere": (
+        lambda r: cell(train_csv(r), "s1_name", "../../etc/passwd"),
+        ("benv2_train.csv:2", "no S1 patch name"),
+    ),
+    "an id in another column": (
+        lambda r: edit(train_csv(r), "s1_name", "name"),
+        (*TRAIN, "no column s1_name", "--id_col"),
+    ),
     "a folder": (lambda r: as_folder(train_csv(r)), (*TRAIN, "cannot be read as a CSV")),
     "not there": (lambda r: (r / "benv2_val.csv").unlink(), ("benv2_val.csv",)),
 }
 
 # version 1 ----------------------------------------------------------------------------------------------------------
+
 
 def labels_of(root):
     return root / s1_name(1) / f"{s1_name(1)}_labels_metadata.json"
@@ -486,7 +588,10 @@ V1 = {
     "labels that are text": (lambda r: change(labels_of(r), labels="Pastures"), (*V1_NAMED, "no list of labels")),
     "labels within labels": (lambda r: change(labels_of(r), labels=[["Pastures"]]), (*V1_NAMED, "no list of labels")),
     "an unknown label": (lambda r: change(labels_of(r), labels=["Sea\n"]), (*V1_NAMED, r"unknown label 'Sea\n'")),
-    "a truncated image": (lambda r: cut(r / s1_name(1) / f"{s1_name(1)}_VV.tif"), (f"{s1_name(1)}_VV.tif", "truncated")),
+    "a truncated image": (
+        lambda r: cut(r / s1_name(1) / f"{s1_name(1)}_VV.tif"),
+        (f"{s1_name(1)}_VV.tif", "truncated"),
+    ),
     "a missing image": (lambda r: (r / s1_name(1) / f"{s1_name(1)}_VV.tif").unlink(), (s1_name(1), "VV")),
     "a folder that is no patch": (lambda r: (r / "S1A_.._..").mkdir(), ("'S1A_.._..'", "no S1 patch name")),
     "no patches": (lambda r: [shutil.rmtree(path) for path in r.iterdir()], ("data", "no patch folders")),
@@ -500,28 +605,51 @@ def v1_train(root):
 V1_LISTS = {
     "a list without rows": (lambda r: put(v1_train(r), "\n\n"), ("benv1_train.csv", "lists no patch")),
     "a binary list": (lambda r: put(v1_train(r), JUNK), ("benv1_train.csv", "cannot be read as a CSV")),
-    "an HTML page for a list": (lambda r: put(v1_train(r), "<html>\n<body>404, not found</body>\n"), ("benv1_train.csv", "--id_col")),
+    "an HTML page for a list": (
+        lambda r: put(v1_train(r), "<html>\n<body>404, not found</body>\n"),
+        ("benv1_train.csv", "--id_col"),
+    ),
     "a ragged list": (lambda r: edit(v1_train(r), f",{s1_name(1)}", ""), ("benv1_train.csv:2", "no column 1")),
-    "a name that leads elsewhere": (lambda r: edit(v1_train(r), s1_name(1), "S1A_../../../etc/passwd"), ("benv1_train.csv:2",)),
-    "a name twice": (lambda r: edit(v1_train(r), s1_name(1), s1_name(0)), ("benv1_train.csv:1", "benv1_train.csv:2", "repeat an id")),
-    "an unclosed quotation mark": (lambda r: edit(v1_train(r), s2_name(0), f'"{s2_name(0)}'), ("benv1_train.csv", "unexpected end")),
+    "a name that leads elsewhere": (
+        lambda r: edit(v1_train(r), s1_name(1), "S1A_../../../etc/passwd"),
+        ("benv1_train.csv:2",),
+    ),
+    "a name twice": (
+        lambda r: edit(v1_train(r), s1_name(1), s1_name(0)),
+        ("benv1_train.csv:1", "benv1_train.csv:2", "repeat an id"),
+    ),
+    "an unclosed quotation mark": (
+        lambda r: edit(v1_train(r), s2_name(0), f'"{s2_name(0)}'),
+        ("benv1_train.csv", "unexpected end"),
+    ),
     "a list that is a folder": (lambda r: as_folder(v1_train(r)), ("benv1_train.csv",)),
 }
 V1_S2_LISTS = {
     "a patch that is not there": (lambda r: edit(v1_train(r), s2_name(1), s2_name(7)), (s2_name(7),)),
-    "no Sentinel-2 name": (lambda r: change(labels_of(r), corresponding_s2_patch=...), (*V1_NAMED, "corresponding_s2_patch")),
+    "no Sentinel-2 name": (
+        lambda r: change(labels_of(r), corresponding_s2_patch=...),
+        (*V1_NAMED, "corresponding_s2_patch"),
+    ),
     "a Sentinel-2 name that is a number": (lambda r: change(labels_of(r), corresponding_s2_patch=7), (*V1_NAMED,)),
-    "a name that leads elsewhere": (lambda r: edit(v1_train(r), s2_name(1), "S2A_../../x"), ("benv1_train.csv:2", "no S2 patch name")),
+    "a name that leads elsewhere": (
+        lambda r: edit(v1_train(r), s2_name(1), "S2A_../../x"),
+        ("benv1_train.csv:2", "no S2 patch name"),
+    ),
 }
 
 # Zarr ---------------------------------------------------------------------------------------------------------------
+
 
 def patch_of(root):
     return root / "sentinel1" / s1_name(1)
 
 
 def chunk_of(root):
-    return next(path for path in sorted((patch_of(root) / "VH").rglob("*")) if path.is_file() and not path.name.startswith((".z", "zarr")))
+    return next(
+        path
+        for path in sorted((patch_of(root) / "VH").rglob("*"))
+        if path.is_file() and not path.name.startswith((".z", "zarr"))
+    )
 
 
 def resize(root, **values):
@@ -538,14 +666,26 @@ ZARR = {
     "a chunk of junk": (lambda r: put(chunk_of(r), JUNK), (VH_OF, "copy it again")),
 }
 ZARR_3 = {
-    "attributes that are a list": (lambda r: change(patch_of(r) / "zarr.json", attributes=["Pastures"]), ("zarr.json", "no JSON object")),
-    "attributes that are null": (lambda r: change(patch_of(r) / "zarr.json", attributes=None), ("zarr.json", "no JSON object")),
-    "a group without its metadata": (lambda r: (patch_of(r) / "zarr.json").unlink(), (s1_name(1), "cannot be read as JSON")),
+    "attributes that are a list": (
+        lambda r: change(patch_of(r) / "zarr.json", attributes=["Pastures"]),
+        ("zarr.json", "no JSON object"),
+    ),
+    "attributes that are null": (
+        lambda r: change(patch_of(r) / "zarr.json", attributes=None),
+        ("zarr.json", "no JSON object"),
+    ),
+    "a group without its metadata": (
+        lambda r: (patch_of(r) / "zarr.json").unlink(),
+        (s1_name(1), "cannot be read as JSON"),
+    ),
     "metadata cut off": (lambda r: cut(patch_of(r) / "zarr.json"), (s1_name(1), "cannot be read as JSON")),
     "metadata without end": (lambda r: put(patch_of(r) / "zarr.json", DEEP), (s1_name(1), "cannot be read as JSON")),
-    "an array's metadata without end": (lambda r: put(patch_of(r) / "VH" / "zarr.json", DEEP), (VH_OF, "copy it again")),
+    "an array's metadata without end": (
+        lambda r: put(patch_of(r) / "VH" / "zarr.json", DEEP),
+        (VH_OF, "copy it again"),
+    ),
     "an array's metadata a list": (lambda r: put(patch_of(r) / "VH" / "zarr.json", "[]"), (VH_OF, "copy it again")),
-    "a shape beyond memory": (lambda r: resize(r, shape=[2 ** 40, 2 ** 20]), (VH_OF, "holds float32 of shape")),
+    "a shape beyond memory": (lambda r: resize(r, shape=[2**40, 2**20]), (VH_OF, "holds float32 of shape")),
     "an empty shape": (lambda r: resize(r, shape=[0, 0]), (VH_OF, "0x0 pixels")),
     "a negative shape": (lambda r: resize(r, shape=[-1, 120]), (VH_OF,)),
     "another shape": (lambda r: resize(r, shape=[60, 120]), (VH_OF,)),
@@ -555,11 +695,18 @@ ZARR_3 = {
     "complex numbers": (lambda r: resize(r, data_type="complex64", fill_value=[0, 0]), (VH_OF, "holds complex64")),
 }
 ZARR_2 = {
-    "objects that would be unpickled": (lambda r: change(patch_of(r) / "VH" / ".zarray", dtype="|O", filters=[{"id": "pickle"}]), (VH_OF,)),
-    "an unknown compressor": (lambda r: change(patch_of(r) / "VH" / ".zarray", compressor={"id": "none such"}), (VH_OF, "none such")),
+    "objects that would be unpickled": (
+        lambda r: change(patch_of(r) / "VH" / ".zarray", dtype="|O", filters=[{"id": "pickle"}]),
+        (VH_OF,),
+    ),
+    "an unknown compressor": (
+        lambda r: change(patch_of(r) / "VH" / ".zarray", compressor={"id": "none such"}),
+        (VH_OF, "none such"),
+    ),
 }
 
 # LMDB ---------------------------------------------------------------------------------------------------------------
+
 
 def data_of(root):
     return root / "lmdb" / "data.mdb"
@@ -567,7 +714,7 @@ def data_of(root):
 
 def store_value(root, value):
     """Another value of patch 1, or none."""
-    environment = lmdb.open(str(root / "lmdb"), map_size=2 ** 28)
+    environment = lmdb.open(str(root / "lmdb"), map_size=2**28)
     with environment.begin(write=True) as transaction:
         transaction.delete(s1_name(1).encode())
         if value is not None:
@@ -588,8 +735,8 @@ def spoil_tree(root):
     """Overwrite the page of keys that a look-up begins with: a page that holds names, and not images."""
     content = bytearray(data_of(root).read_bytes())
     for at in range(8192, len(content), 4096):
-        if content[at:at + 4096].count(b"S1A_IW") > 2:
-            content[at:at + 4096] = b"\xff" * 4096
+        if content[at : at + 4096].count(b"S1A_IW") > 2:
+            content[at : at + 4096] = b"\xff" * 4096
     put(data_of(root), content)
 
 
@@ -606,10 +753,11 @@ LMDB = {
     "a pickle for a value": (lambda r: store_value(r, pickle.dumps({"VH": 1})), (*KEY, "safetensors")),
     "a value cut off": (lambda r: store_value(r, value_of(r)[:-100]), (*KEY, "safetensors")),
     "a value with a lying header": (lambda r: store_value(r, b"\xff" * 8 + value_of(r)[8:]), (*KEY, "safetensors")),
-    "a value too large": (lambda r: store_value(r, bytes(2 ** 23)), (s1_name(1), "is damaged")),
+    "a value too large": (lambda r: store_value(r, bytes(2**23)), (s1_name(1), "is damaged")),
 }
 
 # the packed store ---------------------------------------------------------------------------------------------------
+
 
 def sign(root, **values):
     """Other values of a manifest with the right checksum, as no accident makes them."""
@@ -632,23 +780,29 @@ def swap(root, one, other):
 MANIFEST, CONTRADICTS = ("manifest.json", "copy it again"), ("manifest.json", "contradicts itself")
 STORE = {
     "a part cut off": (lambda r: cut(r / "part_00001.bin"), ("part_00001.bin has", "copy the store again")),
-    "a part too long": (lambda r: put(r / "part_00001.bin", (r / "part_00001.bin").read_bytes() + b"x"), ("part_00001.bin has",)),
+    "a part too long": (
+        lambda r: put(r / "part_00001.bin", (r / "part_00001.bin").read_bytes() + b"x"),
+        ("part_00001.bin has",),
+    ),
     "a part is missing": (lambda r: (r / "part_00001.bin").unlink(), ("part_00001.bin",)),
     "no manifest": (lambda r: (r / "manifest.json").unlink(), ("manifest.json", "not finished")),
     "a manifest cut off": (lambda r: cut(r / "manifest.json"), (*MANIFEST, "cannot be read as JSON")),
     "a manifest that is a list": (lambda r: put(r / "manifest.json", "[]"), (*MANIFEST, "is damaged")),
     "a manifest without end": (lambda r: put(r / "manifest.json", DEEP), (*MANIFEST, "cannot be read as JSON")),
     "a manifest that was edited": (lambda r: edit(r / "manifest.json", "benv2", "benv1"), (*MANIFEST, "is damaged")),
-    "a manifest of another program": (lambda r: sign(r, format="another"), ("manifest.json", "no packed store of version")),
+    "a manifest of another program": (
+        lambda r: sign(r, format="another"),
+        ("manifest.json", "no packed store of version"),
+    ),
     "a manifest of another version": (lambda r: sign(r, version=99), ("manifest.json", "no packed store of version")),
     "statistics are missing": (lambda r: sign(r, statistics=...), CONTRADICTS),
     "parts are missing": (lambda r: sign(r, parts=[]), CONTRADICTS),
     "checksums are missing": (lambda r: sign(r, files={}), CONTRADICTS),
     "a part that lies elsewhere": (lambda r: first_part(r, file="../part_00000.bin"), CONTRADICTS),
-    "a part of more images": (lambda r: first_part(r, images=10 ** 9), CONTRADICTS),
+    "a part of more images": (lambda r: first_part(r, images=10**9), CONTRADICTS),
     "a part without a scale": (lambda r: first_part(r, scale=[]), CONTRADICTS),
     "a scale that is text": (lambda r: first_part(r, scale="ab"), CONTRADICTS),
-    "images beyond memory": (lambda r: sign(r, shape=[2, 10 ** 6, 10 ** 6]), CONTRADICTS),
+    "images beyond memory": (lambda r: sign(r, shape=[2, 10**6, 10**6]), CONTRADICTS),
     "smaller images": (lambda r: sign(r, shape=[2, 60, 60]), CONTRADICTS),
     "an unknown coding": (lambda r: sign(r, dtype="object"), CONTRADICTS),
     "another floor": (lambda r: sign(r, floor_db="low"), CONTRADICTS),
@@ -663,10 +817,14 @@ STORE_TO_VERIFY = {
     "no statistics": (lambda r: (r / "statistics.json").unlink(), ("statistics.json", "1 of 7 files")),
     "other statistics": (lambda r: edit(r / "statistics.json", "mean", "main"), ("statistics.json", "1 of 7 files")),
     "another list of bad images": (lambda r: put(r / "bad.csv", "image,reason\nx,y\n"), ("bad.csv", "1 of 7 files")),
-    "a bit of a part": (lambda r: put(r / "part_00000.bin", b"\1" + (r / "part_00000.bin").read_bytes()[1:]), ("part_00000.bin",)),
+    "a bit of a part": (
+        lambda r: put(r / "part_00000.bin", b"\1" + (r / "part_00000.bin").read_bytes()[1:]),
+        ("part_00000.bin",),
+    ),
 }
 
 # floods -------------------------------------------------------------------------------------------------------------
+
 
 def flood(root):
     return root / "images" / "0002" / "d1.npy"
@@ -698,41 +856,75 @@ FLOODS = {
     "objects": (lambda r: with_objects(flood(r)), FLOOD),
     "a pickle": (lambda r: put(flood(r), pickle.dumps([1])), FLOOD),
     "an archive": (lambda r: as_archive(flood(r)), (*FLOOD, ".npz archive")),
-    "beyond memory": (lambda r: put(flood(r), header((2, 128 * 10 ** 9, 128 * 10 ** 9))), FLOOD),
+    "beyond memory": (lambda r: put(flood(r), header((2, 128 * 10**9, 128 * 10**9))), FLOOD),
     "a type that is code": (lambda r: put(flood(r), header((2, 128, 128), "__import__('os').mkdir('ran')")), FLOOD),
     "one channel": (lambda r: np.save(flood(r), np.load(flood(r))[:1]), (*FLOOD, "of shape (1, 128, 128)")),
     "float64": (lambda r: np.save(flood(r), np.load(flood(r)).astype(np.float64)), (*FLOOD, "holds float64")),
     "another size": (lambda r: np.save(flood(r), np.ones((2, 256, 256), np.float32)), (*FLOOD, "256x256")),
     "NaN": (lambda r: np.save(flood(r), np.load(flood(r)) * np.float32("nan")), ("d1.npy", "100.00%")),
     "infinite": (lambda r: np.save(flood(r), np.load(flood(r)) + np.float32("inf")), ("d1.npy", "100.00%")),
-    "dB": (lambda r: np.save(flood(r), 10 * np.log10(np.load(flood(r)) + np.float32(1e-6))), ("d1.npy", "looks like dB")),
-    "no data without a tag": (lambda r: np.save(flood(r), spotted(np.load(flood(r)), -9999)), ("d1.npy: 10.16% of the VH pixels are below -1",)),
-    "times 10,000": (lambda r: [np.save(path, np.load(path) * 10000) for path in r.rglob("*.npy")], ("data", "on average, but images are between")),
+    "dB": (
+        lambda r: np.save(flood(r), 10 * np.log10(np.load(flood(r)) + np.float32(1e-6))),
+        ("d1.npy", "looks like dB"),
+    ),
+    "no data without a tag": (
+        lambda r: np.save(flood(r), spotted(np.load(flood(r)), -9999)),
+        ("d1.npy: 10.16% of the VH pixels are below -1",),
+    ),
+    "times 10,000": (
+        lambda r: [np.save(path, np.load(path) * 10000) for path in r.rglob("*.npy")],
+        ("data", "on average, but images are between"),
+    ),
     "missing": (lambda r: flood(r).unlink(), (*FLOOD, "does not exist")),
     "a folder": (lambda r: as_folder(flood(r)), (*FLOOD, "Is a directory")),
     "a link to itself": (lambda r: as_link(flood(r), flood(r)), FLOOD),
-    "a list without its header": (lambda r: put(r / "pairs_train.csv", "0001,d0,d1,0\n"), (*PAIRS_CSV, "no column folder")),
+    "a list without its header": (
+        lambda r: put(r / "pairs_train.csv", "0001,d0,d1,0\n"),
+        (*PAIRS_CSV, "no column folder"),
+    ),
     "an empty list": (lambda r: put(r / "pairs_train.csv", ""), (*PAIRS_CSV, "no column folder")),
-    "a list with nothing but a header": (lambda r: put(r / "pairs_train.csv", "folder,first,second,label\n"), (*PAIRS_CSV, "no pair")),
+    "a list with nothing but a header": (
+        lambda r: put(r / "pairs_train.csv", "folder,first,second,label\n"),
+        (*PAIRS_CSV, "no pair"),
+    ),
     "a ragged list": (lambda r: edit(r / "pairs_train.csv", "d1,0\n", "d1\n"), ("pairs_train.csv:2",)),
     "a label of 2": (lambda r: cell(r / "pairs_train.csv", "label", "2"), ("pairs_train.csv:2", "label 0 or 1")),
-    "a folder that leads elsewhere": (lambda r: cell(r / "pairs_train.csv", "folder", "../../etc"), ("pairs_train.csv:2", "../../etc")),
-    "an unclosed quotation mark": (lambda r: edit(r / "pairs_train.csv", "d1,0", 'd1,"0'), (*PAIRS_CSV, "unexpected end of data")),
-    "a pair twice": (lambda r: edit(r / "pairs_train.csv", "d0,d2,1", "d0,d1,0"), ("pairs_train.csv:2", "pairs_train.csv:3", "repeated")),
+    "a folder that leads elsewhere": (
+        lambda r: cell(r / "pairs_train.csv", "folder", "../../etc"),
+        ("pairs_train.csv:2", "../../etc"),
+    ),
+    "an unclosed quotation mark": (
+        lambda r: edit(r / "pairs_train.csv", "d1,0", 'd1,"0'),
+        (*PAIRS_CSV, "unexpected end of data"),
+    ),
+    "a pair twice": (
+        lambda r: edit(r / "pairs_train.csv", "d0,d2,1", "d0,d1,0"),
+        ("pairs_train.csv:2", "pairs_train.csv:3", "repeated"),
+    ),
     "a binary list": (lambda r: put(r / "pairs_train.csv", JUNK), (*PAIRS_CSV, "cannot be read as a CSV")),
 }
 PAIRS = {
     "truncated": (lambda r: cut(pair(r)), (pair(Path()).name, "truncated")),
-    "of another shape": (lambda r: np.save(pair(r), np.load(pair(r))[0]), (pair(Path()).name, "of shape (2, 128, 128)")),
+    "of another shape": (
+        lambda r: np.save(pair(r), np.load(pair(r))[0]),
+        (pair(Path()).name, "of shape (2, 128, 128)"),
+    ),
     "objects": (lambda r: with_objects(pair(r)), (pair(Path()).name,)),
     "dB": (lambda r: np.save(pair(r), np.load(pair(r)) - 30), (pair(Path()).name, "looks like dB")),
-    "a name without a label": (lambda r: pair(r).rename(r / "train" / "0002__a__b1.npy"), ("'0002__a__b1.npy'", "not named")),
-    "a name with a line break": (lambda r: pair(r).rename(r / "train" / "0002__a__b\n1__1.npy"), (r"b\n1__1.npy", "not named")),
+    "a name without a label": (
+        lambda r: pair(r).rename(r / "train" / "0002__a__b1.npy"),
+        ("'0002__a__b1.npy'", "not named"),
+    ),
+    "a name with a line break": (
+        lambda r: pair(r).rename(r / "train" / "0002__a__b\n1__1.npy"),
+        (r"b\n1__1.npy", "not named"),
+    ),
     "both layouts": (lambda r: (r / "images").mkdir(), ("data", "both images and train, test")),
     "neither layout": (lambda r: [shutil.rmtree(path) for path in r.iterdir()], ("data", "neither of the layouts")),
 }
 
 # the preparation of floods ------------------------------------------------------------------------------------------
+
 
 def s1_list(root):
     return root / "S1list.json"
@@ -757,19 +949,30 @@ S1_LIST = {
     "null": (lambda r: put(s1_list(r), "null"), (*LISTED, "holds no folders")),
     "brackets without end": (lambda r: put(s1_list(r), DEEP), (*LISTED, "cannot be read as JSON")),
     "objects without end": (lambda r: put(s1_list(r), '{"1":' * 100_000), (*LISTED, "cannot be read as JSON")),
-    "an endless number": (lambda r: put(s1_list(r), '{"1": ' + "9" * 10_000 + "}"), (*LISTED, "cannot be read as JSON")),
+    "an endless number": (
+        lambda r: put(s1_list(r), '{"1": ' + "9" * 10_000 + "}"),
+        (*LISTED, "cannot be read as JSON"),
+    ),
     "UTF-16": (lambda r: recode(s1_list(r), "utf-16"), (*LISTED, "utf-8")),
     "a folder": (lambda r: as_folder(s1_list(r)), (*LISTED, "Is a directory")),
     "not there": (lambda r: s1_list(r).unlink(), (*LISTED, "cannot be read as JSON")),
-    "a folder that leads elsewhere": (lambda r: edit(s1_list(r), '"0001"', '"../../etc"'), (*LISTED, "folder '../../etc'")),
+    "a folder that leads elsewhere": (
+        lambda r: edit(s1_list(r), '"0001"', '"../../etc"'),
+        (*LISTED, "folder '../../etc'"),
+    ),
     "a folder with a line break": (lambda r: edit(s1_list(r), '"0001"', r'"00\n01"'), (*LISTED, r"folder '00\n01'")),
     "a folder of half a character": (lambda r: edit(s1_list(r), '"0001"', r'"\ud800"'), (*LISTED, r"\ud800")),
     "entries that are a list": (lambda r: put(s1_list(r), '{"0001": [1]}'), (*LISTED, "folder '0001'")),
-    "an image that leads elsewhere": (lambda r: entries(r, **image(filename="../../etc/passwd")), (*LISTED, "'../../etc/passwd'")),
+    "an image that leads elsewhere": (
+        lambda r: entries(r, **image(filename="../../etc/passwd")),
+        (*LISTED, "'../../etc/passwd'"),
+    ),
     "an image that is null": (lambda r: entries(r, **image(filename=None)), (*LISTED, "0001 entry 1")),
     "an image that is a list": (lambda r: entries(r, **image(filename=[1])), (*LISTED, "0001 entry 1")),
-    "an image of the 13th month": (lambda r: entries(r, **image(filename=image_name(0).replace("20190101T", "20191301T"))),
-                                   (*LISTED, "20191301T")),
+    "an image of the 13th month": (
+        lambda r: entries(r, **image(filename=image_name(0).replace("20190101T", "20191301T"))),
+        (*LISTED, "20191301T"),
+    ),
     "FLOODING that is a number": (lambda r: entries(r, **image(FLOODING=1)), (*LISTED, "0001 entry 1")),
     "no FLOODING": (lambda r: entries(r, **{"1": {"filename": image_name(0)}}), (*LISTED, "0001 entry 1")),
     "an image twice": (lambda r: entries(r, **image(filename=image_name(1))), (*LISTED, "twice")),
@@ -786,81 +989,162 @@ ALIGNED = {
     "a table cut off": (lambda r: cut(r / "aligned" / "align.csv", 0.9), ("align.csv", "run python -m")),
     "a binary table": (lambda r: put(r / "aligned" / "align.csv", JUNK), ("align.csv", "cannot be read as a CSV")),
     "no table": (lambda r: (r / "aligned" / "align.csv").unlink(), ("align.csv", "does not exist")),
-    "an unclosed quotation mark": (lambda r: edit(r / "aligned" / "align.csv", ",aligned", ',"aligned'), ("align.csv", "unexpected end")),
+    "an unclosed quotation mark": (
+        lambda r: edit(r / "aligned" / "align.csv", ",aligned", ',"aligned'),
+        ("align.csv", "unexpected end"),
+    ),
     "a count that is text": (cells("aligned", "align.csv", "nonfinite", "many"), ("align.csv", "nonfinite 'many'")),
     "a count is missing": (cells("aligned", "align.csv", "nonfinite", ""), ("align.csv", "do not say whether")),
     "another status": (cells("aligned", "align.csv", "status", "perhaps"), ("align.csv", "status 'perhaps'")),
-    "an image that leads elsewhere": (cells("aligned", "align.csv", "image", "../../etc/passwd"),
-                                      ("align.csv", "image '../../etc/passwd'")),
+    "an image that leads elsewhere": (
+        cells("aligned", "align.csv", "image", "../../etc/passwd"),
+        ("align.csv", "image '../../etc/passwd'"),
+    ),
     "a record without end": (lambda r: put(r / "aligned" / "step.json", DEEP), ("step.json", "cannot be read as JSON")),
-    "an image cut off": (lambda r: cut(next((r / "aligned" / "0001").glob("*.tif"))), (".tif", "truncated", "run python -m")),
-    "a record of another program": (lambda r: change(r / "aligned" / "step.json", program="other"), ("step.json", "is not of")),
+    "an image cut off": (
+        lambda r: cut(next((r / "aligned" / "0001").glob("*.tif"))),
+        (".tif", "truncated", "run python -m"),
+    ),
+    "a record of another program": (
+        lambda r: change(r / "aligned" / "step.json", program="other"),
+        ("step.json", "is not of"),
+    ),
 }
 CANDIDATES = {
     "a height that is text": (cells("pairs", "images.csv", "height", "tall"), ("images.csv", "height 'tall'")),
     "a negative height": (cells("pairs", "images.csv", "height", "-128"), ("images.csv", "height '-128'")),
     "a share that is no number": (cells("pairs", "images.csv", "zeros_vh", "nan"), ("images.csv", "zeros_vh 'nan'")),
-    "a folder that leads elsewhere": (cells("pairs", "pairs.csv", "folder", "../../../etc"), ("pairs.csv", "folder '../../../etc'")),
-    "an image that leads elsewhere": (cells("pairs", "pairs.csv", "first", "../../../etc/passwd"),
-                                      ("pairs.csv", "first '../../../etc/passwd'")),
-    "a split that leads elsewhere": (cells("pairs", "pairs.csv", "split", "../../evil"), ("pairs.csv", "split '../../evil'")),
+    "a folder that leads elsewhere": (
+        cells("pairs", "pairs.csv", "folder", "../../../etc"),
+        ("pairs.csv", "folder '../../../etc'"),
+    ),
+    "an image that leads elsewhere": (
+        cells("pairs", "pairs.csv", "first", "../../../etc/passwd"),
+        ("pairs.csv", "first '../../../etc/passwd'"),
+    ),
+    "a split that leads elsewhere": (
+        cells("pairs", "pairs.csv", "split", "../../evil"),
+        ("pairs.csv", "split '../../evil'"),
+    ),
     "another label": (cells("pairs", "pairs.csv", "label", "7"), ("pairs.csv", "label '7'")),
-    "a record without its past": (lambda r: change(r / "pairs" / "step.json", aligned=...), ("--pairs", "was not made from")),
-    "a record with another past": (lambda r: change(r / "pairs" / "step.json", aligned=[1]), ("--pairs", "was not made from")),
-    "a record that lacks a list": (lambda r: change(r / "pairs" / "step.json", s1_list_sha256=...), ("step.json", "does not say")),
+    "a record without its past": (
+        lambda r: change(r / "pairs" / "step.json", aligned=...),
+        ("--pairs", "was not made from"),
+    ),
+    "a record with another past": (
+        lambda r: change(r / "pairs" / "step.json", aligned=[1]),
+        ("--pairs", "was not made from"),
+    ),
+    "a record that lacks a list": (
+        lambda r: change(r / "pairs" / "step.json", s1_list_sha256=...),
+        ("step.json", "does not say"),
+    ),
 }
 FINAL = {
-    "a record without end": (lambda r: put(r / "final" / "preparation.json", DEEP), ("preparation.json", "cannot be read as JSON")),
-    "a record that is a list": (lambda r: put(r / "final" / "preparation.json", "[]"), ("preparation.json", "does not say")),
-    "a record without checksums": (lambda r: change(r / "final" / "preparation.json", checksums_sha256=...), ("preparation.json",)),
-    "other checksums": (cells("final", "checksums.csv", "sha256", "0" * 64), ("checksums.csv", "not as it was written")),
+    "a record without end": (
+        lambda r: put(r / "final" / "preparation.json", DEEP),
+        ("preparation.json", "cannot be read as JSON"),
+    ),
+    "a record that is a list": (
+        lambda r: put(r / "final" / "preparation.json", "[]"),
+        ("preparation.json", "does not say"),
+    ),
+    "a record without checksums": (
+        lambda r: change(r / "final" / "preparation.json", checksums_sha256=...),
+        ("preparation.json",),
+    ),
+    "other checksums": (
+        cells("final", "checksums.csv", "sha256", "0" * 64),
+        ("checksums.csv", "not as it was written"),
+    ),
     "an image cut off": (lambda r: cut(next((r / "final").rglob("*.npy"))), (".npy differs",)),
-    "an image too many": (lambda r: shutil.copy(next((r / "final").rglob("*.npy")), r / "final" / "x.npy"), ("x.npy is not listed",)),
+    "an image too many": (
+        lambda r: shutil.copy(next((r / "final").rglob("*.npy")), r / "final" / "x.npy"),
+        ("x.npy is not listed",),
+    ),
 }
 
 # base → {name: (how it is broken, words of the line)}
 BROKEN = {
-    "v2": {**{f"GeoTIFF: {name}": case for name, case in GEOTIFF.items()}, **{f"parquet: {name}": case for name, case in PARQUET.items()}},
-    "v2 to measure": {name: GEOTIFF[name] for name in ("truncated", "text", "60 by 60", "int16", "complex", "NaN", "wider than memory")},
-    "official": {name: PARQUET[name] for name in ("truncated", "empty", "text", "an unknown label", "an unknown split", "the same id twice",
-                                                  "an id that leads elsewhere", "labels that are lists of lists")},
-    "v2 csv": CSV, "v1": V1, "v1 lists": V1_LISTS, "v1 s2 lists": V1_S2_LISTS, "zarr 2": {**ZARR, **ZARR_2}, "zarr 3": {**ZARR, **ZARR_3},
-    "lmdb": LMDB, "store": STORE, "store to verify": STORE_TO_VERIFY, "floods": FLOODS, "pairs": PAIRS, "list": S1_LIST, "aligned": ALIGNED,
-    "candidates": CANDIDATES, "final": FINAL,
+    "v2": {
+        **{f"GeoTIFF: {name}": case for name, case in GEOTIFF.items()},
+        **{f"parquet: {name}": case for name, case in PARQUET.items()},
+    },
+    "v2 to measure": {
+        name: GEOTIFF[name]
+        for name in ("truncated", "text", "60 by 60", "int16", "complex", "NaN", "wider than memory")
+    },
+    "official": {
+        name: PARQUET[name]
+        for name in (
+            "truncated",
+            "empty",
+            "text",
+            "an unknown label",
+            "an unknown split",
+            "the same id twice",
+            "an id that leads elsewhere",
+            "labels that are lists of lists",
+        )
+    },
+    "v2 csv": CSV,
+    "v1": V1,
+    "v1 lists": V1_LISTS,
+    "v1 s2 lists": V1_S2_LISTS,
+    "zarr 2": {**ZARR, **ZARR_2},
+    "zarr 3": {**ZARR, **ZARR_3},
+    "lmdb": LMDB,
+    "store": STORE,
+    "store to verify": STORE_TO_VERIFY,
+    "floods": FLOODS,
+    "pairs": PAIRS,
+    "list": S1_LIST,
+    "aligned": ALIGNED,
+    "candidates": CANDIDATES,
+    "final": FINAL,
 }
-RECORDS = {"step.json", "pairs.csv"}      # of a step that was begun; it is continued when its input is mended
+RECORDS = {"step.json", "pairs.csv"}  # of a step that was begun; it is continued when its input is mended
 
 
-@pytest.mark.parametrize("name, case, use",
-                         [(name, case, use) for name, cases in BROKEN.items() for case in cases for use in BASES[name][1]])
+@pytest.mark.parametrize(
+    "name, case, use", [(name, case, use) for name, cases in BROKEN.items() for case in cases for use in BASES[name][1]]
+)
 def test_broken_input_is_one_line_and_leaves_nothing(name, case, use, base, start, tmp_path, count, recwarn):
     damage, words = BROKEN[name][case]
     shutil.copytree(base(name), tmp_path / "data")
     damage(tmp_path / "data")
     broken = kept(tmp_path)
     result = start(USES[use], data=tmp_path / "data", out=tmp_path / "run")
-    left = {path for path, digest in kept(tmp_path).items() if broken.get(path) != digest and Path(path).name not in RECORDS}
+    left = {
+        path for path, digest in kept(tmp_path).items() if broken.get(path) != digest and Path(path).name not in RECORDS
+    }
     good = is_one_line(result, *words) and not left and broken.keys() <= kept(tmp_path).keys()
-    good = good and not recwarn.list        # warnings would be lines of stderr, too
-    assert count("corrupted inputs answered with one line", good), (result, left, [str(warning.message) for warning in recwarn])
+    good = good and not recwarn.list  # warnings would be lines of stderr, too
+    assert count("corrupted inputs answered with one line", good), (
+        result,
+        left,
+        [str(warning.message) for warning in recwarn],
+    )
 
 
-@pytest.mark.parametrize("name, use, column, words", [
-    ("v2 csv", "pretrain v2", 0, ("benv2_train.csv:2", "no S1 patch name", "--id_col")),
-    ("v2 csv", "pretrain v2", 99, ("benv2_train.csv", "no column 99")),
-    ("v2 csv", "pretrain v2", -1, ("benv2_train.csv", "no column -1")),
-    ("v2", "finetune v2", 1, ("metadata.parquet: row 0", "no S1 patch name")),
-    ("v1 lists", "pretrain v1", 9, ("benv1_train.csv", "no column 9")),
-    ("v1 lists", "pretrain v1", -1, ("benv1_train.csv", "counts from 0")),
-    ("store", "pretrain v2", 1, ("data", "leave --metadata, --id_col"))])
+@pytest.mark.parametrize(
+    "name, use, column, words",
+    [
+        ("v2 csv", "pretrain v2", 0, ("benv2_train.csv:2", "no S1 patch name", "--id_col")),
+        ("v2 csv", "pretrain v2", 99, ("benv2_train.csv", "no column 99")),
+        ("v2 csv", "pretrain v2", -1, ("benv2_train.csv", "no column -1")),
+        ("v2", "finetune v2", 1, ("metadata.parquet: row 0", "no S1 patch name")),
+        ("v1 lists", "pretrain v1", 9, ("benv1_train.csv", "no column 9")),
+        ("v1 lists", "pretrain v1", -1, ("benv1_train.csv", "counts from 0")),
+        ("store", "pretrain v2", 1, ("data", "leave --metadata, --id_col")),
+    ],
+)
 def test_a_wrong_column_is_one_line(name, use, column, words, base, start, tmp_path, count):
     result = start((*USES[use], "--id_col", column), data=base(name), out=tmp_path / "run")
     assert count("corrupted inputs answered with one line", is_one_line(result, *words) and not kept(tmp_path)), result
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Zips
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Zips ----------------------------------------------------------------------------------------
 
 VICTIM = f"0001/{image_name(0)}_corrected_VV.tif"
 
@@ -871,6 +1155,7 @@ def zipped(path, method=zipfile.ZIP_DEFLATED):
 
 def spoilt(old, new, times=1):
     """A zip in which some bytes are others; those of the directory come last."""
+
     def maker(path):
         content = zipped(path).read_bytes()
         assert content.count(old) >= times
@@ -882,6 +1167,7 @@ def spoilt(old, new, times=1):
 
 def end_record(offset, form, value):
     """A zip whose last record, which says where the directory is, lies."""
+
     def maker(path):
         content = bytearray(zipped(path).read_bytes())
         struct.pack_into(form, content, content.rindex(b"PK\5\6") + offset, value)
@@ -896,11 +1182,14 @@ ZIPS = {
     "bzip2": (lambda path: zipped(path, zipfile.ZIP_BZIP2), "is packed by a method"),
     "lzma": (lambda path: zipped(path, zipfile.ZIP_LZMA), "is packed by a method"),
     "another name before the data": (spoilt(VICTIM.encode(), b"../" + VICTIM.encode()[3:]), "is damaged"),
-    "a directory elsewhere": (end_record(16, "<I", 2 ** 31), "lies outside the zip"),
+    "a directory elsewhere": (end_record(16, "<I", 2**31), "lies outside the zip"),
     "a directory of no size": (end_record(12, "<I", 0), "holds neither"),
-    "a directory of another size": (end_record(12, "<I", 2 ** 30), "is not a zip"),
-    "a list that is a bomb": (lambda path: make(path, {"S1list.json": bytes(2 ** 26), VICTIM: b"VV"}), "unpacks"),
-    "a list without end": (lambda path: make(path, {"S1list.json": DEEP.encode(), VICTIM: b"VV"}), "cannot be read as JSON"),
+    "a directory of another size": (end_record(12, "<I", 2**30), "is not a zip"),
+    "a list that is a bomb": (lambda path: make(path, {"S1list.json": bytes(2**26), VICTIM: b"VV"}), "unpacks"),
+    "a list without end": (
+        lambda path: make(path, {"S1list.json": DEEP.encode(), VICTIM: b"VV"}),
+        "cannot be read as JSON",
+    ),
     "a list that states less": (lambda path: patch(zipped(path), "S1list.json", size=1), "holds more than the 1 bytes"),
     "an image that states less": (lambda path: patch(zipped(path), VICTIM, size=7), "holds more than the 7 bytes"),
     "an image that states more": (lambda path: patch(zipped(path), VICTIM, size=401), "holds fewer than the 401 bytes"),
@@ -919,15 +1208,22 @@ def test_hostile_zips_are_one_line_and_leave_nothing(case, start, tmp_path, coun
     assert count("hostile zips refused", is_one_line(result, "data.zip", words) and not left), (result, left)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Checkpoints ---------------------------------------------------------------------------------
 
 WITH_DATA = ("--data_path", "{data}", "--device", "cpu", "--num_workers", 0)
 CHECKPOINT_USES = {
     "pretrain --finetune": (*PRETRAIN, "--epochs", 2, "--finetune", "{checkpoint}"),
     "pretrain --resume": (*PRETRAIN, "--epochs", 2, "--resume", "{checkpoint}"),
-    "pretrain --inference": (main_pretrain, *WITH_DATA, "--output_dir", "{out}", "--inference_samples", 2, "--inference", "{checkpoint}"),
+    "pretrain --inference": (
+        main_pretrain,
+        *WITH_DATA,
+        "--output_dir",
+        "{out}",
+        "--inference_samples",
+        2,
+        "--inference",
+        "{checkpoint}",
+    ),
     "finetune --finetune": (main_finetune, *SMALL, *WITH_DATA, "--dataset", "benv2", "--finetune", "{checkpoint}"),
     "finetune --resume": (*FINETUNE, "--dataset", "benv2", "--epochs", 2, "--resume", "{checkpoint}"),
     "finetune --eval": (main_finetune, *WITH_DATA, "--output_dir", "{out}", "--eval", "--finetune", "{checkpoint}"),
@@ -956,7 +1252,14 @@ def begun(base, tmp_path_factory):
     folders = {name: tmp_path_factory.mktemp("begun") / name for name in ("pretrain", "finetune")}
     for name, flags in (("pretrain", PRETRAIN), ("finetune", (*FINETUNE, "--dataset", "benv2"))):
         module, *flags = flags
-        run_here(module, *(str(flag).format(data=base("v2"), out=folders[name]) for flag in flags), "--epochs", 2, "--stop_epoch", 1)
+        run_here(
+            module,
+            *(str(flag).format(data=base("v2"), out=folders[name]) for flag in flags),
+            "--epochs",
+            2,
+            "--stop_epoch",
+            1,
+        )
         shutil.copy(folders[name] / "checkpoint.pth", folders[name].with_suffix(".pth"))
         resaved(folders[name].with_suffix(".pth"), optimizer=...)
     return folders
@@ -965,9 +1268,14 @@ def begun(base, tmp_path_factory):
 @pytest.fixture
 def given(begun, tmp_path):
     """given(use) → a checkpoint that this use accepts, no larger than it must be, without a checksum beside it."""
+
     def copied(use):
         folder = begun["finetune" if use in OF_CLASSIFIER else "pretrain"]
-        return Path(shutil.copy(folder / "checkpoint.pth" if "--resume" in use else folder.with_suffix(".pth"), tmp_path / "given.pth"))
+        return Path(
+            shutil.copy(
+                folder / "checkpoint.pth" if "--resume" in use else folder.with_suffix(".pth"), tmp_path / "given.pth"
+            )
+        )
 
     return copied
 
@@ -997,7 +1305,9 @@ def without(weights, name):
 def wider(weights):
     """Weights of a model of twice the width."""
     options = {"img_size": 64, "embed_dim": 64, "num_heads": (2, 4, 8, 16)}
-    return (SIZES["mixmim_tiny"](num_classes=19, **options) if "head.weight" in weights else mixmim_tiny(**options)).state_dict()
+    return (
+        SIZES["mixmim_tiny"](num_classes=19, **options) if "head.weight" in weights else mixmim_tiny(**options)
+    ).state_dict()
 
 
 def as_zip(path, members, method=zipfile.ZIP_STORED):
@@ -1049,7 +1359,9 @@ DAMAGED = {
     "a zip of something else": lambda path: as_zip(path, {"notes.txt": "hello"}),
     "an empty zip": lambda path: as_zip(path, {}),
     "a zip that was packed": repacked,
-    "a bomb": lambda path: as_zip(path, {"archive/data.pkl": b"N.", "archive/data/0": bytes(2 ** 24)}, zipfile.ZIP_DEFLATED),
+    "a bomb": lambda path: as_zip(
+        path, {"archive/data.pkl": b"N.", "archive/data/0": bytes(2**24)}, zipfile.ZIP_DEFLATED
+    ),
     "a model of TorchScript": scripted,
     "safetensors": lambda path: save_file({"w": torch.ones(3)}, path),
     "a list": lambda path: torch.save([1, 2], path),
@@ -1075,7 +1387,9 @@ OTHER_MODEL = {
     "no weights": lambda path: resaved(path, model={}),
     "a weight too many": lambda path: reweighted(path, lambda weights: {**weights, "norm.gain": torch.ones(1)}),
     "another size of model": lambda path: reweighted(path, wider),
-    "a weight larger than memory": lambda path: reweighted(path, lambda weights: {**weights, "norm.bias": torch.ones(1).expand(2 ** 50)}),
+    "a weight larger than memory": lambda path: reweighted(
+        path, lambda weights: {**weights, "norm.bias": torch.ones(1).expand(2**50)}
+    ),
 }
 BUILDERS = [use for use in CHECKPOINT_USES if use != "finetune --export"]
 
@@ -1110,8 +1424,14 @@ PROGRESS = {"step": 1, "losses": torch.zeros(1, dtype=torch.float64), "grad_norm
 HELD = {rule: {"epoch": 0, "metrics": {}} for rule in RULES["multilabel"]}
 TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 INFERENCE, PRETRAINED, EVAL, EMBED, EXPORT, RESUME, RESUME_FT = (
-    "pretrain --inference", "pretrain --finetune", "finetune --eval", "finetune --embed", "finetune --export", "pretrain --resume",
-    "finetune --resume")
+    "pretrain --inference",
+    "pretrain --finetune",
+    "finetune --eval",
+    "finetune --embed",
+    "finetune --export",
+    "pretrain --resume",
+    "finetune --resume",
+)
 # Whole files whose parts contradict what they are for: (how, uses).
 LIES = {
     "an unknown model": (lambda path: told(path, "args", model="mixmim_giant"), (INFERENCE, EVAL)),
@@ -1121,7 +1441,7 @@ LIES = {
     "an input size that is text": (lambda path: told(path, "input", input_size="64"), (INFERENCE, EVAL)),
     "an input size that is no size": (lambda path: told(path, "input", input_size=100), (INFERENCE, EVAL)),
     "an input size of no whole number": (lambda path: told(path, "input", input_size=64.0), (INFERENCE, EVAL)),
-    "an input size beyond memory": (lambda path: told(path, "input", input_size=2 ** 40), (INFERENCE, EVAL)),
+    "an input size beyond memory": (lambda path: told(path, "input", input_size=2**40), (INFERENCE, EVAL)),
     "a mean that is text": (lambda path: told(path, "input", mean="ab"), (INFERENCE, EVAL, EXPORT)),
     "a mean of three": (lambda path: told(path, "input", mean=[1.0, 2.0, 3.0]), (INFERENCE, EVAL)),
     "a mean of nothing": (lambda path: told(path, "input", mean=[None, None]), (INFERENCE, EVAL, EXPORT)),
@@ -1130,22 +1450,44 @@ LIES = {
     "channels of nothing": (lambda path: told(path, "input", channels=None), (INFERENCE, EVAL, EXPORT)),
     "units of another kind": (lambda path: told(path, "input", channels=[1], units=5), (INFERENCE, EVAL, EXPORT)),
     "classes that are numbers": (lambda path: told(path, "input", classes=list(range(19))), (EVAL,)),
-    "an embedding without dimensions": (lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.tensor(1.0)}),
-                                        (PRETRAINED, EVAL)),
-    "an empty embedding": (lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.ones(1, 0, 32)}), (PRETRAINED, EVAL)),
-    "two embeddings in one": (lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.ones(2, 256, 32)}),
-                              (PRETRAINED, EVAL)),
-    "a table without dimensions": (lambda path: reweighted(path, lambda w: {**w, TABLE: torch.tensor(1.0)}), (PRETRAINED, EVAL)),
-    "a sparse weight": (lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"].to_sparse()}),
-                        (PRETRAINED, EVAL, EXPORT)),
-    "a weight without data": (lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"].to("meta")}),
-                              (PRETRAINED, EVAL, EXPORT)),
-    "a weight that is NaN": (lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"] * float("nan")}),
-                             (INFERENCE, EXPORT)),
-    "a weight beyond memory": (lambda path: reweighted(path, lambda w: {**w, "norm.bias": torch.ones(1).expand(2 ** 50)}), (EXPORT,)),
+    "an embedding without dimensions": (
+        lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.tensor(1.0)}),
+        (PRETRAINED, EVAL),
+    ),
+    "an empty embedding": (
+        lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.ones(1, 0, 32)}),
+        (PRETRAINED, EVAL),
+    ),
+    "two embeddings in one": (
+        lambda path: reweighted(path, lambda w: {**w, "absolute_pos_embed": torch.ones(2, 256, 32)}),
+        (PRETRAINED, EVAL),
+    ),
+    "a table without dimensions": (
+        lambda path: reweighted(path, lambda w: {**w, TABLE: torch.tensor(1.0)}),
+        (PRETRAINED, EVAL),
+    ),
+    "a sparse weight": (
+        lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"].to_sparse()}),
+        (PRETRAINED, EVAL, EXPORT),
+    ),
+    "a weight without data": (
+        lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"].to("meta")}),
+        (PRETRAINED, EVAL, EXPORT),
+    ),
+    "a weight that is NaN": (
+        lambda path: reweighted(path, lambda w: {**w, "norm.bias": w["norm.bias"] * float("nan")}),
+        (INFERENCE, EXPORT),
+    ),
+    "a weight beyond memory": (
+        lambda path: reweighted(path, lambda w: {**w, "norm.bias": torch.ones(1).expand(2**50)}),
+        (EXPORT,),
+    ),
     "a negative epoch": (lambda path: resaved(path, epoch=-5), (RESUME, RESUME_FT)),
     "progress without losses": (lambda path: resaved(path, progress={"step": 1}), (RESUME, RESUME_FT)),
-    "progress before its beginning": (lambda path: resaved(path, progress={**PROGRESS, "step": -1}), (RESUME, RESUME_FT)),
+    "progress before its beginning": (
+        lambda path: resaved(path, progress={**PROGRESS, "step": -1}),
+        (RESUME, RESUME_FT),
+    ),
     "progress that is text": (lambda path: resaved(path, progress={**PROGRESS, "step": "1"}), (RESUME, RESUME_FT)),
     "losses that are text": (lambda path: resaved(path, progress={**PROGRESS, "losses": "abc"}), (RESUME, RESUME_FT)),
     "another machine's bits": (lambda path: resaved(path, bits={1: 2}), (RESUME, RESUME_FT)),
@@ -1153,8 +1495,14 @@ LIES = {
     "a selection of numbers": (lambda path: resaved(path, selection=dict.fromkeys(HELD, 1)), (RESUME_FT,)),
     "a selection without metrics": (lambda path: resaved(path, selection=HELD), (RESUME_FT,)),
     "an optimizer of nothing": (lambda path: resaved(path, optimizer={}), (RESUME, RESUME_FT)),
-    "an optimizer without groups": (lambda path: resaved(path, optimizer={"state": {}, "param_groups": []}), (RESUME, RESUME_FT)),
-    "moments of another shape": (lambda path: moments(path, lambda old: {**old, "exp_avg": torch.ones(3)}), (RESUME, RESUME_FT)),
+    "an optimizer without groups": (
+        lambda path: resaved(path, optimizer={"state": {}, "param_groups": []}),
+        (RESUME, RESUME_FT),
+    ),
+    "moments of another shape": (
+        lambda path: moments(path, lambda old: {**old, "exp_avg": torch.ones(3)}),
+        (RESUME, RESUME_FT),
+    ),
     "moments that are text": (lambda path: moments(path, lambda old: {**old, "exp_avg": "abc"}), (RESUME, RESUME_FT)),
     "moments that are missing": (lambda path: moments(path, lambda old: {"step": old["step"]}), (RESUME, RESUME_FT)),
 }
@@ -1171,20 +1519,28 @@ def test_a_checkpoint_that_lies_is_one_line_and_leaves_nothing(case, use, given,
 
 
 @pytest.mark.parametrize("program_name", ("pretrain", "finetune"))
-@pytest.mark.parametrize("case", ("empty", "text", "truncated", "a bit, where there is a checksum", "a bomb", "a model of TorchScript"))
-def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(case, program_name, begun, base, start, tmp_path, count):
+@pytest.mark.parametrize(
+    "case", ("empty", "text", "truncated", "a bit, where there is a checksum", "a bomb", "a model of TorchScript")
+)
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(
+    case, program_name, begun, base, start, tmp_path, count
+):
     shutil.copytree(begun[program_name], tmp_path / "run")
     for path in (tmp_path / "run").glob("checkpoint*.pth"):
         DAMAGED[case](path)
     before = kept(tmp_path)
-    result = start(CHECKPOINT_USES[f"{program_name} --resume"], data=base("v2"), out=tmp_path / "run", checkpoint="auto")
-    good = is_one_line(result, "none of its checkpoints can be loaded", "another --output_dir") and kept(tmp_path) == before
+    result = start(
+        CHECKPOINT_USES[f"{program_name} --resume"], data=base("v2"), out=tmp_path / "run", checkpoint="auto"
+    )
+    good = (
+        is_one_line(result, "none of its checkpoints can be loaded", "another --output_dir")
+        and kept(tmp_path) == before
+    )
     assert count("corrupted inputs answered with one line", good), (result, kept(tmp_path).keys() ^ before.keys())
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Hostile pickles
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Hostile pickles -----------------------------------------------------------------------------
+
 
 class Call:
     """Is pickled as a call, which is made where it is unpickled. more: further parts of what __reduce__ returns."""
@@ -1259,12 +1615,17 @@ CALLS = {
     "shutil.copytree": lambda mark: Call(shutil.copytree, str(Path(__file__).parent.parent / "LICENSES"), mark),
     "pickle.loads": lambda mark: Call(pickle.loads, pickle.dumps(Call(os.mkdir, mark))),
     "torch.storage._load_from_bytes": lambda mark: Call(torch.storage._load_from_bytes, in_bytes(Call(os.mkdir, mark))),
-    "torch._utils._rebuild_parameter": lambda mark: Call(torch._utils._rebuild_parameter, torch.ones(1), False,
-                                                           OrderedDict(a=Call(os.mkdir, mark))),
-    "torch._tensor._rebuild_from_type_v2": lambda mark: Call(torch._tensor._rebuild_from_type_v2, os.mkdir, torch.Tensor, (mark,), None),
+    "torch._utils._rebuild_parameter": lambda mark: Call(
+        torch._utils._rebuild_parameter, torch.ones(1), False, OrderedDict(a=Call(os.mkdir, mark))
+    ),
+    "torch._tensor._rebuild_from_type_v2": lambda mark: Call(
+        torch._tensor._rebuild_from_type_v2, os.mkdir, torch.Tensor, (mark,), None
+    ),
     "a subclass of Tensor": hostile_tensor,
     "a class with __setstate__": Woken,
-    "a class without __reduce__ of its own": lambda mark: Call(copyreg._reconstructor, Woken, object, None, more=({"mark": mark},)),
+    "a class without __reduce__ of its own": lambda mark: Call(
+        copyreg._reconstructor, Woken, object, None, more=({"mark": mark},)
+    ),
     "the state of a Namespace": in_state,
     "the items of a list": lambda mark: Call(list, more=(None, iter([Call(os.mkdir, mark)]))),
     "the items of a dict": lambda mark: Call(OrderedDict, more=(None, None, iter([("model", Call(os.mkdir, mark))]))),
@@ -1285,7 +1646,10 @@ PLACES = {
     "top": lambda call: call,
     "model": lambda call: {"model": {"w": torch.ones(1), "evil": call}},
     "args": lambda call: {"model": {"w": torch.ones(1)}, "args": argparse.Namespace(model=call)},
-    "optimizer": lambda call: {"model": {"w": torch.ones(1)}, "optimizer": {"state": {0: {"step": call}}, "param_groups": []}},
+    "optimizer": lambda call: {
+        "model": {"w": torch.ones(1)},
+        "optimizer": {"state": {0: {"step": call}}, "param_groups": []},
+    },
     "input": lambda call: {"model": {"w": torch.ones(1)}, "input": {"mean": [call]}},
     "a key": lambda call: {"model": {"w": torch.ones(1)}, "run": {call: 1}},
 }
@@ -1361,13 +1725,29 @@ def npy(path, mark):
 
 # name → (path, mark) → None, writes a file that would make the folder `mark`
 PICKLES = {
-    **{f"{name}, zip": lambda path, mark, call=call: torch.save({"model": {}, "args": call(mark)}, path) for name, call in CALLS.items()},
+    **{
+        f"{name}, zip": lambda path, mark, call=call: torch.save({"model": {}, "args": call(mark)}, path)
+        for name, call in CALLS.items()
+    },
     **{f"{name}, legacy": lambda path, mark, call=call: legacy(path, call(mark)) for name, call in CALLS.items()},
-    **{f"in {name}, zip": lambda path, mark, place=place: torch.save(place(Call(os.mkdir, mark)), path) for name, place in PLACES.items()},
-    **{f"in {name}, legacy": lambda path, mark, place=place: legacy(path, place(Call(os.mkdir, mark))) for name, place in PLACES.items()},
-    **{f"protocol {n}": lambda path, mark, n=n: put(path, pickle.dumps({"model": Call(os.mkdir, mark)}, n)) for n in range(6)},
-    **{f"protocol {n} within a zip": lambda path, mark, n=n: torch_zip(path, pickle.dumps({"model": Call(os.mkdir, mark)}, n))
-       for n in range(6)},
+    **{
+        f"in {name}, zip": lambda path, mark, place=place: torch.save(place(Call(os.mkdir, mark)), path)
+        for name, place in PLACES.items()
+    },
+    **{
+        f"in {name}, legacy": lambda path, mark, place=place: legacy(path, place(Call(os.mkdir, mark)))
+        for name, place in PLACES.items()
+    },
+    **{
+        f"protocol {n}": lambda path, mark, n=n: put(path, pickle.dumps({"model": Call(os.mkdir, mark)}, n))
+        for n in range(6)
+    },
+    **{
+        f"protocol {n} within a zip": lambda path, mark, n=n: torch_zip(
+            path, pickle.dumps({"model": Call(os.mkdir, mark)}, n)
+        )
+        for n in range(6)
+    },
     "INST": lambda path, mark: put(path, b"(" + text_of(mark) + b"iposix\nmkdir\n."),
     "OBJ": lambda path, mark: put(path, b"(cposix\nmkdir\n" + text_of(mark) + b"o."),
     "INST within a zip": lambda path, mark: torch_zip(path, b"(" + text_of(mark) + b"iposix\nmkdir\n."),
@@ -1382,32 +1762,61 @@ PICKLES = {
     "an exported folder with its config": lambda path, mark: exported(path, pickle.dumps(Call(os.mkdir, mark)), b""),
 }
 # By names that another system, another version, or a downloaded repository would have.
-NAMES = [("nt", "system"), ("posix", "system"), ("os", "popen"), ("__builtin__", "eval"), ("builtins", "__import__"),
-         ("subprocess", "Popen"),
-         ("torch.hub", "load"), ("torch", "load"), ("torch.jit", "load"), ("torch.package", "PackageImporter"), ("numpy", "load"),
-         ("numpy.core.multiarray", "_reconstruct"), ("numpy", "fromfile"), ("argparse", "_os.mkdir"),
-         ("argparse", "Namespace.__init__.__globals__"),
-         ("collections", "OrderedDict.__class__"), ("runpy", "run_path"), ("types", "FunctionType"), ("pty", "spawn"), ("ctypes", "CDLL"),
-         ("webbrowser", "open"),
-         ("pdb", "run"), ("code", "interact"), ("logging.config", "fileConfig"), ("_codecs", "decode"),
-         ("torch._utils", "_import_dotted_name")]
-PICKLES |= {f"{module}.{name}": lambda path, mark, names=(module, name): torch_zip(path, named(*names, mark)) for module, name in NAMES}
+NAMES = [
+    ("nt", "system"),
+    ("posix", "system"),
+    ("os", "popen"),
+    ("__builtin__", "eval"),
+    ("builtins", "__import__"),
+    ("subprocess", "Popen"),
+    ("torch.hub", "load"),
+    ("torch", "load"),
+    ("torch.jit", "load"),
+    ("torch.package", "PackageImporter"),
+    ("numpy", "load"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy", "fromfile"),
+    ("argparse", "_os.mkdir"),
+    ("argparse", "Namespace.__init__.__globals__"),
+    ("collections", "OrderedDict.__class__"),
+    ("runpy", "run_path"),
+    ("types", "FunctionType"),
+    ("pty", "spawn"),
+    ("ctypes", "CDLL"),
+    ("webbrowser", "open"),
+    ("pdb", "run"),
+    ("code", "interact"),
+    ("logging.config", "fileConfig"),
+    ("_codecs", "decode"),
+    ("torch._utils", "_import_dotted_name"),
+]
+PICKLES |= {
+    f"{module}.{name}": lambda path, mark, names=(module, name): torch_zip(path, named(*names, mark))
+    for module, name in NAMES
+}
 
 
 def unpickled(path):
     """What PyTorch, pickle or NumPy makes of a file when nobody is careful: the control, without which a payload that never acts
     would count as refused. Only for files of this module, whose payload makes an empty folder.
     """
-    for load in (lambda: torch.load(path, weights_only=False), lambda: pickle.loads(path.read_bytes()),
-                 lambda: np.load(path, allow_pickle=True)["model"], lambda: np.load(path, allow_pickle=True)):
+    for load in (
+        lambda: torch.load(path, weights_only=False),
+        lambda: pickle.loads(path.read_bytes()),
+        lambda: np.load(path, allow_pickle=True)["model"],
+        lambda: np.load(path, allow_pickle=True),
+    ):
         try:
             load()
-        except Exception:       # not of this kind, or it fails after the call was made
+        except Exception:  # not of this kind, or it fails after the call was made
             continue
 
 
-SURE = [name for name in PICKLES
-        if name.endswith((", zip", ", legacy", "protocol 0", "protocol 5")) or name in ("INST", "OBJ", "an .npz", "an .npy")]
+SURE = [
+    name
+    for name in PICKLES
+    if name.endswith((", zip", ", legacy", "protocol 0", "protocol 5")) or name in ("INST", "OBJ", "an .npz", "an .npy")
+]
 
 
 @pytest.mark.parametrize("case", SURE)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """docs/FLAGS.md: made from the parsers, complete, up to date; the flags that users of the released code know."""
+
 import os
 import re
 import sys
@@ -61,11 +62,17 @@ def test_rows_of_known_flags():
     assert pretrain["batch_size"][:2] == ("integer", "`64`") and finetune["batch_size"][:2] == ("integer", "`128`")
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
     assert pretrain["stop_epoch"][:2] == ("N, integer", "--epochs")
-    assert finetune["input_size"][1:] == ("that of the checkpoint, else 128; floods: that of the images, a multiple of 128", "side of the input")
+    assert finetune["input_size"][1:] == (
+        "that of the checkpoint, else 128; floods: that of the images, a multiple of 128",
+        "side of the input",
+    )
     assert pretrain["norm_pix_loss"][:2] == finetune["eval"][:2] == ("switch", "off")
     assert finetune["dist_eval"][:2] == ("switch", "on")
     assert finetune["no_dist_eval"] == ("switch", "off", "the opposite of `--dist_eval`")
-    assert pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's") and pretrain["save_epochs"][0] == "N …, integer"
+    assert (
+        pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
+        and pretrain["save_epochs"][0] == "N …, integer"
+    )
     assert pretrain["resume"][0] == "auto\\|PATH"
     assert pretrain["inference"][2] == "do not train: draw what these checkpoints reconstruct of the same samples"
 
@@ -77,7 +84,8 @@ def test_tables_of_a_parser_of_ones_own():
     group.add_argument("--name", help="of it (default: as the file)")
     assert flag_tables.section("x.py", parser).split("### ")[1] == (
         "sizes\nIn pixels.\n\n| flag | values | default | meaning |\n| --- | --- | --- | --- |\n"
-        "| `--side` | PIXELS, integer | `3` | 50 % of it \\| or 3 |\n| `--name` | NAME | as the file | of it |\n")
+        "| `--side` | PIXELS, integer | `3` | 50 % of it \\| or 3 |\n| `--name` | NAME | as the file | of it |\n"
+    )
 
 
 def test_the_program_writes_the_page_or_says_in_one_line_why_not(tmp_path, monkeypatch, capsys):

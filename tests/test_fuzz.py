@@ -3,6 +3,7 @@
 
 Every run draws the same examples; `--campaign` draws forty times as many.
 """
+
 import contextlib
 import csv
 import io
@@ -47,8 +48,13 @@ from util.errors import UsageError
 @pytest.fixture
 def examples(campaign):
     """The settings of a test: how many examples, and that they are the same in every run."""
-    return settings(max_examples=2000 if campaign else 50, derandomize=True, deadline=None, database=None,
-                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
+    return settings(
+        max_examples=2000 if campaign else 50,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
 
 
 def outcome(kind, read, *arguments):
@@ -60,8 +66,15 @@ def outcome(kind, read, *arguments):
         return None
 
 
-EDITS = st.lists(st.tuples(st.sampled_from(("flip", "set", "insert", "delete", "cut", "repeat")), st.floats(0, 1, exclude_max=True),
-                           st.binary(min_size=1, max_size=9)), min_size=1, max_size=4)
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(("flip", "set", "insert", "delete", "cut", "repeat")),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=9),
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
 def mutated(content, edits):
@@ -72,33 +85,46 @@ def mutated(content, edits):
         if kind == "flip" and content:
             content[at] ^= 1 << junk[0] % 8
         elif kind == "set":
-            content[at:at + len(junk)] = junk
+            content[at : at + len(junk)] = junk
         elif kind == "insert":
             content[at:at] = junk
         elif kind == "delete":
-            del content[at:at + junk[0]]
+            del content[at : at + junk[0]]
         elif kind == "repeat":
-            content[at:at] = content[at:at + junk[0]]
+            content[at:at] = content[at : at + junk[0]]
         elif kind == "cut":
             del content[at:]
     return bytes(content)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
 
 
-# ---- lists and tables ------------------------------------------------------------------------------------------------
+# ---- Lists and tables ----------------------------------------------------------------------------
+
 
 def test_printed_lists(examples):
     words = st.sampled_from(CLASSES) | st.text(max_size=6)
-    pieces = st.lists(st.sampled_from(["[", "]", "'", '"', ",", " ", "\n", "\r\n", "\0", "\u2028", "[]", "['", "']"]) | words, max_size=12)
+    pieces = st.lists(
+        st.sampled_from(["[", "]", "'", '"', ",", " ", "\n", "\r\n", "\0", "\u2028", "[]", "['", "']"]) | words,
+        max_size=12,
+    )
 
     @examples
-    @given(pieces.map("".join) | st.lists(words, max_size=4).map(str) | st.lists(words, max_size=4).map(lambda names: str(np.array(names))))
+    @given(
+        pieces.map("".join)
+        | st.lists(words, max_size=4).map(str)
+        | st.lists(words, max_size=4).map(lambda names: str(np.array(names)))
+    )
     def run(text):
         names = outcome(DataError, parse_labels, text)
-        assert names is None or isinstance(names, list) and all(isinstance(name, str) and name in text for name in names)
+        assert (
+            names is None or isinstance(names, list) and all(isinstance(name, str) and name in text for name in names)
+        )
 
     @examples
     @given(st.lists(st.sampled_from(CLASSES), max_size=5))
@@ -120,7 +146,9 @@ def test_csv_files(examples, tmp_path):
         rows = outcome(DataError, lambda: list(read_csv_rows(path)))
         if rows is not None:
             lines = [line for line, _ in rows]
-            assert lines == sorted(set(lines)) and all(row and all(isinstance(cell, str) for cell in row) for _, row in rows)
+            assert lines == sorted(set(lines)) and all(
+                row and all(isinstance(cell, str) for cell in row) for _, row in rows
+            )
 
     run()
 
@@ -128,7 +156,9 @@ def test_csv_files(examples, tmp_path):
 def is_listing(listing, splits):
     """Whether read metadata can be what training needs."""
     count = len(listing.ids)
-    assert listing.labels.shape == (count, 19) and np.isin(listing.labels, (0, 1)).all() and (listing.labels.any(1)).all()
+    assert (
+        listing.labels.shape == (count, 19) and np.isin(listing.labels, (0, 1)).all() and (listing.labels.any(1)).all()
+    )
     assert all("/" not in name and name.startswith("S1") for name in listing.ids) and len(listing.line) == count
     assert len(splits) in (0, count) and set(splits) <= {"train", "val", "test"}
 
@@ -156,9 +186,21 @@ def test_metadata(name, examples, tmp_path):
 def test_metadata_of_other_types(examples, tmp_path):
     names = st.sampled_from([s1_name(0), s1_name(1), "../x", ""]) | st.text(max_size=5)
     labels = st.lists(st.sampled_from(CLASSES[:3]) | st.text(max_size=3), max_size=3)
-    kinds = [st.lists(kind, min_size=2, max_size=2)
-             for kind in (names, labels, st.sampled_from(("train", "validation", "dev")), st.integers(0, 9), st.floats(),
-                          st.binary(max_size=3), st.lists(labels, max_size=2), st.booleans(), st.none(), st.dates())]
+    kinds = [
+        st.lists(kind, min_size=2, max_size=2)
+        for kind in (
+            names,
+            labels,
+            st.sampled_from(("train", "validation", "dev")),
+            st.integers(0, 9),
+            st.floats(),
+            st.binary(max_size=3),
+            st.lists(labels, max_size=2),
+            st.booleans(),
+            st.none(),
+            st.dates(),
+        )
+    ]
 
     @examples
     @given(st.dictionaries(st.sampled_from(("s1_name", "labels", "split", "country")), st.one_of(kinds), min_size=1))
@@ -198,34 +240,44 @@ def test_the_list_of_images(examples, tmp_path):
     entry = {"filename": image_name(0), "FLOODING": False}
     whole = json.dumps({"0001": {"1": entry, "2": {"filename": image_name(1), "FLOODING": True}, "count": 2}}).encode()
     entries = st.dictionaries(st.sampled_from(("1", "2", "²", "count", "geo")), JSON | st.just(entry), max_size=3)
-    lists = st.dictionaries(st.sampled_from(("0001", "7", "../x", "")) | st.text(max_size=4), JSON | entries, max_size=3)
+    lists = st.dictionaries(
+        st.sampled_from(("0001", "7", "../x", "")) | st.text(max_size=4), JSON | entries, max_size=3
+    )
 
     @examples
-    @given(st.binary(max_size=40) | EDITS.map(lambda edits: mutated(whole, edits))
-           | (lists | JSON).map(lambda value: json.dumps(value).encode()))
+    @given(
+        st.binary(max_size=40)
+        | EDITS.map(lambda edits: mutated(whole, edits))
+        | (lists | JSON).map(lambda value: json.dumps(value).encode())
+    )
     def run(content):
         path.write_bytes(content)
         for folder, images in (outcome(DataError, read_s1_list, path) or {}).items():
-            assert Path(folder).name == folder and all(isinstance(image, Image) and image.folder == folder for image in images)
+            assert Path(folder).name == folder and all(
+                isinstance(image, Image) and image.folder == folder for image in images
+            )
             assert images == sorted(images, key=lambda image: image.start)
 
     run()
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- Images --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("options", ({}, {"compress": "deflate"}, {"tiled": True, "blockxsize": 64, "blockysize": 64}))
 def test_geotiffs(options, examples, tmp_path):
     noise = np.random.default_rng(0).normal(-15, 5, (120, 120)).astype(np.float32)
     whole = write_tif(tmp_path / "a.tif", noise, ["VH"], **options).read_bytes()
-    directory, = struct.unpack_from("<I", whole, 4)
-    start = min(directory, len(whole) - 600)        # changes among the pixels go unseen, and would be most of them
+    (directory,) = struct.unpack_from("<I", whole, 4)
+    start = min(directory, len(whole) - 600)  # changes among the pixels go unseen, and would be most of them
     path = tmp_path / "b.tif"
 
     @examples
     @given(EDITS)
     def run(edits):
-        path.write_bytes(mutated(whole[:16], edits) + whole[16:] if len(edits) % 2 else whole[:start] + mutated(whole[start:], edits))
+        path.write_bytes(
+            mutated(whole[:16], edits) + whole[16:] if len(edits) % 2 else whole[:start] + mutated(whole[start:], edits)
+        )
         values = outcome(DataError, read_band, path, 0.01, "VH", False)
         assert values is None or values.dtype == np.float32 and values.ndim == 2 and np.isfinite(values).mean() >= 0.99
 
@@ -247,7 +299,9 @@ def test_values_of_an_lmdb(examples, tmp_path):
     run()
 
 
-@pytest.mark.parametrize("zarr_format, file", ((3, "VH/zarr.json"), (3, "zarr.json"), (2, "VH/.zarray"), (2, ".zattrs"), (3, "VH/c/0/0")))
+@pytest.mark.parametrize(
+    "zarr_format, file", ((3, "VH/zarr.json"), (3, "zarr.json"), (2, "VH/.zarray"), (2, ".zattrs"), (3, "VH/c/0/0"))
+)
 def test_zarr_stores(zarr_format, file, examples, tmp_path):
     path = write_v1_zarr(tmp_path / "v1.zarr", zarr_format) / "sentinel1" / s1_name(0) / file
     data, whole = BigEarthNetv1(tmp_path / "v1.zarr", "all"), path.read_bytes()
@@ -257,7 +311,9 @@ def test_zarr_stores(zarr_format, file, examples, tmp_path):
     def run(content):
         path.write_bytes(content)
         item = outcome(DataError, data.__getitem__, 0)
-        assert item is None or item[0].shape == (2, 120, 120) and item[0].dtype == torch.float32 and item[1].shape == (19,)
+        assert (
+            item is None or item[0].shape == (2, 120, 120) and item[0].dtype == torch.float32 and item[1].shape == (19,)
+        )
 
     run()
 
@@ -277,7 +333,8 @@ def test_npy_files(examples, tmp_path):
     run()
 
 
-# ---- containers ------------------------------------------------------------------------------------------------------
+# ---- Containers ----------------------------------------------------------------------------------
+
 
 def test_zips(examples, tmp_path):
     contents = {"a/S1list.json": b"some text, some text" * 9, "a/b/c.tif": bytes(300), "d": b""}
@@ -290,7 +347,9 @@ def test_zips(examples, tmp_path):
             return {name: archive.read(name) for name in archive.members}
 
     @examples
-    @given(st.binary(max_size=60) | st.tuples(st.sampled_from((whole, stored)), EDITS).map(lambda drawn: mutated(*drawn)))
+    @given(
+        st.binary(max_size=60) | st.tuples(st.sampled_from((whole, stored)), EDITS).map(lambda drawn: mutated(*drawn))
+    )
     def run(content):
         path.write_bytes(content)
         for name, found in (outcome(DataError, read) or {}).items():
@@ -303,7 +362,9 @@ def test_zips(examples, tmp_path):
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
     write_v2(folder / "v2")
-    pack.main(["--dataset", "benv2", "--data_path", str(folder / "v2"), "--out", str(folder / "store"), "--workers", "1"])
+    pack.main(
+        ["--dataset", "benv2", "--data_path", str(folder / "v2"), "--out", str(folder / "store"), "--workers", "1"]
+    )
     return folder / "store"
 
 
@@ -311,11 +372,15 @@ def test_manifests(examples, store, tmp_path):
     whole = (store / "manifest.json").read_bytes()
 
     @examples
-    @given(st.binary(max_size=40) | EDITS.map(lambda edits: mutated(whole, edits)) | JSON.map(lambda value: json.dumps(value).encode()))
+    @given(
+        st.binary(max_size=40)
+        | EDITS.map(lambda edits: mutated(whole, edits))
+        | JSON.map(lambda value: json.dumps(value).encode())
+    )
     def run(content):
         (tmp_path / "manifest.json").write_bytes(content)
         manifest = outcome(DataError, read_manifest, tmp_path)
-        assert manifest is None or manifest == json.loads(whole)        # another layout of the same text, at most
+        assert manifest is None or manifest == json.loads(whole)  # another layout of the same text, at most
 
     run()
 
@@ -330,7 +395,9 @@ def places_in(value, path=()):
 def test_manifests_with_a_right_checksum(examples, store, tmp_path):
     shutil.copytree(store, tmp_path / "store")
     whole = json.loads((store / "manifest.json").read_text())
-    places = sorted((path for path in places_in(whole) if path and path[0] != "sha256" and path[0] != "statistics"), key=str)
+    places = sorted(
+        (path for path in places_in(whole) if path and path[0] != "sha256" and path[0] != "statistics"), key=str
+    )
 
     def read():
         data = PackedDataset(tmp_path / "store", "all")
@@ -338,7 +405,10 @@ def test_manifests_with_a_right_checksum(examples, store, tmp_path):
         return [data[i] for i in range(len(data))]
 
     @examples
-    @given(st.sampled_from(places), JSON | st.integers(0, 9) | st.sampled_from(("../part_00000.bin", "float16", [2, 120, 120], ...)))
+    @given(
+        st.sampled_from(places),
+        JSON | st.integers(0, 9) | st.sampled_from(("../part_00000.bin", "float16", [2, 120, 120], ...)),
+    )
     def run(path, value):
         manifest = json.loads(json.dumps(whole))
         part = manifest
@@ -356,13 +426,18 @@ def test_manifests_with_a_right_checksum(examples, store, tmp_path):
     run()
 
 
-# ---- the training side -----------------------------------------------------------------------------------------------
+# ---- The training side ---------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("new", (True, False))
 def test_checkpoints(new, examples, tmp_path):
     path = tmp_path / "checkpoint.pth"
-    state = {"model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(7)}, "epoch": 3, "args": {"lr": 0.1, "model": "mixmim_tiny"},
-             "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}}
+    state = {
+        "model": {"w": torch.arange(6.0).view(2, 3), "n": torch.tensor(7)},
+        "epoch": 3,
+        "args": {"lr": 0.1, "model": "mixmim_tiny"},
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+    }
     torch.save(state, path, _use_new_zipfile_serialization=new)
     whole = path.read_bytes()
 
@@ -372,20 +447,36 @@ def test_checkpoints(new, examples, tmp_path):
         path.write_bytes(content)
         read = outcome(UsageError, load_checkpoint, path)
         if read is not None:
-            assert all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in read["model"].items())
+            assert all(
+                isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in read["model"].items()
+            )
             assert isinstance(read.get("args", {}), dict) and isinstance(read.get("epoch", 0), int)
 
     run()
 
 
-NUMBERS = (st.integers(-2, 9).map(str) | st.text(max_size=3)
-           | st.sampled_from(("", " 1", "x", "4(x2)", "4(x2),2", "(", "1e3", "-0", "٣", "9" * 5000)))
+NUMBERS = (
+    st.integers(-2, 9).map(str)
+    | st.text(max_size=3)
+    | st.sampled_from(("", " 1", "x", "4(x2)", "4(x2),2", "(", "1e3", "-0", "٣", "9" * 5000))
+)
 
 
 def test_variables_of_launchers(examples):
-    slurm = ("SLURM_STEP_ID", "SLURM_NODEID", "SLURM_NNODES", "SLURM_SUBMIT_DIR", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
-    one = st.sampled_from(list(LAUNCHERS.values())).flatmap(lambda names: st.fixed_dictionaries(
-        dict.fromkeys(names[0] + names[1][-1:], NUMBERS), optional=dict.fromkeys((*names[1][:-1], *names[2], *names[3], *slurm), NUMBERS)))
+    slurm = (
+        "SLURM_STEP_ID",
+        "SLURM_NODEID",
+        "SLURM_NNODES",
+        "SLURM_SUBMIT_DIR",
+        "SLURM_TASKS_PER_NODE",
+        "SLURM_NTASKS_PER_NODE",
+    )
+    one = st.sampled_from(list(LAUNCHERS.values())).flatmap(
+        lambda names: st.fixed_dictionaries(
+            dict.fromkeys(names[0] + names[1][-1:], NUMBERS),
+            optional=dict.fromkeys((*names[1][:-1], *names[2], *names[3], *slurm), NUMBERS),
+        )
+    )
 
     @examples
     @given(one | st.tuples(one, one).map(lambda both: both[0] | both[1]))
@@ -405,15 +496,43 @@ def options_of(module):
     """The flags of a program, without those that end it with help."""
     with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
         module.parse_flags(["--help"])
-    return sorted({word.strip("[],") for word in text.getvalue().split() if word.strip("[],").startswith("--")} - {"--help"})
+    return sorted(
+        {word.strip("[],") for word in text.getvalue().split() if word.strip("[],").startswith("--")} - {"--help"}
+    )
 
 
 @pytest.mark.parametrize("module", (main_pretrain, main_finetune))
 def test_flags(module, examples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = st.text(max_size=6) | st.sampled_from(
-        ("0", "1", "2", "64", "0.5", "-1", "1e400", "nan", "inf", "-inf", "1e-9", "auto", "none", "benv2", "sen12flood", "train",
-         "mixmim_tiny", "", " ", ".", "a/b", "a\0b", "--", "é", "9" * 40))
+        (
+            "0",
+            "1",
+            "2",
+            "64",
+            "0.5",
+            "-1",
+            "1e400",
+            "nan",
+            "inf",
+            "-inf",
+            "1e-9",
+            "auto",
+            "none",
+            "benv2",
+            "sen12flood",
+            "train",
+            "mixmim_tiny",
+            "",
+            " ",
+            ".",
+            "a/b",
+            "a\0b",
+            "--",
+            "é",
+            "9" * 40,
+        )
+    )
     options = st.sampled_from(options_of(module))
     parts = st.tuples(options, values).map(list) | (options | values).map(lambda word: [word])
     sensible = ["--data_path", ".", "--dataset", "benv2", "--model", "mixmim_tiny"]
@@ -428,7 +547,12 @@ def test_flags(module, examples, tmp_path, monkeypatch):
             except SystemExit as end:
                 assert end.code == 2 and len(err.getvalue().splitlines()) == 1 or {"-h", "--help"} & set(argv)
                 return
-        assert err.getvalue() == "" and args.batch_size >= 1 and (args.lr is None or args.lr > 0) and not math.isnan(args.weight_decay)
+        assert (
+            err.getvalue() == ""
+            and args.batch_size >= 1
+            and (args.lr is None or args.lr > 0)
+            and not math.isnan(args.weight_decay)
+        )
 
     run()
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The selection rules: who replaces whom, by numbers worked out by hand."""
+
 import itertools
 import json
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from sarwmix.helper import FILES, METRICS, RULES, Selection
 
 MULTILABEL, FLOOD = RULES["multilabel"], RULES["flood"]
-SCORE = {"f1_macro": 1.3, "f1_micro": 1.1, "ap_macro": 1.2, "precision_macro": 1.2}      # of the rule "best"
+SCORE = {"f1_macro": 1.3, "f1_micro": 1.1, "ap_macro": 1.2, "precision_macro": 1.2}  # of the rule "best"
 
 
 def metrics(**changes):
@@ -20,8 +21,11 @@ def metrics(**changes):
 
 
 def test_files_and_rules():
-    assert FILES == {"best": "checkpoint_best.pth", "best_default": "checkpoint_best_default.pth",
-                     "best_mbr": "checkpoint_best_mbr.pth"}
+    assert FILES == {
+        "best": "checkpoint_best.pth",
+        "best_default": "checkpoint_best_default.pth",
+        "best_mbr": "checkpoint_best_mbr.pth",
+    }
     assert MULTILABEL.keys() == FILES.keys() and FLOOD.keys() <= FILES.keys()
 
 
@@ -30,10 +34,14 @@ def test_equal_metrics_replace_nothing(rule):
     assert not MULTILABEL[rule](metrics(), metrics())
 
 
-@pytest.mark.parametrize("gain, loss, replaces", [
-    ({"f1_macro": 0.60}, {"f1_micro": 0.11}, True),               # 1.3·0.1 = 0.130 > 1.1·0.11 = 0.121
-    ({"f1_micro": 0.60}, {"f1_macro": 0.09}, False),              # 1.1·0.1 = 0.110 < 1.3·0.09 = 0.117
-    ({"ap_micro": 0.90, "precision_micro": 0.90}, {}, False)])    # no part of the score
+@pytest.mark.parametrize(
+    "gain, loss, replaces",
+    [
+        ({"f1_macro": 0.60}, {"f1_micro": 0.11}, True),  # 1.3·0.1 = 0.130 > 1.1·0.11 = 0.121
+        ({"f1_micro": 0.60}, {"f1_macro": 0.09}, False),  # 1.1·0.1 = 0.110 < 1.3·0.09 = 0.117
+        ({"ap_micro": 0.90, "precision_micro": 0.90}, {}, False),
+    ],
+)  # no part of the score
 def test_best_by_hand(gain, loss, replaces):
     new = metrics(**gain, **{name: 0.5 - drop for name, drop in loss.items()})
     assert MULTILABEL["best"](new, metrics()) is replaces
@@ -41,7 +49,7 @@ def test_best_by_hand(gain, loss, replaces):
 
 @pytest.mark.parametrize("gained, lost", list(itertools.permutations(SCORE.items(), 2)))
 def test_best_weighs_its_four_metrics_as_published(gained, lost):
-    loss = {lost[0]: 0.5 - 0.12 / lost[1]}                                              # 0.12 of the score
+    loss = {lost[0]: 0.5 - 0.12 / lost[1]}  # 0.12 of the score
     assert MULTILABEL["best"](metrics(**{gained[0]: 0.5 + 0.122 / gained[1]}, **loss), metrics())
     assert not MULTILABEL["best"](metrics(**{gained[0]: 0.5 + 0.118 / gained[1]}, **loss), metrics())
 
@@ -53,16 +61,20 @@ def test_best_default_counts_all_six_alike(name):
     assert not MULTILABEL["best_default"](metrics(**{name: 0.6, other: 0.39}), metrics())
 
 
-@pytest.mark.parametrize("changes, replaces", [
-    (dict(ap_micro=0.51), True),                                                        # 1 : 0
-    (dict(ap_micro=0.51, f1_micro=0.51, ap_macro=0.1), True),                           # 2 : 1, though the sum falls
-    (dict(ap_micro=0.9, f1_micro=0.4, ap_macro=0.4), False),                            # 1 : 2, though the sum rises
-    (dict(ap_macro=0.51, ap_micro=0.4), True),                                          # 1 : 1, macro 1 : 0
-    (dict(ap_macro=0.4, ap_micro=0.6), False),                                          # 1 : 1, macro 0 : 1
-    (dict(ap_macro=0.6, f1_macro=0.4), False),                                          # 1 : 1, macro 1 : 1
-    (dict(ap_micro=0.6, f1_micro=0.4), False),                                          # 1 : 1, macro 0 : 0
-    (dict(ap_macro=0.6, f1_macro=0.6, precision_macro=0.4, ap_micro=0.4), True),        # 2 : 2, macro 2 : 1
-    (dict(ap_macro=0.6, f1_macro=0.4, precision_macro=0.4, ap_micro=0.6), False)])      # 2 : 2, macro 1 : 2
+@pytest.mark.parametrize(
+    "changes, replaces",
+    [
+        (dict(ap_micro=0.51), True),  # 1 : 0
+        (dict(ap_micro=0.51, f1_micro=0.51, ap_macro=0.1), True),  # 2 : 1, though the sum falls
+        (dict(ap_micro=0.9, f1_micro=0.4, ap_macro=0.4), False),  # 1 : 2, though the sum rises
+        (dict(ap_macro=0.51, ap_micro=0.4), True),  # 1 : 1, macro 1 : 0
+        (dict(ap_macro=0.4, ap_micro=0.6), False),  # 1 : 1, macro 0 : 1
+        (dict(ap_macro=0.6, f1_macro=0.4), False),  # 1 : 1, macro 1 : 1
+        (dict(ap_micro=0.6, f1_micro=0.4), False),  # 1 : 1, macro 0 : 0
+        (dict(ap_macro=0.6, f1_macro=0.6, precision_macro=0.4, ap_micro=0.4), True),  # 2 : 2, macro 2 : 1
+        (dict(ap_macro=0.6, f1_macro=0.4, precision_macro=0.4, ap_micro=0.6), False),
+    ],
+)  # 2 : 2, macro 1 : 2
 def test_best_mbr_counts_victories_then_macro_ones(changes, replaces):
     assert MULTILABEL["best_mbr"](metrics(**changes), metrics()) is replaces
 
@@ -87,7 +99,7 @@ def test_flood_goes_by_accuracy():
 def test_selection_over_epochs():
     selection = Selection("multilabel")
     assert selection.update(0, metrics(per_class={"ap": [0.5]}, undefined=[])) == ["best", "best_default", "best_mbr"]
-    assert selection.best("best") == (0, metrics(undefined=[]))                         # without the figures per class
+    assert selection.best("best") == (0, metrics(undefined=[]))  # without the figures per class
     assert selection.update(1, metrics()) == []
     assert selection.update(2, metrics(ap_micro=0.9, f1_micro=0.45, f1_macro=0.45)) == ["best_default"]
     assert selection.update(3, metrics(f1_macro=0.6)) == ["best", "best_mbr"]
@@ -128,7 +140,7 @@ def test_what_a_selection_refuses():
         selection.best("best")
     with pytest.raises(ValueError, match="the state to load has best$"):
         selection.load_state_dict({"best": {"epoch": 0, "metrics": {"accuracy": 0.5}}})
-    selection.load_state_dict(Selection("multilabel").state_dict())                     # saved before the first evaluation
+    selection.load_state_dict(Selection("multilabel").state_dict())  # saved before the first evaluation
     assert selection.update(0, metrics()) == list(FILES)
 
 

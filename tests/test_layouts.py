@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Where the images of BigEarthNet lie, in other layouts than the official ones, and what is done about missing ones."""
+
 import json
 import logging
 import os
@@ -14,7 +15,17 @@ import pytest
 import torch
 
 import main_pretrain
-from dataset_fixtures import one_line, s1_name, s2_name, v2_frame, write_csv, write_v1, write_v1_patch, write_v2, write_v2_lmdb
+from dataset_fixtures import (
+    one_line,
+    s1_name,
+    s2_name,
+    v2_frame,
+    write_csv,
+    write_v1,
+    write_v1_patch,
+    write_v2,
+    write_v2_lmdb,
+)
 from runs import refusal
 from sarwmix import layouts, pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
@@ -80,10 +91,17 @@ BOTH = {
 }
 ONLY_V2 = {
     "without acquisitions": lambda root, name: flatten(root / name) or root,
-    "without acquisitions, .TIF, the folder itself": lambda root, name: flatten(root / name) or rename_all(root, ".TIF") or root / name,
-    "lists in the folder of images": lambda root, name: move(root / "metadata.parquet", root / name / "metadata.parquet") or root / name,
-    "lists beside a deeper folder": lambda root, name: (move(root / name, root / "reBEN" / name)
-                                                        or move(root / "metadata.parquet", root / "reBEN" / "metadata.parquet") or root),
+    "without acquisitions, .TIF, the folder itself": lambda root, name: (
+        flatten(root / name) or rename_all(root, ".TIF") or root / name
+    ),
+    "lists in the folder of images": lambda root, name: (
+        move(root / "metadata.parquet", root / name / "metadata.parquet") or root / name
+    ),
+    "lists beside a deeper folder": lambda root, name: (
+        move(root / name, root / "reBEN" / name)
+        or move(root / "metadata.parquet", root / "reBEN" / "metadata.parquet")
+        or root
+    ),
 }
 ONLY_V1 = {"with acquisitions": lambda root, name: group(root / name) or root}
 
@@ -145,8 +163,13 @@ def test_messages_show_what_is_there_instead(tmp_path):
     data = BigEarthNetv2(root, "all")
     path = Path(data.files(1)[0])
     path.rename(path.with_suffix(".jp2"))
-    fails(data.check_files, "1 of 4 samples lack data", "--skip_missing", "--skip_bad",
-          f"looked for {path}, but {path.parent} holds {path.stem}.jp2, {s1_name(1)}_VV.tif and no {path.name}")
+    fails(
+        data.check_files,
+        "1 of 4 samples lack data",
+        "--skip_missing",
+        "--skip_bad",
+        f"looked for {path}, but {path.parent} holds {path.stem}.jp2, {s1_name(1)}_VV.tif and no {path.name}",
+    )
     shutil.rmtree(path.parent.parent)
     fails(data.check_files, f"looked for {path}, but {root / V2} holds", f"and no {path.parent.parent.name}")
     path = Path(data.files(0)[1])
@@ -173,6 +196,7 @@ def test_detecting_a_layout_looks_into_a_few_folders_only(tmp_path, monkeypatch)
 
 # missing ones ---------------------------------------------------------------------------------------------------------
 
+
 def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
     data = BigEarthNetv2(write_v2(tmp_path), "all")
     for path in (data.files(1)[0], data.files(2)[1]):
@@ -184,7 +208,10 @@ def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
     metadata = tmp_path / "some.parquet"
     v2_frame().iloc[[0, 3]].to_parquet(metadata)
     assert part.describe()["fingerprint"] == BigEarthNetv2(tmp_path, "all", metadata).describe()["fingerprint"]
-    assert part.describe()["left_out"] == part.subset([0]).describe()["left_out"] == 2 and "left_out" not in data.describe()
+    assert (
+        part.describe()["left_out"] == part.subset([0]).describe()["left_out"] == 2
+        and "left_out" not in data.describe()
+    )
     assert leave_out(part, part.missing()).describe()["left_out"] == 0
     shutil.rmtree(tmp_path / V2)
     fails(lambda: leave_out(data, data.missing()), "4 of 4 samples lack data")
@@ -192,7 +219,7 @@ def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
 
 def test_missing_patches_of_version_1(tmp_path):
     write_v1(tmp_path)
-    listed = write_csv(tmp_path / "mine.csv", [[s1_name(k)] for k in range(4)])     # the last one was never copied
+    listed = write_csv(tmp_path / "mine.csv", [[s1_name(k)] for k in range(4)])  # the last one was never copied
     for keep_unlabelled, samples in ((True, (0, 1, 2)), (False, (0, 1))):
         data = BigEarthNetv1(tmp_path, metadata=listed, keep_unlabelled=keep_unlabelled)
         fails(data.check_files, "samples lack data", f"{s1_name(3)} VH and VV (mine.csv:4)", f"holds {s1_name(0)}")
@@ -211,8 +238,27 @@ def test_missing_images_of_floods(tmp_path):
     assert part.describe()["left_out"] == 2 and part.size == 128 and len(part[0]) == 3
 
 
-TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 2, "--num_workers", 0, "--warmup_epochs", 0, "--lr", 1e-3,
-        "--epochs", 2, "--device", "cpu", "--split", "all", "--save_epochs")
+TINY = (
+    "--model",
+    "mixmim_tiny",
+    "--input_size",
+    64,
+    "--batch_size",
+    2,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    0,
+    "--lr",
+    1e-3,
+    "--epochs",
+    2,
+    "--device",
+    "cpu",
+    "--split",
+    "all",
+    "--save_epochs",
+)
 
 
 def test_training_on_a_part_of_a_dataset(tmp_path, program):
@@ -223,7 +269,9 @@ def test_training_on_a_part_of_a_dataset(tmp_path, program):
     status, _, err = program(main_pretrain, *flags)
     assert status == 2 and "1 of 4 samples lack data (--skip_missing" in err and not out.exists()
     status, log, err = program(main_pretrain, *flags, "--skip_missing", "--stop_epoch", 1)
-    assert (status, err) == (0, "") and "warning: 1 of 4 samples of split 'all' are left out" in log and "GDAL" not in log
+    assert (
+        (status, err) == (0, "") and "warning: 1 of 4 samples of split 'all' are left out" in log and "GDAL" not in log
+    )
     data = json.loads((out / "run.json").read_text())["data"]
     assert data["samples"] == 3 and data["left_out"] == 1
     (tmp_path / "away.tif").rename(path)
@@ -251,14 +299,21 @@ class RanksInThreads(Ranks):
 def test_ranks_share_the_work_and_leave_out_the_same_samples(tmp_path, monkeypatch):
     root, looked = write_v2(tmp_path), []
     names = [Path(BigEarthNetv2(root, "all").files(k)[0]).parent for k in range(4)]
-    shutil.rmtree(names[0])     # for rank 0 to find
-    shutil.rmtree(names[3])     # for rank 1
+    shutil.rmtree(names[0])  # for rank 0 to find
+    shutil.rmtree(names[3])  # for rank 1
     missing = BigEarthNetv2.missing
     monkeypatch.setattr(BigEarthNetv2, "missing", lambda self, *share: looked.append(share) or missing(self, *share))
     barrier, board = threading.Barrier(2), [None, None]
     with ThreadPoolExecutor(2) as pool:
-        work = [pool.submit(drop_missing, BigEarthNetv2(root, "all"), SimpleNamespace(skip_missing=True), RanksInThreads(k, barrier, board))
-                for k in (0, 1)]
+        work = [
+            pool.submit(
+                drop_missing,
+                BigEarthNetv2(root, "all"),
+                SimpleNamespace(skip_missing=True),
+                RanksInThreads(k, barrier, board),
+            )
+            for k in (0, 1)
+        ]
         left = [job.result().ids.tolist() for job in work]
     assert left == [[s1_name(1), s1_name(2)]] * 2 and sorted(looked) == [(0, 2), (1, 2)]
 
@@ -274,7 +329,9 @@ def test_packing_and_measuring_a_part_of_a_dataset(tmp_path, caplog, capsys, pro
     assert not [record for record in caplog.records if record.name.startswith("rasterio")] and "GDAL" not in caplog.text
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == 3
     assert PackedDataset(tmp_path / "store", "all").ids.tolist() == [s1_name(k) for k in range(3)]
-    status, _, err = program(main_pretrain, *TINY, "--data_path", tmp_path / "store", "--skip_missing", "--output_dir", tmp_path / "run")
+    status, _, err = program(
+        main_pretrain, *TINY, "--data_path", tmp_path / "store", "--skip_missing", "--output_dir", tmp_path / "run"
+    )
     assert status == 2 and "--skip_missing: --data_path" in err and "packed store" in err
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The finetuning program: what it leaves, resuming, ranks, evaluation, released checkpoints, and wrong input."""
+
 import json
 import os
 import shutil
@@ -25,10 +26,26 @@ from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from util.checkpoint import load_checkpoint
 
-TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 6, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 2e-3,
-        "--log_freq", 1, "--device", "cpu")
+TINY = (
+    "--model",
+    "mixmim_tiny",
+    "--input_size",
+    64,
+    "--batch_size",
+    6,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    1,
+    "--lr",
+    2e-3,
+    "--log_freq",
+    1,
+    "--device",
+    "cpu",
+)
 RUN = (*TINY, "--dataset", "benv2", "--epochs", 3, "--drop_path", 0.2)
-SPLITS = {"train": 24, "validation": 11, "test": 13}           # primes, where evaluation is spread over ranks
+SPLITS = {"train": 24, "validation": 11, "test": 13}  # primes, where evaluation is spread over ranks
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +63,21 @@ def pretraining(tmp_path_factory):
     """A pretraining checkpoint of the tiny model, for input 64; its weights are those of initialisation."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("pretraining") / "pretrained.pth"
-    torch.save({"model": mixmim_tiny(img_size=64).state_dict(), "epoch": 7,
-                "args": {"model": "mixmim_tiny", "input_size": 64, "dataset": "benv2", "norm_pix_loss": True},
-                "input": {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144], "std": [5.4501, 5.0019]}},
-               path)
+    torch.save(
+        {
+            "model": mixmim_tiny(img_size=64).state_dict(),
+            "epoch": 7,
+            "args": {"model": "mixmim_tiny", "input_size": 64, "dataset": "benv2", "norm_pix_loss": True},
+            "input": {
+                "channels": ["VH", "VV"],
+                "units": "dB",
+                "input_size": 64,
+                "mean": [-19.1966, -12.5144],
+                "std": [5.4501, 5.0019],
+            },
+        },
+        path,
+    )
     return path
 
 
@@ -57,25 +85,37 @@ def pretraining(tmp_path_factory):
 def finished(data, pretraining, tmp_path_factory):
     """A run of three epochs from a pretraining checkpoint, and its console output."""
     folder = tmp_path_factory.mktemp("finished")
-    result = launch_alike([sys.executable, "main_finetune.py", *data, *RUN, "--finetune", pretraining, "--output_dir", folder])
+    result = launch_alike(
+        [sys.executable, "main_finetune.py", *data, *RUN, "--finetune", pretraining, "--output_dir", folder]
+    )
     return folder, result
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What it leaves behind
-# --------------------------------------------------------------------------------------------------------------------
+# ---- What it leaves behind -----------------------------------------------------------------------
+
 
 def test_files_and_log_of_a_run(finished):
     folder, _ = finished
-    assert {name for name in os.listdir(folder) if not name.endswith(".sha256")} - {".lock"} == {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth", "checkpoint_best_mbr.pth",
-                                                   "checkpoint_best_default.pth", "log.txt", "run.json", "eval_test.json", "tensorboard"}
+    assert {name for name in os.listdir(folder) if not name.endswith(".sha256")} - {".lock"} == {
+        "checkpoint.pth",
+        "checkpoint_previous.pth",
+        "checkpoint_best.pth",
+        "checkpoint_best_mbr.pth",
+        "checkpoint_best_default.pth",
+        "log.txt",
+        "run.json",
+        "eval_test.json",
+        "tensorboard",
+    }
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2]
     assert {"train_loss", "train_lr", "test_loss", "test_ap_macro", "test_f1_micro", "n_parameters"} <= set(entries[0])
     assert entries[0]["evaluated_split"] == "val" and entries[-1]["train_loss"] < entries[0]["train_loss"]
     record = json.loads((folder / "run.json").read_text())
     assert {name: part["samples"] for name, part in record["data"].items()} == {"train": 24, "val": 11, "test": 13}
-    assert scalars(folder, "test_ap_macro") == {(epoch + 1) * 1000: pytest.approx(entry["test_ap_macro"]) for epoch, entry in enumerate(entries)}
+    assert scalars(folder, "test_ap_macro") == {
+        (epoch + 1) * 1000: pytest.approx(entry["test_ap_macro"]) for epoch, entry in enumerate(entries)
+    }
 
 
 def test_the_console_ends_with_the_summary_table(finished):
@@ -83,9 +123,15 @@ def test_the_console_ends_with_the_summary_table(finished):
     lines = [line[18:] for line in result.stdout.splitlines()]
     assert all(line[0] == "[" and line[9] == "." and line[16:18] == "] " for line in result.stdout.splitlines())
     best = load_checkpoint(folder / "checkpoint_best.pth")["epoch"]
-    assert lines[-6] == f"Best Results Summary: Epoch {best}" and any(line.startswith("Training time 0:") for line in lines)
+    assert lines[-6] == f"Best Results Summary: Epoch {best}" and any(
+        line.startswith("Training time 0:") for line in lines
+    )
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[-5:]]
-    assert cells[0] == ["Metric", "Macro", "Micro"] and [row[0] for row in cells[2:]] == ["Average Precision", "F1 Score", "Precision"]
+    assert cells[0] == ["Metric", "Macro", "Micro"] and [row[0] for row in cells[2:]] == [
+        "Average Precision",
+        "F1 Score",
+        "Precision",
+    ]
     metrics = json.loads((folder / "eval_test.json").read_text())
     assert cells[2][1:] == [f"{metrics['ap_macro']:.4f}", f"{metrics['ap_micro']:.4f}"] and metrics["epoch"] == best
     assert "initialised from" in result.stdout and "with a new head" in result.stdout and result.stderr == ""
@@ -97,8 +143,14 @@ def test_checkpoints_say_how_to_feed_them_and_what_was_selected(finished):
     folder, _ = finished
     state = load_checkpoint(folder / "checkpoint.pth")
     assert {"model", "optimizer", "epoch", "scaler", "args", "input", "metrics", "selection"} <= set(state)
-    assert state["input"] == {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144],
-                              "std": [5.4501, 5.0019], "classes": list(CLASSES)}
+    assert state["input"] == {
+        "channels": ["VH", "VV"],
+        "units": "dB",
+        "input_size": 64,
+        "mean": [-19.1966, -12.5144],
+        "std": [5.4501, 5.0019],
+        "classes": list(CLASSES),
+    }
     assert state["data"] == {"train": {"samples": 24, "simulated": True}, "val": {"samples": 11, "simulated": True}}
     for rule, entry in state["selection"].items():
         held = load_checkpoint(folder / f"checkpoint_{rule}.pth")
@@ -109,15 +161,16 @@ def test_checkpoints_say_how_to_feed_them_and_what_was_selected(finished):
 def test_the_recipe_reaches_the_optimizer(finished):
     groups = load_checkpoint(finished[0] / "checkpoint.pth")["optimizer"]["param_groups"]
     scales = sorted({group["lr_scale"] for group in groups})
-    assert scales == pytest.approx([0.7 ** k for k in range(6, 0, -1)])            # five blocks: ids 0 … 5
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.05} and all(group["betas"] == (0.9, 0.999) for group in groups)
+    assert scales == pytest.approx([0.7**k for k in range(6, 0, -1)])  # five blocks: ids 0 … 5
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05} and all(
+        group["betas"] == (0.9, 0.999) for group in groups
+    )
     for group in groups:
         assert group["lr"] == pytest.approx(groups[-1]["lr"] * group["lr_scale"] / groups[-1]["lr_scale"])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Starting and going on
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Starting and going on -----------------------------------------------------------------------
+
 
 def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_path, program):
     flags = (*data, *RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--resume", "auto")
@@ -126,8 +179,9 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_pa
     for name in ("checkpoint.pth", "checkpoint_best.pth", "checkpoint_best_default.pth", "checkpoint_best_mbr.pth"):
         assert same_states(load_checkpoint(finished[0] / name), load_checkpoint(tmp_path / name)), name
     clock = ("train_samples_per_s",)
-    assert ([{key: value for key, value in entry.items() if key not in clock} for entry in log_of(finished[0])]
-            == [{key: value for key, value in entry.items() if key not in clock} for entry in log_of(tmp_path)])
+    assert [{key: value for key, value in entry.items() if key not in clock} for entry in log_of(finished[0])] == [
+        {key: value for key, value in entry.items() if key not in clock} for entry in log_of(tmp_path)
+    ]
     for key, value in json.loads((finished[0] / "eval_test.json").read_text()).items():
         assert key == "checkpoint" or json.loads((tmp_path / "eval_test.json").read_text())[key] == value
     status, _, err = program(main_finetune, *flags, "--layer_decay", 0.8)
@@ -149,9 +203,14 @@ def test_a_new_head_nearly_zero_on_the_pretrained_encoder(pretraining, program, 
 
 
 def test_a_frozen_encoder_stays_as_it_was(data, pretraining, tmp_path, program):
-    assert program(main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--freeze_encoder")[0] == 0
+    assert (
+        program(main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--freeze_encoder")[0]
+        == 0
+    )
     state, before = load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(pretraining)["model"]
-    assert all(torch.equal(value, before[name]) for name, value in state["model"].items() if not name.startswith("head."))
+    assert all(
+        torch.equal(value, before[name]) for name, value in state["model"].items() if not name.startswith("head.")
+    )
     assert state["model"]["head.weight"].abs().max() > 1e-3 and len(state["optimizer"]["state"]) == 2
     assert state["args"]["drop_path"] == 0
 
@@ -160,30 +219,69 @@ def test_a_fraction_of_the_labels_is_drawn_saved_and_reported(data, tmp_path, pr
     drawn = {}
     for share in (0.25, 0.5):
         folder = tmp_path / str(share)
-        status, out, _ = program(main_finetune, *data, *RUN, "--finetune", "", "--output_dir", folder, "--epochs", 1, "--train_fraction", share)
+        status, out, _ = program(
+            main_finetune,
+            *data,
+            *RUN,
+            "--finetune",
+            "",
+            "--output_dir",
+            folder,
+            "--epochs",
+            1,
+            "--train_fraction",
+            share,
+        )
         assert status == 0 and f"of {int(24 * share)} drawn" in out and "random initialisation" in out
         drawn[share] = pd.read_csv(folder / "train_ids.csv")["id"].tolist()
-        assert json.loads((folder / "run.json").read_text())["data"]["train"]["samples"] == len(drawn[share]) == 24 * share
+        assert (
+            json.loads((folder / "run.json").read_text())["data"]["train"]["samples"] == len(drawn[share]) == 24 * share
+        )
         assert load_checkpoint(folder / "checkpoint.pth")["args"]["train_fraction"] == share
     train = BigEarthNetv2(data[1], "train", data[3]).ids.tolist()
     assert set(drawn[0.25]) < set(drawn[0.5]) < set(train)
     assert drawn[0.5] == [name for name in train if name in drawn[0.5]]
-    assert program(main_finetune, *data, *RUN, "--finetune", "", "--output_dir", tmp_path / "other", "--epochs", 1, "--train_fraction", 0.25,
-                   "--draw_seed", 1)[0] == 0
+    assert (
+        program(
+            main_finetune,
+            *data,
+            *RUN,
+            "--finetune",
+            "",
+            "--output_dir",
+            tmp_path / "other",
+            "--epochs",
+            1,
+            "--train_fraction",
+            0.25,
+            "--draw_seed",
+            1,
+        )[0]
+        == 0
+    )
     assert pd.read_csv(tmp_path / "other" / "train_ids.csv")["id"].tolist() != drawn[0.25]
 
 
-@pytest.mark.parametrize("flags", [("--mixup", 0.8), ("--cutmix", 1.0, "--mixup_mode", "pair"), ("--cutmix_minmax", 0.2, 0.6, "--smoothing", 0.1),
-                                   ("--mixup", 0.8, "--mixup_mode", "elem", "--accum_iter", 2), ("--amp", "bf16")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--mixup", 0.8),
+        ("--cutmix", 1.0, "--mixup_mode", "pair"),
+        ("--cutmix_minmax", 0.2, 0.6, "--smoothing", 0.1),
+        ("--mixup", 0.8, "--mixup_mode", "elem", "--accum_iter", 2),
+        ("--amp", "bf16"),
+    ],
+)
 def test_variants_train(data, tmp_path, program, flags):
     status, out, err = program(main_finetune, *data, *RUN, "--finetune", "", "--output_dir", tmp_path, *flags)
     losses = [entry["train_loss"] for entry in log_of(tmp_path)]
-    assert (status, err) == (0, "") and losses[2] < losses[0] and "warning" not in out.replace("warning: ", "", 6).lower()
+    assert (
+        (status, err) == (0, "") and losses[2] < losses[0] and "warning" not in out.replace("warning: ", "", 6).lower()
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Evaluation
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Evaluation ----------------------------------------------------------------------------------
+
 
 def evaluated(folder, split="test"):
     return json.loads((folder / f"eval_{split}.json").read_text())
@@ -191,22 +289,43 @@ def evaluated(folder, split="test"):
 
 def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, tmp_path, program):
     checkpoint = finished[0] / "checkpoint_best.pth"
-    status, out, err = program(main_finetune, *data, "--eval", "--finetune", checkpoint, "--output_dir", tmp_path, "--batch_size", 6,
-                               "--num_workers", 0, "--predictions", tmp_path / "predictions.csv")
+    status, out, err = program(
+        main_finetune,
+        *data,
+        "--eval",
+        "--finetune",
+        checkpoint,
+        "--output_dir",
+        tmp_path,
+        "--batch_size",
+        6,
+        "--num_workers",
+        0,
+        "--predictions",
+        tmp_path / "predictions.csv",
+    )
     assert (status, err) == (0, "")
     ours, theirs = evaluated(tmp_path), evaluated(finished[0])
     assert all(ours[key] == theirs[key] for key in theirs if key != "checkpoint")
 
     dataset = BigEarthNetv2(data[1], "test", data[3])
     frame = pd.read_csv(tmp_path / "predictions.csv")
-    assert frame.columns.tolist() == ["id", *(f"label: {name}" for name in CLASSES), *(f"probability: {name}" for name in CLASSES)]
+    assert frame.columns.tolist() == [
+        "id",
+        *(f"label: {name}" for name in CLASSES),
+        *(f"probability: {name}" for name in CLASSES),
+    ]
     assert frame["id"].tolist() == dataset.ids.tolist()
     labels, probabilities = frame.iloc[:, 1:20].to_numpy(), frame.iloc[:, 20:].to_numpy()
     assert np.array_equal(labels, dataset.label_table())
     occurring = labels.any(0)
-    assert ours["ap_macro"] == pytest.approx(average_precision_score(labels[:, occurring], probabilities[:, occurring], average="macro"), rel=1e-5)
+    assert ours["ap_macro"] == pytest.approx(
+        average_precision_score(labels[:, occurring], probabilities[:, occurring], average="macro"), rel=1e-5
+    )
     assert ours["ap_micro"] == pytest.approx(average_precision_score(labels, probabilities, average="micro"), rel=1e-5)
-    assert ours["f1_macro"] == pytest.approx(f1_score(labels[:, occurring], probabilities[:, occurring] > 0.5, average="macro", zero_division=0), rel=1e-5)
+    assert ours["f1_macro"] == pytest.approx(
+        f1_score(labels[:, occurring], probabilities[:, occurring] > 0.5, average="macro", zero_division=0), rel=1e-5
+    )
 
     model, prepare = pretrained.load(checkpoint)
     with torch.no_grad():
@@ -216,8 +335,16 @@ def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, 
 
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
     flags = (*data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--batch_size", 3, "--num_workers", 0)
-    for name, start, more in (("one", finish, ()), ("two", finish_ranks, ()), ("main", finish_ranks, ("--no_dist_eval",))):
-        start("main_finetune", (*flags, *more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"), tmp_path / f"{name}_output")
+    for name, start, more in (
+        ("one", finish, ()),
+        ("two", finish_ranks, ()),
+        ("main", finish_ranks, ("--no_dist_eval",)),
+    ):
+        start(
+            "main_finetune",
+            (*flags, *more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"),
+            tmp_path / f"{name}_output",
+        )
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two") == evaluated(tmp_path / "main")
     assert evaluated(tmp_path / "one")["samples"] == 13
     frames = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "main")]
@@ -226,8 +353,24 @@ def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_under_mpirun_a_contradiction_is_one_line(finished, data, tmp_path):
-    result = subprocess.run(mpirun(sys.executable, "main_finetune.py", *data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth",
-                                   "--input_size", 128, "--output_dir", tmp_path / "run"), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    result = subprocess.run(
+        mpirun(
+            sys.executable,
+            "main_finetune.py",
+            *data,
+            "--eval",
+            "--finetune",
+            finished[0] / "checkpoint_best.pth",
+            "--input_size",
+            128,
+            "--output_dir",
+            tmp_path / "run",
+        ),
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     ours = [line for line in result.stderr.splitlines() if line.startswith("main_finetune.py:")]
     assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (it says 64)" in ours[0], result.stderr
 
@@ -244,43 +387,93 @@ def test_two_ranks_train_like_one_process_that_accumulates(data, pretraining, tm
 
 def test_features_are_written_with_ids_groups_and_labels(finished, pretraining, data, tmp_path, program):
     for path in (tmp_path / "features.npz", tmp_path / "features.parquet"):
-        assert program(main_finetune, *data, "--embed", path, "--split", "val", "--finetune", pretraining, "--num_workers", 0)[0] == 0
+        assert (
+            program(
+                main_finetune, *data, "--embed", path, "--split", "val", "--finetune", pretraining, "--num_workers", 0
+            )[0]
+            == 0
+        )
     dataset = BigEarthNetv2(data[1], "val", data[3])
     arrays, frame = np.load(tmp_path / "features.npz"), pd.read_parquet(tmp_path / "features.parquet")
-    assert arrays["ids"].tolist() == frame["id"].tolist() == dataset.ids.tolist() and arrays["classes"].tolist() == list(CLASSES)
-    assert np.array_equal(arrays["labels"], dataset.label_table()) and arrays["groups"][0] == dataset.ids[0].rsplit("_", 3)[0]
+    assert arrays["ids"].tolist() == frame["id"].tolist() == dataset.ids.tolist() and arrays[
+        "classes"
+    ].tolist() == list(CLASSES)
+    assert (
+        np.array_equal(arrays["labels"], dataset.label_table())
+        and arrays["groups"][0] == dataset.ids[0].rsplit("_", 3)[0]
+    )
     assert np.array_equal(frame.filter(like="feature ").to_numpy(), arrays["features"])
     encoder, prepare = mixmim_tiny(img_size=64), pretrained.load(pretraining)[1]
     encoder.load_state_dict(load_checkpoint(pretraining)["model"])
     with torch.no_grad():
         expected = encoder.eval().encode(prepare(dataset.image(7)[None])[0]).mean(1)[0]
     np.testing.assert_allclose(arrays["features"][7], expected, atol=1e-5)
-    assert program(main_finetune, *data, "--embed", tmp_path / "tuned.npz", "--split", "val", "--finetune", finished[0] / "checkpoint.pth")[0] == 0
+    assert (
+        program(
+            main_finetune,
+            *data,
+            "--embed",
+            tmp_path / "tuned.npz",
+            "--split",
+            "val",
+            "--finetune",
+            finished[0] / "checkpoint.pth",
+        )[0]
+        == 0
+    )
     assert not np.allclose(np.load(tmp_path / "tuned.npz")["features"], arrays["features"])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Export
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Export --------------------------------------------------------------------------------------
+
 
 def test_an_exported_classifier_gives_identical_outputs(finished, data, tmp_path, program):
     checkpoint, folder = finished[0] / "checkpoint_best.pth", tmp_path / "shared"
-    status, out, err = program(main_finetune, *data, "--eval", "--finetune", checkpoint, "--export", folder, "--output_dir", tmp_path / "a",
-                               "--num_workers", 0)
+    status, out, err = program(
+        main_finetune,
+        *data,
+        "--eval",
+        "--finetune",
+        checkpoint,
+        "--export",
+        folder,
+        "--output_dir",
+        tmp_path / "a",
+        "--num_workers",
+        0,
+    )
     assert (status, err) == (0, "") and sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     x = torch.randn(2, 2, 120, 120) * 5 - 15
     (one, prepare_one), (two, prepare_two) = pretrained.load(checkpoint), pretrained.load(folder)
     with torch.no_grad():
         assert torch.equal(one(prepare_one(x)[0]), two(prepare_two(x)[0]))
-    assert program(main_finetune, *data, "--eval", "--finetune", folder, "--output_dir", tmp_path / "b", "--num_workers", 0)[0] == 0
+    assert (
+        program(
+            main_finetune, *data, "--eval", "--finetune", folder, "--output_dir", tmp_path / "b", "--num_workers", 0
+        )[0]
+        == 0
+    )
     assert {**evaluated(tmp_path / "a"), "checkpoint": ""} == {**evaluated(tmp_path / "b"), "checkpoint": ""}
 
     config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
     assert config["input"] == load_checkpoint(checkpoint)["input"] and config["recipe"]["lr"] == 2e-3
     assert config["metrics"]["test"]["ap_macro"] == evaluated(tmp_path / "a")["ap_macro"] and "val" in config["metrics"]
-    assert config["measured_on"]["test"] == {"samples": 13, "simulated": True} and "Data: val 11 simulated samples, test 13 simulated samples." in card
-    assert all(text in card for text in ("multi-label classifier", "VH and VV", "64×64", "-19.1966", "18. Marine waters", "| lr ",
-                                         f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}"))
+    assert (
+        config["measured_on"]["test"] == {"samples": 13, "simulated": True}
+        and "Data: val 11 simulated samples, test 13 simulated samples." in card
+    )
+    assert all(
+        text in card
+        for text in (
+            "multi-label classifier",
+            "VH and VV",
+            "64×64",
+            "-19.1966",
+            "18. Marine waters",
+            "| lr ",
+            f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}",
+        )
+    )
     status, _, err = program(main_finetune, "--export", folder, "--finetune", checkpoint)
     assert status == 2 and len(err.splitlines()) == 1 and "not an empty folder" in err
 
@@ -289,14 +482,27 @@ def test_an_exported_encoder_has_no_decoder_and_can_be_finetuned(pretraining, da
     folder = tmp_path / "encoder"
     assert program(main_finetune, "--export", folder, "--finetune", pretraining)[0] == 0
     state = load_checkpoint(folder)
-    assert not [name for name in state["model"] if "decoder" in name or name == "mask_token"] and "classes" not in state["input"]
+    assert (
+        not [name for name in state["model"] if "decoder" in name or name == "mask_token"]
+        and "classes" not in state["input"]
+    )
     assert "features" in (folder / "README.md").read_text()
     for source in (folder, pretraining):
-        assert program(main_finetune, *data, *RUN, "--finetune", source, "--output_dir", tmp_path / source.stem, "--epochs", 1)[0] == 0
-    assert same_states(*(load_checkpoint(tmp_path / source.stem / "checkpoint.pth") for source in (folder, pretraining)), skip=("args",))
+        assert (
+            program(
+                main_finetune, *data, *RUN, "--finetune", source, "--output_dir", tmp_path / source.stem, "--epochs", 1
+            )[0]
+            == 0
+        )
+    assert same_states(
+        *(load_checkpoint(tmp_path / source.stem / "checkpoint.pth") for source in (folder, pretraining)),
+        skip=("args",),
+    )
 
 
-@pytest.mark.parametrize("damage, said", [("missing", "config.json is missing"), ("truncated", "damaged"), ("foreign", "damaged")])
+@pytest.mark.parametrize(
+    "damage, said", [("missing", "config.json is missing"), ("truncated", "damaged"), ("foreign", "damaged")]
+)
 def test_a_damaged_export_is_one_line(pretraining, tmp_path, program, damage, said):
     folder = tmp_path / "encoder"
     assert program(main_finetune, "--export", folder, "--finetune", pretraining)[0] == 0
@@ -310,15 +516,20 @@ def test_a_damaged_export_is_one_line(pretraining, tmp_path, program, damage, sa
     assert status == 2 and len(err.splitlines()) == 1 and said in err and not (tmp_path / "again").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Released checkpoints (stand-ins of the same names, shapes and pickled classes)
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Released checkpoints (stand-ins of the same names, shapes and pickled classes) --------------
+
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
-    weights = {name: write_released(folder / f"{name}.pth", **kind)
-               for name, kind in (("pretrain", {"decoder": (512, 8)}), ("finetune", {"classes": 19}), ("flood", {"classes": 2}))}
+    weights = {
+        name: write_released(folder / f"{name}.pth", **kind)
+        for name, kind in (
+            ("pretrain", {"decoder": (512, 8)}),
+            ("finetune", {"classes": 19}),
+            ("flood", {"classes": 2}),
+        )
+    }
     yield folder, weights
     shutil.rmtree(folder)
 
@@ -326,14 +537,35 @@ def released(tmp_path_factory):
 def test_released_finetuned_weights_evaluate_with_the_datasets_statistics(released, tmp_path, program):
     folder, weights = released
     write_v1(tmp_path / "v1")
-    flags = ("--eval", "--split", "all", "--finetune", folder / "finetune.pth", "--output_dir", tmp_path, "--num_workers", 0)
-    status, out, err = program(main_finetune, *flags, "--dataset", "benv1", "--data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv")
-    assert (status, err) == (0, "") and "5.0019" not in out and "of --dataset benv1" in out and "dropped 1 of 3 patches" in out
+    flags = (
+        "--eval",
+        "--split",
+        "all",
+        "--finetune",
+        folder / "finetune.pth",
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        0,
+    )
+    status, out, err = program(
+        main_finetune, *flags, "--dataset", "benv1", "--data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv"
+    )
+    assert (
+        (status, err) == (0, "")
+        and "5.0019" not in out
+        and "of --dataset benv1" in out
+        and "dropped 1 of 3 patches" in out
+    )
     model, prepare = pretrained.load(folder / "finetune.pth", "benv1")
     assert prepare.std.flatten().tolist() == pytest.approx([3.1672, 2.9644])
     assert all(torch.equal(value, weights["finetune"][name]) for name, value in model.state_dict().items())
     with torch.no_grad():
-        expected = model(prepare(torch.stack([torch.full((120, 120), -20.0), torch.full((120, 120), -10.0)])[None])[0]).double().sigmoid()
+        expected = (
+            model(prepare(torch.stack([torch.full((120, 120), -20.0), torch.full((120, 120), -10.0)])[None])[0])
+            .double()
+            .sigmoid()
+        )
     np.testing.assert_allclose(pd.read_csv(tmp_path / "p.csv").iloc[0, 20:].to_numpy(float), expected[0], atol=1e-5)
     status, _, err = program(main_finetune, *flags, "--data_path", tmp_path / "v1")
     assert status == 2 and "--dataset is missing" in err
@@ -342,21 +574,42 @@ def test_released_finetuned_weights_evaluate_with_the_datasets_statistics(releas
 def test_released_pretraining_weights_start_a_run_also_at_another_size(released, tmp_path, program):
     folder, weights = released
     write_v2(tmp_path / "v2")
-    flags = [str(word) for word in ("--dataset", "benv2", "--data_path", tmp_path / "v2", "--finetune", folder / "pretrain.pth", "--output_dir",
-                                    tmp_path / "run", "--lr", 1e-3)]
+    flags = [
+        str(word)
+        for word in (
+            "--dataset",
+            "benv2",
+            "--data_path",
+            tmp_path / "v2",
+            "--finetune",
+            folder / "pretrain.pth",
+            "--output_dir",
+            tmp_path / "run",
+            "--lr",
+            1e-3,
+        )
+    ]
     for size, resampled in ((128, False), (64, True)):
         args = main_finetune.parse_flags([*flags, "--input_size", str(size)])
-        own = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args)).model.state_dict()
-        assert torch.equal(own["layers.2.blocks.17.mlp.fc1.weight"], weights["pretrain"]["layers.2.blocks.17.mlp.fc1.weight"])
+        own = main_finetune.build_training(
+            args, torch.device("cpu"), main_finetune.open_encoder(args)
+        ).model.state_dict()
+        assert torch.equal(
+            own["layers.2.blocks.17.mlp.fc1.weight"], weights["pretrain"]["layers.2.blocks.17.mlp.fc1.weight"]
+        )
         table = own["layers.3.blocks.0.attn.relative_position_bias_table"]
         assert (table.shape[0] == 9) == resampled == (own["absolute_pos_embed"].shape[1] == 256)
 
 
-def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replaced_elsewhere(released, tmp_path, program):
+def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replaced_elsewhere(
+    released, tmp_path, program
+):
     folder, weights = released
     model, prepare = pretrained.load(folder / "flood.pth", "sen12flood")
     assert model.patch_cut == "released" and prepare.input_size == 512 and model.head.out_features == 2
-    assert pretrained.load(folder / "flood.pth", "sen12flood", patch_cut="vhvv", force_input=True)[0].patch_cut == "vhvv"
+    assert (
+        pretrained.load(folder / "flood.pth", "sen12flood", patch_cut="vhvv", force_input=True)[0].patch_cut == "vhvv"
+    )
     write_v2(tmp_path / "v2")
     flags = ("--dataset", "benv2", "--data_path", tmp_path / "v2", "--finetune", folder / "flood.pth")
     status, _, err = program(main_finetune, *flags, "--eval", "--output_dir", tmp_path)
@@ -366,9 +619,8 @@ def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replace
     assert own["head.weight"].shape == (19, 1024) and torch.equal(own["norm.weight"], weights["flood"]["norm.weight"])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Wrong and contradictory input
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Wrong and contradictory input ---------------------------------------------------------------
+
 
 def refused(result, *said):
     status, _, err = result
@@ -376,50 +628,84 @@ def refused(result, *said):
     assert all(text in err for text in said), err
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--dataset", "benv3"], "--dataset"),
-    (["--finetune", ""], "--dataset is missing"),
-    (["--dataset", "benv2"], "--finetune is missing"),
-    (["--dataset", "benv2", "--finetune", "absent.pth"], "absent.pth: there is no such checkpoint"),
-    (["--dataset", "benv2", "--finetune", "", "--nb_classes", "43"], "--nb_classes 43"),
-    (["--dataset", "benv2", "--finetune", "", "--input_size", "100"], "--input_size"),
-    (["--dataset", "sen12flood", "--finetune", "", "--input_size", "200"], "--input_size 200"),
-    (["--dataset", "benv2", "--finetune", "", "--train_fraction", "0"], "--train_fraction 0"),
-    (["--dataset", "benv2", "--finetune", "", "--train_fraction", "1.5"], "--train_fraction 1.5"),
-    (["--dataset", "benv2", "--finetune", "", "--layer_decay", "0"], "--layer_decay 0"),
-    (["--dataset", "benv2", "--finetune", "", "--mixup", "0.8", "--batch_size", "5"], "--batch_size 5: must be even"),
-    (["--dataset", "benv2", "--finetune", "", "--smoothing", "1"], "--smoothing 1"),
-    (["--dataset", "benv2", "--finetune", "", "--mixup_prob", "2"], "--mixup_prob 2"),
-    (["--dataset", "benv2", "--finetune", "", "--cutmix_minmax", "0.8", "0.2"], "--cutmix_minmax"),
-    (["--dataset", "benv2", "--finetune", "", "--val_fraction", "0.1"], "--val_fraction"),
-    (["--dataset", "benv2", "--finetune", "", "--split", "test"], "--split test"),
-    (["--dataset", "benv2", "--finetune", "", "--std", "0", "1"], "--std 0.0 1.0"),
-    (["--dataset", "benv2", "--finetune", "", "--predictions", "p.csv"], "--predictions"),
-    (["--dataset", "benv2", "--finetune", "", "--batch_size", "64"], "--batch_size 64: the 24 samples"),
-    (["--dataset", "benv2", "--eval"], "--finetune PATH"),
-    (["--eval", "--finetune", "{checkpoint}", "--predictions", "p.xlsx"], "--predictions p.xlsx"),
-    (["--eval", "--finetune", "{checkpoint}", "--predictions", "absent/p.csv"], "absent"),
-    (["--eval", "--finetune", "{checkpoint}", "--split", "training"], "--split"),
-    (["--eval", "--finetune", "{checkpoint}", "--input_size", "128"], "--input_size 128 (it says 64)"),
-    (["--eval", "--finetune", "{checkpoint}", "--mean", "-18", "-12"], "--mean -18.0 -12.0 (it says -19.1966 -12.5144)"),
-    (["--eval", "--finetune", "{checkpoint}", "--model", "mixmim_base"], "--model mixmim_base (it says mixmim_tiny)"),
-    (["--eval", "--finetune", "{checkpoint}", "--dataset", "sen12flood"], "classifies 19 classes"),
-    (["--eval", "--finetune", "{pretraining}"], "has no head"),
-    (["--embed", "features.txt", "--finetune", "{pretraining}"], "--embed features.txt"),
-    (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}/run"], "cannot be written there"),
-    (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}"], "is a file; choose a folder"),
-    (["--export", "{checkpoint}", "--finetune", "{checkpoint}"], "not an empty folder"),
-    (["--export", "{checkpoint}/x", "--finetune", "{checkpoint}"], "cannot be written there"),
-])
-def test_wrong_flags_are_one_line_and_leave_nothing(finished, pretraining, data, tmp_path, program, monkeypatch, flags, said):
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--dataset", "benv3"], "--dataset"),
+        (["--finetune", ""], "--dataset is missing"),
+        (["--dataset", "benv2"], "--finetune is missing"),
+        (["--dataset", "benv2", "--finetune", "absent.pth"], "absent.pth: there is no such checkpoint"),
+        (["--dataset", "benv2", "--finetune", "", "--nb_classes", "43"], "--nb_classes 43"),
+        (["--dataset", "benv2", "--finetune", "", "--input_size", "100"], "--input_size"),
+        (["--dataset", "sen12flood", "--finetune", "", "--input_size", "200"], "--input_size 200"),
+        (["--dataset", "benv2", "--finetune", "", "--train_fraction", "0"], "--train_fraction 0"),
+        (["--dataset", "benv2", "--finetune", "", "--train_fraction", "1.5"], "--train_fraction 1.5"),
+        (["--dataset", "benv2", "--finetune", "", "--layer_decay", "0"], "--layer_decay 0"),
+        (
+            ["--dataset", "benv2", "--finetune", "", "--mixup", "0.8", "--batch_size", "5"],
+            "--batch_size 5: must be even",
+        ),
+        (["--dataset", "benv2", "--finetune", "", "--smoothing", "1"], "--smoothing 1"),
+        (["--dataset", "benv2", "--finetune", "", "--mixup_prob", "2"], "--mixup_prob 2"),
+        (["--dataset", "benv2", "--finetune", "", "--cutmix_minmax", "0.8", "0.2"], "--cutmix_minmax"),
+        (["--dataset", "benv2", "--finetune", "", "--val_fraction", "0.1"], "--val_fraction"),
+        (["--dataset", "benv2", "--finetune", "", "--split", "test"], "--split test"),
+        (["--dataset", "benv2", "--finetune", "", "--std", "0", "1"], "--std 0.0 1.0"),
+        (["--dataset", "benv2", "--finetune", "", "--predictions", "p.csv"], "--predictions"),
+        (["--dataset", "benv2", "--finetune", "", "--batch_size", "64"], "--batch_size 64: the 24 samples"),
+        (["--dataset", "benv2", "--eval"], "--finetune PATH"),
+        (["--eval", "--finetune", "{checkpoint}", "--predictions", "p.xlsx"], "--predictions p.xlsx"),
+        (["--eval", "--finetune", "{checkpoint}", "--predictions", "absent/p.csv"], "absent"),
+        (["--eval", "--finetune", "{checkpoint}", "--split", "training"], "--split"),
+        (["--eval", "--finetune", "{checkpoint}", "--input_size", "128"], "--input_size 128 (it says 64)"),
+        (
+            ["--eval", "--finetune", "{checkpoint}", "--mean", "-18", "-12"],
+            "--mean -18.0 -12.0 (it says -19.1966 -12.5144)",
+        ),
+        (
+            ["--eval", "--finetune", "{checkpoint}", "--model", "mixmim_base"],
+            "--model mixmim_base (it says mixmim_tiny)",
+        ),
+        (["--eval", "--finetune", "{checkpoint}", "--dataset", "sen12flood"], "classifies 19 classes"),
+        (["--eval", "--finetune", "{pretraining}"], "has no head"),
+        (["--embed", "features.txt", "--finetune", "{pretraining}"], "--embed features.txt"),
+        (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}/run"], "cannot be written there"),
+        (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}"], "is a file; choose a folder"),
+        (["--export", "{checkpoint}", "--finetune", "{checkpoint}"], "not an empty folder"),
+        (["--export", "{checkpoint}/x", "--finetune", "{checkpoint}"], "cannot be written there"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_leave_nothing(
+    finished, pretraining, data, tmp_path, program, monkeypatch, flags, said
+):
     monkeypatch.chdir(tmp_path)
     paths = {"checkpoint": finished[0] / "checkpoint_best.pth", "pretraining": pretraining}
-    refused(program(main_finetune, *data, "--output_dir", tmp_path / "run", "--num_workers", 0, *(flag.format(**paths) for flag in flags)), said)
+    refused(
+        program(
+            main_finetune,
+            *data,
+            "--output_dir",
+            tmp_path / "run",
+            "--num_workers",
+            0,
+            *(flag.format(**paths) for flag in flags),
+        ),
+        said,
+    )
     assert os.listdir(tmp_path) == []
 
 
 def test_forcing_a_contradiction_is_possible_and_said(finished, data, tmp_path, program):
-    flags = (*data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--output_dir", tmp_path, "--num_workers", 0)
+    flags = (
+        *data,
+        "--eval",
+        "--finetune",
+        finished[0] / "checkpoint_best.pth",
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        0,
+    )
     status, out, _ = program(main_finetune, *flags, "--input_size", 128, "--mean", -18, -12, "--force_input")
     assert status == 0 and "forced --input_size 128 (it says 64)" in out and "forced --mean -18.0 -12.0" in out
     assert evaluated(tmp_path)["loss"] != evaluated(finished[0])["loss"]
@@ -427,22 +713,48 @@ def test_forcing_a_contradiction_is_possible_and_said(finished, data, tmp_path, 
 
 def test_a_checkpoint_fed_otherwise_or_of_other_classes_is_refused(finished, data, tmp_path, program):
     state = load_checkpoint(finished[0] / "checkpoint_best.pth")
-    for key, value, said in (("channels", ["VV", "VH"], "trained on VV, VH in dB"), ("units", "linear", "in linear"),
-                             ("classes", list(reversed(CLASSES)), "classifies 19 classes")):
+    for key, value, said in (
+        ("channels", ["VV", "VH"], "trained on VV, VH in dB"),
+        ("units", "linear", "in linear"),
+        ("classes", list(reversed(CLASSES)), "classifies 19 classes"),
+    ):
         torch.save({**state, "input": {**state["input"], key: value}}, tmp_path / "other.pth")
-        refused(program(main_finetune, *data, "--eval", "--finetune", tmp_path / "other.pth", "--output_dir", tmp_path), "other.pth", said)
+        refused(
+            program(main_finetune, *data, "--eval", "--finetune", tmp_path / "other.pth", "--output_dir", tmp_path),
+            "other.pth",
+            said,
+        )
 
 
 def test_training_on_what_is_tested_is_refused(data, tmp_path, program):
     flags = ("--data_path", data[1], *RUN, "--finetune", "", "--output_dir", tmp_path / "run")
-    refused(program(main_finetune, *data, *flags, "--split", "train_val"), "11 of 11 samples of split 'val'", "--val_metadata")
+    refused(
+        program(main_finetune, *data, *flags, "--split", "train_val"),
+        "11 of 11 samples of split 'val'",
+        "--val_metadata",
+    )
     frame = pd.read_parquet(data[3]).drop(columns="split")
     frame.to_csv(tmp_path / "whole.csv", index=False)
     refused(program(main_finetune, *flags, "--metadata", tmp_path / "whole.csv"), "48 of 48 samples", "--val_metadata")
     for split in SPLITS:
-        pd.read_parquet(data[3]).query("split == @split").drop(columns="split").to_csv(tmp_path / f"{split}.csv", index=False)
-    assert program(main_finetune, *flags, "--epochs", 1, "--metadata", tmp_path / "train.csv", "--val_metadata", tmp_path / "validation.csv",
-                   "--test_metadata", tmp_path / "test.csv")[0] == 0
+        pd.read_parquet(data[3]).query("split == @split").drop(columns="split").to_csv(
+            tmp_path / f"{split}.csv", index=False
+        )
+    assert (
+        program(
+            main_finetune,
+            *flags,
+            "--epochs",
+            1,
+            "--metadata",
+            tmp_path / "train.csv",
+            "--val_metadata",
+            tmp_path / "validation.csv",
+            "--test_metadata",
+            tmp_path / "test.csv",
+        )[0]
+        == 0
+    )
 
 
 def test_a_best_checkpoint_of_another_run_is_not_reported(finished, data, pretraining, tmp_path, program):
@@ -451,16 +763,18 @@ def test_a_best_checkpoint_of_another_run_is_not_reported(finished, data, pretra
     state = load_checkpoint(folder / "checkpoint_best.pth")
     torch.save({**state, "epoch": 77}, folder / "checkpoint_best.pth")
     (folder / "checkpoint_best.pth.sha256").unlink()
-    status, _, err = program(main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", folder, "--resume", "auto")
+    status, _, err = program(
+        main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", folder, "--resume", "auto"
+    )
     refused((status, "", err), "is of epoch 77", "--eval")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# A stored result, against accidents
-# --------------------------------------------------------------------------------------------------------------------
+# ---- A stored result, against accidents ----------------------------------------------------------
+
 
 class Stripes(torch.utils.data.Dataset):
     """Images with stripes of three kinds, the labels, that no other code of the project has a part in."""
+
     CLASSES, MEAN, STD = CLASSES, [-20.0, -12.0], [5.0, 4.0]
 
     def __init__(self, start, count):
@@ -471,14 +785,21 @@ class Stripes(torch.utils.data.Dataset):
         return self.count
 
     def label_table(self):
-        return np.stack([[(number >> k % 5) % 2 and k < 5 for k in range(19)] for number in range(self.start, self.start + self.count)]).astype(np.uint8)
+        return np.stack(
+            [
+                [(number >> k % 5) % 2 and k < 5 for k in range(19)]
+                for number in range(self.start, self.start + self.count)
+            ]
+        ).astype(np.uint8)
 
     def __getitem__(self, i):
         row, column = np.mgrid[:120, :120] / 120
         labels = self.label_table()[i]
         noise = np.random.default_rng(self.start + i).normal(0, 1, (2, 120, 120))
         waves = sum(labels[k] * np.sin(2 * np.pi * (3 + 2 * k) * (row if k % 2 else column)) for k in range(5))
-        return torch.from_numpy((np.stack([-20 + 2 * waves, -12 - 2 * waves]) + noise).astype(np.float32)), torch.from_numpy(labels.astype(np.float32))
+        return torch.from_numpy(
+            (np.stack([-20 + 2 * waves, -12 - 2 * waves]) + noise).astype(np.float32)
+        ), torch.from_numpy(labels.astype(np.float32))
 
     def describe(self):
         return {"fingerprint": str(self.start), "samples": self.count}
@@ -486,43 +807,92 @@ class Stripes(torch.utils.data.Dataset):
 
 def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
     """Update tests/golden_finetune.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
-    monkeypatch.setattr(main_finetune, "build_splits", lambda args: {"train": Stripes(1, 96), "val": Stripes(101, 37), "test": Stripes(201, 37)})
+    monkeypatch.setattr(
+        main_finetune,
+        "build_splits",
+        lambda args: {"train": Stripes(1, 96), "val": Stripes(101, 37), "test": Stripes(201, 37)},
+    )
     monkeypatch.setattr(main_finetune, "check_data", lambda dataset, *_, **__: dataset.describe())
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
-    status, _, err = program(main_finetune, *RUN, "--data_path", "-", "--finetune", "", "--epochs", 4, "--batch_size", 8, "--output_dir", tmp_path)
+    status, _, err = program(
+        main_finetune,
+        *RUN,
+        "--data_path",
+        "-",
+        "--finetune",
+        "",
+        "--epochs",
+        4,
+        "--batch_size",
+        8,
+        "--output_dir",
+        tmp_path,
+    )
     assert (status, err) == (0, "")
     names = ("ap_macro", "ap_micro", "f1_macro", "f1_micro", "loss")
-    figures = {"train_loss": [round(entry["train_loss"], 6) for entry in log_of(tmp_path)],
-               **{name: round(evaluated(tmp_path)[name], 6) for name in names}}
+    figures = {
+        "train_loss": [round(entry["train_loss"], 6) for entry in log_of(tmp_path)],
+        **{name: round(evaluated(tmp_path)[name], 6) for name in names},
+    }
     stored = ROOT / "tests" / "golden_finetune.json"
     if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
         stored.write_text(json.dumps(figures, indent=1) + "\n")
     expected = json.loads(stored.read_text())
     assert figures["train_loss"] == pytest.approx(expected["train_loss"], rel=2e-4)
-    assert figures == {name: pytest.approx(value, rel=2e-2) if name != "train_loss" else figures[name] for name, value in expected.items()}
+    assert figures == {
+        name: pytest.approx(value, rel=2e-2) if name != "train_loss" else figures[name]
+        for name, value in expected.items()
+    }
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Real samples
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Real samples --------------------------------------------------------------------------------
+
 
 @needs_samples
 def test_real_v1_labels_reach_the_predictions_under_their_names(released, tmp_path, program):
     root = sample_path("benv1", "BigEarthNet-S1-v1.0")
-    status, out, err = program(main_finetune, "--eval", "--split", "all", "--dataset", "benv1", "--data_path", root, "--finetune",
-                               released[0] / "finetune.pth", "--output_dir", tmp_path, "--num_workers", 0, "--predictions", tmp_path / "p.csv")
+    status, out, err = program(
+        main_finetune,
+        "--eval",
+        "--split",
+        "all",
+        "--dataset",
+        "benv1",
+        "--data_path",
+        root,
+        "--finetune",
+        released[0] / "finetune.pth",
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        0,
+        "--predictions",
+        tmp_path / "p.csv",
+    )
     assert (status, err) == (0, "")
     frame = pd.read_csv(tmp_path / "p.csv").set_index("id")
     assert len(frame) == 6
     same_name = {name for name in CLASSES}
-    renamed = {"Non-irrigated arable land": "Arable land", "Discontinuous urban fabric": "Urban fabric", "Continuous urban fabric": "Urban fabric",
-               "Sea and ocean": "Marine waters", "Water bodies": "Inland waters", "Transitional woodland/shrub": "Transitional woodland, shrub",
-               "Water courses": "Inland waters", "Peatbogs": "Inland wetlands", "Inland marshes": "Inland wetlands"}
+    renamed = {
+        "Non-irrigated arable land": "Arable land",
+        "Discontinuous urban fabric": "Urban fabric",
+        "Continuous urban fabric": "Urban fabric",
+        "Sea and ocean": "Marine waters",
+        "Water bodies": "Inland waters",
+        "Transitional woodland/shrub": "Transitional woodland, shrub",
+        "Water courses": "Inland waters",
+        "Peatbogs": "Inland wetlands",
+        "Inland marshes": "Inland wetlands",
+    }
     checked = 0
     for patch in frame.index:
         names = json.loads(Path(root, patch, f"{patch}_labels_metadata.json").read_text())["labels"]
-        present = {column.removeprefix("label: ") for column in frame if column.startswith("label: ") and frame.loc[patch, column]}
+        present = {
+            column.removeprefix("label: ")
+            for column in frame
+            if column.startswith("label: ") and frame.loc[patch, column]
+        }
         known = {renamed.get(name, name) for name in names if name in same_name or name in renamed}
         assert known <= present and len(present) <= len(names), (names, present)
         checked += len(known)
@@ -535,7 +905,26 @@ def test_real_v1_patches_finetune(tmp_path, program):
     names = sorted(path.name for path in root.glob("S1*"))
     for split, part in (("train", names[:2]), ("val", names[2:4]), ("test", names[4:])):
         (tmp_path / f"{split}.csv").write_text("".join(f"x,{name}\n" for name in part))
-    status, out, err = program(main_finetune, *TINY, "--dataset", "benv1", "--data_path", root, "--metadata", tmp_path / "train.csv", "--val_metadata",
-                               tmp_path / "val.csv", "--test_metadata", tmp_path / "test.csv", "--finetune", "", "--epochs", 2, "--batch_size", 2,
-                               "--output_dir", tmp_path / "run")
+    status, out, err = program(
+        main_finetune,
+        *TINY,
+        "--dataset",
+        "benv1",
+        "--data_path",
+        root,
+        "--metadata",
+        tmp_path / "train.csv",
+        "--val_metadata",
+        tmp_path / "val.csv",
+        "--test_metadata",
+        tmp_path / "test.csv",
+        "--finetune",
+        "",
+        "--epochs",
+        2,
+        "--batch_size",
+        2,
+        "--output_dir",
+        tmp_path / "run",
+    )
     assert (status, err) == (0, "") and len(log_of(tmp_path / "run")) == 2 and "Best Results Summary" in out

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The finetuning program on pairs of flood images."""
+
 import json
 import shutil
 import sys
@@ -17,8 +18,28 @@ from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate_flood import Parameters, simulate_floods
 from util.checkpoint import load_checkpoint
 
-RUN = ("--dataset", "sen12flood", "--model", "mixmim_tiny", "--batch_size", 4, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 2e-3,
-       "--log_freq", 1, "--device", "cpu", "--epochs", 2, "--finetune", "")
+RUN = (
+    "--dataset",
+    "sen12flood",
+    "--model",
+    "mixmim_tiny",
+    "--batch_size",
+    4,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    1,
+    "--lr",
+    2e-3,
+    "--log_freq",
+    1,
+    "--device",
+    "cpu",
+    "--epochs",
+    2,
+    "--finetune",
+    "",
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +62,10 @@ def evaluated(folder, split="test"):
 
 def test_a_run_selects_by_accuracy_on_the_test_split_and_says_so(finished):
     folder, result = finished
-    assert "test figures are optimistic; --val_fraction" in result.stdout and "Best Results Summary: Epoch" in result.stdout
+    assert (
+        "test figures are optimistic; --val_fraction" in result.stdout
+        and "Best Results Summary: Epoch" in result.stdout
+    )
     assert all(name in result.stdout for name in ("| Accuracy", "| Recall", "predicted no flood"))
     entries = log_of(folder)
     best = max(entries, key=lambda entry: entry["test_accuracy"])
@@ -53,15 +77,35 @@ def test_a_run_selects_by_accuracy_on_the_test_split_and_says_so(finished):
 
 
 def test_counts_precision_and_predictions_agree(finished, data, tmp_path, program):
-    status, out, err = program(main_finetune, "--data_path", data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--num_workers",
-                               0, "--output_dir", tmp_path, "--predictions", tmp_path / "p.csv", "--batch_size", 3)
+    status, out, err = program(
+        main_finetune,
+        "--data_path",
+        data,
+        "--eval",
+        "--finetune",
+        finished[0] / "checkpoint_best.pth",
+        "--num_workers",
+        0,
+        "--output_dir",
+        tmp_path,
+        "--predictions",
+        tmp_path / "p.csv",
+        "--batch_size",
+        3,
+    )
     assert (status, err) == (0, "")
     frame, metrics = pd.read_csv(tmp_path / "p.csv"), evaluated(tmp_path)
     dataset = FloodDataset(data, "test")
-    assert frame["id"].tolist() == dataset.ids.tolist() and frame["label: flood"].tolist() == dataset.label_table()[:, 1].tolist()
+    assert (
+        frame["id"].tolist() == dataset.ids.tolist()
+        and frame["label: flood"].tolist() == dataset.label_table()[:, 1].tolist()
+    )
     said = frame["probability: flood"] > 0.5
     counts = metrics["confusion"]
-    assert counts["tp"] == (said & (frame["label: flood"] == 1)).sum() and counts["fp"] == (said & (frame["label: flood"] == 0)).sum()
+    assert (
+        counts["tp"] == (said & (frame["label: flood"] == 1)).sum()
+        and counts["fp"] == (said & (frame["label: flood"] == 0)).sum()
+    )
     assert metrics["accuracy"] == pytest.approx((said == frame["label: flood"]).mean())
     assert sum(counts.values()) == len(dataset)
     np.testing.assert_allclose(frame["probability: flood"] + frame["probability: no flood"], 1, atol=1e-6)
@@ -74,20 +118,64 @@ def test_counts_precision_and_predictions_agree(finished, data, tmp_path, progra
 
 
 def test_whole_folders_are_held_out_for_validation(data, tmp_path, program):
-    status, out, err = program(main_finetune, "--data_path", data, *RUN, "--val_fraction", 0.3, "--output_dir", tmp_path, "--patch_op", "max",
-                               "--patch_cut", "released", "--mixup", 0.5)
+    status, out, err = program(
+        main_finetune,
+        "--data_path",
+        data,
+        *RUN,
+        "--val_fraction",
+        0.3,
+        "--output_dir",
+        tmp_path,
+        "--patch_op",
+        "max",
+        "--patch_cut",
+        "released",
+        "--mixup",
+        0.5,
+    )
     assert (status, err) == (0, "") and "optimistic" not in out
     record = json.loads((tmp_path / "run.json").read_text())["data"]
     train, val, test = (record[name]["samples"] for name in ("train", "val", "test"))
     assert (train + val, test) == (len(FloodDataset(data, "train")), len(FloodDataset(data, "test"))) and val > 0
     assert log_of(tmp_path)[0]["evaluated_split"] == "val"
-    assert program(main_finetune, "--data_path", data, "--eval", "--split", "val", "--finetune", tmp_path / "checkpoint.pth", "--num_workers", 0,
-                   "--output_dir", tmp_path / "eval", "--batch_size", 4)[0] == 0
-    assert evaluated(tmp_path / "eval", "val")["loss"] == log_of(tmp_path)[-1]["test_loss"] and evaluated(tmp_path / "eval", "val")["samples"] == val
+    assert (
+        program(
+            main_finetune,
+            "--data_path",
+            data,
+            "--eval",
+            "--split",
+            "val",
+            "--finetune",
+            tmp_path / "checkpoint.pth",
+            "--num_workers",
+            0,
+            "--output_dir",
+            tmp_path / "eval",
+            "--batch_size",
+            4,
+        )[0]
+        == 0
+    )
+    assert (
+        evaluated(tmp_path / "eval", "val")["loss"] == log_of(tmp_path)[-1]["test_loss"]
+        and evaluated(tmp_path / "eval", "val")["samples"] == val
+    )
     model, _ = pretrained.load(tmp_path / "checkpoint.pth")
     assert (model.patch_op, model.patch_cut) == ("max", "released")
-    status, _, err = program(main_finetune, "--data_path", data, "--eval", "--finetune", tmp_path / "checkpoint.pth", "--patch_op", "avg",
-                             "--output_dir", tmp_path / "eval")
+    status, _, err = program(
+        main_finetune,
+        "--data_path",
+        data,
+        "--eval",
+        "--finetune",
+        tmp_path / "checkpoint.pth",
+        "--patch_op",
+        "avg",
+        "--output_dir",
+        tmp_path / "eval",
+    )
     assert status == 2 and "--patch_op avg (it says max)" in err
 
 
@@ -100,7 +188,18 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, tmp_path, program):
 
 
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
-    flags = ("--data_path", data, "--eval", "--finetune", finished[0] / "checkpoint.pth", "--batch_size", 2, "--num_workers", 0, "--output_dir")
+    flags = (
+        "--data_path",
+        data,
+        "--eval",
+        "--finetune",
+        finished[0] / "checkpoint.pth",
+        "--batch_size",
+        2,
+        "--num_workers",
+        0,
+        "--output_dir",
+    )
     finish("main_finetune", (*flags, tmp_path / "one"), tmp_path / "alone")
     finish_ranks("main_finetune", (*flags, tmp_path / "two"), tmp_path / "rank")
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two")
@@ -112,8 +211,18 @@ def test_pixels_without_data_are_counted(data, tmp_path, program):
     image = np.load(path)
     image[0, :3, :5] = np.nan
     np.save(path, image)
-    status, out, _ = program(main_finetune, "--data_path", tmp_path / "store", *RUN, "--epochs", 1, "--output_dir", tmp_path / "run",
-                             "--num_workers", 1)
+    status, out, _ = program(
+        main_finetune,
+        "--data_path",
+        tmp_path / "store",
+        *RUN,
+        "--epochs",
+        1,
+        "--output_dir",
+        tmp_path / "run",
+        "--num_workers",
+        1,
+    )
     assert status == 0 and "non-finite pixels were filled so far: with -60 dB" in out
     assert log_of(tmp_path / "run")[0]["filled_pixels"] % 15 == 0 < log_of(tmp_path / "run")[0]["filled_pixels"]
 
@@ -122,7 +231,10 @@ def test_features_of_pairs_and_their_export(finished, data, tmp_path, program):
     checkpoint = finished[0] / "checkpoint_best.pth"
     assert program(main_finetune, "--data_path", data, "--embed", tmp_path / "f.npz", "--finetune", checkpoint)[0] == 0
     arrays = np.load(tmp_path / "f.npz")
-    assert arrays["features"].shape == (len(FloodDataset(data, "test")), 256) and arrays["groups"].tolist() == FloodDataset(data, "test").groups.tolist()
+    assert (
+        arrays["features"].shape == (len(FloodDataset(data, "test")), 256)
+        and arrays["groups"].tolist() == FloodDataset(data, "test").groups.tolist()
+    )
     assert program(main_finetune, "--export", tmp_path / "shared", "--finetune", checkpoint)[0] == 0
     x = torch.randn(2, 1, 2, 256, 256)
     with torch.no_grad():
@@ -131,12 +243,15 @@ def test_features_of_pairs_and_their_export(finished, data, tmp_path, program):
     assert "pair classifier" in card and "patch_cut vhvv" in card and "1. flood" in card
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--val_split", "val"], "--val_fraction"),
-    (["--metadata", "{folders}"], "--val_metadata"),
-    (["--input_size", "192"], "--input_size 192"),
-    (["--val_fraction", "0.99"], "--val_fraction 0.99"),
-])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--val_split", "val"], "--val_fraction"),
+        (["--metadata", "{folders}"], "--val_metadata"),
+        (["--input_size", "192"], "--input_size 192"),
+        (["--val_fraction", "0.99"], "--val_fraction 0.99"),
+    ],
+)
 def test_wrong_input_is_one_line(data, tmp_path, program, flags, said):
     (tmp_path / "folders.csv").write_text("0001\n0002\n")
     flags = [flag.format(folders=tmp_path / "folders.csv") for flag in flags]

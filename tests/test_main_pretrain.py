@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The pretraining program from flags to checkpoints: results, resuming, ranks, and what it says to wrong input."""
+
 import errno
 import json
 import os
@@ -23,21 +24,55 @@ from runs import launch, log_of, mpirun, same_states, scalars
 from sarwmix.preparation import BatchPreparation
 from util.checkpoint import load_checkpoint
 
-TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 8, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3,
-        "--log_freq", 1, "--device", "cpu")
+TINY = (
+    "--model",
+    "mixmim_tiny",
+    "--input_size",
+    64,
+    "--batch_size",
+    8,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    1,
+    "--lr",
+    1e-3,
+    "--log_freq",
+    1,
+    "--device",
+    "cpu",
+)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What it leaves behind
-# --------------------------------------------------------------------------------------------------------------------
+# ---- What it leaves behind -----------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def finished(simulated, tmp_path_factory):
     """A run of four epochs and its console output."""
     folder = tmp_path_factory.mktemp("finished")
-    result = subprocess.run([sys.executable, "main_pretrain.py", "--data_path", str(simulated), "--output_dir", str(folder),
-                             *map(str, TINY), "--epochs", "4", "--save_epochs", "2", "4", "--drop_path", "0.2"],
-                            cwd=ROOT, text=True, capture_output=True, timeout=600)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "main_pretrain.py",
+            "--data_path",
+            str(simulated),
+            "--output_dir",
+            str(folder),
+            *map(str, TINY),
+            "--epochs",
+            "4",
+            "--save_epochs",
+            "2",
+            "4",
+            "--drop_path",
+            "0.2",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -46,9 +81,21 @@ def test_files_of_a_run(finished, simulated):
     folder, result = finished
     names = set(os.listdir(folder)) - {".lock"}
     checkpoints = {"checkpoint.pth", "checkpoint_previous.pth", "checkpoint_2.pth", "checkpoint_4.pth"}
-    assert names == {*checkpoints, *(f"{name}.sha256" for name in checkpoints), "log.txt", "run.json", "reconstruction_2.png",
-                     "reconstruction_4.png", "tensorboard"}
-    assert subprocess.run(["sha256sum", "--check", "--quiet", *(f"{name}.sha256" for name in checkpoints)], cwd=folder).returncode == 0
+    assert names == {
+        *checkpoints,
+        *(f"{name}.sha256" for name in checkpoints),
+        "log.txt",
+        "run.json",
+        "reconstruction_2.png",
+        "reconstruction_4.png",
+        "tensorboard",
+    }
+    assert (
+        subprocess.run(
+            ["sha256sum", "--check", "--quiet", *(f"{name}.sha256" for name in checkpoints)], cwd=folder
+        ).returncode
+        == 0
+    )
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
     assert entries[-1]["train_loss"] < entries[0]["train_loss"] and entries[0]["train_lr"] > 0
@@ -75,20 +122,43 @@ def test_checkpoint_says_how_to_feed_it(finished):
     state = load_checkpoint(folder / "checkpoint.pth")
     assert {"model", "optimizer", "epoch", "scaler", "args", "input"} <= set(state)
     assert state["epoch"] == 3 and type(state["args"]) is dict and state["args"]["batch_size"] == 8
-    assert state["input"] == {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-19.1966, -12.5144],
-                              "std": [5.4501, 5.0019]}
+    assert state["input"] == {
+        "channels": ["VH", "VV"],
+        "units": "dB",
+        "input_size": 64,
+        "mean": [-19.1966, -12.5144],
+        "std": [5.4501, 5.0019],
+    }
     decays = [group["weight_decay"] for group in state["optimizer"]["param_groups"]]
     assert sorted(decays) == [0.0, 0.05]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Resuming, ranks, accumulation
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Resuming, ranks, accumulation ---------------------------------------------------------------
+
 
 def test_a_stopped_run_continues_bit_for_bit(finished, simulated, tmp_path, program):
     """With the commands that a user gives; tests/test_resume.py has all the places where a run may be stopped."""
-    flags = ("--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path", 0.2, "--save_epochs", 2, 4)
-    run = subprocess.Popen([sys.executable, "main_pretrain.py", *map(str, flags)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = (
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--save_epochs",
+        2,
+        4,
+    )
+    run = subprocess.Popen(
+        [sys.executable, "main_pretrain.py", *map(str, flags)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for line in run.stdout:
         if "Epoch [1/4] step 3/6" in line:
             run.send_signal(signal.SIGTERM)
@@ -103,8 +173,20 @@ def test_a_stopped_run_continues_bit_for_bit(finished, simulated, tmp_path, prog
 def test_going_back_to_an_earlier_checkpoint_cuts_the_log(finished, simulated, tmp_path, program):
     whole, _ = finished
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4,
-                               "--drop_path", 0.2, "--resume", tmp_path / "checkpoint_2.pth")
+    status, out, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--resume",
+        tmp_path / "checkpoint_2.pth",
+    )
     assert status == 0 and "2 lines from epoch 2 on are cut off" in out
     assert [entry["epoch"] for entry in log_of(tmp_path)] == [0, 1, 2, 3]
     assert same_states(load_checkpoint(whole / "checkpoint.pth"), load_checkpoint(tmp_path / "checkpoint.pth"))
@@ -117,24 +199,65 @@ def test_the_comparison_of_states_can_fail(finished):
     assert not same_states(state, load_checkpoint(folder / "checkpoint.pth"))
 
 
-@pytest.mark.parametrize("flag, value", [("--lr", 2e-3), ("--mask_ratio", 0.25), ("--batch_size", 4), ("--accum_iter", 2),
-                                         ("--epochs", 5), ("--split", "train"), ("--seed", 1), ("--model", "mixmim_base")])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--lr", 2e-3),
+        ("--mask_ratio", 0.25),
+        ("--batch_size", 4),
+        ("--accum_iter", 2),
+        ("--epochs", 5),
+        ("--split", "train"),
+        ("--seed", 1),
+        ("--model", "mixmim_base"),
+    ],
+)
 def test_resume_as_another_run_is_refused(finished, simulated, tmp_path, program, flag, value):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
-                             0.2, "--resume", "auto", flag, value)
+    status, _, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--resume",
+        "auto",
+        flag,
+        value,
+    )
     assert status == 2 and len(err.splitlines()) == 1 and flag in err and "another run" in err
     assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
 
 
 def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
-    flags = ("--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 4, "--save_epochs", 4,
-             "--drop_path", 0.1, "--clip_grad", 1.0, "--norm_pix_loss")
+    flags = (
+        "--data_path",
+        simulated,
+        *TINY,
+        "--batch_size",
+        4,
+        "--epochs",
+        4,
+        "--save_epochs",
+        4,
+        "--drop_path",
+        0.1,
+        "--clip_grad",
+        1.0,
+        "--norm_pix_loss",
+    )
     finish("main_pretrain", (*flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"), tmp_path / "output")
     runs = finish_ranks("main_pretrain", (*flags, "--output_dir", tmp_path / "ranks"), tmp_path / "rank")
-    assert "4 images × 1 micro-batches × 2 ranks" in runs[0].text() and not any("warning" in run.text().lower() for run in runs)
+    assert "4 images × 1 micro-batches × 2 ranks" in runs[0].text() and not any(
+        "warning" in run.text().lower() for run in runs
+    )
     alone, ranks = (np.array(list(scalars(tmp_path / name).values())) for name in ("alone", "ranks"))
-    assert len(alone) == 24                                       # 4 epochs of 48 // 8 steps
+    assert len(alone) == 24  # 4 epochs of 48 // 8 steps
     difference = np.abs(alone - ranks).max() / alone.max()
     print(f"largest relative difference of the loss over 24 steps: {difference:.1e}")
     assert difference < 2e-6
@@ -144,8 +267,24 @@ def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
 
 
 def test_torchrun_trains_and_ends_cleanly(simulated, tmp_path):
-    result = launch([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "main_pretrain.py",
-                     "--data_path", simulated, *TINY, "--epochs", 1, "--output_dir", tmp_path])
+    result = launch(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            2,
+            "main_pretrain.py",
+            "--data_path",
+            simulated,
+            *TINY,
+            "--epochs",
+            1,
+            "--output_dir",
+            tmp_path,
+        ]
+    )
     assert "× 2 ranks" in result.stdout and len(log_of(tmp_path)) == 1
     assert json.loads((tmp_path / "run.json").read_text())["launcher"] == "torchrun"
 
@@ -155,8 +294,25 @@ def test_under_mpirun_bad_input_ends_all_ranks_with_one_line(simulated, tmp_path
     folder = tmp_path / "scenes"
     shutil.copytree(simulated, folder)
     band = break_patch(folder, "truncated")
-    result = subprocess.run(mpirun(sys.executable, "main_pretrain.py", "--data_path", folder, "--output_dir", tmp_path / "run", *TINY,
-                                   "--batch_size", 4, "--epochs", 1), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    result = subprocess.run(
+        mpirun(
+            sys.executable,
+            "main_pretrain.py",
+            "--data_path",
+            folder,
+            "--output_dir",
+            tmp_path / "run",
+            *TINY,
+            "--batch_size",
+            4,
+            "--epochs",
+            1,
+        ),
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     ours = [line for line in result.stderr.splitlines() if line.startswith("main_pretrain.py: error:")]
     assert result.returncode == 2 and len(ours) == 1 and band.name in ours[0], result.stderr
     assert "Traceback" not in result.stderr and "Aborted" not in result.stderr, result.stderr
@@ -164,14 +320,30 @@ def test_under_mpirun_bad_input_ends_all_ranks_with_one_line(simulated, tmp_path
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_on_a_cpu_stays_close(finished, simulated, tmp_path, program, amp):
-    assert program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--stop_epoch", 1,
-                   "--drop_path", 0.2, "--amp", amp)[0] == 0
+    assert (
+        program(
+            main_pretrain,
+            "--data_path",
+            simulated,
+            "--output_dir",
+            tmp_path,
+            *TINY,
+            "--epochs",
+            4,
+            "--stop_epoch",
+            1,
+            "--drop_path",
+            0.2,
+            "--amp",
+            amp,
+        )[0]
+        == 0
+    )
     assert log_of(tmp_path)[0]["train_loss"] == pytest.approx(log_of(finished[0])[0]["train_loss"], rel=0.02)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Faster, or with less memory
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Faster, or with less memory -----------------------------------------------------------------
+
 
 def test_grad_checkpointing_gives_the_same_losses(finished, simulated, tmp_path, program):
     """To the last bit, drop path included."""
@@ -186,8 +358,23 @@ def test_a_compiled_run_gives_the_same_losses(finished, simulated, tmp_path, cam
     compiling, and then executed without making code of them."""
     if real and not campaign:
         pytest.skip("a minute of compiling; run with --campaign")
-    flags = ("--data_path", simulated, *TINY, "--epochs", 4, "--stop_epoch", 1, "--save_epochs", 1, "--drop_path", 0.2, "--output_dir", tmp_path,
-             "--compile", "default")
+    flags = (
+        "--data_path",
+        simulated,
+        *TINY,
+        "--epochs",
+        4,
+        "--stop_epoch",
+        1,
+        "--save_epochs",
+        1,
+        "--drop_path",
+        0.2,
+        "--output_dir",
+        tmp_path,
+        "--compile",
+        "default",
+    )
     run = finish("main_pretrain", flags, tmp_path / "output", hurt=None if real else (taking_graphs_only,))
     assert "recompile" not in run.text()
     assert list(scalars(tmp_path).values()) == pytest.approx(list(scalars(finished[0]).values())[:6], rel=1e-4)
@@ -201,32 +388,72 @@ def test_compiled_and_with_checkpointing_on_two_ranks(simulated, tmp_path, campa
         pytest.skip("two minutes of compiling; run with --campaign")
     flags = ("main_pretrain.py", "--data_path", simulated, *TINY, "--batch_size", 4, "--epochs", 2, "--drop_path", 0.1)
     launch([sys.executable, *flags, "--accum_iter", 2, "--output_dir", tmp_path / "plain"])
-    launch(mpirun(sys.executable, *flags, "--compile", "default", "--grad_checkpointing", "--output_dir", tmp_path / "compiled"))
+    launch(
+        mpirun(
+            sys.executable,
+            *flags,
+            "--compile",
+            "default",
+            "--grad_checkpointing",
+            "--output_dir",
+            tmp_path / "compiled",
+        )
+    )
     plain, compiled = (list(scalars(tmp_path / name).values()) for name in ("plain", "compiled"))
     assert len(plain) == 12 and compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_compile_needs_a_compiler(simulated, tmp_path, program, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--compile", "default")
+    status, _, err = program(
+        main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--compile", "default"
+    )
     assert status == 2 and len(err.splitlines()) == 1 and "--compile default: needs a C++ compiler" in err
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Starting from weights, looking at reconstructions
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Starting from weights, looking at reconstructions -------------------------------------------
+
 
 def test_finetune_starts_from_weights_of_another_input_size(finished, simulated, tmp_path, program):
-    status, out, _ = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--input_size", 128, "--epochs",
-                             4, "--stop_epoch", 1, "--finetune", finished[0] / "checkpoint.pth")
+    status, out, _ = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--input_size",
+        128,
+        "--epochs",
+        4,
+        "--stop_epoch",
+        1,
+        "--finetune",
+        finished[0] / "checkpoint.pth",
+    )
     assert status == 0 and "resampled: " in out and "absolute_pos_embed" in out
     assert log_of(tmp_path)[0]["train_loss"] < log_of(finished[0])[0]["train_loss"]
 
 
 def test_the_folder_of_a_run_is_continued_from_its_latest_checkpoint(finished, simulated, tmp_path, program):
-    flags = ("--data_path", simulated, "--output_dir", tmp_path / "run", *TINY, "--epochs", 4, "--drop_path", 0.2, "--resume")
+    flags = (
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path / "run",
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--resume",
+    )
     status, out, _ = program(main_pretrain, *flags, finished[0])
-    assert status == 0 and f"continuing {finished[0] / 'checkpoint.pth'} after epoch 3" in out and "are done already" in out
+    assert (
+        status == 0
+        and f"continuing {finished[0] / 'checkpoint.pth'} after epoch 3" in out
+        and "are done already" in out
+    )
     (tmp_path / "empty").mkdir()
     status, _, err = program(main_pretrain, *flags, tmp_path / "empty")
     assert status == 2 and len(err.splitlines()) == 1 and "empty: a folder without a checkpoint" in err
@@ -234,10 +461,23 @@ def test_the_folder_of_a_run_is_continued_from_its_latest_checkpoint(finished, s
 
 def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simulated, tmp_path, program):
     checkpoints = [finished[0] / "checkpoint_2.pth", finished[0] / "checkpoint_4.pth"]
-    status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, "--inference_samples", 6,
-                               "--inference", *checkpoints)
+    status, out, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        "--inference_samples",
+        6,
+        "--inference",
+        *checkpoints,
+    )
     assert (status, err) == (0, "")
-    assert sorted(os.listdir(tmp_path / "inference")) == ["reconstructions.npz", "reconstructions_1.png", "reconstructions_2.png"]
+    assert sorted(os.listdir(tmp_path / "inference")) == [
+        "reconstructions.npz",
+        "reconstructions_1.png",
+        "reconstructions_2.png",
+    ]
     arrays = np.load(tmp_path / "inference" / "reconstructions.npz")
     two, four = "checkpoint_2", "checkpoint_4"
     assert np.array_equal(arrays[f"{two}/original"], arrays[f"{four}/original"])
@@ -246,11 +486,27 @@ def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simul
     assert np.array_equal(arrays[f"{two}/completed"][..., shown], arrays[f"{two}/original"][..., shown])
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["--input_size", 128], "--input_size 128 (it says 64)"), (["--norm_pix_loss"], "--norm_pix_loss True (it says False)"),
-    (["--std", 3, 3, "--model", "mixmim_base"], "--model mixmim_base (it says mixmim_tiny), --std 3.0 3.0 (it says 5.4501 5.0019)")])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--input_size", 128], "--input_size 128 (it says 64)"),
+        (["--norm_pix_loss"], "--norm_pix_loss True (it says False)"),
+        (
+            ["--std", 3, 3, "--model", "mixmim_base"],
+            "--model mixmim_base (it says mixmim_tiny), --std 3.0 3.0 (it says 5.4501 5.0019)",
+        ),
+    ],
+)
 def test_inference_refuses_flags_that_contradict_the_checkpoint(finished, simulated, tmp_path, program, flags, said):
-    flags = ("--data_path", simulated, "--output_dir", tmp_path / "look", "--inference", finished[0] / "checkpoint.pth", *flags)
+    flags = (
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path / "look",
+        "--inference",
+        finished[0] / "checkpoint.pth",
+        *flags,
+    )
     status, _, err = program(main_pretrain, *flags)
     assert status == 2 and len(err.splitlines()) == 1 and said in err and not (tmp_path / "look").exists()
     if "--input_size" in flags:
@@ -260,7 +516,10 @@ def test_inference_refuses_flags_that_contradict_the_checkpoint(finished, simula
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(norm_pix_loss):
-    model, prepare = mixmim_tiny(img_size=64, norm_pix_loss=norm_pix_loss), BatchPreparation(64, (-19.0, -12.0), (5.0, 4.0))
+    model, prepare = (
+        mixmim_tiny(img_size=64, norm_pix_loss=norm_pix_loss),
+        BatchPreparation(64, (-19.0, -12.0), (5.0, 4.0)),
+    )
     images = -15 + 5 * torch.randn(2, 2, 64, 64)
     mask = torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1)
     model.forward = lambda x, weights, mask: (None, model.target(x)[0], mask)
@@ -270,14 +529,15 @@ def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(nor
     assert result["visible"][0, 0, ::32, ::32].tolist() == [[0, 1], [1, 0]]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# A stored loss, against accidents
-# --------------------------------------------------------------------------------------------------------------------
+# ---- A stored loss, against accidents ------------------------------------------------------------
+
 
 def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     """Update tests/golden_pretrain.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
+
     class Waves(torch.utils.data.Dataset):
         """160 images that no other code of the project has a part in."""
+
         MEAN, STD, ids = [-20.0, -12.0], [5.0, 4.0], np.arange(160)
 
         def __len__(self):
@@ -290,13 +550,35 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
 
     def data(args, ranks):
         args.mean, args.std = Waves.MEAN, Waves.STD
-        return Waves(), main_pretrain.build_loader(main_pretrain.ImagesWithIds(Waves()), args, ranks), {"fingerprint": "waves"}
+        return (
+            Waves(),
+            main_pretrain.build_loader(main_pretrain.ImagesWithIds(Waves()), args, ranks),
+            {"fingerprint": "waves"},
+        )
 
     monkeypatch.setattr(main_pretrain, "prepare_data", data)
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
-    assert program(main_pretrain, "--data_path", "-", "--output_dir", tmp_path, *TINY, "--epochs", 1, "--warmup_epochs", 0.25,
-                   "--save_epochs", 5, "--norm_pix_loss", "--weight_mode", "per_channel")[0] == 0
+    assert (
+        program(
+            main_pretrain,
+            "--data_path",
+            "-",
+            "--output_dir",
+            tmp_path,
+            *TINY,
+            "--epochs",
+            1,
+            "--warmup_epochs",
+            0.25,
+            "--save_epochs",
+            5,
+            "--norm_pix_loss",
+            "--weight_mode",
+            "per_channel",
+        )[0]
+        == 0
+    )
     losses = list(scalars(tmp_path).values())
     stored = ROOT / "tests" / "golden_pretrain.json"
     if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
@@ -304,53 +586,55 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     assert losses == pytest.approx(json.loads(stored.read_text()), rel=2e-4)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Wrong input
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Wrong input ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("flags, said", [
-    (["--model", "mixmim_giant"], "--model"),
-    (["--weight_mode", "vv"], "--weight_mode"),
-    (["--dataset", "benv3"], "--dataset"),
-    (["--amp", "fp8"], "--amp"),
-    (["--epoch", "3"], "--epoch"),
-    (["--batch_size", "many"], "--batch_size"),
-    (["--batch_size", "7"], "--batch_size 7: must be even"),
-    (["--batch_size", "0"], "--batch_size 0"),
-    (["--batch_size", "64"], "--batch_size 64: the 48 samples"),
-    (["--accum_iter", "0"], "--accum_iter 0"),
-    (["--input_size", "100"], "--input_size"),
-    (["--input_size", "224"], "--input_size"),
-    (["--mask_ratio", "1.5"], "--mask_ratio 1.5"),
-    (["--range_mask_ratio", "0.6"], "--range_mask_ratio 0.6"),
-    (["--drop_path", "1"], "--drop_path 1"),
-    (["--weight_clip", "0"], "--weight_clip 0"),
-    (["--compile", "fast"], "--compile"),
-    (["--mean", "-19"], "--mean"),
-    (["--std", "5", "0"], "--std 5.0 0.0"),
-    (["--lr", "-1"], "--lr -1"),
-    (["--clip_grad", "0"], "--clip_grad 0"),
-    (["--stop_epoch", "9", "--epochs", "4"], "--stop_epoch 9"),
-    (["--warmup_epochs", "9", "--epochs", "4"], "--warmup_epochs 9"),
-    (["--start_epoch", "4", "--epochs", "4"], "--start_epoch 4"),
-    (["--save_epochs", "0"], "--save_epochs 0"),
-    (["--num_workers", "-1"], "--num_workers -1"),
-    (["--port", "70000"], "--port 70000"),
-    (["--device", "tpu"], "--device tpu"),
-    (["--world_size", "4"], "--world_size 4"),
-    (["--dist_on_itp"], "--dist_on_itp"),
-    (["--resume", "absent.pth"], "--resume absent.pth"),
-    (["--finetune", "absent.pth"], "--finetune absent.pth"),
-    (["--resume", "auto", "--overwrite"], "--overwrite"),
-    (["--resume", "auto", "--start_epoch", "1"], "--start_epoch"),
-    (["--inference"], "--inference"),
-    (["--inference", "absent.pth"], "absent.pth"),
-    (["--inference_samples", "3", "--inference", "x.pth"], "--inference_samples 3"),
-    (["--data_path", "absent"], "absent"),
-    (["--metadata", "absent.csv"], "absent.csv"),
-    (["--max_nonfinite", "2"], "--max_nonfinite 2"),
-    (["--output_dir", "/proc/version/run"], "--output_dir /proc/version/run"),
-])
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--model", "mixmim_giant"], "--model"),
+        (["--weight_mode", "vv"], "--weight_mode"),
+        (["--dataset", "benv3"], "--dataset"),
+        (["--amp", "fp8"], "--amp"),
+        (["--epoch", "3"], "--epoch"),
+        (["--batch_size", "many"], "--batch_size"),
+        (["--batch_size", "7"], "--batch_size 7: must be even"),
+        (["--batch_size", "0"], "--batch_size 0"),
+        (["--batch_size", "64"], "--batch_size 64: the 48 samples"),
+        (["--accum_iter", "0"], "--accum_iter 0"),
+        (["--input_size", "100"], "--input_size"),
+        (["--input_size", "224"], "--input_size"),
+        (["--mask_ratio", "1.5"], "--mask_ratio 1.5"),
+        (["--range_mask_ratio", "0.6"], "--range_mask_ratio 0.6"),
+        (["--drop_path", "1"], "--drop_path 1"),
+        (["--weight_clip", "0"], "--weight_clip 0"),
+        (["--compile", "fast"], "--compile"),
+        (["--mean", "-19"], "--mean"),
+        (["--std", "5", "0"], "--std 5.0 0.0"),
+        (["--lr", "-1"], "--lr -1"),
+        (["--clip_grad", "0"], "--clip_grad 0"),
+        (["--stop_epoch", "9", "--epochs", "4"], "--stop_epoch 9"),
+        (["--warmup_epochs", "9", "--epochs", "4"], "--warmup_epochs 9"),
+        (["--start_epoch", "4", "--epochs", "4"], "--start_epoch 4"),
+        (["--save_epochs", "0"], "--save_epochs 0"),
+        (["--num_workers", "-1"], "--num_workers -1"),
+        (["--port", "70000"], "--port 70000"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--world_size", "4"], "--world_size 4"),
+        (["--dist_on_itp"], "--dist_on_itp"),
+        (["--resume", "absent.pth"], "--resume absent.pth"),
+        (["--finetune", "absent.pth"], "--finetune absent.pth"),
+        (["--resume", "auto", "--overwrite"], "--overwrite"),
+        (["--resume", "auto", "--start_epoch", "1"], "--start_epoch"),
+        (["--inference"], "--inference"),
+        (["--inference", "absent.pth"], "absent.pth"),
+        (["--inference_samples", "3", "--inference", "x.pth"], "--inference_samples 3"),
+        (["--data_path", "absent"], "absent"),
+        (["--metadata", "absent.csv"], "absent.csv"),
+        (["--max_nonfinite", "2"], "--max_nonfinite 2"),
+        (["--output_dir", "/proc/version/run"], "--output_dir /proc/version/run"),
+    ],
+)
 def test_wrong_flags_are_one_line_and_status_2(simulated, tmp_path, program, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
     status, out, err = program(main_pretrain, "--data_path", simulated, "--output_dir", "run", *TINY, *flags)
@@ -367,10 +651,26 @@ def test_a_full_disk_anywhere_is_one_line(finished, simulated, tmp_path, program
         raise OSError(errno.ENOSPC, "No space left on device", "reconstruction_4.png")
 
     monkeypatch.setattr(main_pretrain, "write_atomically", full)
-    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
-                             0.2, "--save_epochs", 4, "--resume", tmp_path / "checkpoint_2.pth")
+    status, _, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--save_epochs",
+        4,
+        "--resume",
+        tmp_path / "checkpoint_2.pth",
+    )
     assert status == 1 and len(err.splitlines()) == 1 and "No space left" in err
-    assert load_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 2      # pictures come before the checkpoint of their epoch
+    assert (
+        load_checkpoint(tmp_path / "checkpoint.pth")["epoch"] == 2
+    )  # pictures come before the checkpoint of their epoch
 
 
 def test_a_missing_data_path_is_one_line(program):
@@ -392,19 +692,43 @@ def test_a_broken_patch_is_named_in_one_line(simulated, tmp_path, program, how, 
     folder = tmp_path / "scenes"
     shutil.copytree(simulated, folder)
     band = break_patch(folder, how)
-    status, out, err = program(main_pretrain, "--data_path", folder, "--output_dir", tmp_path / "run", *TINY, "--epochs", 1,
-                               "--num_workers", workers)
+    status, out, err = program(
+        main_pretrain,
+        "--data_path",
+        folder,
+        "--output_dir",
+        tmp_path / "run",
+        *TINY,
+        "--epochs",
+        1,
+        "--num_workers",
+        workers,
+    )
     assert "GDAL" not in out
     assert status == 2 and len(err.splitlines()) == 1 and band.name.removesuffix("_VH.tif") in err, err
     assert "Traceback" not in err and not (tmp_path / "run" / "checkpoint.pth").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(finished, simulated, tmp_path, program, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    finished, simulated, tmp_path, program, monkeypatch
+):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     accumulate = util.steps.accumulate
     monkeypatch.setattr(util.steps, "accumulate", lambda *args: accumulate(*args) * float("nan"))
-    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path, *TINY, "--epochs", 4, "--drop_path",
-                             0.2, "--resume", tmp_path / "checkpoint_2.pth")
+    status, _, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--resume",
+        tmp_path / "checkpoint_2.pth",
+    )
     assert status == 1 and len(err.splitlines()) == 1 and "epoch 2, step 0: loss nan; sample ids " in err
     for name, good in (("checkpoint.pth", "checkpoint_2.pth"), ("checkpoint_previous.pth", "checkpoint_4.pth")):
         assert same_states(load_checkpoint(finished[0] / good), load_checkpoint(tmp_path / name))
@@ -414,19 +738,47 @@ def test_weights_that_are_not_finite_are_not_continued(finished, simulated, tmp_
     state = load_checkpoint(finished[0] / "checkpoint_2.pth")
     state["model"]["decoder_pred.bias"][0] = float("nan")
     torch.save(state, tmp_path / "broken.pth")
-    status, _, err = program(main_pretrain, "--data_path", simulated, "--output_dir", tmp_path / "run", *TINY, "--epochs", 4, "--drop_path",
-                             0.2, "--resume", tmp_path / "broken.pth")
-    assert status == 2 and len(err.splitlines()) == 1 and "broken.pth: damaged" in err and "'decoder_pred.bias' is not finite" in err
+    status, _, err = program(
+        main_pretrain,
+        "--data_path",
+        simulated,
+        "--output_dir",
+        tmp_path / "run",
+        *TINY,
+        "--epochs",
+        4,
+        "--drop_path",
+        0.2,
+        "--resume",
+        tmp_path / "broken.pth",
+    )
+    assert (
+        status == 2
+        and len(err.splitlines()) == 1
+        and "broken.pth: damaged" in err
+        and "'decoder_pred.bias' is not finite" in err
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Real samples
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Real samples --------------------------------------------------------------------------------
+
 
 @needs_samples
 def test_real_v1_patches_pretrain_without_warnings(tmp_path, program):
-    status, out, err = program(main_pretrain, "--dataset", "benv1", "--data_path", sample_path("benv1", "BigEarthNet-S1-v1.0"),
-                               "--output_dir", tmp_path, *TINY, "--batch_size", 2, "--epochs", 2)
+    status, out, err = program(
+        main_pretrain,
+        "--dataset",
+        "benv1",
+        "--data_path",
+        sample_path("benv1", "BigEarthNet-S1-v1.0"),
+        "--output_dir",
+        tmp_path,
+        *TINY,
+        "--batch_size",
+        2,
+        "--epochs",
+        2,
+    )
     assert status == 0 and "warning" not in out.lower() and err == "", out + err
     assert "6 samples" in out and len(log_of(tmp_path)) == 2
 
@@ -434,7 +786,10 @@ def test_real_v1_patches_pretrain_without_warnings(tmp_path, program):
 @needs_samples
 def test_real_v2_patches_pretrain_without_warnings(tmp_path, program):
     """The v2 sample with its neighbours from v1, which have the same files in other folders, listed in a CSV dump."""
-    patches = [*sample_path("benv2", "BigEarthNet-S1").glob("*/*"), *sample_path("benv1", "BigEarthNet-S1-v1.0").glob("S1*")]
+    patches = [
+        *sample_path("benv2", "BigEarthNet-S1").glob("*/*"),
+        *sample_path("benv1", "BigEarthNet-S1-v1.0").glob("S1*"),
+    ]
     rows = ["patch_id,labels,split,country,s1_name"]
     for k, patch in enumerate(patches):
         scene = tmp_path / "data" / "BigEarthNet-S1" / patch.name.rsplit("_", 3)[0]
@@ -442,16 +797,42 @@ def test_real_v2_patches_pretrain_without_warnings(tmp_path, program):
         (scene / patch.name).symlink_to(patch)
         rows.append(f"S2_{k},\"['Arable land' 'Pastures']\",train,Austria,{patch.name}")
     (tmp_path / "data" / "benv2_train.csv").write_text("\n".join(rows) + "\n")
-    status, out, err = program(main_pretrain, "--data_path", tmp_path / "data", "--split", "train", "--output_dir", tmp_path / "run", *TINY,
-                               "--batch_size", 2, "--epochs", 2)
+    status, out, err = program(
+        main_pretrain,
+        "--data_path",
+        tmp_path / "data",
+        "--split",
+        "train",
+        "--output_dir",
+        tmp_path / "run",
+        *TINY,
+        "--batch_size",
+        2,
+        "--epochs",
+        2,
+    )
     assert status == 0 and "warning" not in out.lower() and err == "", out + err
     assert "7 samples" in out and len(log_of(tmp_path / "run")) == 2
 
 
 @needs_samples
 def test_one_real_v2_patch_trains_unmixed(tmp_path, program):
-    patch, = sample_path("benv2", "BigEarthNet-S1").glob("*/*")
+    (patch,) = sample_path("benv2", "BigEarthNet-S1").glob("*/*")
     (tmp_path / "one.csv").write_text(f"labels,s1_name\n\"['Pastures']\",{patch.name}\n")
-    status, out, err = program(main_pretrain, "--data_path", sample_path("benv2"), "--metadata", tmp_path / "one.csv", "--output_dir",
-                               tmp_path / "run", *TINY, "--batch_size", 1, "--mask_ratio", 0, "--epochs", 2)
+    status, out, err = program(
+        main_pretrain,
+        "--data_path",
+        sample_path("benv2"),
+        "--metadata",
+        tmp_path / "one.csv",
+        "--output_dir",
+        tmp_path / "run",
+        *TINY,
+        "--batch_size",
+        1,
+        "--mask_ratio",
+        0,
+        "--epochs",
+        2,
+    )
     assert status == 0 and "warning" not in out.lower() and err == "", out + err

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Figures of merit, by hand and against scikit-learn."""
+
 import json
 
 import numpy as np
@@ -17,8 +18,12 @@ LABELS = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
 def test_values_by_hand_with_a_class_that_does_not_occur():
     metrics = multilabel_metrics(PROBABILITIES, LABELS)
     assert metrics["per_class"] == {
-        "ap": [pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3), 1.0, None], "f1": [0.5, pytest.approx(2 / 3), None],
-        "precision": [0.5, 1.0, None], "recall": [0.5, 0.5, None], "support": [2, 2, 0]}
+        "ap": [pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3), 1.0, None],
+        "f1": [0.5, pytest.approx(2 / 3), None],
+        "precision": [0.5, 1.0, None],
+        "recall": [0.5, 0.5, None],
+        "support": [2, 2, 0],
+    }
     assert metrics["undefined"] == [2]
     # Micro: the positives come 1st, 4th, 5th and, tied with a negative of the absent class, 6th to 7th.
     assert metrics["ap_micro"] == pytest.approx((1 + 2 / 4 + 3 / 5 + 4 / 7) / 4)
@@ -30,7 +35,10 @@ def test_values_by_hand_with_a_class_that_does_not_occur():
 
 
 def test_an_absent_class_changes_no_macro_mean():
-    with_it, without = multilabel_metrics(PROBABILITIES, LABELS), multilabel_metrics(PROBABILITIES[:, :2], LABELS[:, :2])
+    with_it, without = (
+        multilabel_metrics(PROBABILITIES, LABELS),
+        multilabel_metrics(PROBABILITIES[:, :2], LABELS[:, :2]),
+    )
     assert all(with_it[f"{name}_macro"] == without[f"{name}_macro"] for name in ("ap", "f1", "precision"))
     assert without["undefined"] == []
 
@@ -77,15 +85,19 @@ def test_the_order_of_the_samples_does_not_matter():
     assert multilabel_metrics(probabilities[order], labels[order]) == multilabel_metrics(probabilities, labels)
 
 
-@pytest.mark.parametrize("probabilities, labels, message", [
-    (torch.full((3, 2), 0.5), torch.zeros(3, 2), "none of the 3 samples has a positive label"),
-    (torch.tensor([[0.5, 1.5]]), torch.ones(1, 2), "from 0 to 1"),
-    (torch.tensor([[0.5, float("nan")]]), torch.ones(1, 2), "not NaN"),
-    (torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2), "floats"),
-    (torch.full((1, 2), 0.5), torch.tensor([[0, 2]]), "labels must be 0 or 1"),
-    (torch.full((1, 2), 0.5), torch.ones(2, 2), "must be"),
-    (torch.full((2, 1), 0.5), torch.ones(2, 1), "two classes or more"),
-    (torch.zeros(0, 2), torch.zeros(0, 2), "empty")])
+@pytest.mark.parametrize(
+    "probabilities, labels, message",
+    [
+        (torch.full((3, 2), 0.5), torch.zeros(3, 2), "none of the 3 samples has a positive label"),
+        (torch.tensor([[0.5, 1.5]]), torch.ones(1, 2), "from 0 to 1"),
+        (torch.tensor([[0.5, float("nan")]]), torch.ones(1, 2), "not NaN"),
+        (torch.ones(1, 2, dtype=torch.long), torch.ones(1, 2), "floats"),
+        (torch.full((1, 2), 0.5), torch.tensor([[0, 2]]), "labels must be 0 or 1"),
+        (torch.full((1, 2), 0.5), torch.ones(2, 2), "must be"),
+        (torch.full((2, 1), 0.5), torch.ones(2, 1), "two classes or more"),
+        (torch.zeros(0, 2), torch.zeros(0, 2), "empty"),
+    ],
+)
 def test_multilabel_input_that_cannot_be_evaluated(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         multilabel_metrics(probabilities, labels)
@@ -98,31 +110,57 @@ def flood(predicted, labels):
 
 def test_flood_values_by_hand():
     metrics = flood([1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0, 0])
-    assert metrics == {"accuracy": 0.75, "precision": pytest.approx(2 / 3), "recall": pytest.approx(2 / 3),
-                       "f1": pytest.approx(2 / 3), "confusion": {"tn": 4, "fp": 1, "fn": 1, "tp": 2}}
+    assert metrics == {
+        "accuracy": 0.75,
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(2 / 3),
+        "confusion": {"tn": 4, "fp": 1, "fn": 1, "tp": 2},
+    }
 
 
 def test_flood_is_the_second_class_and_precision_is_not_recall():
     metrics = flood([1, 1, 1, 1], [1, 0, 0, 0])
-    assert metrics == {"accuracy": 0.25, "precision": 0.25, "recall": 1.0, "f1": pytest.approx(0.4),
-                       "confusion": {"tn": 0, "fp": 3, "fn": 0, "tp": 1}}
+    assert metrics == {
+        "accuracy": 0.25,
+        "precision": 0.25,
+        "recall": 1.0,
+        "f1": pytest.approx(0.4),
+        "confusion": {"tn": 0, "fp": 3, "fn": 0, "tp": 1},
+    }
 
 
 def test_flood_figures_that_are_undefined():
-    assert flood([0, 1], [0, 0]) == {"accuracy": 0.5, "precision": 0.0, "recall": None, "f1": None,
-                                     "confusion": {"tn": 1, "fp": 1, "fn": 0, "tp": 0}}
-    assert flood([0, 0], [0, 1]) == {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0,
-                                     "confusion": {"tn": 1, "fp": 0, "fn": 1, "tp": 0}}
+    assert flood([0, 1], [0, 0]) == {
+        "accuracy": 0.5,
+        "precision": 0.0,
+        "recall": None,
+        "f1": None,
+        "confusion": {"tn": 1, "fp": 1, "fn": 0, "tp": 0},
+    }
+    assert flood([0, 0], [0, 1]) == {
+        "accuracy": 0.5,
+        "precision": 0.0,
+        "recall": 0.0,
+        "f1": 0.0,
+        "confusion": {"tn": 1, "fp": 0, "fn": 1, "tp": 0},
+    }
 
 
 def test_equal_flood_probabilities_predict_no_flood():
     assert flood_metrics(torch.full((1, 2), 0.5), torch.tensor([1]))["confusion"]["fn"] == 1
 
 
-@pytest.mark.parametrize("probabilities, labels, message", [
-    (torch.rand(3, 3), torch.ones(3), r"\(samples, 2\)"), (torch.rand(3, 2), torch.ones(3, 1), r"\(samples, 2\)"),
-    (torch.randn(3, 2) - 9, torch.ones(3), "from 0 to 1"), (torch.rand(3, 2), torch.full((3,), 2), "labels"),
-    (torch.zeros(0, 2), torch.zeros(0), "empty")])
+@pytest.mark.parametrize(
+    "probabilities, labels, message",
+    [
+        (torch.rand(3, 3), torch.ones(3), r"\(samples, 2\)"),
+        (torch.rand(3, 2), torch.ones(3, 1), r"\(samples, 2\)"),
+        (torch.randn(3, 2) - 9, torch.ones(3), "from 0 to 1"),
+        (torch.rand(3, 2), torch.full((3,), 2), "labels"),
+        (torch.zeros(0, 2), torch.zeros(0), "empty"),
+    ],
+)
 def test_flood_input_that_cannot_be_evaluated(probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
         flood_metrics(probabilities, labels)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What the training side shares: memory that a process keeps."""
+
 import subprocess
 import sys
 
@@ -25,6 +26,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_kept_memory_is_not_handed_out_anew():
     """Pages that the system has to hand out in six steps of training, after three."""
-    faults = {how: int(subprocess.run([sys.executable, "-c", TRAIN, how], cwd=ROOT, check=True, capture_output=True, text=True,
-                                      timeout=100).stdout) for how in ("keep", "give back")}
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", TRAIN, how], cwd=ROOT, check=True, capture_output=True, text=True, timeout=100
+            ).stdout
+        )
+        for how in ("keep", "give back")
+    }
     assert faults["keep"] < faults["give back"] / 4

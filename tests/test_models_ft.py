@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The classifiers: their layout, their one encoder, and how flood images are cut and compared."""
+
 import pytest
 import torch
 
@@ -9,7 +10,11 @@ import oracle_mixmim as oracle
 from models_mixmim import mixmim_tiny
 from released import layout
 
-WIDTHS = {"mixmim_base": (128, (4, 8, 16, 32)), "mixmim_large": (192, (6, 12, 24, 48)), "mixmim_huge": (352, (11, 22, 44, 88))}
+WIDTHS = {
+    "mixmim_base": (128, (4, 8, 16, 32)),
+    "mixmim_large": (192, (6, 12, 24, 48)),
+    "mixmim_huge": (352, (11, 22, 44, 88)),
+}
 
 
 def randomised(model, seed=0):
@@ -21,9 +26,15 @@ def randomised(model, seed=0):
     return model
 
 
-@pytest.mark.parametrize("models, classes, size, total, trainable", [
-    (models_mixmim_ft, 19, "mixmim_base", 86_901_515, 86_770_443), (models_mixmim_ft, 19, "mixmim_large", 195_232_903, 195_036_295),
-    (models_mixmim_ft, 19, "mixmim_huge", 655_296_573, 654_936_125), (models_sen12_ft, 2, "mixmim_base", 86_884_090, 86_753_018)])
+@pytest.mark.parametrize(
+    "models, classes, size, total, trainable",
+    [
+        (models_mixmim_ft, 19, "mixmim_base", 86_901_515, 86_770_443),
+        (models_mixmim_ft, 19, "mixmim_large", 195_232_903, 195_036_295),
+        (models_mixmim_ft, 19, "mixmim_huge", 655_296_573, 654_936_125),
+        (models_sen12_ft, 2, "mixmim_base", 86_884_090, 86_753_018),
+    ],
+)
 def test_released_layout_and_parameter_totals(models, classes, size, total, trainable):
     with torch.device("meta"):
         model = getattr(models, size)()
@@ -51,13 +62,19 @@ def test_features_are_the_mean_over_the_tokens_of_the_same_encoder():
     torch.testing.assert_close(classifier(x), features[:, :19] + torch.arange(19.0))
 
 
-@pytest.mark.parametrize("model, inputs", [(models_mixmim_ft.mixmim_tiny(img_size=64, num_classes=3), 1),
-                                           (models_sen12_ft.mixmim_tiny(img_size=64), 2)])
+@pytest.mark.parametrize(
+    "model, inputs",
+    [(models_mixmim_ft.mixmim_tiny(img_size=64, num_classes=3), 1), (models_sen12_ft.mixmim_tiny(img_size=64), 2)],
+)
 def test_every_trainable_parameter_learns(model, inputs):
     torch.manual_seed(0)
     randomised(model)(*torch.randn(inputs, 2, 2, 64, 64)).square().sum().backward()
-    still = {name for name, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.abs().max() > 0)}
-    assert still <= ({"norm.bias"} if inputs == 2 else set())       # it cancels in the difference, but for rounding
+    still = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and not (p.grad is not None and p.grad.abs().max() > 0)
+    }
+    assert still <= ({"norm.bias"} if inputs == 2 else set())  # it cancels in the difference, but for rounding
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["absolute_pos_embed"]
 
 
@@ -67,7 +84,8 @@ def test_drop_path_acts_in_training_only():
     assert torch.equal(model.eval()(x), model(x)) and not torch.equal(model.train()(x), model(x))
 
 
-# ---- floods ------------------------------------------------------------------------------------------------------------
+# ---- Floods --------------------------------------------------------------------------------------
+
 
 def numbered(height, width, size):
     """(1, 2, H, W) whose values are 100·channel + the raster number of the size×size patch."""
@@ -100,9 +118,16 @@ def test_a_pair_is_told_by_the_differences_of_its_patches():
     single = models_mixmim_ft.mixmim_tiny(img_size=32, num_classes=2).eval()
     single.load_state_dict(model.state_dict())
     with torch.no_grad():
-        change = torch.stack([(single.forward_features(one[:, :, r:r + 32, c:c + 32])
-                               - single.forward_features(other[:, :, r:r + 32, c:c + 32])).abs()
-                              for r in (0, 32) for c in (0, 32, 64)])
+        change = torch.stack(
+            [
+                (
+                    single.forward_features(one[:, :, r : r + 32, c : c + 32])
+                    - single.forward_features(other[:, :, r : r + 32, c : c + 32])
+                ).abs()
+                for r in (0, 32)
+                for c in (0, 32, 64)
+            ]
+        )
         torch.testing.assert_close(model(one, other), single.head(change.mean(0)))
         torch.testing.assert_close(model(one, other, patch_op="max"), single.head(change.amax(0)))
         torch.testing.assert_close(model(one, other), model(other, one))

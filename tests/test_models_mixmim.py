@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The pretraining model against a plain second implementation (oracle_mixmim.py), its layout, and what must not leak."""
+
 import functools
 import itertools
 import math
@@ -14,8 +15,14 @@ import torch._dynamo.testing
 from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny, stage_layouts
 from released import layout
 
-TINY = dict(embed_dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8),
-            decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4)
+TINY = dict(
+    embed_dim=32,
+    depths=(1, 1, 2, 1),
+    num_heads=(1, 2, 4, 8),
+    decoder_embed_dim=64,
+    decoder_depth=2,
+    decoder_num_heads=4,
+)
 FAMILY = {  # factory, width and heads of the encoder, parameters in all and trainable
     "base": (mixmim_base, dict(embed_dim=128, num_heads=(4, 8, 16, 32)), 113_686_264, 113_547_000),
     "large": (mixmim_large, dict(embed_dim=192, num_heads=(6, 12, 24, 48)), 222_270_068, 222_065_268),
@@ -77,8 +84,10 @@ def disagreements(model, config, x, weights, mask):
     expected_grads = torch.autograd.grad(expected_loss, list(params.values()), materialize_grads=True)
 
     largest = max(g.abs().max() for g in expected_grads)
-    found = {"loss": abs(loss - expected_loss) / abs(expected_loss),
-             "pred": (pred - expected_pred).abs().max() / expected_pred.abs().max()}
+    found = {
+        "loss": abs(loss - expected_loss) / abs(expected_loss),
+        "pred": (pred - expected_pred).abs().max() / expected_pred.abs().max(),
+    }
     for name, g, e in zip(params, grads, expected_grads):
         found[f"gradient of {name}"] = (g - e).abs().max() / max(e.abs().max(), 1e-6 * largest)
     return {quantity: error.item() for quantity, error in found.items()}
@@ -89,39 +98,55 @@ def assert_agrees(model, config, x, weights, mask, tolerance=1e-9):
     assert not wrong, f"{len(wrong)} quantities disagree with the oracle: {dict(list(wrong.items())[:20])}"
 
 
-# ---- the oracle itself, on cases small enough for the head --------------------------------------------------------------
+# ---- The oracle itself, on cases small enough for the head ---------------------------------------
+
 
 def test_oracle_by_hand():
     assert oracle.relative_position_index(2).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     assert oracle.windows(4, 2) == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert oracle.mask_at(as_mask([0, 1, 1, 0]), 2, 4) == [0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0]
-    assert oracle.merge(torch.arange(16.).view(1, 16, 1), 4)[0].tolist() == [
-        [0, 4, 1, 5], [2, 6, 3, 7], [8, 12, 9, 13], [10, 14, 11, 15]]
-    assert oracle.mix(torch.tensor([[[1.], [2.]], [[3.], [4.]]]), [0, 1]).flatten().tolist() == [1, 4, 3, 2]
-    rec = torch.tensor([[10, 11], [20, 21], [30, 31], [40, 41]])[..., None]      # own 0, own 1, partner 0, partner 1
+    assert oracle.merge(torch.arange(16.0).view(1, 16, 1), 4)[0].tolist() == [
+        [0, 4, 1, 5],
+        [2, 6, 3, 7],
+        [8, 12, 9, 13],
+        [10, 14, 11, 15],
+    ]
+    assert oracle.mix(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), [0, 1]).flatten().tolist() == [1, 4, 3, 2]
+    rec = torch.tensor([[10, 11], [20, 21], [30, 31], [40, 41]])[..., None]  # own 0, own 1, partner 0, partner 1
     assert oracle.unmix(rec, as_mask([0, 1])).flatten().tolist() == [40, 11, 30, 21]
 
 
 def test_oracle_attention_by_hand():
     """One head of width 1, q = k = 0 but for the bias: weights ln 3 and 0 give 3/4 and 1/4, and a forbidden key gives 0."""
-    p = {"a.qkv.weight": torch.tensor([[0.], [0.], [1.]]), "a.proj.weight": torch.tensor([[1.]])}
-    x = torch.tensor([[[8.], [4.]]])
-    bias = torch.tensor([[[math.log(3), 0.], [0., 0.]]])
-    assert torch.allclose(oracle.attention(p, "a", x, 1, bias).flatten(), torch.tensor([7., 6.]))
+    p = {"a.qkv.weight": torch.tensor([[0.0], [0.0], [1.0]]), "a.proj.weight": torch.tensor([[1.0]])}
+    x = torch.tensor([[[8.0], [4.0]]])
+    bias = torch.tensor([[[math.log(3), 0.0], [0.0, 0.0]]])
+    assert torch.allclose(oracle.attention(p, "a", x, 1, bias).flatten(), torch.tensor([7.0, 6.0]))
     alone = torch.eye(2, dtype=torch.bool)
     assert torch.equal(oracle.attention(p, "a", x, 1, bias, alone), x)
 
 
-# ---- agreement ---------------------------------------------------------------------------------------------------------
+# ---- Agreement -----------------------------------------------------------------------------------
 
 MASKS = {  # cells per side -> {what it is: mask}; 1 = cell from the partner image
     1: {"own": as_mask([0]), "all partner": as_mask([1])},
-    2: {"ratio 0": random_mask(4, 0), "ratio 0.25": random_mask(4, 1), "ratio 0.5": random_mask(4, 2),
-        "ratio 0.75": random_mask(4, 3), "column": as_mask([0, 1, 0, 1])},
-    4: {"ratio 0": random_mask(16, 0), "ratio 0.25": random_mask(16, 4), "ratio 0.5": random_mask(16, 8),
-        "ratio 0.75": random_mask(16, 12), "one cell": random_mask(16, 1), "all but one": random_mask(16, 15),
+    2: {
+        "ratio 0": random_mask(4, 0),
+        "ratio 0.25": random_mask(4, 1),
+        "ratio 0.5": random_mask(4, 2),
+        "ratio 0.75": random_mask(4, 3),
+        "column": as_mask([0, 1, 0, 1]),
+    },
+    4: {
+        "ratio 0": random_mask(16, 0),
+        "ratio 0.25": random_mask(16, 4),
+        "ratio 0.5": random_mask(16, 8),
+        "ratio 0.75": random_mask(16, 12),
+        "one cell": random_mask(16, 1),
+        "all but one": random_mask(16, 15),
         "all partner": random_mask(16, 16),
-        "stage-2 windows of one image": as_mask([1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0])},
+        "stage-2 windows of one image": as_mask([1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0]),
+    },
     8: {"ratio 0.5": random_mask(64, 32), "unequal": random_mask(64, 19)},
 }
 
@@ -139,13 +164,20 @@ def test_agrees_at_every_size_and_mask(img_size, kind):
     assert_agrees(tiny_of(img_size), config, *inputs(batch, img_size), MASKS[img_size // 32][kind])
 
 
-@pytest.mark.parametrize("weight_level, norm_pix_loss, weighted, batch",
-                         list(itertools.product(("token", "pixel"), (False, True), (False, True), (2, 4))))
+@pytest.mark.parametrize(
+    "weight_level, norm_pix_loss, weighted, batch",
+    list(itertools.product(("token", "pixel"), (False, True), (False, True), (2, 4))),
+)
 def test_agrees_for_every_loss(weight_level, norm_pix_loss, weighted, batch):
     kwargs = dict(TINY, img_size=64, weight_level=weight_level, norm_pix_loss=norm_pix_loss)
     x, weights = inputs(batch, 64)
-    assert_agrees(build(mixmim_tiny, **kwargs), oracle.OracleConfig(**kwargs), x, weights if weighted else None,
-                  random_mask(4, 1, seed=batch))
+    assert_agrees(
+        build(mixmim_tiny, **kwargs),
+        oracle.OracleConfig(**kwargs),
+        x,
+        weights if weighted else None,
+        random_mask(4, 1, seed=batch),
+    )
 
 
 def test_agrees_for_an_odd_batch_without_mixing():
@@ -153,8 +185,14 @@ def test_agrees_for_an_odd_batch_without_mixing():
     assert_agrees(build(mixmim_tiny, **kwargs), oracle.OracleConfig(**kwargs), *inputs(3, 64), torch.zeros(1, 4, 1))
 
 
-@pytest.mark.parametrize("size, depths, mlp_ratio", [  # the narrow MLP keeps huge within seconds
-    ("base", (1, 1, 2, 1), 4.0), ("large", (1, 1, 2, 1), 4.0), ("huge", (1, 1, 1, 1), 1.0)])
+@pytest.mark.parametrize(
+    "size, depths, mlp_ratio",
+    [  # the narrow MLP keeps huge within seconds
+        ("base", (1, 1, 2, 1), 4.0),
+        ("large", (1, 1, 2, 1), 4.0),
+        ("huge", (1, 1, 1, 1), 1.0),
+    ],
+)
 def test_agrees_at_released_widths(size, depths, mlp_ratio):
     factory, widths, _, _ = FAMILY[size]
     kwargs = dict(depths=depths, decoder_depth=1, norm_pix_loss=True)
@@ -185,17 +223,18 @@ def test_drop_path_is_off_in_evaluation():
     assert evaluated != trained
 
 
-# ---- layout ------------------------------------------------------------------------------------------------------------
+# ---- Layout --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("size", FAMILY)
 def test_released_layout_and_parameter_totals(size):
     factory, widths, total, total_trainable = FAMILY[size]
-    with torch.device("meta"):      # shapes without memory
+    with torch.device("meta"):  # shapes without memory
         model = factory()
     ours = {name: (tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
     expected = layout(widths["embed_dim"], (2, 2, 18, 2), widths["num_heads"], (8, 8, 8, 4), decoder=(512, 8))
     assert ours == expected
-    for is_vector in (True, False):      # optimizer states are stored by position within a weight decay group
+    for is_vector in (True, False):  # optimizer states are stored by position within a weight decay group
         in_group = [name for name, p in trainable(model).items() if (p.ndim == 1) is is_vector]
         assert in_group == [name for name in expected if name in set(in_group)]
     fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
@@ -216,9 +255,21 @@ def test_factories_are_constructor_calls():
     torch.manual_seed(0)
     one = mixmim_base(depths=(1, 1, 1, 1), decoder_depth=1).state_dict()
     torch.manual_seed(0)
-    other = MixMIM(img_size=128, embed_dim=128, depths=(1, 1, 1, 1), num_heads=(4, 8, 16, 32), window_sizes=(8, 8, 8, 4),
-                   decoder_embed_dim=512, decoder_depth=1, decoder_num_heads=16, mlp_ratio=4.0, drop_path_rate=0.0,
-                   range_mask_ratio=0.0, norm_pix_loss=False, weight_level="token").state_dict()
+    other = MixMIM(
+        img_size=128,
+        embed_dim=128,
+        depths=(1, 1, 1, 1),
+        num_heads=(4, 8, 16, 32),
+        window_sizes=(8, 8, 8, 4),
+        decoder_embed_dim=512,
+        decoder_depth=1,
+        decoder_num_heads=16,
+        mlp_ratio=4.0,
+        drop_path_rate=0.0,
+        range_mask_ratio=0.0,
+        norm_pix_loss=False,
+        weight_level="token",
+    ).state_dict()
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -243,7 +294,8 @@ def test_relative_position_index_is_swins():
             assert torch.equal(index, oracle.relative_position_index(math.isqrt(len(index))))
 
 
-# ---- gradients and leaks ------------------------------------------------------------------------------------------------
+# ---- Gradients and leaks -------------------------------------------------------------------------
+
 
 def test_every_trainable_parameter_of_base_learns():
     torch.manual_seed(0)
@@ -252,8 +304,11 @@ def test_every_trainable_parameter_of_base_learns():
     loss, pred, mask = model(x, weights)
     assert pred.shape == (2, 16, 2048) and mask.shape == (1, 16, 1) and mask.sum() == 8
     loss.backward()
-    idle = [name for name, p in trainable(model).items()
-            if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    idle = [
+        name
+        for name, p in trainable(model).items()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
     assert not idle
     assert model.absolute_pos_embed.grad is None and model.decoder_pos_embed.grad is None
 
@@ -274,7 +329,7 @@ def test_a_prediction_sees_only_the_other_cells_of_its_own_image(ones):
         for predicted in (mixed_away, ~mixed_away):
             probe = torch.randn(pred[image, predicted].shape, generator=rng(0), dtype=pred.dtype)
             (gradient,) = torch.autograd.grad((pred[image, predicted] * probe).sum(), x, retain_graph=True)
-            by_cell = oracle.cut(gradient)      # (4, 16, 32, 32, 2)
+            by_cell = oracle.cut(gradient)  # (4, 16, 32, 32, 2)
             assert not by_cell[image, predicted].any()
             assert by_cell[image, ~predicted].all()
             assert not by_cell[[other for other in range(4) if other != image]].any()
@@ -293,7 +348,8 @@ def test_a_loud_partner_changes_nothing():
     assert not torch.allclose(before[2:], after[2:], atol=1e-3)
 
 
-# ---- the same, computed in other ways -----------------------------------------------------------------------------------
+# ---- The same, computed in other ways ------------------------------------------------------------
+
 
 def grads_of(model, x, weights, mask, seed=0):
     """Loss and gradients, with drop path drawn from a seed."""
@@ -320,7 +376,9 @@ def test_grad_checkpointing_changes_memory_only():
     assert bits_kept(model, x, mask) < much / 3
     for found, expected in zip(grads_of(model, x, weights, mask), before):
         assert torch.equal(found, expected)
-    assert any(not torch.equal(a, b) for a, b in zip(grads_of(model, x, weights, mask, seed=1), before))      # drop path was on
+    assert any(
+        not torch.equal(a, b) for a, b in zip(grads_of(model, x, weights, mask, seed=1), before)
+    )  # drop path was on
 
 
 def test_shapes_depend_on_how_many_cells_are_masked_not_on_which():
@@ -342,8 +400,11 @@ def test_shapes_depend_on_how_many_cells_are_masked_not_on_which():
 def test_compiled_blocks_compute_the_same_and_are_compiled_once(grad_checkpointing, monkeypatch):
     """Traced as for any backend; five graphs serve all masks: one a stage and the decoder's."""
     backend = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(models_mixmim.Blocks, "compile", lambda self, mode, dynamic: nn.Module.compile(
-        self, backend=backend, fullgraph=True, dynamic=dynamic))
+    monkeypatch.setattr(
+        models_mixmim.Blocks,
+        "compile",
+        lambda self, mode, dynamic: nn.Module.compile(self, backend=backend, fullgraph=True, dynamic=dynamic),
+    )
     torch._dynamo.reset()
     model = build(mixmim_tiny, **TINY).train()
     x, weights = inputs(4, 128)
@@ -357,7 +418,8 @@ def test_compiled_blocks_compute_the_same_and_are_compiled_once(grad_checkpointi
     torch._dynamo.reset()
 
 
-# ---- the mask -----------------------------------------------------------------------------------------------------------
+# ---- The mask ------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", [0, 5, 8])
 def test_fused_and_plain_attention_compute_the_same(kind):
@@ -366,12 +428,20 @@ def test_fused_and_plain_attention_compute_the_same(kind):
     mask, found, called = random_mask(16, kind), {}, []
     fused = torch.nn.functional.scaled_dot_product_attention
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *args, **kwargs: called.append(1) or fused(*args, **kwargs))
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *args, **kwargs: called.append(1) or fused(*args, **kwargs),
+        )
         for variant in (*model.attention_variants, None):
             called.clear()
             model.execute_with(attention=variant)
             found[variant] = grads_of(model, x, weights, mask), len(called)
-    assert model.attention_variants == ("plain", "fused") and [found[name][1] for name in ("plain", "fused", None)] == [0, 7, 0]
+    assert model.attention_variants == ("plain", "fused") and [found[name][1] for name in ("plain", "fused", None)] == [
+        0,
+        7,
+        0,
+    ]
     for plain, fused, usual in zip(*(found[name][0] for name in ("plain", "fused", None))):
         torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-12)
         assert torch.equal(usual, plain)
@@ -380,9 +450,15 @@ def test_fused_and_plain_attention_compute_the_same(kind):
 def test_execution_can_be_changed_and_taken_back(monkeypatch):
     """Compiled, compiled with other attention, eager again: code is compiled for each, and not called afterwards."""
     backend = torch._dynamo.testing.CompileCounterWithBackend("eager")
-    monkeypatch.setattr(models_mixmim.Blocks, "compile", lambda self, mode, dynamic: nn.Module.compile(self, backend=backend, dynamic=dynamic))
+    monkeypatch.setattr(
+        models_mixmim.Blocks,
+        "compile",
+        lambda self, mode, dynamic: nn.Module.compile(self, backend=backend, dynamic=dynamic),
+    )
     torch._dynamo.reset()
-    model = build(models_mixmim.MixMIMEncoder, img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_sizes=(8, 4))
+    model = build(
+        models_mixmim.MixMIMEncoder, img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_sizes=(8, 4)
+    )
     x, _ = inputs(2, 32)
     before = model.encode(x)
     for attention, graphs, fused in (("plain", 2, False), ("fused", 4, True)):
@@ -394,8 +470,9 @@ def test_execution_can_be_changed_and_taken_back(monkeypatch):
     assert torch.equal(model.encode(x), before) and backend.frame_count == 4
 
 
-@pytest.mark.parametrize("img_size, ratio", [
-    (128, 0), (128, 0.25), (128, 0.5), (128, 0.6), (128, 0.75), (128, 1), (64, 0.5), (32, 0.5)])
+@pytest.mark.parametrize(
+    "img_size, ratio", [(128, 0), (128, 0.25), (128, 0.5), (128, 0.6), (128, 0.75), (128, 1), (64, 0.5), (32, 0.5)]
+)
 def test_draw_mask_takes_int_of_L_times_ratio_cells(img_size, ratio):
     model = mixmim_tiny(img_size=img_size, **TINY)
     L = (img_size // 32) ** 2
@@ -414,14 +491,14 @@ def test_draw_mask_follows_its_generator_and_reaches_every_cell():
     assert torch.equal(model.draw_mask(0.5), one)
     g = rng(0)
     share = torch.stack([model.draw_mask(0.25, generator=g) for _ in range(2000)]).mean(dim=0)
-    assert (share - 0.25).abs().max() < 0.05      # five standard deviations
+    assert (share - 0.25).abs().max() < 0.05  # five standard deviations
 
 
 def test_range_mask_ratio_varies_the_count():
     model = mixmim_tiny(range_mask_ratio=0.25, **TINY)
     g = rng(0)
     counts = {int(model.draw_mask(0.5, generator=g).sum()) for _ in range(200)}
-    assert counts == {8, 9, 10, 11}      # int(16 * (0.5 + u)), 0 <= u < 0.25
+    assert counts == {8, 9, 10, 11}  # int(16 * (0.5 + u)), 0 <= u < 0.25
     assert torch.equal(model.draw_mask(0.5, generator=rng(3)), model.draw_mask(0.5, generator=rng(3)))
 
 
@@ -438,7 +515,8 @@ def test_a_given_mask_is_used_and_returned():
     assert torch.equal(model(x, weights, mask=drawn)[0], drawn_loss)
 
 
-# ---- the loss -----------------------------------------------------------------------------------------------------------
+# ---- The loss ------------------------------------------------------------------------------------
+
 
 def test_patchify_is_channel_fastest():
     model = mixmim_tiny(img_size=64, **TINY)
@@ -446,7 +524,12 @@ def test_patchify_is_channel_fastest():
     patches = model.patchify(images)
     assert patches.shape == (2, 4, 2048)
     for image, cell, row, column, channel in (
-            (0, 0, 0, 0, 0), (0, 0, 0, 0, 1), (0, 1, 0, 1, 0), (1, 2, 3, 31, 1), (1, 3, 31, 5, 0)):
+        (0, 0, 0, 0, 0),
+        (0, 0, 0, 0, 1),
+        (0, 1, 0, 1, 0),
+        (1, 2, 3, 31, 1),
+        (1, 3, 31, 5, 0),
+    ):
         value = images[image, channel, 32 * (cell // 2) + row, 32 * (cell % 2) + column]
         assert patches[image, cell, (row * 32 + column) * 2 + channel] == value
     assert torch.equal(patches, oracle.cut(images).reshape(2, 4, -1))
@@ -481,13 +564,14 @@ def test_bf16_autocast_stays_close_and_returns_a_float32_loss():
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x, weights, mask=mask)[0]
     assert full.dtype == half.dtype == torch.float32
-    assert half != full      # autocast did something
+    assert half != full  # autocast did something
     torch.testing.assert_close(half, full, rtol=0.03, atol=0)
     half.backward()
     assert all(p.grad.isfinite().all() for p in trainable(model).values())
 
 
-# ---- refusals -----------------------------------------------------------------------------------------------------------
+# ---- Refusals ------------------------------------------------------------------------------------
+
 
 def test_odd_batches_are_refused_unless_nothing_is_mixed():
     model = mixmim_tiny(img_size=64, **TINY)
@@ -497,7 +581,7 @@ def test_odd_batches_are_refused_unless_nothing_is_mixed():
     with pytest.raises(ValueError, match=r"odd|even|itself"):
         model(x, weights, mask=as_mask([0, 0, 1, 0]))
     assert torch.isfinite(model(x, weights, mask_ratio=0)[0])
-    assert torch.isfinite(model(x, weights, mask_ratio=0.2)[0])      # int(4 * 0.2) = 0 cells
+    assert torch.isfinite(model(x, weights, mask_ratio=0.2)[0])  # int(4 * 0.2) = 0 cells
 
 
 @pytest.mark.parametrize("img_size", [100, 96, 224])
@@ -511,7 +595,8 @@ def test_unknown_weight_level_is_refused():
         mixmim_tiny(weight_level="voxel", **TINY)
 
 
-# ---- start values -------------------------------------------------------------------------------------------------------
+# ---- Start values --------------------------------------------------------------------------------
+
 
 def test_drop_path_rises_linearly_over_the_encoder():
     depths = (2, 1, 3, 2)
@@ -537,9 +622,9 @@ def test_initialisation():
             assert module.eps == 1e-5, name
     tables = torch.cat([t.flatten() for name, t in model.state_dict().items() if name.endswith("bias_table")])
     for small in (tables, model.mask_token.detach()):
-        assert small.std() == pytest.approx(0.02, rel=0.15)      # a cut at two standard deviations gives 0.0176
+        assert small.std() == pytest.approx(0.02, rel=0.15)  # a cut at two standard deviations gives 0.0176
         assert abs(small.mean()) < 0.003
-    framework = 1 / math.sqrt(2 * 4 * 4)      # nn.Conv2d's own start: uniform within 1/sqrt(fan in)
+    framework = 1 / math.sqrt(2 * 4 * 4)  # nn.Conv2d's own start: uniform within 1/sqrt(fan in)
     conv = model.patch_embed.proj
     for tensor in (conv.weight.detach(), conv.bias.detach()):
         assert 0.9 * framework < tensor.abs().max() <= framework * (1 + 1e-6)

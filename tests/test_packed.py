@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The packed store: coding, content equal to what was packed, restart, checks, and the batches that training gets."""
+
 import argparse
 import json
 import os
@@ -17,8 +18,18 @@ import torch
 import main_finetune
 import main_pretrain
 from conftest import ROOT
-from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_csv, write_tif, write_v1, write_v1_zarr,
-                              write_v2, write_v2_lmdb)
+from dataset_fixtures import (
+    needs_samples,
+    one_line,
+    s1_name,
+    sample_path,
+    write_csv,
+    write_tif,
+    write_v1,
+    write_v1_zarr,
+    write_v2,
+    write_v2_lmdb,
+)
 from runs import digests, launch, log_of, mpirun, refusal
 from sarwmix import benv1_to_zarr, pack, statistics
 from sarwmix.bigearthnetv1 import BigEarthNetv1
@@ -46,7 +57,9 @@ def refused(capsys, *flags):
 
 
 def decoded(codes, scale, offset):
-    return decode(as_tensor(codes), *(torch.tensor(x, dtype=torch.float32).view(1, 2, 1, 1) for x in (scale, offset))).numpy()
+    return decode(
+        as_tensor(codes), *(torch.tensor(x, dtype=torch.float32).view(1, 2, 1, 1) for x in (scale, offset))
+    ).numpy()
 
 
 def same_samples(one, other, tolerance=0.0):
@@ -85,14 +98,34 @@ def v2(tmp_path_factory):
 def stores(simulated, tmp_path_factory):
     """{dtype: packed store of the simulated patches, in small parts}."""
     folder = tmp_path_factory.mktemp("stores")
-    return {dtype: packed(folder / dtype, "--dataset", "benv2", "--data_path", simulated, "--splits", "train", "val", "--dtype", dtype,
-                          "--part_mb", 1) for dtype in ("uint16", "float16", "float32")}
+    return {
+        dtype: packed(
+            folder / dtype,
+            "--dataset",
+            "benv2",
+            "--data_path",
+            simulated,
+            "--splits",
+            "train",
+            "val",
+            "--dtype",
+            dtype,
+            "--part_mb",
+            1,
+        )
+        for dtype in ("uint16", "float16", "float32")
+    }
 
 
-# ---- coding ----------------------------------------------------------------------------------------------------------
+# ---- Coding --------------------------------------------------------------------------------------
+
 
 def test_uint16_is_affine_over_the_range_and_within_half_a_step():
-    images = np.random.default_rng(0).uniform([[[-70.0]], [[-40.0]]], [[[10.0]], [[25.0]]], (6, 2, 30, 30)).astype(np.float32)
+    images = (
+        np.random.default_rng(0)
+        .uniform([[[-70.0]], [[-40.0]]], [[[10.0]], [[25.0]]], (6, 2, 30, 30))
+        .astype(np.float32)
+    )
     codes, scale, offset = encode(images, "uint16")
     assert codes.dtype == np.uint16 and codes[:, 0].min() == codes[:, 1].min() == 0 and codes[:, 0].max() == CODES
     assert scale == pytest.approx([80 / CODES, 65 / CODES], rel=2e-3) and offset == pytest.approx([-70, -40], abs=0.1)
@@ -124,14 +157,20 @@ def test_floats_are_rounded_as_their_type_says():
     np.testing.assert_array_equal(decoded(*encode(images, "float16")), images.astype(np.float16).astype(np.float32))
 
 
-# ---- content ---------------------------------------------------------------------------------------------------------
+# ---- Content -------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dtype, tolerance", (("float32", 0), ("float16", 0.0157), ("uint16", 0.0007)))
 def test_a_store_has_the_samples_of_the_folders(simulated, stores, dtype, tolerance):
     for split in ("train", "val", "train_val"):
         same_samples(PackedDataset(stores[dtype], split), BigEarthNetv2(simulated, split), tolerance)
     manifest = json.loads((stores[dtype] / "manifest.json").read_text())
-    assert manifest["channels"] == ["VH", "VV"] and manifest["units"] == "dB" and manifest["dtype"] == dtype and manifest["images"] == 48
+    assert (
+        manifest["channels"] == ["VH", "VV"]
+        and manifest["units"] == "dB"
+        and manifest["dtype"] == dtype
+        and manifest["images"] == 48
+    )
     assert manifest["largest_error_db"] <= tolerance and len(manifest["parts"]) >= 3
     size = {"float32": 4}.get(dtype, 2) * 2 * 120 * 120
     assert sum((stores[dtype] / part["file"]).stat().st_size for part in manifest["parts"]) == 48 * size
@@ -147,7 +186,10 @@ def test_statistics_are_those_of_the_files(simulated, stores):
 
 def test_lmdb_and_folders_give_the_same_store(v2, tmp_path):
     write_v2_lmdb(tmp_path)
-    a, b = (packed(tmp_path / name, "--dataset", "benv2", "--data_path", source) for name, source in (("a", v2), ("b", tmp_path / "lmdb")))
+    a, b = (
+        packed(tmp_path / name, "--dataset", "benv2", "--data_path", source)
+        for name, source in (("a", v2), ("b", tmp_path / "lmdb"))
+    )
     assert digests(a) == digests(b)
     same_samples(PackedDataset(a, "all"), BigEarthNetv2(v2, "all"), 1e-5)
 
@@ -155,16 +197,35 @@ def test_lmdb_and_folders_give_the_same_store(v2, tmp_path):
 @pytest.mark.parametrize("layout", ("folders", "zarr"))
 def test_v1_keeps_unlabelled_patches_for_pretraining_only(tmp_path, layout):
     source = write_v1(tmp_path / "v1") if layout == "folders" else write_v1_zarr(tmp_path / "v1.zarr", 3)
-    lists = [write_csv(tmp_path / f"{name}.csv", [[s1_name(k)] for k in rows]) for name, rows in (("train", (2, 0)), ("val", (1,)))]
-    store = packed(tmp_path / "store", "--dataset", "benv1", "--data_path", source, "--metadata", lists[0], "--val_metadata", lists[1],
-                   "--splits", "train", "val", "--dtype", "float32")
+    lists = [
+        write_csv(tmp_path / f"{name}.csv", [[s1_name(k)] for k in rows])
+        for name, rows in (("train", (2, 0)), ("val", (1,)))
+    ]
+    store = packed(
+        tmp_path / "store",
+        "--dataset",
+        "benv1",
+        "--data_path",
+        source,
+        "--metadata",
+        lists[0],
+        "--val_metadata",
+        lists[1],
+        "--splits",
+        "train",
+        "val",
+        "--dtype",
+        "float32",
+    )
     same_samples(PackedDataset(store, "train"), BigEarthNetv1(source, "train", lists[:1]))
     assert PackedDataset(store, "train", supervised=True).ids.tolist() == [s1_name(0)]
     assert open_dataset("benv1", store, "train", supervised=True)[0][1].sum() == 2
 
 
 def test_a_folder_without_lists_is_packed_as_every(tmp_path):
-    store = packed(tmp_path / "store", "--dataset", "benv1", "--data_path", write_v1(tmp_path / "v1"), "--splits", "every")
+    store = packed(
+        tmp_path / "store", "--dataset", "benv1", "--data_path", write_v1(tmp_path / "v1"), "--splits", "every"
+    )
     assert len(PackedDataset(store, "all")) == len(PackedDataset(store, "train_val")) == 3
     with pytest.raises(DataError, match="no sample of split 'train'"):
         PackedDataset(store, "train")
@@ -184,14 +245,18 @@ def test_floods_are_packed_image_by_image(tmp_path, layout):
             np.save(tmp_path / "pairs" / part / f"{name}__{label}.npy", both)
         root = tmp_path / "pairs"
     store = packed(tmp_path / "store", "--dataset", "sen12flood", "--data_path", root, "--dtype", "float32")
-    assert json.loads((store / "manifest.json").read_text())["images"] == 9      # each image once, and is in two pairs
+    assert json.loads((store / "manifest.json").read_text())["images"] == 9  # each image once, and is in two pairs
     for split in ("train", "test", "all"):
         same_samples(PackedDataset(store, split), FloodDataset(root, split))
     found, expected = PackedDataset(store, "train"), FloodDataset(root, "train")
     for dataset in (found, expected):
-        assert [dataset[i] for i in range(len(dataset))] and dataset.nonfinite.value == 4      # one in d2, in two pairs of two folders
+        assert [
+            dataset[i] for i in range(len(dataset))
+        ] and dataset.nonfinite.value == 4  # one in d2, in two pairs of two folders
     for split in ("train", "val"):
-        same_samples(PackedDataset(store, split, val_fraction=0.5, seed=3), FloodDataset(root, split, val_fraction=0.5, seed=3))
+        same_samples(
+            PackedDataset(store, split, val_fraction=0.5, seed=3), FloodDataset(root, split, val_fraction=0.5, seed=3)
+        )
     assert found.size == 128
 
 
@@ -213,8 +278,10 @@ def test_real_v2_samples_from_folder_and_lmdb(tmp_path):
     metadata = tmp_path / "metadata.parquet"
     pd.DataFrame({"s1_name": [name], "labels": [["Pastures"]], "split": ["train"]}).to_parquet(metadata)
     flags = ["--dataset", "benv2", "--metadata", metadata, "--splits", "train", "--dtype", "float32"]
-    stores = [packed(tmp_path / kind, "--data_path", path, *flags)
-              for kind, path in (("folder", sample_path("benv2")), ("lmdb", sample_path("benv2", "lmdb")))]
+    stores = [
+        packed(tmp_path / kind, "--data_path", path, *flags)
+        for kind, path in (("folder", sample_path("benv2")), ("lmdb", sample_path("benv2", "lmdb")))
+    ]
     assert digests(stores[0]) == digests(stores[1])
     same_samples(PackedDataset(stores[0], "train"), BigEarthNetv2(sample_path("benv2"), "train", metadata))
 
@@ -224,12 +291,22 @@ def test_real_v1_samples_from_folders_and_by_way_of_zarr(tmp_path):
     source = sample_path("benv1", "BigEarthNet-S1-v1.0")
     benv1_to_zarr.main(["--root", str(source), "--out", str(tmp_path / "zarr"), "--workers", "1"])
     for name, path in (("folders", source), ("zarr", tmp_path / "zarr" / "benv1.zarr")):
-        store = packed(tmp_path / name / "store", "--dataset", "benv1", "--data_path", path, "--splits", "every", "--dtype", "float32")
+        store = packed(
+            tmp_path / name / "store",
+            "--dataset",
+            "benv1",
+            "--data_path",
+            path,
+            "--splits",
+            "every",
+            "--dtype",
+            "float32",
+        )
         same_samples(PackedDataset(store, "all"), BigEarthNetv1(source, "all"))
     assert len(PackedDataset(store, "all")) == 6
 
 
-# ---- restart and spread ----------------------------------------------------------------------------------------------
+# ---- Restart and spread --------------------------------------------------------------------------
 
 PACK = ["-m", "sarwmix.pack", "--dataset", "benv2", "--splits", "train", "val", "--part_mb", "1", "--dtype", "uint16"]
 
@@ -256,12 +333,18 @@ def test_ranks_and_processes_make_the_same_store(simulated, stores, tmp_path):
 def test_floods_are_packed_and_measured_by_ranks_too(tmp_path):
     root = write_floods(tmp_path / "floods")
     flags = ["--dataset", "sen12flood", "--data_path", root]
-    launch(mpirun(sys.executable, "-m", "sarwmix.pack", *flags, "--part_mb", 1, "--out", tmp_path / "ranks", "--workers", 2))
+    launch(
+        mpirun(
+            sys.executable, "-m", "sarwmix.pack", *flags, "--part_mb", 1, "--out", tmp_path / "ranks", "--workers", 2
+        )
+    )
     assert digests(tmp_path / "ranks") == digests(packed(tmp_path / "alone", *flags, "--part_mb", 1))
     launch(mpirun(sys.executable, "-m", "sarwmix.statistics", *flags, "--out", tmp_path / "train.json", "--workers", 1))
     measured = json.loads((tmp_path / "train.json").read_text())
     stored = json.loads((tmp_path / "alone" / "statistics.json").read_text())["train"]
-    assert measured["images"] == 6 and all(measured[name] == pytest.approx(stored[name]) for name in ("mean", "std", "pixels", "nodata"))
+    assert measured["images"] == 6 and all(
+        measured[name] == pytest.approx(stored[name]) for name in ("mean", "std", "pixels", "nodata")
+    )
 
 
 def test_a_finished_store_is_left_alone_and_other_flags_are_refused(simulated, stores, capsys, caplog):
@@ -296,14 +379,18 @@ def test_bad_images_are_all_named_and_can_be_skipped(tmp_path, capsys):
     refused(capsys, *flags)
     for path, content in good.items():
         path.write_bytes(content)
-    pack.main(list(map(str, flags)))            # does only the parts that had bad images
+    pack.main(list(map(str, flags)))  # does only the parts that had bad images
     assert digests(tmp_path / "again") == digests(packed(tmp_path / "undisturbed", *flags[:-2]))
 
 
-# ---- damage and misuse -----------------------------------------------------------------------------------------------
+# ---- Damage and misuse ---------------------------------------------------------------------------
+
 
 def test_every_flipped_bit_is_found(stores, tmp_path, capsys):
-    rng, files = np.random.default_rng(0), sorted(path.name for path in stores["uint16"].iterdir() if path.name != "packing.json")
+    rng, files = (
+        np.random.default_rng(0),
+        sorted(path.name for path in stores["uint16"].iterdir() if path.name != "packing.json"),
+    )
     store = tmp_path / "store"
     store.mkdir()
     for path in stores["uint16"].iterdir():
@@ -339,22 +426,31 @@ def test_a_truncated_part_is_noticed_before_training(stores, tmp_path):
 
 
 def test_the_wrong_store_is_refused(stores):
-    for arguments, words in (({"dataset": "benv1", "split": "train"}, ("is a packed store of benv2", "--dataset benv2")),
-                             ({"dataset": "benv2", "split": "test"}, ("no sample of split 'test'", "train 36, val 12")),
-                             ({"dataset": "benv2", "split": "train", "metadata": ["x.csv"]}, ("knows its splits", "--metadata"))):
+    for arguments, words in (
+        ({"dataset": "benv1", "split": "train"}, ("is a packed store of benv2", "--dataset benv2")),
+        ({"dataset": "benv2", "split": "test"}, ("no sample of split 'test'", "train 36, val 12")),
+        ({"dataset": "benv2", "split": "train", "metadata": ["x.csv"]}, ("knows its splits", "--metadata")),
+    ):
         with pytest.raises(DataError) as error:
             open_dataset(root=stores["uint16"], **arguments)
         one_line(error, *words)
 
 
-@pytest.mark.parametrize("flags, words", (
-    ([], "--dataset is missing"), (["--dataset", "benv2"], "--data_path is missing"), (["--dataset", "benv2", "--data_path", "V2"], "--out"),
-    (["--dataset", "benv2", "--data_path", "nowhere", "--out", "OUT"], "nowhere"), (["--dataset", "benv3"], "benv3"),
-    (["--dataset", "benv2", "--data_path", "STORE", "--out", "OUT"], "packed store already"),
-    (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--splits", "every"], "--splits every"),
-    (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--part_mb", "0"], "--part_mb 0"),
-    (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--metadata", "CSV"], "in several splits"),
-    (["--verify", "nowhere"], "nowhere/manifest.json")))
+@pytest.mark.parametrize(
+    "flags, words",
+    (
+        ([], "--dataset is missing"),
+        (["--dataset", "benv2"], "--data_path is missing"),
+        (["--dataset", "benv2", "--data_path", "V2"], "--out"),
+        (["--dataset", "benv2", "--data_path", "nowhere", "--out", "OUT"], "nowhere"),
+        (["--dataset", "benv3"], "benv3"),
+        (["--dataset", "benv2", "--data_path", "STORE", "--out", "OUT"], "packed store already"),
+        (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--splits", "every"], "--splits every"),
+        (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--part_mb", "0"], "--part_mb 0"),
+        (["--dataset", "benv2", "--data_path", "V2", "--out", "OUT", "--metadata", "CSV"], "in several splits"),
+        (["--verify", "nowhere"], "nowhere/manifest.json"),
+    ),
+)
 def test_wrong_flags_are_one_line_and_nothing_is_written(flags, words, v2, stores, tmp_path, capsys):
     rows = write_csv(tmp_path / "rows.csv", [("s1_name", "labels"), (s1_name(0), "['Pastures']")])
     known = {"V2": v2, "STORE": stores["uint16"], "OUT": tmp_path / "out", "CSV": rows}
@@ -362,8 +458,13 @@ def test_wrong_flags_are_one_line_and_nothing_is_written(flags, words, v2, store
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("dataset, value, words", (("benv2", 0.05, "VH is never negative, so it looks linear"),
-                                                   ("sen12flood", -15.0, "VH is mostly negative, so it looks like dB")))
+@pytest.mark.parametrize(
+    "dataset, value, words",
+    (
+        ("benv2", 0.05, "VH is never negative, so it looks linear"),
+        ("sen12flood", -15.0, "VH is mostly negative, so it looks like dB"),
+    ),
+)
 def test_data_in_other_units_are_refused(tmp_path, capsys, dataset, value, words):
     if dataset == "benv2":
         for path in write_v2(tmp_path / "data").rglob("*_VH.tif"):
@@ -377,15 +478,29 @@ def test_data_in_other_units_are_refused(tmp_path, capsys, dataset, value, words
 
 def test_a_full_disk_is_foreseen(v2, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sarwmix.files.shutil.disk_usage", lambda path: argparse.Namespace(free=1000))
-    assert "are needed, and 0.0 GB are free" in refused(capsys, "--dataset", "benv2", "--data_path", v2, "--out", tmp_path / "out")
+    assert "are needed, and 0.0 GB are free" in refused(
+        capsys, "--dataset", "benv2", "--data_path", v2, "--out", tmp_path / "out"
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["packing.json"]
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
+# ---- Batches -------------------------------------------------------------------------------------
+
 
 def flags(**changes):
-    return argparse.Namespace(**{"batch_size": 8, "accum_iter": 1, "seed": 4, "split": "train", "num_workers": 0, "pin_mem": True, "data_timeout": 1,
-                                 "data_cache": "none", **changes})
+    return argparse.Namespace(
+        **{
+            "batch_size": 8,
+            "accum_iter": 1,
+            "seed": 4,
+            "split": "train",
+            "num_workers": 0,
+            "pin_mem": True,
+            "data_timeout": 1,
+            "data_cache": "none",
+            **changes,
+        }
+    )
 
 
 def cached(path, split="train", data_cache="none", **_):
@@ -402,10 +517,14 @@ def batches(loader, epochs=2):
 
 
 def same_batch(one, other):
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else same_batch(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else same_batch(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
-@pytest.mark.parametrize("changes", ({}, {"num_workers": 2}, {"data_cache": "ram", "num_workers": 2}, {"data_cache": "device"}))
+@pytest.mark.parametrize(
+    "changes", ({}, {"num_workers": 2}, {"data_cache": "ram", "num_workers": 2}, {"data_cache": "device"})
+)
 @pytest.mark.parametrize("wrap", (ImagesWithIds, SamplesWithIds))
 def test_batches_are_those_of_the_folders(simulated, stores, changes, wrap):
     expected = batches(build_loader(wrap(BigEarthNetv2(simulated, "train")), flags(), ALONE))
@@ -417,7 +536,9 @@ def test_batches_are_those_of_the_folders(simulated, stores, changes, wrap):
 def test_evaluation_sees_every_sample_in_order(simulated, stores, changes):
     expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), flags(), ALONE))
     found = list(build_test_loader(cached(stores["float32"], "val", **changes), flags(**changes), ALONE))
-    assert [len(batch[0]) for batch in found] == [8, 4] and all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
+    assert [len(batch[0]) for batch in found] == [8, 4] and all(
+        same_batch(a, b) for a, b in zip(found, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", ("uint16", "float16", "float32"))
@@ -438,7 +559,7 @@ def test_missing_pixels_are_decoded_alike_everywhere(tmp_path):
     write_tif(next(root.rglob(f"{s1_name(1)}_VV.tif")), holed)
     store = packed(tmp_path / "store", "--dataset", "benv2", "--data_path", root)
     dataset, ids = PackedDataset(store, "all"), [0, 1, 2]
-    expected, = dataset.images(ids)
+    (expected,) = dataset.images(ids)
     assert np.flatnonzero(np.isnan(expected.numpy())).tolist() == [(2 * 1 + 1) * 14400 + 600 + x for x in range(60)]
     assert torch.equal(dataset.decode(dataset.codes(ids), ids)[0].nan_to_num(99), expected.nan_to_num(99))
     for device in (None, "cpu"):
@@ -451,25 +572,48 @@ def test_pairs_come_as_two_images(tmp_path):
     root = write_floods(tmp_path / "floods")
     store = packed(tmp_path / "store", "--dataset", "sen12flood", "--data_path", root, "--dtype", "float32")
     for cache in ("none", "ram"):
-        loaders = [build_loader(SamplesWithIds(dataset), flags(batch_size=3, data_cache=kind), ALONE)
-                   for dataset, kind in ((FloodDataset(root), "none"), (cached(store, data_cache=cache), cache))]
+        loaders = [
+            build_loader(SamplesWithIds(dataset), flags(batch_size=3, data_cache=kind), ALONE)
+            for dataset, kind in ((FloodDataset(root), "none"), (cached(store, data_cache=cache), cache))
+        ]
         assert all(same_batch(a, b) for a, b in zip(*map(list, map(batches, loaders)), strict=True))
 
 
 def test_a_cache_that_does_not_fit_is_refused(stores, monkeypatch):
     dataset = PackedDataset(stores["uint16"], "train")
     assert dataset.cache_bytes() == 36 * 2 * 14400 * 2
-    monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: 10 ** 15)
+    monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: 10**15)
     with pytest.raises(UsageError, match="--data_cache ram: split 'train' takes 1000000.0 GB"):
         fill_cache(dataset, "ram", ALONE)
 
 
 def test_a_cache_of_a_later_split_that_does_not_fit_ends_a_run_before_it_starts(program, stores, tmp_path, monkeypatch):
     size = PackedDataset.cache_bytes
-    monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: size(self) * (10 ** 9 if self.split == "val" else 1))
-    status, _, err = program(main_finetune, "--dataset", "benv2", "--data_path", stores["uint16"], "--finetune", "", "--test_split", "none",
-                             "--model", "mixmim_tiny", "--batch_size", 4, "--data_cache", "ram", "--output_dir", tmp_path / "out")
-    assert status == 2 and "--data_cache ram: split 'val' takes" in err.splitlines()[-1] and not (tmp_path / "out").exists()
+    monkeypatch.setattr(PackedDataset, "cache_bytes", lambda self: size(self) * (10**9 if self.split == "val" else 1))
+    status, _, err = program(
+        main_finetune,
+        "--dataset",
+        "benv2",
+        "--data_path",
+        stores["uint16"],
+        "--finetune",
+        "",
+        "--test_split",
+        "none",
+        "--model",
+        "mixmim_tiny",
+        "--batch_size",
+        4,
+        "--data_cache",
+        "ram",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert (
+        status == 2
+        and "--data_cache ram: split 'val' takes" in err.splitlines()[-1]
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_an_error_in_a_thread_reaches_training(stores, tmp_path):
@@ -483,14 +627,39 @@ def test_an_error_in_a_thread_reaches_training(stores, tmp_path):
         list(batches(loader))
 
 
-# ---- the main programs -----------------------------------------------------------------------------------------------
+# ---- The main programs ---------------------------------------------------------------------------
+
 
 def test_pretraining_from_a_store_is_pretraining_from_the_folders(program, simulated, stores, tmp_path):
     logs = {}
-    for name, path, *more in (("folders", simulated), ("float32", stores["float32"]), ("uint16", stores["uint16"]),
-                              ("device", stores["uint16"], "--data_cache", "device")):
-        status, _, err = program(main_pretrain, "--data_path", path, "--split", "train", "--output_dir", tmp_path / name, "--model",
-                                 "mixmim_tiny", "--batch_size", 4, "--epochs", 1, "--warmup_epochs", 0, "--lr", 1e-3, "--num_workers", 0, *more)
+    for name, path, *more in (
+        ("folders", simulated),
+        ("float32", stores["float32"]),
+        ("uint16", stores["uint16"]),
+        ("device", stores["uint16"], "--data_cache", "device"),
+    ):
+        status, _, err = program(
+            main_pretrain,
+            "--data_path",
+            path,
+            "--split",
+            "train",
+            "--output_dir",
+            tmp_path / name,
+            "--model",
+            "mixmim_tiny",
+            "--batch_size",
+            4,
+            "--epochs",
+            1,
+            "--warmup_epochs",
+            0,
+            "--lr",
+            1e-3,
+            "--num_workers",
+            0,
+            *more,
+        )
         assert status == 0, err
         logs[name] = log_of(tmp_path / name)[0]["train_loss"]
     assert logs["float32"] == logs["folders"] and logs["device"] == logs["uint16"]
@@ -501,8 +670,25 @@ def test_pretraining_from_a_store_is_pretraining_from_the_folders(program, simul
 def test_pretraining_from_an_lmdb_is_pretraining_from_the_folders(program, v2, tmp_path):
     write_v2_lmdb(tmp_path / "data")
     for name, path in (("folders", v2), ("lmdb", tmp_path / "data" / "lmdb")):
-        status, _, err = program(main_pretrain, "--data_path", path, "--split", "all", "--output_dir", tmp_path / name, "--model", "mixmim_tiny",
-                                 "--batch_size", 2, "--epochs", 1, "--warmup_epochs", 0, "--num_workers", 2)
+        status, _, err = program(
+            main_pretrain,
+            "--data_path",
+            path,
+            "--split",
+            "all",
+            "--output_dir",
+            tmp_path / name,
+            "--model",
+            "mixmim_tiny",
+            "--batch_size",
+            2,
+            "--epochs",
+            1,
+            "--warmup_epochs",
+            0,
+            "--num_workers",
+            2,
+        )
         assert status == 0, err
     assert log_of(tmp_path / "folders")[0]["train_loss"] == log_of(tmp_path / "lmdb")[0]["train_loss"]
 
@@ -511,18 +697,42 @@ def test_finetuning_floods_from_a_store(program, tmp_path):
     root, logs = write_floods(tmp_path / "floods"), {}
     store = packed(tmp_path / "store", "--dataset", "sen12flood", "--data_path", root, "--dtype", "float32")
     for name, path in (("files", root), ("store", store)):
-        status, _, err = program(main_finetune, "--dataset", "sen12flood", "--data_path", path, "--finetune", "", "--output_dir",
-                                 tmp_path / name, "--model", "mixmim_tiny", "--batch_size", 3, "--epochs", 1, "--warmup_epochs", 0,
-                                 "--num_workers", 0)
+        status, _, err = program(
+            main_finetune,
+            "--dataset",
+            "sen12flood",
+            "--data_path",
+            path,
+            "--finetune",
+            "",
+            "--output_dir",
+            tmp_path / name,
+            "--model",
+            "mixmim_tiny",
+            "--batch_size",
+            3,
+            "--epochs",
+            1,
+            "--warmup_epochs",
+            0,
+            "--num_workers",
+            0,
+        )
         assert status == 0, err
         logs[name] = {key: value for key, value in log_of(tmp_path / name)[0].items() if key != "train_samples_per_s"}
     assert logs["files"] == logs["store"] and logs["store"]["filled_pixels"] == 6
 
 
-@pytest.mark.parametrize("module, more", ((main_pretrain, ()), (main_finetune, ("--dataset", "benv2", "--finetune", ""))))
+@pytest.mark.parametrize(
+    "module, more", ((main_pretrain, ()), (main_finetune, ("--dataset", "benv2", "--finetune", "")))
+)
 def test_a_cache_needs_a_store(program, simulated, tmp_path, module, more):
-    status, _, err = program(module, "--data_path", simulated, "--data_cache", "ram", "--output_dir", tmp_path / "out", *more)
-    assert status == 2 and err.splitlines()[-1].startswith(f"{module.__name__}.py: error: --data_cache ram: --data_path {simulated}")
+    status, _, err = program(
+        module, "--data_path", simulated, "--data_cache", "ram", "--output_dir", tmp_path / "out", *more
+    )
+    assert status == 2 and err.splitlines()[-1].startswith(
+        f"{module.__name__}.py: error: --data_cache ram: --data_path {simulated}"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """When a run saves in mid-epoch and when it ends, by a clock that the tests set."""
+
 import signal
 from types import SimpleNamespace
 
@@ -32,7 +33,11 @@ def heard():
 
 
 def pauses(every_steps=None, every_minutes=0, walltime=None, state_bytes=0):
-    return Pauses(SimpleNamespace(save_every_steps=every_steps, save_every_minutes=every_minutes, walltime=walltime), ALONE, state_bytes)
+    return Pauses(
+        SimpleNamespace(save_every_steps=every_steps, save_every_minutes=every_minutes, walltime=walltime),
+        ALONE,
+        state_bytes,
+    )
 
 
 def steps_of_a_run(under_test, clock, seconds=10, epochs=2, steps=8, save_seconds=0):
@@ -70,16 +75,18 @@ def test_saves_by_time_are_counted_from_the_last_save(clock):
 
 
 def test_the_walltime_leaves_room_for_two_more_steps_and_two_saves(clock):
-    saved, said = steps_of_a_run(pauses(walltime=5), clock)           # 300 s, of which 100 had passed; 180 + 2 · 10 is not after them
+    saved, said = steps_of_a_run(
+        pauses(walltime=5), clock
+    )  # 300 s, of which 100 had passed; 180 + 2 · 10 is not after them
     assert (saved, said) == (["epoch 0", "epoch 1"], None)
     clock.now = 0.0
-    saved, said = steps_of_a_run(pauses(walltime=4), clock)           # 130 + 2 · 10 > 140
+    saved, said = steps_of_a_run(pauses(walltime=4), clock)  # 130 + 2 · 10 > 140
     assert saved == ["epoch 0", 13] and said.startswith("--walltime is nearly over: ended in epoch 1, step 5/8")
     clock.now = 0.0
-    saved, said = steps_of_a_run(pauses(walltime=4), clock, save_seconds=10)      # 110 + 2 · (10 + 10) > 140
+    saved, said = steps_of_a_run(pauses(walltime=4), clock, save_seconds=10)  # 110 + 2 · (10 + 10) > 140
     assert saved == ["epoch 0", 10] and "epoch 1, step 2/8" in said
     clock.now = 0.0
-    saved, _ = steps_of_a_run(pauses(walltime=4, state_bytes=int(1.5e9)), clock)      # 30 s, until it is known better
+    saved, _ = steps_of_a_run(pauses(walltime=4, state_bytes=int(1.5e9)), clock)  # 30 s, until it is known better
     assert saved == [7]
 
 
@@ -87,7 +94,10 @@ def test_the_walltime_leaves_room_for_two_more_steps_and_two_saves(clock):
 def test_a_signal_waits_for_the_next_pause_and_then_ends_the_run(number, status):
     before, saved = signal.getsignal(number), []
     under_test = pauses()
-    with pytest.raises(Stopped, match=f"{number.name}: ended in epoch 0, step 1/8, and all is saved") as end, under_test:
+    with (
+        pytest.raises(Stopped, match=f"{number.name}: ended in epoch 0, step 1/8, and all is saved") as end,
+        under_test,
+    ):
         signal.raise_signal(number)
         assert saved == []
         under_test.between_steps(0, 8, saved.append)(1, lambda: "state")

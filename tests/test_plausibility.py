@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Values that cannot be Sentinel-1 backscatter are refused, and doubtful ones named, wherever images are read."""
+
 import logging
 
 import numpy as np
 import pytest
 import rasterio
 import torch
-from dataset_fixtures import (needs_samples, one_line, s1_name, sample_path, write_lmdb, write_tif, write_v1_zarr,
-                              write_v2, write_v2_lmdb, write_v2_patch)
+from dataset_fixtures import (
+    needs_samples,
+    one_line,
+    s1_name,
+    sample_path,
+    write_lmdb,
+    write_tif,
+    write_v1_zarr,
+    write_v2,
+    write_v2_lmdb,
+    write_v2_patch,
+)
 from runs import refusal
 
 from sarwmix import pack, statistics
@@ -32,7 +43,7 @@ def scene(seed=0, side=120, mean=(-19.0, -12.5), std=4.5):
 def spot(image, value, share):
     """The image with a share of the pixels of each channel at one value."""
     image = image.copy()
-    image.reshape(2, -1)[:, :round(share * image[0].size)] = value
+    image.reshape(2, -1)[:, : round(share * image[0].size)] = value
     return image
 
 
@@ -53,18 +64,41 @@ def doubts(images, expected=V2):
     return list(find_doubts(total.summary(), expected, total.histogram_dict()))
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------------
+# ---- Pixels --------------------------------------------------------------------------------------
 
 PIXELS = {
-    "dB times 100": (lambda a: a * 100, "100.00% of the VH pixels are below -100 dB (as far as -", "dB times 10 or 100: divide them"),
+    "dB times 100": (
+        lambda a: a * 100,
+        "100.00% of the VH pixels are below -100 dB (as far as -",
+        "dB times 10 or 100: divide them",
+    ),
     "dB times 10": (lambda a: a * 10, "VH pixels are below -100 dB", "dB times 10 or 100: divide them"),
-    "-9999": (lambda a: spot(a, -9999, 0.1), "10.00% of the VH pixels are below -100 dB (as far as -9999)",
-              "gdal_edit.py -a_nodata -9999 FILE"),
-    "one pixel of -3.4e38": (lambda a: spot(a, -3.4028235e38, 1 / 14400), "0.01% of the VH pixels", "-a_nodata -3.4028235e+38 FILE"),
-    "-120 here and there": (lambda a: spot(a, -120, 0.002), "0.20% of the VH pixels are below -100 dB (as far as -120)", "-a_nodata -120"),
-    "9999": (lambda a: spot(a, 9999, 0.1), "10.00% of the VH pixels are above 60 dB (as far as 9999)", "-a_nodata 9999"),
+    "-9999": (
+        lambda a: spot(a, -9999, 0.1),
+        "10.00% of the VH pixels are below -100 dB (as far as -9999)",
+        "gdal_edit.py -a_nodata -9999 FILE",
+    ),
+    "one pixel of -3.4e38": (
+        lambda a: spot(a, -3.4028235e38, 1 / 14400),
+        "0.01% of the VH pixels",
+        "-a_nodata -3.4028235e+38 FILE",
+    ),
+    "-120 here and there": (
+        lambda a: spot(a, -120, 0.002),
+        "0.20% of the VH pixels are below -100 dB (as far as -120)",
+        "-a_nodata -120",
+    ),
+    "9999": (
+        lambda a: spot(a, 9999, 0.1),
+        "10.00% of the VH pixels are above 60 dB (as far as 9999)",
+        "-a_nodata 9999",
+    ),
     "3.4e38": (lambda a: spot(a, 3.4028235e38, 0.1), "above 60 dB", "-a_nodata 3.4028235e+38"),
-    "of VV alone": (lambda a: np.stack([a[0], spot(a, -9999, 0.1)[1]]), "the file of VV: 10.00% of the VV pixels", "-9999"),
+    "of VV alone": (
+        lambda a: np.stack([a[0], spot(a, -9999, 0.1)[1]]),
+        "the file of VV: 10.00% of the VV pixels",
+        "-9999",
+    ),
     "8 bit": (lambda a: np.clip((a + 40) * 4, 0, 255), "VH is never negative, so it looks linear", "10*log10"),
     "linear": (linear, "VH is never negative, so it looks linear", "10*log10"),
     "digital numbers": (lambda a: 500 * linear(a / 2), "VH is never negative", "10*log10"),
@@ -80,16 +114,31 @@ def test_values_that_no_pixel_has_are_refused(kind):
     one_line(error, "the file of V", *words)
 
 
-@pytest.mark.parametrize("image", (
-    scene(), scene(mean=(-31.0, -31.0), std=3), spot(scene(), -103.5, 1 / 14400), spot(scene(), 45, 0.001), spot(scene(), np.nan, 1),
-    spot(scene(), -np.inf, 0.5), spot(scene(), np.inf, 0.5), spot(spot(scene(), np.nan, 1), 5, 0.01), spot(scene(), 0, 1)))
+@pytest.mark.parametrize(
+    "image",
+    (
+        scene(),
+        scene(mean=(-31.0, -31.0), std=3),
+        spot(scene(), -103.5, 1 / 14400),
+        spot(scene(), 45, 0.001),
+        spot(scene(), np.nan, 1),
+        spot(scene(), -np.inf, 0.5),
+        spot(scene(), np.inf, 0.5),
+        spot(spot(scene(), np.nan, 1), 5, 0.01),
+        spot(scene(), 0, 1),
+    ),
+)
 def test_what_was_measured_and_what_is_lost_is_not_refused(image):
     check_decibels(image, str)
 
 
 LINEAR = {
     "dB": (lambda a: a, "VH is mostly negative, so it looks like dB", "10**(dB/10)"),
-    "-9999": (lambda a: spot(linear(a), -9999, 0.1), "10.00% of the VH pixels are below -1 (as far as -9999)", "-a_nodata -9999"),
+    "-9999": (
+        lambda a: spot(linear(a), -9999, 0.1),
+        "10.00% of the VH pixels are below -1 (as far as -9999)",
+        "-a_nodata -9999",
+    ),
     "1e9": (lambda a: spot(linear(a), 1e9, 0.1), "10.00% of the VH pixels are above 1,000,000", "-a_nodata 1e+09"),
 }
 
@@ -102,20 +151,32 @@ def test_values_that_no_linear_pixel_has_are_refused(kind):
     one_line(error, "a.npy: ", *words)
 
 
-@pytest.mark.parametrize("image", (linear(scene()), spot(linear(scene()), 0, 0.9), spot(linear(scene()), -0.001, 0.4),
-                                   spot(linear(scene()), np.nan, 1), spot(linear(scene()), 1e-11, 0.01)))
+@pytest.mark.parametrize(
+    "image",
+    (
+        linear(scene()),
+        spot(linear(scene()), 0, 0.9),
+        spot(linear(scene()), -0.001, 0.4),
+        spot(linear(scene()), np.nan, 1),
+        spot(linear(scene()), 1e-11, 0.01),
+    ),
+)
 def test_linear_noise_and_no_data_are_not_refused(image):
     check_linear(image, str)
 
 
-# ---- samples ---------------------------------------------------------------------------------------------------------
+# ---- Samples -------------------------------------------------------------------------------------
 
 SCENES = [scene(seed) for seed in range(4)]
 FAULTS = {
     "dB divided by 100": (lambda a: a / 100, "VH is -0.19 dB on average", "dB divided by 100; multiply"),
     "dB divided by 10": (lambda a: a / 10, "VH is -1.9 dB on average", "dB divided by 10; multiply"),
     "standardised": (lambda a: (a + 19) / 5, "VH is 0", "standardised already; store dB"),
-    "swapped": (lambda a: a[::-1], "VH is brighter than VV (VH -12.5, VV -19.0 dB on average), so they are swapped", "which file is which"),
+    "swapped": (
+        lambda a: a[::-1],
+        "VH is brighter than VV (VH -12.5, VV -19.0 dB on average), so they are swapped",
+        "which file is which",
+    ),
     "times 10,000": (lambda a: a + 40, "VH is 21.0 dB on average", "linear values times 10,000; divide"),
     "times 100": (lambda a: a * 100, "VH has a value of -3", "dB times 100; divide"),
     "far too dark": (lambda a: a - 30, "VH is -49.0 dB on average", "check the units"),
@@ -135,14 +196,38 @@ def test_figures_that_no_sample_has_are_refused(kind):
 
 
 DOUBTS = {
-    "amplitude": (lambda a: a / 2, "mean VH -9.5, VV -6.2, std VH 2.2, VV 2.2 dB is far from the mean VH -19.2, VV -12.5", "square the amplitude"),
-    "other statistics": (lambda a: a - 7, "is far from the mean VH -19.2, VV -12.5", "sarwmix.statistics", "--mean and --std"),
-    "edges of 0": (lambda a: spot(a, 0, 0.1), "10.0% of the VH pixels are at one value from 0.0 to 0.1 dB and 10.0% of the VV", "-a_nodata"),
-    "few edges of 0": (lambda a: spot(a, 0, 0.02), "2.0% of the VH pixels are at one value from 0.0 to 0.1 dB", "-a_nodata"),
+    "amplitude": (
+        lambda a: a / 2,
+        "mean VH -9.5, VV -6.2, std VH 2.2, VV 2.2 dB is far from the mean VH -19.2, VV -12.5",
+        "square the amplitude",
+    ),
+    "other statistics": (
+        lambda a: a - 7,
+        "is far from the mean VH -19.2, VV -12.5",
+        "sarwmix.statistics",
+        "--mean and --std",
+    ),
+    "edges of 0": (
+        lambda a: spot(a, 0, 0.1),
+        "10.0% of the VH pixels are at one value from 0.0 to 0.1 dB and 10.0% of the VV",
+        "-a_nodata",
+    ),
+    "few edges of 0": (
+        lambda a: spot(a, 0, 0.02),
+        "2.0% of the VH pixels are at one value from 0.0 to 0.1 dB",
+        "-a_nodata",
+    ),
     "-99": (lambda a: spot(a, -99, 0.02), "2.0% of the VH pixels are below -80 dB, down to -99", "-a_nodata"),
     "a filler": (lambda a: spot(a, -25, 0.1), "VH pixels are at one value from -25.0 to -24.9 dB", "NaN"),
-    "in [0, 1]": (lambda a: np.minimum(a - a.max((1, 2), keepdims=True), 0), "exactly 0 dB, or 1, as if scaled or clipped to [0, 1]"),
-    "VH a little brighter": (lambda a: np.stack([a[0], a[0] - 1]), "VH is brighter than VV (VH -19.0, VV -20.0 dB on average)", "which file"),
+    "in [0, 1]": (
+        lambda a: np.minimum(a - a.max((1, 2), keepdims=True), 0),
+        "exactly 0 dB, or 1, as if scaled or clipped to [0, 1]",
+    ),
+    "VH a little brighter": (
+        lambda a: np.stack([a[0], a[0] - 1]),
+        "VH is brighter than VV (VH -19.0, VV -20.0 dB on average)",
+        "which file",
+    ),
 }
 
 
@@ -158,8 +243,10 @@ def test_what_may_be_wrong_is_a_warning_with_its_remedy(kind):
 def test_nothing_is_said_of_what_is_usual(expected, simulated):
     data = BigEarthNetv2(simulated, "train")
     assert doubts([data.image(i) for i in range(len(data))], expected) == doubts(SCENES, expected) == []
-    assert doubts([np.round(image) for image in SCENES]) == doubts([np.round(image * 8.5) / 8.5 for image in SCENES]) == []     # codes of 8 bits
-    assert doubts([spot(scene(1), 0, 0.0034)]) == []                                                                            # clipped at 0 dB
+    assert (
+        doubts([np.round(image) for image in SCENES]) == doubts([np.round(image * 8.5) / 8.5 for image in SCENES]) == []
+    )  # codes of 8 bits
+    assert doubts([spot(scene(1), 0, 0.0034)]) == []  # clipped at 0 dB
 
 
 def test_a_sample_without_a_pixel_is_no_fault_of_the_units():
@@ -167,7 +254,8 @@ def test_a_sample_without_a_pixel_is_no_fault_of_the_units():
     assert find_fault(empty) is None and list(find_doubts(empty, V2, Tally().histogram_dict())) == []
 
 
-# ---- where images are read -------------------------------------------------------------------------------------------
+# ---- Where images are read -----------------------------------------------------------------------
+
 
 @pytest.fixture
 def v2(tmp_path):
@@ -192,6 +280,7 @@ def test_zarr_and_lmdb_are_looked_at_alike(tmp_path):
     one_line(error, f"lmdb:{s1_name(2)}/VH: 10.00% of the VH pixels")
     write_v1_zarr(tmp_path / "v1.zarr", 3)
     import zarr
+
     zarr.open_group(tmp_path / "v1.zarr", mode="a")[f"sentinel1/{s1_name(1)}/VV"][:5] = -32768
     with pytest.raises(DataError) as error:
         BigEarthNetv1(tmp_path / "v1.zarr", "all").image(1)
@@ -205,11 +294,13 @@ def test_a_tag_that_is_restored_makes_no_data_of_them(v2):
     with pytest.raises(DataError):
         BigEarthNetv2(v2, "all").image(2)
     with rasterio.open(path, "r+") as file:
-        file.nodata = -9999                             # as gdal_edit.py does
+        file.nodata = -9999  # as gdal_edit.py does
     assert BigEarthNetv2(v2, "all").image(2).isnan().sum() == 72
 
 
-@pytest.mark.parametrize("change, words", ((lambda a: (a + 19) / 5, "standardised already"), (lambda a: a[::-1], "swapped")))
+@pytest.mark.parametrize(
+    "change, words", ((lambda a: (a + 19) / 5, "standardised already"), (lambda a: a[::-1], "swapped"))
+)
 def test_the_first_look_at_folders(change, words, v2):
     for k in range(4):
         write_v2_patch(v2, k, *change(scene(k)))
@@ -223,7 +314,7 @@ def test_the_first_look_warns(v2, caplog):
         write_v2_patch(v2, k, *spot(scene(k), 0, 0.1))
     report = BigEarthNetv2(v2, "all").check_units(V1)
     assert report["max"] == [pytest.approx(0, abs=2), pytest.approx(6, abs=3)] and report["nonfinite"] == 0
-    line, = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert line.startswith(f"{v2}: 4 images of split 'all': 10.0% of the VH pixels are at one value from 0.0 to 0.1 dB")
 
 
@@ -233,7 +324,10 @@ def test_packing_and_statistics_refuse_alike(flags, v2, tmp_path, capsys):
     flags = ["--workers", "1", "--dataset", "benv2", "--data_path", v2, *flags, tmp_path / "out"]
     write_v2_patch(v2, 3, vh=spot(scene(), -9999, 0.1)[0])
     message = refusal(program.main, flags, capsys)
-    assert "1 of 2 images cannot be" in message and f"{s1_name(3)}_VH.tif: 10.00% of the VH pixels are below -100 dB" in message
+    assert (
+        "1 of 2 images cannot be" in message
+        and f"{s1_name(3)}_VH.tif: 10.00% of the VH pixels are below -100 dB" in message
+    )
     for k in (0, 3):
         write_v2_patch(v2, k, *(scene(k) / 100))
     assert "VH is -0.19 dB on average" in refusal(program.main, flags, capsys)
@@ -249,21 +343,53 @@ def test_packing_and_statistics_warn_and_go_on(v2, tmp_path, capsys, caplog):
     statistics.main([*source, str(tmp_path / "statistics.json")])
     PackedDataset(store, "train").check_units(V2)
     words = "split 'train': 10.0% of the VH pixels are at one value from 0.0 to 0.1 dB"
-    assert [record.getMessage().split(": ", 1)[0] for record in caplog.records if words in record.getMessage()] == [str(store), str(v2), str(store)]
+    assert [record.getMessage().split(": ", 1)[0] for record in caplog.records if words in record.getMessage()] == [
+        str(store),
+        str(v2),
+        str(store),
+    ]
 
 
 def test_a_store_with_nothing_but_bad_images_is_not_made(v2, tmp_path, capsys):
     for k in (0, 3):
         write_v2_patch(v2, k, vh=0.05)
-    message = refusal(pack.main, ["--workers", "1", "--dataset", "benv2", "--data_path", v2, "--splits", "train", "--skip_bad", "--out",
-                                  tmp_path / "out"], capsys)
+    message = refusal(
+        pack.main,
+        [
+            "--workers",
+            "1",
+            "--dataset",
+            "benv2",
+            "--data_path",
+            v2,
+            "--splits",
+            "train",
+            "--skip_bad",
+            "--out",
+            tmp_path / "out",
+        ],
+        capsys,
+    )
     assert "2 of 2 images cannot be used" in message and "looks linear" in message
 
 
 def test_a_store_that_was_packed_without_looking_is_refused_by_its_statistics(v2, tmp_path):
-    pack.main(["--workers", "1", "--dataset", "benv2", "--data_path", str(v2), "--splits", "train", "--out", str(tmp_path / "store")])
+    pack.main(
+        [
+            "--workers",
+            "1",
+            "--dataset",
+            "benv2",
+            "--data_path",
+            str(v2),
+            "--splits",
+            "train",
+            "--out",
+            str(tmp_path / "store"),
+        ]
+    )
     data = PackedDataset(tmp_path / "store", "train")
-    (tmp_path / "store" / "statistics.json").unlink()                   # which training can do without
+    (tmp_path / "store" / "statistics.json").unlink()  # which training can do without
     assert data.check_units(V2)["train"]["mean"] == [-21.5, -11.5]
     data.manifest["statistics"]["train"]["min"][0] = -9999.0
     with pytest.raises(DataError) as error:
@@ -271,7 +397,8 @@ def test_a_store_that_was_packed_without_looking_is_refused_by_its_statistics(v2
     one_line(error, f"{tmp_path / 'store'}: split 'train': VH has a value of -9999 dB")
 
 
-# ---- floods ----------------------------------------------------------------------------------------------------------
+# ---- Floods --------------------------------------------------------------------------------------
+
 
 def floods(root, change):
     """Two pairs of 128×128 images, σ⁰ changed as a user's may be, with pixels without data."""
@@ -282,35 +409,50 @@ def floods(root, change):
     return FloodDataset(root)
 
 
-@pytest.mark.parametrize("change, words", (
-    (lambda a: a * 10000, "VH is 21.0 dB on average, but images are between -45 and -5 dB; they look like linear values times 10,000"),
-    (lambda a: a[::-1], "they are swapped"),
-    (lambda a: np.clip((10 * np.log10(a) + 30) / 30, 0.01, 1), "VH is -"),           # dB, scaled to [0, 1]
-))
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        (
+            lambda a: a * 10000,
+            "VH is 21.0 dB on average, but images are between -45 and -5 dB; they look like linear values times 10,000",
+        ),
+        (lambda a: a[::-1], "they are swapped"),
+        (lambda a: np.clip((10 * np.log10(a) + 30) / 30, 0.01, 1), "VH is -"),  # dB, scaled to [0, 1]
+    ),
+)
 def test_floods_that_cannot_be_are_refused(change, words, tmp_path):
     with pytest.raises(DataError) as error:
         floods(tmp_path, change).check_units(V1)
     one_line(error, f"{tmp_path}: 2 pairs of split 'train': ", words)
 
 
-@pytest.mark.parametrize("change, words", (
-    (np.sqrt, "they look like amplitude taken for power; square the amplitude"),
-    (lambda a: a / a.max((1, 2), keepdims=True), "exactly 0 dB, or 1, as if scaled or clipped to [0, 1]"),
-    (lambda a: a / 10, "is far from the mean VH -19.2, VV -12.6"),
-    (lambda a: spot(a, 0.01, 0.3), "VH pixels are at one value from -20.0 to -19.9 dB"),
-))
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        (np.sqrt, "they look like amplitude taken for power; square the amplitude"),
+        (lambda a: a / a.max((1, 2), keepdims=True), "exactly 0 dB, or 1, as if scaled or clipped to [0, 1]"),
+        (lambda a: a / 10, "is far from the mean VH -19.2, VV -12.6"),
+        (lambda a: spot(a, 0.01, 0.3), "VH pixels are at one value from -20.0 to -19.9 dB"),
+    ),
+)
 def test_floods_that_may_be_wrong_are_a_warning(change, words, tmp_path, caplog):
     floods(tmp_path, change).check_units(V1)
-    assert any(words in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING), caplog.text
+    assert any(words in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING), (
+        caplog.text
+    )
 
 
 def test_pixels_without_backscatter_are_left_out_of_the_first_look(tmp_path, caplog):
     report = floods(tmp_path, lambda a: a).check_units(V1)
-    assert report["mean"] == pytest.approx([-19, -12.5], abs=0.2) and report["min"][0] > -50 and report["nonfinite"] == 0
+    assert (
+        report["mean"] == pytest.approx([-19, -12.5], abs=0.2) and report["min"][0] > -50 and report["nonfinite"] == 0
+    )
     assert not caplog.records
 
 
-@pytest.mark.parametrize("read", (lambda data: data[1], lambda data: data.read_image(1, 1), lambda data: data.check_units()))
+@pytest.mark.parametrize(
+    "read", (lambda data: data[1], lambda data: data.read_image(1, 1), lambda data: data.check_units())
+)
 def test_a_bad_flood_image_is_named_when_it_is_read(read, tmp_path):
     data = floods(tmp_path, lambda a: a)
     pair = np.load(tmp_path / "train" / "0001__a__b__1.npy")
@@ -322,12 +464,20 @@ def test_a_bad_flood_image_is_named_when_it_is_read(read, tmp_path):
     one_line(error, "0001__a__b__1.npy image 2: 3.91% of the VV pixels are below -1", "-9999")
 
 
-# ---- batches in Python -----------------------------------------------------------------------------------------------
+# ---- Batches in Python ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize("change, words", (
-    (linear, "VH is never negative, so it looks linear, but is read as dB; give 10*log10(value)"),
-    (lambda a: (a + 19) / 5, "standardised already; store dB"), (lambda a: spot(a, -9999, 0.1), "below -100 dB"),
-    (lambda a: a[::-1], "swapped"), (lambda a: a / 100, "dB divided by 100"), (lambda a: a * 100, "dB times 10 or 100")))
+
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        (linear, "VH is never negative, so it looks linear, but is read as dB; give 10*log10(value)"),
+        (lambda a: (a + 19) / 5, "standardised already; store dB"),
+        (lambda a: spot(a, -9999, 0.1), "below -100 dB"),
+        (lambda a: a[::-1], "swapped"),
+        (lambda a: a / 100, "dB divided by 100"),
+        (lambda a: a * 100, "dB times 10 or 100"),
+    ),
+)
 def test_prepare_refuses_what_is_not_db(change, words):
     prepare = BatchPreparation(128, *V2, weight_mode="none")
     good = torch.from_numpy(np.stack(SCENES))
@@ -336,7 +486,7 @@ def test_prepare_refuses_what_is_not_db(change, words):
     with pytest.raises(ValueError) as error:
         prepare(bad)
     one_line(error, "batch", words)
-    prepare(bad, torch.arange(4), 0)                    # in training, where the dataset has looked already
+    prepare(bad, torch.arange(4), 0)  # in training, where the dataset has looked already
 
 
 def test_prepare_takes_floods_with_large_parts_without_data():
@@ -345,7 +495,8 @@ def test_prepare_takes_floods_with_large_parts_without_data():
     check_batch(image[:, None], V1)
 
 
-# ---- real images -----------------------------------------------------------------------------------------------------
+# ---- Real images ---------------------------------------------------------------------------------
+
 
 def bands(path, *numbers):
     with rasterio.open(path) as file:
@@ -356,8 +507,16 @@ def bands(path, *numbers):
 def test_real_images_in_db_pass():
     v1 = BigEarthNetv1(sample_path("benv1"), "all")
     patches = [v1.read_image(i) for i in range(len(v1))]
-    chips = [bands(path, 2, 1) for path in sorted(sample_path("sen1floods11_chips").glob("S1Hand/*.tif")) if "Paraguay" not in path.name]
-    others = [bands(path, 2, 1) for folder in ("terramind_S1RTC", "sen12ms") for path in sample_path("s1_float_misc", folder).glob("*.tif")]
+    chips = [
+        bands(path, 2, 1)
+        for path in sorted(sample_path("sen1floods11_chips").glob("S1Hand/*.tif"))
+        if "Paraguay" not in path.name
+    ]
+    others = [
+        bands(path, 2, 1)
+        for folder in ("terramind_S1RTC", "sen12ms")
+        for path in sample_path("s1_float_misc", folder).glob("*.tif")
+    ]
     assert len(patches) == 6 and len(chips) == 12 and len(others) == 7
     for image in patches + chips + others:
         check_decibels(image, str)

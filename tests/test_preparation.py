@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Batch preparation: order of the steps, values, flips by sample id, no-data pixels."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def test_equal_size_is_left_alone_and_shrinking_is_antialiased():
     assert torch.equal(prepare().resize(sar_db), sar_db)
     checkerboard = torch.tensor([[0.0, 10.0], [10.0, 0.0]]).repeat(128, 128).expand(1, 2, -1, -1)
     assert prepare(input_size=64).resize(checkerboard)[..., 8:-8, 8:-8].std() < 1e-4
-    assert F.interpolate(checkerboard, size=(66, 66), mode="bilinear").std() > 1     # what it would be without
+    assert F.interpolate(checkerboard, size=(66, 66), mode="bilinear").std() > 1  # what it would be without
 
 
 def test_standardised_weight_domain_takes_standardised_values_for_db():
@@ -71,10 +72,10 @@ def test_flips_depend_on_seed_epoch_and_id_alone():
     order = torch.tensor([5, 2, 7])
     torch.testing.assert_close(module(sar_db[order], ids[order], epoch=2)[0], x[order])
     torch.testing.assert_close(module.to_db(x), random_flips(sar_db, 3, 2, ids))
-    torch.testing.assert_close(weights, compute_weights(random_flips(sar_db, 3, 2, ids)))     # weights are flipped along
+    torch.testing.assert_close(weights, compute_weights(random_flips(sar_db, 3, 2, ids)))  # weights are flipped along
     assert not torch.equal(module(sar_db, ids, epoch=3)[0], x)
     assert not torch.equal(prepare(seed=4)(sar_db, ids, epoch=2)[0], x)
-    assert torch.equal(module(sar_db)[0], prepare()(sar_db)[0])                               # no ids, no flips
+    assert torch.equal(module(sar_db)[0], prepare()(sar_db)[0])  # no ids, no flips
 
 
 def test_flips_are_fair_independent_and_of_the_right_axes():
@@ -92,11 +93,18 @@ def test_flips_are_fair_independent_and_of_the_right_axes():
 
 
 def test_description_is_plain_and_complete():
-    assert prepare().describe() == {"channels": ["VH", "VV"], "units": "dB", "input_size": 128, "mean": [-19.0, -12.0],
-                                    "std": [5.0, 4.0]}
+    assert prepare().describe() == {
+        "channels": ["VH", "VV"],
+        "units": "dB",
+        "input_size": 128,
+        "mean": [-19.0, -12.0],
+        "std": [5.0, 4.0],
+    }
 
 
-@pytest.mark.parametrize("kwargs", [dict(std=(0, 1)), dict(mean=(1, 2, 3)), dict(weight_mode="x"), dict(weight_domain="x")])
+@pytest.mark.parametrize(
+    "kwargs", [dict(std=(0, 1)), dict(mean=(1, 2, 3)), dict(weight_mode="x"), dict(weight_domain="x")]
+)
 def test_impossible_settings_are_refused(kwargs):
     with pytest.raises(ValueError):
         prepare(**kwargs)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A job of scripts/qsub_run.sh without PBS: what it starts, how it hands on SIGTERM, and when it submits the next job."""
+
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from conftest import ROOT
 
 BOUND = 60
 RUN = "pretrain_benv2_base_per_channel_token_seed0"
-MPIRUN, QSUB = "mpirun.json", "qsub.json"       # what the fake commands were started with
+MPIRUN, QSUB = "mpirun.json", "qsub.json"  # what the fake commands were started with
 # A fake command: writes down its arguments and its environment, then does its work.
 FAKE = f"""#!{sys.executable} -S
 import json, os, signal, sys, time
@@ -71,17 +72,35 @@ def job(tmp_path):
     (output / "checkpoint.pth").touch()
     os.utime(output / "checkpoint.pth", (1e9, 1e9))
     (tmp_path / "nodes").write_text("localhost\n" * 8)
-    executable(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done\n")
+    executable(
+        tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done\n"
+    )
 
     def start(mpirun="", qsub="print('12.pbs')", **variables):
         for name, work in (("mpirun", mpirun), ("qsub", qsub)):
             if work is not None:
-                executable(tmp_path / "bin" / name, FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}"))
-        env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PBS_O_WORKDIR": str(tmp_path), "PBS_JOBID": "11.pbs",
-               "PBS_NODEFILE": str(tmp_path / "nodes"), "SITE_GROUP": "group", "DATA_PATH": "data, all", "MODELS_PATH": "out, put",
-               "RUN_FOLDER": str(output), **variables}
-        return subprocess.Popen(["bash", tmp_path / "spool" / "jobs" / "12.pbs.SC"], cwd="/", env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                executable(
+                    tmp_path / "bin" / name, FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}")
+                )
+        env = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "PBS_O_WORKDIR": str(tmp_path),
+            "PBS_JOBID": "11.pbs",
+            "PBS_NODEFILE": str(tmp_path / "nodes"),
+            "SITE_GROUP": "group",
+            "DATA_PATH": "data, all",
+            "MODELS_PATH": "out, put",
+            "RUN_FOLDER": str(output),
+            **variables,
+        }
+        return subprocess.Popen(
+            ["bash", tmp_path / "spool" / "jobs" / "12.pbs.SC"],
+            cwd="/",
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     return start
 
@@ -110,13 +129,24 @@ def test_the_run_is_started_with_the_recipe_and_the_walltime(job, tmp_path):
     assert words[:9] == ["-np", "8", "--host", "localhost:8", "--map-by", "ppr:8:node", "--bind-to", "none", python]
     assert words[9] == "main_pretrain.py" and env["MASTER_ADDR"] == "localhost" and env["PWD"] == str(tmp_path)
     from main_pretrain import parse_flags
+
     flags = parse_flags(words[10:])
-    assert (flags.dataset, flags.data_path, flags.output_dir, flags.resume) == ("benv2", "data, all", f"out, put/{RUN}", "auto")
+    assert (flags.dataset, flags.data_path, flags.output_dir, flags.resume) == (
+        "benv2",
+        "data, all",
+        f"out, put/{RUN}",
+        "auto",
+    )
     assert (flags.walltime, flags.model, flags.batch_size, flags.accum_iter) == (1435, "mixmim_base", 256, 1)
     assert (flags.epochs, flags.stop_epoch, flags.warmup_epochs, flags.blr, flags.min_lr) == (1024, 64, 40, 1.5e-4, 0)
     assert (flags.weight_decay, flags.mask_ratio, flags.norm_pix_loss, flags.weight_mode, flags.weight_level) == (
-        0.05, 0.5, True, "per_channel", "token")
-    log, = (tmp_path / "out, put" / "logs").iterdir()
+        0.05,
+        0.5,
+        True,
+        "per_channel",
+        "token",
+    )
+    (log,) = (tmp_path / "out, put" / "logs").iterdir()
     assert log.read_text() == "a line of the run\n" and log.name.startswith(f"{RUN}_2")
 
 
@@ -124,13 +154,39 @@ def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_pa
     status, lines = end(job(STOPPED, RESUBMIT="3", WALLTIME="1:35:00", EXTRA="--clip_grad 1 --log_dir 'a b'"))
     assert status == 0 and only_line(lines, "resubmitted as 12.pbs", "2 more")
     words, env = json.loads((tmp_path / QSUB).read_text())
-    assert words[:10] == ["-N", "sarwmix-pretrain", "-P", "group", "-q", "rt_HF", "-l", "select=1:ncpus=192:mpiprocs=8", "-l", "walltime=1:35:00"]
+    assert words[:10] == [
+        "-N",
+        "sarwmix-pretrain",
+        "-P",
+        "group",
+        "-q",
+        "rt_HF",
+        "-l",
+        "select=1:ncpus=192:mpiprocs=8",
+        "-l",
+        "walltime=1:35:00",
+    ]
     assert words[10] == "-v" and words[12:] == ["scripts/qsub_run.sh"]
     handed_on = {name: env[name] for name in words[11].split(",")}
     assert handed_on == {
-        "TASK_TYPE": "pretrain", "DATASET": "benv2", "DATA_PATH": "data, all", "MODEL": "base", "EPOCH": "64", "WEIGHT_MODE": "per_channel",
-        "WEIGHT_LEVEL": "token", "MODELS_PATH": "out, put", "SEED": "0", "EXTRA": "'--clip_grad' '1' '--log_dir' 'a b'", "RESUBMIT": "2",
-        "NODES": "1", "WALLTIME": "1:35:00", "SITE_GROUP": "group", "SITE_QUEUE": "rt_HF", "SITE_NCPUS": "192", "SITE_GPU": "H200"}
+        "TASK_TYPE": "pretrain",
+        "DATASET": "benv2",
+        "DATA_PATH": "data, all",
+        "MODEL": "base",
+        "EPOCH": "64",
+        "WEIGHT_MODE": "per_channel",
+        "WEIGHT_LEVEL": "token",
+        "MODELS_PATH": "out, put",
+        "SEED": "0",
+        "EXTRA": "'--clip_grad' '1' '--log_dir' 'a b'",
+        "RESUBMIT": "2",
+        "NODES": "1",
+        "WALLTIME": "1:35:00",
+        "SITE_GROUP": "group",
+        "SITE_QUEUE": "rt_HF",
+        "SITE_NCPUS": "192",
+        "SITE_GPU": "H200",
+    }
     assert env["PWD"] == str(tmp_path)
     assert sorted(os.listdir(tmp_path / "out, put" / RUN)) == ["checkpoint.pth", "run.json"]
     first, _ = json.loads((tmp_path / MPIRUN).read_text())
@@ -138,16 +194,25 @@ def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_pa
     assert first[-6:] == ["--walltime", "90", "--clip_grad", "1", "--log_dir", "a b"]
 
 
-@pytest.mark.parametrize("work, resubmit, status, reason", [
-    ("save('finished')", "5", 0, "the run is finished"),
-    (STOPPED, None, 0, "RESUBMIT is 0"),
-    (STOPPED, "0", 0, "RESUBMIT is 0"),
-    ("", "5", 0, "nothing new was saved"),
-    ("(output / 'checkpoint.pth').unlink()", "5", 0, "nothing new was saved"),
-    ("save('failed: …'); sys.exit(1)", "5", 1, "ended with status 1"),
-    ("save('running'); sys.exit(2)", "5", 2, "ended with status 2"),
-    ("save('stopped: SIGUSR1'); sys.exit(138)", "5", 138, "ended with status 138"),        # not asked for through this script
-], ids=["finished", "no RESUBMIT", "RESUBMIT=0", "no progress", "no checkpoint", "failed", "usage", "SIGUSR1"])
+@pytest.mark.parametrize(
+    "work, resubmit, status, reason",
+    [
+        ("save('finished')", "5", 0, "the run is finished"),
+        (STOPPED, None, 0, "RESUBMIT is 0"),
+        (STOPPED, "0", 0, "RESUBMIT is 0"),
+        ("", "5", 0, "nothing new was saved"),
+        ("(output / 'checkpoint.pth').unlink()", "5", 0, "nothing new was saved"),
+        ("save('failed: …'); sys.exit(1)", "5", 1, "ended with status 1"),
+        ("save('running'); sys.exit(2)", "5", 2, "ended with status 2"),
+        (
+            "save('stopped: SIGUSR1'); sys.exit(138)",
+            "5",
+            138,
+            "ended with status 138",
+        ),  # not asked for through this script
+    ],
+    ids=["finished", "no RESUBMIT", "RESUBMIT=0", "no progress", "no checkpoint", "failed", "usage", "SIGUSR1"],
+)
 def test_no_job_follows(job, tmp_path, work, resubmit, status, reason):
     ended, lines = end(job(work, **({"RESUBMIT": resubmit} if resubmit else {})))
     assert ended == status and only_line(lines, "not resubmitted, because", reason) and not (tmp_path / QSUB).exists()
@@ -164,7 +229,7 @@ def test_sigterm_is_handed_on_and_waited_for(job, tmp_path):
 
 def test_sigterm_without_progress_keeps_its_status(job, tmp_path):
     work = "signal.signal(signal.SIGUSR1, lambda *_: os._exit(138)); note('running'); time.sleep(60)"
-    running = job(work, RESUBMIT="1")         # as mpirun ends when a run is still starting up
+    running = job(work, RESUBMIT="1")  # as mpirun ends when a run is still starting up
     wait_for(tmp_path / "running")
     running.send_signal(signal.SIGTERM)
     status, lines = end(running)
@@ -177,10 +242,18 @@ def test_the_real_mpirun_gives_the_ranks_time_at_sigterm(job, tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     python.unlink()
     executable(python, RANK.format(python=sys.executable, here=tmp_path))
-    running = job(mpirun=None, RESUBMIT="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                  OMPI_MCA_rmaps_base_oversubscribe="1")
+    running = job(
+        mpirun=None,
+        RESUBMIT="1",
+        OMPI_ALLOW_RUN_AS_ROOT="1",
+        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+        OMPI_MCA_rmaps_base_oversubscribe="1",
+    )
     wait_for(*(tmp_path / f"running.{rank}" for rank in range(8)))
-    processes = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()]
+    processes = [
+        int(pid)
+        for pid in subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()
+    ]
     for pid in (*processes, running.pid):
         os.kill(pid, signal.SIGTERM)
     status, lines = end(running)
@@ -189,22 +262,43 @@ def test_the_real_mpirun_gives_the_ranks_time_at_sigterm(job, tmp_path):
 
 @pytest.mark.parametrize("code, status", [(0, 1), (143, 143)])
 def test_a_qsub_that_fails_is_one_line(job, code, status):
-    ended, lines = end(job(f"{STOPPED}; sys.exit({code})", "sys.exit('qsub: no such queue\\nask your administrator')", RESUBMIT="1"))
+    ended, lines = end(
+        job(f"{STOPPED}; sys.exit({code})", "sys.exit('qsub: no such queue\\nask your administrator')", RESUBMIT="1")
+    )
     assert ended == status and only_line(lines, "error", "qsub: no such queue ask your administrator")
 
 
-@pytest.mark.parametrize("name, value", [("RESUBMIT", "many"), ("RESUBMIT", "-1"), ("RESUBMIT", "08"), ("WALLTIME", "1435"),
-                                         ("WALLTIME", "0:05:00"), ("NODES", "0"), ("SITE_GPU", "T4"), ("PBS_NODEFILE", "absent"),
-                                         ("DATA_PATH", "absent"), ("SITE", "absent")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("RESUBMIT", "many"),
+        ("RESUBMIT", "-1"),
+        ("RESUBMIT", "08"),
+        ("WALLTIME", "1435"),
+        ("WALLTIME", "0:05:00"),
+        ("NODES", "0"),
+        ("SITE_GPU", "T4"),
+        ("PBS_NODEFILE", "absent"),
+        ("DATA_PATH", "absent"),
+        ("SITE", "absent"),
+    ],
+)
 def test_a_setting_that_cannot_be_meant_is_refused_before_anything(job, tmp_path, name, value):
     status, lines = end(job(**{name: value}))
     assert status == 2 and only_line(lines, f"error: {name}={value}") and not (tmp_path / MPIRUN).exists()
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda at: (at / ".venv" / "bin" / "python").unlink(), ("bash scripts/setup.sh",)),
-    (lambda at: executable(at / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n"), ("nvidia-smi shows no GPU", "SITE_MODULES")),
-], ids=["no set-up", "no GPU"])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda at: (at / ".venv" / "bin" / "python").unlink(), ("bash scripts/setup.sh",)),
+        (
+            lambda at: executable(at / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n"),
+            ("nvidia-smi shows no GPU", "SITE_MODULES"),
+        ),
+    ],
+    ids=["no set-up", "no GPU"],
+)
 def test_what_is_missing_on_the_node_is_named(job, tmp_path, spoil, words):
     spoil(tmp_path)
     status, lines = end(job())

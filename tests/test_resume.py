@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """A run that was stopped anywhere and continued is, to the last bit, the run that was not stopped."""
+
 import json
 import shutil
 import signal
@@ -13,11 +14,56 @@ from runs import digests, log_of, same_states, scalars
 from sarwmix import pack
 from util.checkpoint import load_checkpoint, sidecar
 
-SMALL = ("--model", "mixmim_tiny", "--input_size", 64, "--num_workers", 0, "--warmup_epochs", 1, "--lr", 1e-3, "--log_freq", 2,
-         "--device", "cpu", "--drop_path", 0.3, "--clip_grad", 1)
-PRETRAIN = (*SMALL, "--batch_size", 4, "--accum_iter", 2, "--epochs", 2, "--save_epochs", 1, "--range_mask_ratio", 0.2)      # 2 × 6 steps
-FINETUNE = (*SMALL, "--dataset", "benv2", "--finetune", "", "--batch_size", 2, "--accum_iter", 2, "--epochs", 2, "--mixup", 0.8,
-            "--cutmix", 1.0)                                                                                              # 2 × 6 steps
+SMALL = (
+    "--model",
+    "mixmim_tiny",
+    "--input_size",
+    64,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    1,
+    "--lr",
+    1e-3,
+    "--log_freq",
+    2,
+    "--device",
+    "cpu",
+    "--drop_path",
+    0.3,
+    "--clip_grad",
+    1,
+)
+PRETRAIN = (
+    *SMALL,
+    "--batch_size",
+    4,
+    "--accum_iter",
+    2,
+    "--epochs",
+    2,
+    "--save_epochs",
+    1,
+    "--range_mask_ratio",
+    0.2,
+)  # 2 × 6 steps
+FINETUNE = (
+    *SMALL,
+    "--dataset",
+    "benv2",
+    "--finetune",
+    "",
+    "--batch_size",
+    2,
+    "--accum_iter",
+    2,
+    "--epochs",
+    2,
+    "--mixup",
+    0.8,
+    "--cutmix",
+    1.0,
+)  # 2 × 6 steps
 TWO_RANKS = ("--accum_iter", 1)
 
 
@@ -28,7 +74,10 @@ def jobs(simulated, tmp_path_factory):
     frame["split"] = ["train"] * 24 + ["validation"] * 11 + ["test"] * 13
     metadata = tmp_path_factory.mktemp("metadata") / "dealt.parquet"
     frame.to_parquet(metadata)
-    return {"main_pretrain": ("--data_path", simulated, *PRETRAIN), "main_finetune": ("--data_path", simulated, "--metadata", metadata, *FINETUNE)}
+    return {
+        "main_pretrain": ("--data_path", simulated, *PRETRAIN),
+        "main_finetune": ("--data_path", simulated, "--metadata", metadata, *FINETUNE),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +86,12 @@ def whole(jobs, tmp_path_factory):
     results = {}
     for program, flags in jobs.items():
         folder = tmp_path_factory.mktemp(program)
-        finish(program, (*flags, "--output_dir", folder / "run"), folder / "output", hurt=(noting_samples, folder / "samples"))
+        finish(
+            program,
+            (*flags, "--output_dir", folder / "run"),
+            folder / "output",
+            hurt=(noting_samples, folder / "samples"),
+        )
         results[program] = folder / "run", (folder / "samples").read_text()
     return results
 
@@ -46,16 +100,23 @@ def differences(one, other):
     """What of two runs is not bitwise the same: names of files, and of parts of them."""
     found = []
     for path in sorted(one.glob("checkpoint*.pth")):
-        if path.name != "checkpoint_previous.pth" and not same_states(load_checkpoint(path), load_checkpoint(other / path.name)):
+        if path.name != "checkpoint_previous.pth" and not same_states(
+            load_checkpoint(path), load_checkpoint(other / path.name)
+        ):
             found.append(path.name)
     clock = "train_samples_per_s"
     if [{**entry, clock: 0} for entry in log_of(one)] != [{**entry, clock: 0} for entry in log_of(other)]:
         found.append("log.txt")
     found += [name for name in ("train_loss", "lr") if scalars(one, name) != scalars(other, name)]
     for path in one.glob("eval_*.json"):
-        if {**json.loads(path.read_text()), "checkpoint": ""} != {**json.loads((other / path.name).read_text()), "checkpoint": ""}:
+        if {**json.loads(path.read_text()), "checkpoint": ""} != {
+            **json.loads((other / path.name).read_text()),
+            "checkpoint": "",
+        }:
             found.append(path.name)
-    found += [path.name for path in one.glob("reconstruction_*.png") if path.read_bytes() != (other / path.name).read_bytes()]
+    found += [
+        path.name for path in one.glob("reconstruction_*.png") if path.read_bytes() != (other / path.name).read_bytes()
+    ]
     return found
 
 
@@ -68,15 +129,20 @@ def stop_and_continue(program, flags, folder, hurt, status=143, more=()):
     return stopped.lines()[-1]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The same run
-# --------------------------------------------------------------------------------------------------------------------
+# ---- The same run --------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("step, workers", [(1, 0), (6, 0), (9, 2)])
 @pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
 def test_stopped_by_sigterm_at_a_step(jobs, whole, tmp_path, program, step, workers):
-    said = stop_and_continue(program, jobs[program], tmp_path, (signalled_at_step, step, signal.SIGTERM), more=("--num_workers", workers))
-    place = f"epoch {step // 6}, step {step % 6}/6" if program == "main_pretrain" or step % 6 else "the evaluation of epoch 0"
+    said = stop_and_continue(
+        program, jobs[program], tmp_path, (signalled_at_step, step, signal.SIGTERM), more=("--num_workers", workers)
+    )
+    place = (
+        f"epoch {step // 6}, step {step % 6}/6"
+        if program == "main_pretrain" or step % 6
+        else "the evaluation of epoch 0"
+    )
     assert said == f"{program}.py: stopped: SIGTERM: ended in {place}, and all is saved; go on with --resume auto"
     assert differences(whole[program][0], tmp_path / "run") == []
     assert (tmp_path / "samples").read_text() == whole[program][1]
@@ -93,17 +159,39 @@ def test_in_fp16_the_scale_of_the_loss_goes_on_too(jobs, tmp_path):
 
 
 def test_from_a_packed_store_whose_batches_threads_make(jobs, whole, simulated, tmp_path):
-    pack.main(["--workers", "1", "--dataset", "benv2", "--data_path", str(simulated), "--out", str(tmp_path / "store"), "--dtype", "float32",
-               "--splits", "train", "val"])
+    pack.main(
+        [
+            "--workers",
+            "1",
+            "--dataset",
+            "benv2",
+            "--data_path",
+            str(simulated),
+            "--out",
+            str(tmp_path / "store"),
+            "--dtype",
+            "float32",
+            "--splits",
+            "train",
+            "val",
+        ]
+    )
     flags = ("--data_path", tmp_path / "store", *PRETRAIN)
-    stop_and_continue("main_pretrain", flags, tmp_path, (signalled_at_step, 9, signal.SIGTERM), more=("--num_workers", 2, "--data_cache", "ram"))
+    stop_and_continue(
+        "main_pretrain",
+        flags,
+        tmp_path,
+        (signalled_at_step, 9, signal.SIGTERM),
+        more=("--num_workers", 2, "--data_cache", "ram"),
+    )
     assert scalars(whole["main_pretrain"][0]) == scalars(tmp_path / "run")
     assert (tmp_path / "samples").read_text() == whole["main_pretrain"][1]
 
 
 def test_stopped_by_ctrl_c(jobs, whole, tmp_path):
-    assert "SIGINT: ended in epoch 1, step 2/6" in stop_and_continue("main_pretrain", jobs["main_pretrain"], tmp_path,
-                                                                      (signalled_at_step, 8, signal.SIGINT), status=130)
+    assert "SIGINT: ended in epoch 1, step 2/6" in stop_and_continue(
+        "main_pretrain", jobs["main_pretrain"], tmp_path, (signalled_at_step, 8, signal.SIGINT), status=130
+    )
     assert differences(whole["main_pretrain"][0], tmp_path / "run") == []
 
 
@@ -118,15 +206,19 @@ def test_killed_in_mid_epoch_it_goes_on_from_the_last_save(jobs, whole, tmp_path
 
 
 def test_stopped_in_the_evaluation_of_an_epoch(jobs, whole, tmp_path):
-    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 3, signal.SIGTERM))
+    said = stop_and_continue(
+        "main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 3, signal.SIGTERM)
+    )
     assert "ended in the evaluation of epoch 0" in said
     assert differences(whole["main_finetune"][0], tmp_path / "run") == []
     assert (tmp_path / "samples").read_text() == whole["main_finetune"][1]
 
 
 def test_stopped_in_the_final_evaluation(jobs, whole, tmp_path):
-    said = stop_and_continue("main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 14, signal.SIGTERM))
-    assert "ended in the final evaluation" in said                 # after 2 × 6 batches of validation
+    said = stop_and_continue(
+        "main_finetune", jobs["main_finetune"], tmp_path, (signalled_in_evaluation, 14, signal.SIGTERM)
+    )
+    assert "ended in the final evaluation" in said  # after 2 × 6 batches of validation
     assert differences(whole["main_finetune"][0], tmp_path / "run") == []
 
 
@@ -136,7 +228,11 @@ def test_the_walltime_ends_a_run_with_status_0(jobs, whole, tmp_path, program):
     said = stop_and_continue(program, jobs[program], tmp_path, (), status=0, more=("--walltime", 1e-3))
     assert "--walltime is nearly over: ended in epoch 0, step 1/6" in said
     assert "ended in epoch 0, step 2/6" in (tmp_path / "continued").read_text()
-    finish(program, (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto", "--walltime", 60), tmp_path / "last")
+    finish(
+        program,
+        (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto", "--walltime", 60),
+        tmp_path / "last",
+    )
     assert differences(whole[program][0], tmp_path / "run") == []
     assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"] == "finished"
 
@@ -147,14 +243,25 @@ def test_two_ranks_stop_together_and_go_on(jobs, whole, tmp_path, program):
     flags = (*jobs[program], *TWO_RANKS, "--resume", "auto", "--output_dir")
     for rank in start_ranks(program, (*flags, tmp_path / "whole"), tmp_path / "output"):
         assert rank.wait() == 0, rank.text()
-    stopped = start_ranks(program, (*flags, tmp_path / "run"), tmp_path / "stopped", hurt={1: (signalled_at_step, 8, signal.SIGTERM)})
+    stopped = start_ranks(
+        program, (*flags, tmp_path / "run"), tmp_path / "stopped", hurt={1: (signalled_at_step, 8, signal.SIGTERM)}
+    )
     assert [rank.wait() for rank in stopped] == [143, 143], stopped[0].text()
-    assert len(stopped[0].lines()) == 1 and "SIGTERM: ended in epoch 1, step 3/6" in stopped[0].lines()[0] and not stopped[1].lines()
+    assert (
+        len(stopped[0].lines()) == 1
+        and "SIGTERM: ended in epoch 1, step 3/6" in stopped[0].lines()[0]
+        and not stopped[1].lines()
+    )
     for rank in start_ranks(program, (*flags, tmp_path / "run"), tmp_path / "continued"):
         assert rank.wait() == 0, rank.text()
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
-    alone = Run(program, (*jobs[program], "--output_dir", tmp_path / "alone"), tmp_path / "alone.txt", hurt=(signalled_at_step, 8, signal.SIGTERM))
+    alone = Run(
+        program,
+        (*jobs[program], "--output_dir", tmp_path / "alone"),
+        tmp_path / "alone.txt",
+        hurt=(signalled_at_step, 8, signal.SIGTERM),
+    )
     assert alone.wait() == 143
     for rank in start_ranks(program, (*flags, tmp_path / "alone"), tmp_path / "by two"):
         assert rank.wait() == 0, rank.text()
@@ -165,15 +272,18 @@ def test_two_ranks_stop_together_and_go_on(jobs, whole, tmp_path, program):
 def test_three_ranks_sum_in_the_order_that_they_had_before_the_stop(jobs, tmp_path):
     """With two the order does not matter, as a + b is b + a."""
     flags = (*jobs["main_pretrain"], *TWO_RANKS, "--batch_size", 2, "--resume", "auto", "--output_dir")
-    for folder, hurt, status in (("whole", {}, 0), ("run", {2: (signalled_at_step, 5, signal.SIGTERM)}, 143), ("run", {}, 0)):
+    for folder, hurt, status in (
+        ("whole", {}, 0),
+        ("run", {2: (signalled_at_step, 5, signal.SIGTERM)}, 143),
+        ("run", {}, 0),
+    ):
         ranks = start_ranks("main_pretrain", (*flags, tmp_path / folder), tmp_path / "output", 3, hurt)
         assert [rank.wait() for rank in ranks] == [status] * 3, ranks[0].text()
     assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Controls: if a piece of the state were lost, these tests would notice
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Controls: if a piece of the state were lost, these tests would notice -----------------------
+
 
 @pytest.fixture(scope="module")
 def stopped(jobs, tmp_path_factory):
@@ -181,8 +291,15 @@ def stopped(jobs, tmp_path_factory):
     folders = {}
     for program, flags in jobs.items():
         folder = tmp_path_factory.mktemp(f"stopped_{program}")
-        assert Run(program, (*flags, "--output_dir", folder / "run"), folder / "output",
-                   hurt=(signalled_at_step, 9, signal.SIGTERM)).wait() == 143
+        assert (
+            Run(
+                program,
+                (*flags, "--output_dir", folder / "run"),
+                folder / "output",
+                hurt=(signalled_at_step, 9, signal.SIGTERM),
+            ).wait()
+            == 143
+        )
         folders[program] = folder / "run"
     return folders
 
@@ -222,19 +339,23 @@ def without_the_count_of_filled_pixels(state):
     state["filled"] = 7
 
 
-@pytest.mark.parametrize("program, change, noticed", [
-    ("main_pretrain", None, []),
-    ("main_pretrain", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
-    ("main_pretrain", with_a_younger_optimizer, ["checkpoint.pth", "log.txt", "train_loss"]),
-    ("main_pretrain", without_one_bit, ["checkpoint.pth"]),
-    ("main_pretrain", one_step_back, ["checkpoint.pth", "log.txt", "train_loss"]),
-    ("main_pretrain", without_progress, ["checkpoint.pth", "log.txt", "train_loss"]),
-    ("main_pretrain", with_other_losses, ["log.txt"]),
-    ("main_pretrain", without_the_count_of_filled_pixels, ["checkpoint.pth", "log.txt"]),
-    ("main_finetune", None, []),
-    ("main_finetune", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
-    ("main_finetune", without_selection, ["checkpoint.pth", "eval_test.json"]),
-], ids=lambda value: getattr(value, "__name__", "unchanged" if value is None else None))
+@pytest.mark.parametrize(
+    "program, change, noticed",
+    [
+        ("main_pretrain", None, []),
+        ("main_pretrain", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
+        ("main_pretrain", with_a_younger_optimizer, ["checkpoint.pth", "log.txt", "train_loss"]),
+        ("main_pretrain", without_one_bit, ["checkpoint.pth"]),
+        ("main_pretrain", one_step_back, ["checkpoint.pth", "log.txt", "train_loss"]),
+        ("main_pretrain", without_progress, ["checkpoint.pth", "log.txt", "train_loss"]),
+        ("main_pretrain", with_other_losses, ["log.txt"]),
+        ("main_pretrain", without_the_count_of_filled_pixels, ["checkpoint.pth", "log.txt"]),
+        ("main_finetune", None, []),
+        ("main_finetune", without_moments, ["checkpoint.pth", "log.txt", "train_loss"]),
+        ("main_finetune", without_selection, ["checkpoint.pth", "eval_test.json"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", "unchanged" if value is None else None),
+)
 def test_a_lost_piece_of_state_is_noticed(jobs, whole, stopped, tmp_path, program, change, noticed):
     shutil.copytree(stopped[program], tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint.pth"
@@ -252,23 +373,30 @@ def drawing_otherwise(module, name):
     """One of the functions of a place in the run, a random stream, is one of how often it was called instead."""
     import importlib
     import itertools
+
     module, calls = importlib.import_module(module), itertools.count()
     original = getattr(module, name)
     setattr(module, name, lambda *args: original(*args[:-1], next(calls)))
 
 
-@pytest.mark.parametrize("program, module", [("main_pretrain", "util.steps"), ("main_pretrain", "engine_pretrain"), ("main_finetune", "engine_finetune")])
+@pytest.mark.parametrize(
+    "program, module",
+    [("main_pretrain", "util.steps"), ("main_pretrain", "engine_pretrain"), ("main_finetune", "engine_finetune")],
+)
 def test_a_random_stream_that_depends_on_the_process_is_noticed(jobs, stopped, whole, tmp_path, program, module):
     """Drop path, masks and mixup are drawn anew in a process that goes on: other numbers than without a stop."""
     shutil.copytree(stopped[program], tmp_path / "run")
-    finish(program, (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto"), tmp_path / "output",
-           hurt=(drawing_otherwise, module, "stream_seed"))
+    finish(
+        program,
+        (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto"),
+        tmp_path / "output",
+        hurt=(drawing_otherwise, module, "stream_seed"),
+    )
     assert "checkpoint.pth" in differences(whole[program][0], tmp_path / "run")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Other beginnings
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Other beginnings ----------------------------------------------------------------------------
+
 
 def test_a_damaged_checkpoint_is_passed_over_for_good(jobs, whole, stopped, tmp_path):
     """The run goes on from the one before, which stays, whatever is killed then, until there are two good ones again."""
@@ -305,19 +433,28 @@ def test_a_run_goes_on_in_another_folder(jobs, whole, stopped, tmp_path):
     assert killed.wait() == -signal.SIGKILL
     finish(program, (*flags, "auto"), tmp_path / "output")
     assert digests(stopped[program]) == before
-    assert same_states(load_checkpoint(whole[program][0] / "checkpoint.pth"), load_checkpoint(tmp_path / "run" / "checkpoint.pth"))
+    assert same_states(
+        load_checkpoint(whole[program][0] / "checkpoint.pth"), load_checkpoint(tmp_path / "run" / "checkpoint.pth")
+    )
 
 
 def test_what_was_selected_comes_along_into_another_folder_or_is_missed_at_once(jobs, whole, tmp_path):
     program, source = "main_finetune", tmp_path / "source"
     flags = (*jobs[program], "--output_dir")
-    assert Run(program, (*flags, source), tmp_path / "stopped", hurt=(signalled_at_step, 9, signal.SIGTERM)).wait() == 143
+    assert (
+        Run(program, (*flags, source), tmp_path / "stopped", hurt=(signalled_at_step, 9, signal.SIGTERM)).wait() == 143
+    )
     finish(program, (*flags, tmp_path / "run", "--resume", source / "checkpoint.pth"), tmp_path / "continued")
-    one, other = (json.loads((folder / "eval_test.json").read_text()) for folder in (whole[program][0], tmp_path / "run"))
+    one, other = (
+        json.loads((folder / "eval_test.json").read_text()) for folder in (whole[program][0], tmp_path / "run")
+    )
     assert {**one, "checkpoint": ""} == {**other, "checkpoint": ""}
     (source / "checkpoint_best_mbr.pth").unlink()
     refused = Run(program, (*flags, tmp_path / "refused", "--resume", source / "checkpoint.pth"), tmp_path / "output")
-    assert refused.wait() == 2 and "epoch 0 was selected into checkpoint_best_mbr.pth, which is not beside it" in refused.lines()[0]
+    assert (
+        refused.wait() == 2
+        and "epoch 0 was selected into checkpoint_best_mbr.pth, which is not beside it" in refused.lines()[0]
+    )
     assert len(refused.lines()) == 1 and not list((tmp_path / "refused").glob("[!.]*"))
 
 
@@ -328,15 +465,34 @@ def test_with_another_torch_it_goes_on_and_says_that_bits_may_differ(stopped, jo
     state["bits"]["torch"] = "1.13"
     torch.save(state, checkpoint)
     sidecar(checkpoint).unlink()
-    run = finish("main_pretrain", (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto"), tmp_path / "output")
+    run = finish(
+        "main_pretrain",
+        (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto"),
+        tmp_path / "output",
+    )
     assert f"the run goes on with torch {torch.__version__} (was 1.13)" in run.text()
 
 
-@pytest.mark.parametrize("program, error, status, said", [
-    ("main_finetune", RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1,
-     "rank 0 is out of memory"),
-    ("main_pretrain", OSError(28, "No space left on device", "events.out"), 1, "events.out: No space left on device; the checkpoints are intact"),
-], ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None)
+@pytest.mark.parametrize(
+    "program, error, status, said",
+    [
+        (
+            "main_finetune",
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+            ),
+            1,
+            "rank 0 is out of memory",
+        ),
+        (
+            "main_pretrain",
+            OSError(28, "No space left on device", "events.out"),
+            1,
+            "events.out: No space left on device; the checkpoints are intact",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
 def test_a_failure_is_one_line_and_the_run_goes_on_afterwards(jobs, whole, tmp_path, program, error, status, said):
     flags = (*jobs[program], "--output_dir", tmp_path / "run", "--save_every_steps", 1, "--resume", "auto")
     failed = Run(program, flags, tmp_path / "failed", hurt=(failing_at_step, 9, error))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The output directory: one run at a time, nothing overwritten unasked, logs cut to the resumed epoch."""
+
 import fcntl
 import json
 import os
@@ -16,8 +17,10 @@ from util.run_directory import LOCK, RunDirectory
 from util.training import Start
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
-HOLD = ("import sys, time, torch; from util.distributed import Launch, Ranks; from util.run_directory import RunDirectory\n"
-        "run = RunDirectory(sys.argv[1], Ranks(Launch(), torch.device('cpu'))); run.open(); print('held', flush=True); time.sleep(100)")
+HOLD = (
+    "import sys, time, torch; from util.distributed import Launch, Ranks; from util.run_directory import RunDirectory\n"
+    "run = RunDirectory(sys.argv[1], Ranks(Launch(), torch.device('cpu'))); run.open(); print('held', flush=True); time.sleep(100)"
+)
 
 
 def run(path, epochs, start_epoch=0, resume=False, overwrite=False):
@@ -26,7 +29,9 @@ def run(path, epochs, start_epoch=0, resume=False, overwrite=False):
     directory.open(resume, overwrite)
     directory.begin({"what": f"from {start_epoch}"}, Start(start_epoch), steps=1, overwrite=overwrite)
     for epoch in range(start_epoch, epochs):
-        directory.save({"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, (f"checkpoint_{epoch + 1}.pth",))
+        directory.save(
+            {"model": {}, "epoch": epoch}, {"train_loss": 1.0, "epoch": epoch}, (f"checkpoint_{epoch + 1}.pth",)
+        )
     directory.close()
 
 
@@ -60,7 +65,7 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
 def test_a_continued_run_cuts_the_log_back_and_keeps_the_earlier_record(tmp_path):
     run(tmp_path, 4)
     with open(tmp_path / "log.txt", "a") as file:
-        file.write('{"train_loss": 1.0, "epo')            # killed while writing
+        file.write('{"train_loss": 1.0, "epo')  # killed while writing
     (tmp_path / ".checkpoint.pth.4711.tmp").write_text("half")
     run(tmp_path, 3, start_epoch=2, resume=True)
     assert not list(tmp_path.glob(".*.tmp"))
@@ -78,12 +83,14 @@ def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    RunDirectory(tmp_path, ALONE).open()                  # a killed holder leaves its name, but not the lock
+    RunDirectory(tmp_path, ALONE).open()  # a killed holder leaves its name, but not the lock
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_outside_of_training_frees_the_folder(tmp_path, number):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(number)
     assert holder.wait() == 128 + number and (tmp_path / LOCK).read_text() == ""
@@ -92,7 +99,9 @@ def test_a_signal_outside_of_training_frees_the_folder(tmp_path, number):
 
 def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_path):
     fork = HOLD.replace("print('held'", "import os; os.fork() or time.sleep(100); print('held'")
-    holder = subprocess.Popen([sys.executable, "-c", fork, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", fork, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         holder.send_signal(signal.SIGKILL)
@@ -125,13 +134,17 @@ def test_a_folder_that_cannot_be_made_is_one_line():
     refused("/proc/version/run", "--output_dir /proc/version/run")
 
 
-@pytest.mark.parametrize("log_dir, reason", [("{}/file/logs", "Not a directory"), ("/proc", "No such file or directory")])
+@pytest.mark.parametrize(
+    "log_dir, reason", [("{}/file/logs", "Not a directory"), ("/proc", "No such file or directory")]
+)
 def test_a_log_folder_that_cannot_be_written_is_told_before_an_earlier_run_is_removed(tmp_path, log_dir, reason):
     run(tmp_path / "run", 2)
     (tmp_path / "file").touch()
     directory = RunDirectory(tmp_path / "run", ALONE)
     directory.open(overwrite=True)
-    with pytest.raises(UsageError, match=f"--log_dir {log_dir.format(tmp_path)}: {reason}; choose a folder that can be written"):
+    with pytest.raises(
+        UsageError, match=f"--log_dir {log_dir.format(tmp_path)}: {reason}; choose a folder that can be written"
+    ):
         directory.begin({}, Start(0), steps=1, log_dir=log_dir.format(tmp_path), overwrite=True)
     directory.close()
     assert epochs_logged(tmp_path / "run") == [0, 1] and (tmp_path / "run" / "checkpoint_2.pth").exists()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Sample order, micro-batches, and the schedule."""
+
 import math
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ def test_ranks_and_accumulation_cut_an_epoch_into_the_same_micro_batches():
         ranks = [batches(rank, world_size, accum_iter) for rank in range(world_size)]
         together = [ranks[i % world_size][i // world_size] for i in range(len(alone))]
         assert together == alone
-    assert np.concatenate(alone).tolist() == epoch_order(53, 7, 1)[:48].tolist()      # 53 = 3 steps of 16, and 5 left out
+    assert np.concatenate(alone).tolist() == epoch_order(53, 7, 1)[:48].tolist()  # 53 = 3 steps of 16, and 5 left out
 
 
 def test_an_epoch_is_a_permutation_that_changes_with_epoch_and_seed():
@@ -40,16 +41,24 @@ def test_global_batch_names_the_samples_of_a_step():
 
 
 def test_stream_seeds_differ_by_place():
-    places = [(stream, epoch, step, micro) for stream in (1, 2) for epoch in range(4) for step in range(4) for micro in range(4)]
+    places = [
+        (stream, epoch, step, micro)
+        for stream in (1, 2)
+        for epoch in range(4)
+        for step in range(4)
+        for micro in range(4)
+    ]
     seeds = {stream_seed(0, *place) for place in places}
-    assert len(seeds) == len(places) and 0 <= min(seeds) and max(seeds) < 2 ** 63
+    assert len(seeds) == len(places) and 0 <= min(seeds) and max(seeds) < 2**63
 
 
 ARGS = SimpleNamespace(lr=1.0, min_lr=0.1, warmup_epochs=4, epochs=12)
 
 
-@pytest.mark.parametrize("t, lr", [(0, 0), (1, 0.25), (3.5, 0.875), (4, 1), (8, 0.55), (10, 0.1 + 0.45 * (1 + math.cos(0.75 * math.pi))),
-                                   (12, 0.1)])
+@pytest.mark.parametrize(
+    "t, lr",
+    [(0, 0), (1, 0.25), (3.5, 0.875), (4, 1), (8, 0.55), (10, 0.1 + 0.45 * (1 + math.cos(0.75 * math.pi))), (12, 0.1)],
+)
 def test_schedule_by_value(t, lr):
     plain, scaled = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [plain]}, {"params": [scaled], "lr_scale": 0.5}], lr=9.0)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The shell scripts where they must refuse: nothing is installed here."""
+
 import shutil
 import subprocess
 
@@ -49,7 +50,13 @@ class Machine:
     def set_up(self, *words, **variables):
         """(exit status, lines on stderr, commands that were started)"""
         (self.folder / "calls").unlink(missing_ok=True)
-        result = subprocess.run(["bash", "scripts/setup.sh", *words], cwd=self.folder, env={**self.env, **variables}, capture_output=True, text=True)
+        result = subprocess.run(
+            ["bash", "scripts/setup.sh", *words],
+            cwd=self.folder,
+            env={**self.env, **variables},
+            capture_output=True,
+            text=True,
+        )
         calls = self.folder / "calls"
         return result.returncode, result.stderr.splitlines(), calls.read_text().splitlines() if calls.exists() else []
 
@@ -61,14 +68,23 @@ def machine(tmp_path):
 
 def installed(calls):
     """The words of what pip was asked for."""
-    return [word for call in calls if " pip " in call for word in call.split() if word == "requirements.txt" or "==" in word or "mpi4py>" in word]
+    return [
+        word
+        for call in calls
+        if " pip " in call
+        for word in call.split()
+        if word == "requirements.txt" or "==" in word or "mpi4py>" in word
+    ]
 
 
 def test_without_root_mpi_and_gdal_are_left_out(machine):
     status, lines, calls = machine.set_up()
     assert status == 0 and len(lines) == 1 and installed(calls) == ["requirements.txt"]
-    assert all(word in lines[0] for word in ("warning:", "openmpi-bin", "libgdal-dev", "Pretraining", "apt-get install", "INSTALL.md"))
-    assert machine.set_up() == (0, [], [])                  # all that can be done is done
+    assert all(
+        word in lines[0]
+        for word in ("warning:", "openmpi-bin", "libgdal-dev", "Pretraining", "apt-get install", "INSTALL.md")
+    )
+    assert machine.set_up() == (0, [], [])  # all that can be done is done
     machine.add("mpirun", "#!/bin/bash\necho 'mpirun (Open MPI) 4.1.4'\n")
     machine.add("gdal-config", "#!/bin/bash\necho 3.6.2\n")
     assert installed(machine.set_up()[2]) == ["requirements.txt", "mpi4py>=4.0", "mpi4py>=4.0", "GDAL==3.6.2"]
@@ -88,9 +104,12 @@ def test_as_root_all_system_packages_are_installed(tmp_path, works):
     machine.add("env", '#!/bin/bash\nshift\n"$@"\n')
     machine.add("apt-get", f'#!/bin/bash\necho "apt-get $*" >> calls\nif [ "$1" = install ]; then {makes}; fi\n')
     status, lines, calls = machine.set_up()
-    assert status == 0 and calls[:2] == ["apt-get update -qq", "apt-get install -y -qq openmpi-bin libopenmpi-dev gdal-bin libgdal-dev build-essential"]
+    assert status == 0 and calls[:2] == [
+        "apt-get update -qq",
+        "apt-get install -y -qq openmpi-bin libopenmpi-dev gdal-bin libgdal-dev build-essential",
+    ]
     assert len(lines) == (not works) and ("GDAL==0" in installed(calls)) == works
-    assert (machine.set_up()[2] == []) == works              # apt-get is tried again, as its server may be back
+    assert (machine.set_up()[2] == []) == works  # apt-get is tried again, as its server may be back
 
 
 def test_what_python_lacks_ends_it(machine):
@@ -111,5 +130,10 @@ def test_help_and_unknown_words_install_nothing(machine):
 
 
 def test_run_local_refuses_a_missing_folder_before_anything(tmp_path):
-    result = subprocess.run(["bash", ROOT / "scripts" / "run_local.sh", "--data_path", "no/such/folder"], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        ["bash", ROOT / "scripts" / "run_local.sh", "--data_path", "no/such/folder"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "no/such/folder" in result.stderr

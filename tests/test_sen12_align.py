@@ -3,6 +3,7 @@
 
 Also small raw data sets, and programs that are killed midway, for the tests of the steps that follow.
 """
+
 import csv
 import hashlib
 import json
@@ -24,6 +25,7 @@ from sarwmix.errors import DataError
 
 try:
     from sarwmix.sen12_align_s1_to_s2 import align, main
+
     pytestmark = []
 except ImportError:
     pytestmark = pytest.mark.skip("GDAL's Python binding is not installed")
@@ -36,11 +38,15 @@ except ImportError:
 
 S = 128
 LATLON = rasterio.CRS.from_epsg(4326)
-SOUTH, NORTH = (32737, 256000.0, 9868000.0), (32631, 498000.0, 5432100.0)        # EPSG, easting and northing of the upper left corner
-TEN_METRES = 0.0000898          # degrees
+SOUTH, NORTH = (
+    (32737, 256000.0, 9868000.0),
+    (32631, 498000.0, 5432100.0),
+)  # EPSG, easting and northing of the upper left corner
+TEN_METRES = 0.0000898  # degrees
 
 
-# ---- small raw data sets ---------------------------------------------------------------------------------------------
+# ---- Small raw data sets -------------------------------------------------------------------------
+
 
 def image_name(k, kind="D"):
     return f"S1A_IW_GRDH_1S{kind}V_201901{k + 1:02d}T031123_201901{k + 1:02d}T031148_014805_01B9FF_DC8A"
@@ -62,11 +68,19 @@ def latlon_grid(where=SOUTH, degrees=TEN_METRES, margin=6, size=S):
 
 def write_reference(root, folder, where=SOUTH, size=S, date="2019-01-05"):
     crs, pixels = utm_grid(where)
-    return write_tif(root / folder / f"S2_{date}_B04.tif", np.full((size, size), 900, np.uint16), crs=crs, transform=pixels)
+    return write_tif(
+        root / folder / f"S2_{date}_B04.tif", np.full((size, size), 900, np.uint16), crs=crs, transform=pixels
+    )
 
 
 def write_channel(root, folder, name, channel, values, pixels, **options):
-    return write_tif(root / folder / f"{name}_corrected_{channel}.tif", values.astype(np.float32), crs=LATLON, transform=pixels, **options)
+    return write_tif(
+        root / folder / f"{name}_corrected_{channel}.tif",
+        values.astype(np.float32),
+        crs=LATLON,
+        transform=pixels,
+        **options,
+    )
 
 
 def speckle(seed, shape, mean):
@@ -84,15 +98,21 @@ def write_image(root, folder, name, vh=None, vv=None, where=SOUTH):
 def write_list(root, folders):
     """S1list.json of {folder: [(name, flooded)]}."""
     root.mkdir(parents=True, exist_ok=True)
-    content = {folder: {"count": len(entries), **{str(n): {"filename": name, "FLOODING": flooded}
-                                                  for n, (name, flooded) in enumerate(entries, start=1)}}
-               for folder, entries in folders.items()}
+    content = {
+        folder: {
+            "count": len(entries),
+            **{str(n): {"filename": name, "FLOODING": flooded} for n, (name, flooded) in enumerate(entries, start=1)},
+        }
+        for folder, entries in folders.items()
+    }
     (root / "S1list.json").write_text(json.dumps(content))
 
 
 def write_raw(root, folders):
     """A whole data set from {folder: (flooded, flooded, …)}; returns {folder: [names]}."""
-    entries = {folder: [(image_name(k), flooded) for k, flooded in enumerate(states)] for folder, states in folders.items()}
+    entries = {
+        folder: [(image_name(k), flooded) for k, flooded in enumerate(states)] for folder, states in folders.items()
+    }
     write_list(root, entries)
     for folder in folders:
         write_reference(root, folder)
@@ -105,7 +125,7 @@ def one_image(root, kind="D"):
     """A data set of one image without its files: its name."""
     write_list(root, {"0001": [(image_name(0, kind), False), (image_name(9), False)]})
     write_reference(root, "0001")
-    write_image(root, "0001", image_name(9))            # so that there is always one that can be aligned
+    write_image(root, "0001", image_name(9))  # so that there is always one that can be aligned
     return image_name(0, kind)
 
 
@@ -123,7 +143,8 @@ def row_of(out, name):
     return next(row for row in rows_of(out / "align.csv") if row["image"] == name)
 
 
-# ---- programs that are stopped ---------------------------------------------------------------------------------------
+# ---- Programs that are stopped -------------------------------------------------------------------
+
 
 def run(module, *flags):
     return launch([sys.executable, "-m", module, *flags])
@@ -131,8 +152,13 @@ def run(module, *flags):
 
 def kill_midway(command, ready):
     """Start a command in a session of its own, and kill all of it with SIGKILL as soon as ready() holds."""
-    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not ready():
             try:
@@ -147,7 +173,8 @@ def kill_midway(command, ready):
         process.wait()
 
 
-# ---- where pixels land -----------------------------------------------------------------------------------------------
+# ---- Where pixels land ---------------------------------------------------------------------------
+
 
 def place(grid, columns, rows):
     """Coordinates of pixels of a north-up grid, counted from the corner of the first."""
@@ -169,7 +196,7 @@ def test_a_landmark_lands_in_its_pixel(where, degrees, resampling, tmp_path):
     _, shape = latlon_grid(where, degrees, margin=20)
     row, column = shape[0] // 3, shape[1] // 2
     image = np.full(shape, 0.05)
-    image[row, column - 3:column + 4] = image[row - 3:row + 4, column] = 3
+    image[row, column - 3 : column + 4] = image[row - 3 : row + 4, column] = 3
     image[row, column] = 9
     grid = rasterio.Affine(degrees, 0, lon - (column + 0.5) * degrees, 0, -degrees, lat + (row + 0.5) * degrees)
     name = one_image(tmp_path)
@@ -205,8 +232,11 @@ def source_pixels(where, grid):
     return rows.reshape(S, S), columns.reshape(S, S)
 
 
-GRIDS = pytest.mark.parametrize("where, degrees", [(where, scale * TEN_METRES) for where in (SOUTH, NORTH) for scale in (1, 2, 0.4)],
-                                ids=[f"{where}-{scale}" for where in ("south", "north") for scale in ("10m", "20m", "4m")])
+GRIDS = pytest.mark.parametrize(
+    "where, degrees",
+    [(where, scale * TEN_METRES) for where in (SOUTH, NORTH) for scale in (1, 2, 0.4)],
+    ids=[f"{where}-{scale}" for where in ("south", "north") for scale in ("10m", "20m", "4m")],
+)
 
 
 def aligned_speckle(root, where, degrees, resampling):
@@ -229,8 +259,17 @@ def test_images_are_those_of_another_program(where, degrees, resampling, tmp_pat
     crs, pixels = utm_grid(where)
     for image, found in zip(images, warped, strict=True):
         expected = np.zeros((S, S), np.float32)
-        reproject(image, expected, src_crs=LATLON, src_transform=grid, dst_crs=crs, dst_transform=pixels, src_nodata=0, dst_nodata=0,
-                  resampling=Resampling[resampling])
+        reproject(
+            image,
+            expected,
+            src_crs=LATLON,
+            src_transform=grid,
+            dst_crs=crs,
+            dst_transform=pixels,
+            src_nodata=0,
+            dst_nodata=0,
+            resampling=Resampling[resampling],
+        )
         assert (expected > 0).all()
         if resampling == "nearest":
             assert (found == expected).mean() > (0.999 if degrees >= TEN_METRES else 0.99)
@@ -257,7 +296,8 @@ def test_bilinear_is_the_interpolation_at_each_centre(where, degrees, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * image.max())
 
 
-# ---- missing pixels --------------------------------------------------------------------------------------------------
+# ---- Missing pixels ------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("resampling", ("bilinear", "nearest", "average"))
 def test_missing_pixels_are_exactly_zero_and_do_not_bleed(resampling, tmp_path):
@@ -280,7 +320,7 @@ def test_missing_pixels_are_exactly_zero_and_do_not_bleed(resampling, tmp_path):
     warped = read(tmp_path / "out" / "0001" / f"{name}.tif")
     for values, constant, there in ((warped[0], 0.02, covered & ~in_hole), (warped[1], 0.1, covered)):
         assert 0.3 < there.mean() < 0.8
-        if resampling == "average":             # a pixel that touches data has some
+        if resampling == "average":  # a pixel that touches data has some
             assert 0.95 < there.sum() / np.count_nonzero(values) <= 1 and (values != 0)[there].all()
         else:
             assert ((values != 0) == there)[~unclear].all()
@@ -294,11 +334,16 @@ def test_nan_and_infinite_pixels_become_zero_and_are_counted(tmp_path):
     name = one_image(tmp_path)
     write_image(tmp_path, "0001", name, vh, vv)
     align(tmp_path, tmp_path / "out")
-    assert row_of(tmp_path / "out", name)["nonfinite"] == "3" and row_of(tmp_path / "out", image_name(9))["nonfinite"] == "0"
+    assert (
+        row_of(tmp_path / "out", name)["nonfinite"] == "3"
+        and row_of(tmp_path / "out", image_name(9))["nonfinite"] == "0"
+    )
     warped = read(tmp_path / "out" / "0001" / f"{name}.tif")
     rows, columns = source_pixels(SOUTH, grid)
     for values, constant, (row, column) in ((warped[0], 0.02, (60, 60)), (warped[1], 0.1, (61, 90))):
-        assert ((values == 0) == ((np.floor(rows) == row) & (np.floor(columns) == column))).all() and (values == 0).any()
+        assert ((values == 0) == ((np.floor(rows) == row) & (np.floor(columns) == column))).all() and (
+            values == 0
+        ).any()
         np.testing.assert_allclose(values[values != 0], constant, rtol=1e-6)
 
 
@@ -315,7 +360,8 @@ def test_a_declared_no_data_value_is_no_data(tmp_path):
     np.testing.assert_allclose(warped[warped != 0], 0.1, rtol=1e-6)
 
 
-# ---- channels and units ----------------------------------------------------------------------------------------------
+# ---- Channels and units --------------------------------------------------------------------------
+
 
 def test_channels_are_in_order_described_and_on_the_reference_grid(tmp_path):
     _, shape = latlon_grid()
@@ -346,14 +392,16 @@ def test_a_file_that_is_described_as_the_other_channel_is_dropped(tmp_path):
         write_channel(tmp_path, "0001", name, channel, np.full(shape, 0.1), grid, descriptions=["VV"])
     align(tmp_path, tmp_path / "out")
     row = row_of(tmp_path / "out", name)
-    assert row["reason"] == "wrong channel" and f"0001/{name}_corrected_VH.tif" in row["detail"] and "VV" in row["detail"]
+    assert (
+        row["reason"] == "wrong channel" and f"0001/{name}_corrected_VH.tif" in row["detail"] and "VV" in row["detail"]
+    )
 
 
 def test_db_is_converted_before_it_is_resampled(tmp_path):
     """The mean of -20 and 0 dB in linear terms is 0.505; their mean in dB would be 0.1."""
     grid, shape = latlon_grid()
     image = np.where(np.arange(shape[1]) % 2, -20.0, -1e-6) + np.zeros(shape)
-    image[:, 100:] = 0                                  # no data, also among dB
+    image[:, 100:] = 0  # no data, also among dB
     name = one_image(tmp_path)
     for target in (name, image_name(9)):
         write_image(tmp_path, "0001", target, image, image)
@@ -369,9 +417,27 @@ def test_other_units_stop_the_program_and_name_the_flag(mean, units, remedy, tmp
     name = one_image(tmp_path)
     write_image(tmp_path, "0001", name, np.full(shape, mean), np.full(shape, mean))
     with pytest.raises(SystemExit) as stopped:
-        main(["--raw-root", str(tmp_path), "--out", str(tmp_path / "out"), "--units", units, "--size", str(S), "--workers", "1"])
+        main(
+            [
+                "--raw-root",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "out"),
+                "--units",
+                units,
+                "--size",
+                str(S),
+                "--workers",
+                "1",
+            ]
+        )
     message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1 and f"{name}_corrected_VH.tif" in message and remedy in message
+    assert (
+        stopped.value.code == 2
+        and message.count("\n") == 1
+        and f"{name}_corrected_VH.tif" in message
+        and remedy in message
+    )
     assert not (tmp_path / "out" / "align.csv").exists()
 
 
@@ -390,14 +456,15 @@ def test_a_no_data_value_without_its_tag_is_named(tmp_path):
 def test_a_few_negative_values_are_linear_still(tmp_path):
     _, shape = latlon_grid()
     image = np.full(shape, 0.1, np.float32)
-    image[:40] = -0.001                                 # noise that was subtracted
+    image[:40] = -0.001  # noise that was subtracted
     name = one_image(tmp_path)
     write_image(tmp_path, "0001", name, image, image)
     align(tmp_path, tmp_path / "out")
     assert read(tmp_path / "out" / "0001" / f"{name}.tif").min() == pytest.approx(-0.001)
 
 
-# ---- images that cannot be aligned -----------------------------------------------------------------------------------
+# ---- Images that cannot be aligned ---------------------------------------------------------------
+
 
 def remove(root, name):
     (root / "0001" / f"{name}_corrected_VV.tif").unlink()
@@ -449,17 +516,21 @@ def nowhere(root, name):
     write_tif(root / "0001" / f"{name}_corrected_VV.tif", np.ones((150, 150), np.float32))
 
 
-@pytest.mark.parametrize("spoil, reason, words", (
-    (remove, "missing file", "_corrected_VV.tif does not exist"),
-    (remove_folder_of_another, "missing file", "0002/"),
-    (truncate, "corrupt", "_corrected_VV.tif cannot be read"),
-    (empty, "corrupt", "_corrected_VV.tif cannot be read"),
-    (no_tiff, "corrupt", "_corrected_VV.tif cannot be read"),
-    (complex_values, "corrupt", "complex"),
-    (elsewhere, "no overlap", "outside the reference"),
-    (zeros, "all zero", "NaN or infinite"),
-    (zeros_within, "all zero", "within the reference"),
-    (nowhere, "no position", "_corrected_VV.tif does not say where it lies")))
+@pytest.mark.parametrize(
+    "spoil, reason, words",
+    (
+        (remove, "missing file", "_corrected_VV.tif does not exist"),
+        (remove_folder_of_another, "missing file", "0002/"),
+        (truncate, "corrupt", "_corrected_VV.tif cannot be read"),
+        (empty, "corrupt", "_corrected_VV.tif cannot be read"),
+        (no_tiff, "corrupt", "_corrected_VV.tif cannot be read"),
+        (complex_values, "corrupt", "complex"),
+        (elsewhere, "no overlap", "outside the reference"),
+        (zeros, "all zero", "NaN or infinite"),
+        (zeros_within, "all zero", "within the reference"),
+        (nowhere, "no position", "_corrected_VV.tif does not say where it lies"),
+    ),
+)
 def test_an_image_that_cannot_be_aligned_is_recorded(spoil, reason, words, tmp_path, capfd):
     raw, out = tmp_path / "raw", tmp_path / "out"
     name = one_image(raw)
@@ -471,7 +542,7 @@ def test_an_image_that_cannot_be_aligned_is_recorded(spoil, reason, words, tmp_p
     assert words in row["detail"] and name in row["detail"] and str(tmp_path) not in row["detail"]
     assert row_of(out, image_name(9))["status"] == "aligned"
     assert digests(out).keys() == {"S1list.json", "align.csv", "step.json", f"0001/{image_name(9)}.tif"}
-    assert capfd.readouterr().err == ""                 # GDAL prints nothing of its own
+    assert capfd.readouterr().err == ""  # GDAL prints nothing of its own
 
 
 def test_an_image_of_one_polarisation_is_recorded(tmp_path):
@@ -497,7 +568,10 @@ def test_without_a_reference_the_images_of_the_folder_are_dropped(tmp_path):
     next((tmp_path / "0001").glob("S2_*")).write_text("broken")
     align(tmp_path, tmp_path / "out")
     assert [(row["status"], row["reason"], row["reference"]) for row in rows_of(tmp_path / "out" / "align.csv")] == [
-        ("dropped", "no reference", ""), ("dropped", "no reference", ""), ("aligned", "", "S2_2019-01-05_B04.tif")]
+        ("dropped", "no reference", ""),
+        ("dropped", "no reference", ""),
+        ("aligned", "", "S2_2019-01-05_B04.tif"),
+    ]
 
 
 def test_a_reference_of_another_size_is_used_and_named(tmp_path, caplog):
@@ -519,13 +593,16 @@ def test_if_nothing_can_be_aligned_that_is_an_error_and_nothing_is_complete(tmp_
     assert not (tmp_path / "out" / "align.csv").exists()
 
 
-# ---- running again ---------------------------------------------------------------------------------------------------
+# ---- Running again -------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     """Six folders of five images, with a corrupt one, one of one polarisation, and one with NaN: (raw, its alignment)."""
     folder = tmp_path_factory.mktemp("align")
-    names = write_raw(folder / "raw", {f: (False, False, True, False, True) for f in ("0001", "0002", "0003", "0010", "1", "12")})
+    names = write_raw(
+        folder / "raw", {f: (False, False, True, False, True) for f in ("0001", "0002", "0003", "0010", "1", "12")}
+    )
     truncate(folder / "raw", names["0001"][2])
     _, shape = latlon_grid()
     vh = speckle(3, shape, 0.02)
@@ -544,8 +621,13 @@ def test_the_list_is_copied_and_the_rows_are_in_its_order(raw):
     assert (out / "S1list.json").read_bytes() == (source / "S1list.json").read_bytes()
     rows = rows_of(out / "align.csv")
     assert [(row["folder"], row["image"]) for row in rows] == [
-        (folder, image_name(k)) for folder in ("0001", "0002", "0003", "0010", "1", "12") for k in range(5)]
-    assert [row["status"] for row in rows].count("dropped") == 1 and rows[2]["reason"] == "corrupt" and rows[10]["nonfinite"] == "4"
+        (folder, image_name(k)) for folder in ("0001", "0002", "0003", "0010", "1", "12") for k in range(5)
+    ]
+    assert (
+        [row["status"] for row in rows].count("dropped") == 1
+        and rows[2]["reason"] == "corrupt"
+        and rows[10]["nonfinite"] == "4"
+    )
 
 
 @pytest.mark.parametrize("workers", (1, 2))
@@ -557,7 +639,9 @@ def test_killed_midway_and_run_again_it_leaves_the_same(workers, raw, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.tif")}
     launch(command)
     assert digests(out) == digests(raw[1])
-    assert kept and all(path.stat().st_mtime_ns == when for path, when in kept.items())       # what was there is not done again
+    assert kept and all(
+        path.stat().st_mtime_ns == when for path, when in kept.items()
+    )  # what was there is not done again
 
 
 def test_ranks_and_processes_leave_the_same(raw, tmp_path):
@@ -566,8 +650,13 @@ def test_ranks_and_processes_leave_the_same(raw, tmp_path):
 
 
 def test_an_error_on_one_of_two_ranks_is_one_line(raw, tmp_path):
-    result = subprocess.run(mpirun(sys.executable, "-m", "sarwmix.sen12_align_s1_to_s2", *flags(raw[0], tmp_path / "out"), "--units", "dB"),
-                            cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        mpirun(sys.executable, "-m", "sarwmix.sen12_align_s1_to_s2", *flags(raw[0], tmp_path / "out"), "--units", "dB"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 2 and result.stderr.count("error:") == 1 and "--units linear" in result.stderr
 
 
@@ -580,7 +669,11 @@ def test_a_complete_alignment_is_left_alone_until_its_table_is_removed(raw, tmp_
     write_image(source, "0001", names["0001"][1])
     with caplog.at_level("INFO"):
         main([str(word) for word in flags(source, out)])
-    assert "nothing to do" in caplog.text and "1 dropped: 1 corrupt" in caplog.text and "remove it and run again" in caplog.text
+    assert (
+        "nothing to do" in caplog.text
+        and "1 dropped: 1 corrupt" in caplog.text
+        and "remove it and run again" in caplog.text
+    )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     (out / "align.csv").unlink()
     assert align(source, out) and [row["status"] for row in rows_of(out / "align.csv")] == ["aligned", "aligned"]
@@ -611,16 +704,27 @@ def test_a_file_that_cannot_be_written_leaves_nothing_under_its_name(raw, tmp_pa
     """A limit on the size of files, as a full disk would be, and then room."""
     out = tmp_path / "out"
     command = " ".join(["exec", sys.executable, "-m", "sarwmix.sen12_align_s1_to_s2", *map(str, flags(raw[0], out))])
-    result = subprocess.run(["bash", "-c", f"ulimit -f 50; {command}"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 50; {command}"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "error:" in result.stderr
     assert not list(out.rglob("*.tif"))
     launch(["bash", "-c", command])
     assert digests(out) == digests(raw[1])
 
 
-@pytest.mark.parametrize("extra, words", (
-    (["--resampling", "cubic"], "cubic"), (["--units", "power"], "power"), (["--size", "0"], "--size 0"), (["--workers", "0"], "--workers 0"),
-    (["--raw-root", "/no/such"], "/no/such"), (["--s1-list", "/no/list.json"], "/no/list.json"), (["--colour", "red"], "--colour")))
+@pytest.mark.parametrize(
+    "extra, words",
+    (
+        (["--resampling", "cubic"], "cubic"),
+        (["--units", "power"], "power"),
+        (["--size", "0"], "--size 0"),
+        (["--workers", "0"], "--workers 0"),
+        (["--raw-root", "/no/such"], "/no/such"),
+        (["--s1-list", "/no/list.json"], "/no/list.json"),
+        (["--colour", "red"], "--colour"),
+    ),
+)
 def test_wrong_flags_are_one_line_and_status_2(extra, words, raw, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*map(str, flags(raw[0], tmp_path / "out")), *extra])

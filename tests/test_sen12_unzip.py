@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What is taken out of the zip of SEN12-FLOOD, and what happens when that is hostile, damaged, or stopped."""
+
 import json
 import os
 import shutil
@@ -37,16 +38,23 @@ def raw(tmp_path_factory):
 @pytest.fixture
 def small(tmp_path):
     """A zip of two folders with two images each: (path, {name: content})."""
-    members = {f"{folder}/{IMAGE.format(n, band)}": f"{folder} {n} {band}".encode()
-               for folder in ("0001", "1") for n in range(2) for band in ("VH", "VV")}
+    members = {
+        f"{folder}/{IMAGE.format(n, band)}": f"{folder} {n} {band}".encode()
+        for folder in ("0001", "1")
+        for n in range(2)
+        for band in ("VH", "VV")
+    }
     members |= {f"{folder}/S2_2000-01-03_B04.tif": f"{folder} red".encode() for folder in ("0001", "1")}
     members["S1list.json"] = json.dumps({"0001": {}, "1": {}}).encode()
     return tmp_path / "small.zip", members
 
 
 def content_of(folder, apart=("step.json", "unzipped.json")):
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and path.name not in apart}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in apart
+    }
 
 
 def refused(capsys, *flags):
@@ -58,16 +66,25 @@ def refused(capsys, *flags):
     return line
 
 
-# ---- what is wanted --------------------------------------------------------------------------------------------------
+# ---- What is wanted ------------------------------------------------------------------------------
+
 
 def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path):
     assert unzip(raw / "SEN12FLOOD.zip", tmp_path / "out")
     tree = content_of(raw / "SEN12FLOOD")
-    wanted = {name: content for name, content in tree.items()
-              if name.endswith(("_VH.tif", "_VV.tif", "_B04.tif")) or name == "S1list.json"}
+    wanted = {
+        name: content
+        for name, content in tree.items()
+        if name.endswith(("_VH.tif", "_VV.tif", "_B04.tif")) or name == "S1list.json"
+    }
     assert content_of(tmp_path / "out") == wanted and 20 < len(wanted) < len(tree)
     assert json.loads((tmp_path / "out" / "unzipped.json").read_text()) == {
-        "folders": 3, "files": len(wanted), "bytes": sum(map(len, wanted.values())), "left_out": len(tree) - len(wanted), "s1_list": True}
+        "folders": 3,
+        "files": len(wanted),
+        "bytes": sum(map(len, wanted.values())),
+        "left_out": len(tree) - len(wanted),
+        "s1_list": True,
+    }
     step = json.loads((tmp_path / "out" / "step.json").read_text())
     assert step["program"] == "sarwmix.sen12_unzip" and step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
     assert set(step) == {"program", "zip_bytes", "zip_directory_sha256"}
@@ -101,14 +118,23 @@ def test_images_that_lie_elsewhere_are_told(small, caplog):
     assert "1 Sentinel-1 images lie elsewhere" in caplog.text and "0001/more/" in caplog.text
 
 
-@pytest.mark.parametrize("change, words", (
-    (lambda members: {"notes.txt": b""}, "holds neither S1list.json nor any"),
-    (lambda members: {"S1list.json": b"{}"}, "give the zip of SEN12-FLOOD"),
-    (lambda members: {f"{root}/{name}": content for root in "ab" for name, content in members.items()},
-     "more than one data set ('a/', 'b/')"),
-    (lambda members: {f"{root}/{name}": b"" for root in "ab" for name in members if name != "S1list.json"}, "more than one data set"),
-    (lambda members: {**members, "S1list.json": b"{"}, "S1list.json cannot be read as JSON"),
-    (lambda members: {**members, "S1list.json": b"[" * 10 ** 6}, "S1list.json cannot be read as JSON")))
+@pytest.mark.parametrize(
+    "change, words",
+    (
+        (lambda members: {"notes.txt": b""}, "holds neither S1list.json nor any"),
+        (lambda members: {"S1list.json": b"{}"}, "give the zip of SEN12-FLOOD"),
+        (
+            lambda members: {f"{root}/{name}": content for root in "ab" for name, content in members.items()},
+            "more than one data set ('a/', 'b/')",
+        ),
+        (
+            lambda members: {f"{root}/{name}": b"" for root in "ab" for name in members if name != "S1list.json"},
+            "more than one data set",
+        ),
+        (lambda members: {**members, "S1list.json": b"{"}, "S1list.json cannot be read as JSON"),
+        (lambda members: {**members, "S1list.json": b"[" * 10**6}, "S1list.json cannot be read as JSON"),
+    ),
+)
 def test_other_zips_are_refused(change, words, small, tmp_path, capsys):
     path, members = small
     make(path, change(members))
@@ -116,7 +142,8 @@ def test_other_zips_are_refused(change, words, small, tmp_path, capsys):
     assert str(path) in line and words in line and not (tmp_path / "out").exists()
 
 
-# ---- harm ------------------------------------------------------------------------------------------------------------
+# ---- Harm ----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_zips_leave_nothing_at_all(case, tmp_path, capsys):
@@ -131,7 +158,7 @@ def test_hostile_zips_leave_nothing_at_all(case, tmp_path, capsys):
 def test_a_bomb_with_a_lying_size_ends_the_program(small, tmp_path, capsys):
     path, members = small
     name = f"0001/{IMAGE.format(0, 'VV')}"
-    patch(make(path, {name: bytes(64 * 2 ** 20)}), name, size=1000, crc=zlib.crc32(bytes(1000)))
+    patch(make(path, {name: bytes(64 * 2**20)}), name, size=1000, crc=zlib.crc32(bytes(1000)))
     line = refused(capsys, "--zip", path, "--out", tmp_path / "out", "--workers", 1)
     assert name in line and "holds more than the 1000 bytes" in line
     assert content_of(tmp_path / "out") == {}
@@ -144,7 +171,7 @@ def test_bit_rot_is_told_and_a_whole_zip_goes_on_from_there(small, tmp_path, cap
     line = refused(capsys, "--zip", path, "--out", tmp_path / "out", "--workers", 1)
     assert str(path) in line and IMAGE.format(0, "VH") in line and "download it again" in line
     assert not (tmp_path / "out" / "unzipped.json").exists()
-    assert content_of(tmp_path / "out").items() < members.items()       # what is there is right, and nothing half-written
+    assert content_of(tmp_path / "out").items() < members.items()  # what is there is right, and nothing half-written
     path.write_bytes(whole)
     assert unzip(path, tmp_path / "out")
     assert content_of(tmp_path / "out") == members
@@ -154,16 +181,17 @@ def test_without_room_nothing_is_written(small, tmp_path, capsys, monkeypatch):
     path, members = small
     make(path, members)
     need = sum(map(len, members.values()))
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 2 ** 28 + need - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 2**28 + need - 1))
     line = refused(capsys, "--zip", path, "--out", tmp_path / "out")
     assert f"--out {tmp_path / 'out'}" in line and "are free" in line and not (tmp_path / "out").exists()
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 2 ** 28 + need))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 2**28 + need))
     assert unzip(path, tmp_path / "out")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 0))
-    assert not unzip(path, tmp_path / "out")                            # nothing is to be written any more
+    assert not unzip(path, tmp_path / "out")  # nothing is to be written any more
 
 
-# ---- running again ---------------------------------------------------------------------------------------------------
+# ---- Running again -------------------------------------------------------------------------------
+
 
 def test_a_finished_folder_is_left_alone_and_another_zip_refused(small, tmp_path, caplog, capsys):
     path, members = small
@@ -181,18 +209,28 @@ def test_a_finished_folder_is_left_alone_and_another_zip_refused(small, tmp_path
 
 def test_killed_midway_it_goes_on_to_the_same_tree(tmp_path):
     content = os.urandom(100_000)
-    path = make(tmp_path / "data.zip", {f"{folder:04}/{IMAGE.format(n, band)}": content[folder:]
-                                        for folder in range(20) for n in range(30) for band in ("VH", "VV")}, zipfile.ZIP_STORED)
+    path = make(
+        tmp_path / "data.zip",
+        {
+            f"{folder:04}/{IMAGE.format(n, band)}": content[folder:]
+            for folder in range(20)
+            for n in range(30)
+            for band in ("VH", "VV")
+        },
+        zipfile.ZIP_STORED,
+    )
     flags = ["--zip", str(path), "--workers", "2", "--out"]
     launch([*MODULE, *flags, tmp_path / "whole"])
-    run = subprocess.Popen([*MODULE, *flags, str(tmp_path / "out")], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [*MODULE, *flags, str(tmp_path / "out")], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     while run.poll() is None and len(list(tmp_path.glob("out/*/*.tif"))) < 3:
         time.sleep(0.002)
     os.killpg(run.pid, signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
     there = content_of(tmp_path / "out", apart=("step.json", ".lock"))
     assert "unzipped.json" not in there and 3 <= len(there) < 1200
-    assert all(value == content[int(name[:4]):] for name, value in there.items() if not name.endswith(".tmp"))
+    assert all(value == content[int(name[:4]) :] for name, value in there.items() if not name.endswith(".tmp"))
     launch([*MODULE, *flags, tmp_path / "out"])
     assert content_of(tmp_path / "out", ()) == content_of(tmp_path / "whole", ())
 
@@ -204,6 +242,14 @@ def test_two_ranks_write_the_same_tree_and_report_once(raw, tmp_path):
     launch(mpirun(*MODULE, *flags, tmp_path / "two"))
     assert content_of(tmp_path / "two", ()) == content_of(tmp_path / "one", ())
     path = HOSTILE["parent"][0](tmp_path / "data.zip")
-    result = subprocess.run(mpirun(*MODULE, "--zip", path, "--workers", 1, "--out", tmp_path / "three"), cwd=ROOT, text=True,
-                            capture_output=True)
-    assert result.returncode == 2 and result.stderr.count("leads out of its folder") == 1 and not (tmp_path / "three").exists()
+    result = subprocess.run(
+        mpirun(*MODULE, "--zip", path, "--workers", 1, "--out", tmp_path / "three"),
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert (
+        result.returncode == 2
+        and result.stderr.count("leads out of its folder") == 1
+        and not (tmp_path / "three").exists()
+    )

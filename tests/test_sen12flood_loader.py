@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """SEN12-FLOOD pairs: band order and units, both layouts, splits by folders, and what is said about faulty data."""
+
 import json
 import logging
 import traceback
@@ -16,8 +17,14 @@ from sarwmix.sen12flood_loader import FloodDataset
 HEADER = ["folder", "first", "second", "label"]
 S = 128
 PAIRS = {  # part → (folder, first, second, label); image "a<k>" is a constant of its own
-    "train": [("0001", "a0", "a1", 0), ("0001", "a0", "a2", 1), ("0001", "a1", "a2", 1), ("0002", "a3", "a4", 0),
-              ("0003", "a5", "a6", 1), ("0004", "a7", "a8", 0)],
+    "train": [
+        ("0001", "a0", "a1", 0),
+        ("0001", "a0", "a2", 1),
+        ("0001", "a1", "a2", 1),
+        ("0002", "a3", "a4", 0),
+        ("0003", "a5", "a6", 1),
+        ("0004", "a7", "a8", 0),
+    ],
     "test": [("1", "a9", "b-0.x", 1)],
 }
 
@@ -25,7 +32,9 @@ PAIRS = {  # part → (folder, first, second, label); image "a<k>" is a constant
 def linear(name, size=S):
     """(2, size, size): another constant for each channel of each image."""
     k = 10 if name == "b-0.x" else int(name[1:])
-    return np.stack([np.full((size, size), 0.01 * (k + 1), np.float32), np.full((size, size), 0.2 + 0.05 * k, np.float32)])
+    return np.stack(
+        [np.full((size, size), 0.01 * (k + 1), np.float32), np.full((size, size), 0.2 + 0.05 * k, np.float32)]
+    )
 
 
 def decibels(name):
@@ -78,6 +87,7 @@ def fails(*parts, call=FloodDataset, **options):
 
 # items --------------------------------------------------------------------------------------------------------------
 
+
 def test_items_are_db_in_the_order_vh_vv(root):
     data = FloodDataset(root)
     assert len(data) == 6 and data.size == S and data.split == "train" and data.UNITS == "dB"
@@ -85,7 +95,9 @@ def test_items_are_db_in_the_order_vh_vv(root):
         *images, found = data[i]
         for image, name in zip(images, (first, second)):
             assert image.shape == (2, S, S) and image.dtype == torch.float32
-            torch.testing.assert_close(image, torch.tensor(decibels(name), dtype=torch.float32).view(2, 1, 1).expand(2, S, S))
+            torch.testing.assert_close(
+                image, torch.tensor(decibels(name), dtype=torch.float32).view(2, 1, 1).expand(2, S, S)
+            )
         assert found.dtype == torch.int64 and found.shape == () and found == label
         assert torch.equal(torch.stack(data.images(i)), torch.stack(images))
     assert data[0][0][0, 0, 0] == pytest.approx(-20) and data[0][0][1, 0, 0] == pytest.approx(-6.9897, abs=1e-4)
@@ -128,8 +140,12 @@ def test_what_is_not_positive_or_not_finite_is_minus_60_db_and_counted(root):
     assert data.nonfinite.value == 6 == data.subset([0]).nonfinite.value
     assert data.check_units()["nonfinite"] == 3 and data.nonfinite.value == 6
     share = 3 / (2 * S * S)
-    fails("a9", f"{share:.2%} of the pixels", "--max_nonfinite",
-          call=lambda: FloodDataset(root, "test", max_nonfinite=share / 2)[0])
+    fails(
+        "a9",
+        f"{share:.2%} of the pixels",
+        "--max_nonfinite",
+        call=lambda: FloodDataset(root, "test", max_nonfinite=share / 2)[0],
+    )
 
 
 def test_two_workers_count_non_finite_pixels_together(store):
@@ -139,13 +155,14 @@ def test_two_workers_count_non_finite_pixels_together(store):
         write_image(store, folder, first, image)
     data = FloodDataset(store)
     batches = list(DataLoader(data, batch_size=2, num_workers=2))
-    assert data.nonfinite.value == 7 * 7                # six first images, and a1 where it is the second
+    assert data.nonfinite.value == 7 * 7  # six first images, and a1 where it is the second
     for k in (0, 1):
         assert torch.equal(torch.cat([batch[k] for batch in batches]), torch.stack([item[k] for item in data]))
     assert torch.cat([batch[2] for batch in batches]).tolist() == [0, 1, 1, 0, 1, 0]
 
 
 # records ------------------------------------------------------------------------------------------------------------
+
 
 def test_names_labels_and_places(curated, store):
     files, lists = FloodDataset(curated, "all"), FloodDataset(store, "all")
@@ -164,7 +181,10 @@ def test_subset(root):
     data = FloodDataset(root)
     for rows in ([4, 1], np.array([False, True, False, False, True, False])):
         part = data.subset(rows)
-        assert sorted(part.ids.tolist()) == ["0001__a0__a2", "0003__a5__a6"] and part.label_table().tolist() == [[0, 1]] * 2
+        assert (
+            sorted(part.ids.tolist()) == ["0001__a0__a2", "0003__a5__a6"]
+            and part.label_table().tolist() == [[0, 1]] * 2
+        )
         assert part.nonfinite is data.nonfinite and len(data) == 6
     assert torch.equal(data.subset([4])[0][1], data[4][1]) and data.subset([4]).where(0) == data.where(4)
 
@@ -172,7 +192,11 @@ def test_subset(root):
 def test_describe_is_json(root):
     record = json.loads(json.dumps(FloodDataset(root).describe()))
     assert record["name"] == "FloodDataset" and record["root"] == str(root) and record["split"] == "train"
-    assert record["samples"] == 6 and record["class_counts"] == {"no flood": 3, "flood": 3} and len(record["metadata"]) == 1
+    assert (
+        record["samples"] == 6
+        and record["class_counts"] == {"no flood": 3, "flood": 3}
+        and len(record["metadata"]) == 1
+    )
     assert record["fingerprint"] != FloodDataset(root, "test").describe()["fingerprint"]
 
 
@@ -182,19 +206,23 @@ def test_check_units(store):
     write_image(store, "1", "a9", image)
     report = FloodDataset(store, "test").check_units()
     (vh1, vv1), (vh2, vv2) = decibels("a9"), decibels("b-0.x")
-    assert report["mean"] == pytest.approx([(-10 + vh1 + 2 * vh2) / 4, (vv1 * (S * S - 1) + vv2 * S * S) / (2 * S * S - 1)])
+    assert report["mean"] == pytest.approx(
+        [(-10 + vh1 + 2 * vh2) / 4, (vv1 * (S * S - 1) + vv2 * S * S) / (2 * S * S - 1)]
+    )
     vh = np.array([-10, vh1, vh2, vh2])
     assert report["std"] == pytest.approx([vh.std(), abs(vv2 - vv1) / 2], abs=1e-4)
     assert report["min"] == pytest.approx([-10, vv1], abs=1e-5) and report["max"] == pytest.approx([vh2, vv2], abs=1e-5)
     assert report["nonfinite"] == 1
-    assert FloodDataset(store, "all").check_units(samples=1)["mean"][0] == pytest.approx(np.mean([-20, decibels("a1")[0]]))
+    assert FloodDataset(store, "all").check_units(samples=1)["mean"][0] == pytest.approx(
+        np.mean([-20, decibels("a1")[0]])
+    )
     for name in ("a9", "b-0.x"):
         write_image(store, "1", name, 10 * np.log10(linear(name)) - np.float32(5))
-    fails("a9.npy", "mostly negative", "looks like dB", "10**(dB/10)",
-          call=FloodDataset(store, "test").check_units)
+    fails("a9.npy", "mostly negative", "looks like dB", "10**(dB/10)", call=FloodDataset(store, "test").check_units)
 
 
 # splits -------------------------------------------------------------------------------------------------------------
+
 
 def test_validation_takes_whole_training_folders(root):
     whole = FloodDataset(root, "train_val", val_fraction=0.5)
@@ -243,6 +271,7 @@ def test_a_part_that_is_not_asked_for_may_be_absent(root, tmp_path):
 
 # faults -------------------------------------------------------------------------------------------------------------
 
+
 def test_what_cannot_be_a_dataset(root, tmp_path):
     fails("nowhere", "--data_path", root=tmp_path / "nowhere")
     fails("neither", "train/", "pairs_train.csv", "--data_path", root=tmp_path)
@@ -263,11 +292,23 @@ def test_lists_of_folders_that_cannot_be_used(root, tmp_path):
 
 
 def test_file_names_that_do_not_parse(curated):
-    for name in ("0001__a0__a1__2.npy", "0001__a0__a1.npy", "0001__a0____1.npy", "a b__c__d__1.npy", "x.npy",
-                 "1__.._a__b__1.npy.npy"):
+    for name in (
+        "0001__a0__a1__2.npy",
+        "0001__a0__a1.npy",
+        "0001__a0____1.npy",
+        "a b__c__d__1.npy",
+        "x.npy",
+        "1__.._a__b__1.npy.npy",
+    ):
         (curated / "train" / name).write_bytes(b"")
-    fails("6 of 12 files", "0001__a0__a1__2.npy", "<folder>__<first image>__<second image>__<label 0 or 1>.npy", "and 1 more",
-          "rename", root=curated)
+    fails(
+        "6 of 12 files",
+        "0001__a0__a1__2.npy",
+        "<folder>__<first image>__<second image>__<label 0 or 1>.npy",
+        "and 1 more",
+        "rename",
+        root=curated,
+    )
 
 
 def test_other_files_among_the_pairs_are_left_alone(curated):
@@ -276,9 +317,19 @@ def test_other_files_among_the_pairs_are_left_alone(curated):
     assert len(FloodDataset(curated)) == 6
 
 
-@pytest.mark.parametrize("row", [
-    ("../..", "a", "b", "1"), ("0001", ".a", "b", "1"), ("0001", "a/b", "c", "1"), ("0001", "a", "b", "2"),
-    ("0001", "", "b", "1"), ("0001", "a", "b"), ("0001", "a__b", "c", "0"), ("0001", "a\nb", "c", "0")])
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("../..", "a", "b", "1"),
+        ("0001", ".a", "b", "1"),
+        ("0001", "a/b", "c", "1"),
+        ("0001", "a", "b", "2"),
+        ("0001", "", "b", "1"),
+        ("0001", "a", "b"),
+        ("0001", "a__b", "c", "0"),
+        ("0001", "a\nb", "c", "0"),
+    ],
+)
 def test_rows_that_do_not_parse(store, row):
     write_csv(store / "pairs_train.csv", [HEADER, *PAIRS["train"], row])
     fails("pairs_train.csv", "1 of 7 rows", "(pairs_train.csv:8)", "label 0 or 1", root=store)
@@ -296,8 +347,13 @@ def test_lists_without_header_or_rows(store):
 
 
 def test_columns_are_found_by_name(store):
-    write_csv(store / "pairs_train.csv", [["label", "second", "more", "folder", "first"],
-                                          *[(label, b, "x", folder, a) for folder, a, b, label in PAIRS["train"]]])
+    write_csv(
+        store / "pairs_train.csv",
+        [
+            ["label", "second", "more", "folder", "first"],
+            *[(label, b, "x", folder, a) for folder, a, b, label in PAIRS["train"]],
+        ],
+    )
     data = FloodDataset(store)
     assert data.ids[1] == "0001__a0__a2" and data[1][2] == 1
 
@@ -306,7 +362,12 @@ def test_repeated_pairs(curated, store):
     write_csv(store / "pairs_train.csv", [HEADER, *PAIRS["train"], ("0001", "a0", "a2", 0)])
     fails("1 of 7 pairs are repeated", "0001__a0__a2 (pairs_train.csv:3 and pairs_train.csv:8)", "remove", root=store)
     write_pair(curated, "test", ("0003", "a5", "a6", 0))
-    fails("1 of 8 pairs", "0003__a5__a6 (train/0003__a5__a6__1.npy and test/0003__a5__a6__0.npy)", root=curated, split="all")
+    fails(
+        "1 of 8 pairs",
+        "0003__a5__a6 (train/0003__a5__a6__1.npy and test/0003__a5__a6__0.npy)",
+        root=curated,
+        split="all",
+    )
 
 
 def test_files_that_are_missing_or_foreign(curated):
@@ -319,9 +380,16 @@ def test_files_that_are_missing_or_foreign(curated):
     np.save(paths[4], np.ones((2, 2, S, S)))
     with open(paths[5], "wb") as file:
         np.savez(file, a=np.ones(3))
-    faults = ["does not exist", "is empty", "truncated",
-              "holds float64 of shape (2, 2, 128, 128), not float32 of (2, 2, S, S)", ".npz"]
-    fails("5 of 6 image files", *[f"{data.where(i)} " for i in range(1, 6)], *faults, str(curated), call=data.check_files)
+    faults = [
+        "does not exist",
+        "is empty",
+        "truncated",
+        "holds float64 of shape (2, 2, 128, 128), not float32 of (2, 2, S, S)",
+        ".npz",
+    ]
+    fails(
+        "5 of 6 image files", *[f"{data.where(i)} " for i in range(1, 6)], *faults, str(curated), call=data.check_files
+    )
     data.check_files(start=0, step=6)
     fails("2 of 3 image files", call=lambda: data.check_files(start=0, step=2))
     for i, fault in enumerate(faults, start=1):
@@ -335,7 +403,11 @@ def test_files_that_are_missing_or_foreign(curated):
 def test_images_that_are_missing_are_named_once_with_their_row(store):
     FloodDataset(store, "all").check_files()
     (store / "images" / "0001" / "a2.npy").unlink()
-    fails("1 of 9 image files", "images/0001/a2.npy does not exist (pairs_train.csv:3)", call=FloodDataset(store).check_files)
+    fails(
+        "1 of 9 image files",
+        "images/0001/a2.npy does not exist (pairs_train.csv:3)",
+        call=FloodDataset(store).check_files,
+    )
     fails("a2.npy", "does not exist", "(pairs_train.csv:4)", call=lambda: FloodDataset(store)[2])
 
 
@@ -349,7 +421,9 @@ def test_images_of_another_shape(store, shape):
 def test_all_images_have_one_size(store):
     path = write_image(store, "0003", "a6", linear("a6", 2 * S))
     fails(str(path), "256x256", "128x128", "one size", call=lambda: FloodDataset(store)[4])
-    fails("1 of 9 image files", "images/0003/a6.npy is 256x256 pixels, not 128x128", call=FloodDataset(store).check_files)
+    fails(
+        "1 of 9 image files", "images/0003/a6.npy is 256x256 pixels, not 128x128", call=FloodDataset(store).check_files
+    )
     for name in ("a5", "a6"):
         write_image(store, "0003", name, linear(name, 2 * S))
     write_csv(store / "folders.csv", [["0003"]])

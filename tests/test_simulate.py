@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Simulated scenes: the statistics of the radar image, the layout of the files, and running again."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,8 @@ def dataset(tmp_path_factory):
     return out
 
 
-# ---- speckle ---------------------------------------------------------------------------------------------------------
+# ---- Speckle -------------------------------------------------------------------------------------
+
 
 def test_speckle_keeps_the_mean_and_has_the_equivalent_looks(uniform):
     assert uniform.shape == (600, 600)
@@ -49,7 +51,7 @@ def test_speckle_keeps_the_mean_and_has_the_equivalent_looks(uniform):
 
 
 def test_speckle_is_gamma_distributed(uniform):
-    independent = uniform[::8, ::8].ravel() / 0.1           # far enough apart not to be correlated
+    independent = uniform[::8, ::8].ravel() / 0.1  # far enough apart not to be correlated
     assert stats.kstest(independent, stats.gamma(4.5, scale=1 / 4.5).cdf).pvalue > 0.01
     assert stats.skew(uniform.ravel()) == pytest.approx(2 / np.sqrt(4.5), rel=0.05)
 
@@ -80,14 +82,20 @@ def test_vh_and_vv_speckle_are_independent():
     assert abs(np.corrcoef(vh.ravel(), vv.ravel())[0, 1]) < 0.04
 
 
-# ---- scenes ----------------------------------------------------------------------------------------------------------
+# ---- Scenes --------------------------------------------------------------------------------------
+
 
 def test_land_cover_numbers_are_the_official_class_indices():
     assert len(LandCover) == len(CLASSES) == len(simulate_radar.BACKSCATTER)
     assert list(simulate_radar.BACKSCATTER) == list(range(19))
-    for cover, words in ((LandCover.URBAN, "Urban"), (LandCover.AGROFOREST, "Agro-forestry"),
-                         (LandCover.CONIFEROUS, "Coniferous"), (LandCover.BEACH, "Beaches"),
-                         (LandCover.INLAND_WATER, "Inland waters"), (LandCover.SEA, "Marine")):
+    for cover, words in (
+        (LandCover.URBAN, "Urban"),
+        (LandCover.AGROFOREST, "Agro-forestry"),
+        (LandCover.CONIFEROUS, "Coniferous"),
+        (LandCover.BEACH, "Beaches"),
+        (LandCover.INLAND_WATER, "Inland waters"),
+        (LandCover.SEA, "Marine"),
+    ):
         assert CLASSES[cover].startswith(words)
 
 
@@ -111,8 +119,9 @@ def test_backscatter_of_classes_is_near_the_table_and_in_order(scenes):
             assert means[cover][1] == pytest.approx(simulate_radar.BACKSCATTER[cover][1], abs=4), cover.name
     assert len(means) >= 15
     for channel in (0, 1):
-        water, arable, forest, city = (means[c][channel] for c in (
-            LandCover.INLAND_WATER, LandCover.ARABLE, LandCover.CONIFEROUS, LandCover.URBAN))
+        water, arable, forest, city = (
+            means[c][channel] for c in (LandCover.INLAND_WATER, LandCover.ARABLE, LandCover.CONIFEROUS, LandCover.URBAN)
+        )
         assert water < arable - 4 and arable < forest < city - 1
     assert all(vh < vv - 3 for vh, vv in means.values())
 
@@ -133,7 +142,7 @@ def test_scenes_are_varied_and_the_common_classes_occur(scenes):
 
 def test_forest_and_water_have_spatial_structure(scenes):
     for _, cover in scenes:
-        assert (cover[1:] == cover[:-1]).mean() > 0.85      # regions, not single pixels
+        assert (cover[1:] == cover[:-1]).mean() > 0.85  # regions, not single pixels
 
 
 def test_fractal_is_standardised_and_smooth_and_hash_is_uniform():
@@ -148,13 +157,22 @@ def test_fractal_is_standardised_and_smooth_and_hash_is_uniform():
     assert hashed(1, 2) != hashed(2, 1)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def test_metadata_has_the_official_columns(dataset):
     assert pq.read_schema(dataset / "metadata.parquet").equals(METADATA_SCHEMA, check_metadata=False)
     table = pd.read_parquet(dataset / "metadata.parquet")
-    assert list(table.columns) == ["patch_id", "labels", "split", "country", "s1_name", "s2v1_name",
-                                   "contains_seasonal_snow", "contains_cloud_or_shadow"]
+    assert list(table.columns) == [
+        "patch_id",
+        "labels",
+        "split",
+        "country",
+        "s1_name",
+        "s2v1_name",
+        "contains_seasonal_snow",
+        "contains_cloud_or_shadow",
+    ]
     assert len(table) == 13 and table.s1_name.is_unique and table.patch_id.is_unique
     assert set(table.split) == {"train", "validation", "test"} and set(table.country) == {"Simulated"}
     assert all(len(labels) and set(labels) <= set(CLASSES) for labels in table.labels)
@@ -193,8 +211,21 @@ def test_files_hold_the_scene_and_its_patches_tile_it(tmp_path):
 
 
 def test_files_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
-    command = [sys.executable, "-m", "sarwmix.simulate", "--out", str(tmp_path / "two"), "--patches", "13",
-               "--seed", "3", "--size", "32", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "sarwmix.simulate",
+        "--out",
+        str(tmp_path / "two"),
+        "--patches",
+        "13",
+        "--seed",
+        "3",
+        "--size",
+        "32",
+        "--workers",
+        "2",
+    ]
     result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "ETA" in result.stderr and result.stdout == ""
@@ -204,6 +235,7 @@ def test_files_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
 def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
+
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("sarwmix.simulate._write_metadata", stop)
@@ -214,7 +246,8 @@ def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypa
     assert digests(out) == digests(dataset)
 
 
-# ---- splits ----------------------------------------------------------------------------------------------------------
+# ---- Splits --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("patches, size", ((13, 120), (700, 120), (60000, 120), (900, 1024)))
 def test_splits_are_disjoint_in_space_and_have_their_shares(patches, size):
@@ -243,7 +276,8 @@ def test_no_held_out_patches_on_request():
     assert {scene.split for scene in plan_scenes(Parameters(1, val_fraction=0, test_fraction=0))} == {"train"}
 
 
-# ---- running again, and wrong flags ----------------------------------------------------------------------------------
+# ---- Running again, and wrong flags --------------------------------------------------------------
+
 
 def test_a_finished_dataset_is_left_alone(dataset, caplog):
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
@@ -264,12 +298,22 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path):
     assert digests(tmp_path).keys() == {"mine.txt"}
 
 
-@pytest.mark.parametrize("flags, words", (
-    ("--patches 0", "--patches 0"), ("--patches ten", "--patches"), ("", "--patches"), ("--patches 2", "too few"),
-    ("--patches 20 --size -1", "--size -1"), ("--patches 20 --seed -1", "--seed -1"),
-    ("--patches 20 --val_fraction 1.2", "--val_fraction 1.2"), ("--patches 20 --test_fraction nan", "--test_fraction"),
-    ("--patches 20 --val_fraction 0.5 --test_fraction 0.5", "sum"), ("--patches 20 --workers 0", "--workers 0"),
-    ("--patches 20 --colour red", "--colour")))
+@pytest.mark.parametrize(
+    "flags, words",
+    (
+        ("--patches 0", "--patches 0"),
+        ("--patches ten", "--patches"),
+        ("", "--patches"),
+        ("--patches 2", "too few"),
+        ("--patches 20 --size -1", "--size -1"),
+        ("--patches 20 --seed -1", "--seed -1"),
+        ("--patches 20 --val_fraction 1.2", "--val_fraction 1.2"),
+        ("--patches 20 --test_fraction nan", "--test_fraction"),
+        ("--patches 20 --val_fraction 0.5 --test_fraction 0.5", "sum"),
+        ("--patches 20 --workers 0", "--workers 0"),
+        ("--patches 20 --colour red", "--colour"),
+    ),
+)
 def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--out", str(tmp_path / "out"), *flags.split()])

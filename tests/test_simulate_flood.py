@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Simulated floods: what the images show, the layout of the files, and running again."""
+
 import csv
 import json
 import subprocess
@@ -25,7 +26,9 @@ FLAGS = ["--folders", "5", "--seed", "3", "--size", "128", "--test_fraction", "0
 @pytest.fixture(scope="module")
 def places():
     """Flooded places at four dates: [(sigma0_db, water)]."""
-    return [(10 * np.log10(sigma0), water) for sigma0, water in (simulate_place((8, k), 128, 4, True) for k in range(4))]
+    return [
+        (10 * np.log10(sigma0), water) for sigma0, water in (simulate_place((8, k), 128, 4, True) for k in range(4))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,8 @@ def rows_of(path):
         return list(csv.reader(file))
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- Images --------------------------------------------------------------------------------------
+
 
 def test_place_has_the_promised_form_and_is_reproducible():
     sigma0, water = simulate_place((1, 2), 128, 3, True)
@@ -49,8 +53,8 @@ def test_place_has_the_promised_form_and_is_reproducible():
     assert water.shape == (3, 128, 128) and water.dtype == bool
     assert (sigma0 == again).all() and (water == water_again).all()
     assert (sigma0 != simulate_place((1, 3), 128, 3, True)[0]).mean() > 0.99
-    assert (sigma0[0] != sigma0[1]).mean() > 0.99                       # fresh speckle
-    assert [mask.any() for mask in water] == [False, False, True]       # the larger half is dry
+    assert (sigma0[0] != sigma0[1]).mean() > 0.99  # fresh speckle
+    assert [mask.any() for mask in water] == [False, False, True]  # the larger half is dry
     assert not simulate_place((1, 2), 128, 3, False)[1].any()
 
 
@@ -69,8 +73,8 @@ def test_floods_are_dark_and_smooth_and_only_there(places):
         assert np.median(after[1, mask]) < np.median(before[1, mask]) - 2.5
         assert np.median(after[0, mask]) < np.median(before[0, mask]) - 2.5
         assert -27 < np.median(after[1, mask]) < -14
-        assert abs(np.median(after[1, ~mask]) - np.median(before[1, ~mask])) < 6     # season alone
-        assert np.percentile(after[1, ndimage.binary_erosion(mask, iterations=4)], 99.5) < -8     # nothing stands out
+        assert abs(np.median(after[1, ~mask]) - np.median(before[1, ~mask])) < 6  # season alone
+        assert np.percentile(after[1, ndimage.binary_erosion(mask, iterations=4)], 99.5) < -8  # nothing stands out
 
 
 def test_drowned_things_give_no_echo():
@@ -82,7 +86,7 @@ def test_drowned_things_give_no_echo():
     assert not flooded.hedge[water].any() and not flooded.paved[water].any() and not flooded.building[water].any()
     for name in ("land_cover", "hedge", "paved", "building", "alignment", "elevation"):
         assert (getattr(flooded, name)[~water] == getattr(geography, name)[~water]).all()
-    assert (geography.land_cover[water] != LandCover.INLAND_WATER).any()         # the place itself is as it was
+    assert (geography.land_cover[water] != LandCover.INLAND_WATER).any()  # the place itself is as it was
 
 
 def test_level_changes_of_dry_places_are_as_large_as_a_small_flood():
@@ -91,7 +95,8 @@ def test_level_changes_of_dry_places_are_as_large_as_a_small_flood():
     assert np.std([first - second for first, second in dry]) > 0.5
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def test_pairs_rule():
     assert pairs([False, False, True, True]) == [(0, 1, 0), (0, 2, 1), (0, 3, 1), (1, 2, 1), (1, 3, 1)]
@@ -107,7 +112,7 @@ def test_lists_hold_the_pairs_in_order_of_acquisition(dataset):
         names = sorted(path.stem for path in (dataset / "images" / folder).iterdir())
         assert len(names) == 4 and names[0].startswith("S1A_IW_GRDH_1SDV_20000101T0")
         rows = [tuple(row[1:]) for row in listed["train"] + listed["test"] if row[0] == folder]
-        if folder == "0003":        # never flooded
+        if folder == "0003":  # never flooded
             assert rows == [(a, b, "0") for a, b in combinations(names, 2)]
         else:
             a, b, c, d = names
@@ -144,13 +149,14 @@ def test_files_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
 def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
+
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("sarwmix.sen12_index.Table.write", stop)
         simulate_floods(out, SMALL)
     assert not list(out.glob("pairs_*"))
     next(out.rglob("*.npy")).write_bytes(b"broken")
-    (out / "images" / "2").rename(out / "images" / ".2")        # not written yet
+    (out / "images" / "2").rename(out / "images" / ".2")  # not written yet
     for path in (out / "images" / ".2").iterdir():
         path.unlink()
     (out / "images" / ".2").rmdir()
@@ -158,7 +164,8 @@ def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypa
     assert digests(out) == digests(dataset)
 
 
-# ---- folders, running again, and wrong flags ---------------------------------------------------------------------------
+# ---- Folders, running again, and wrong flags -----------------------------------------------------
+
 
 @pytest.mark.parametrize("folders, fraction, tests", ((24, 0.25, 6), (2, 0.01, 1), (7, 0, 0), (396, 0.25, 99)))
 def test_folders_are_named_after_their_split(folders, fraction, tests):
@@ -192,11 +199,22 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
     assert digests(tmp_path).keys() == {"mine.txt"}
 
 
-@pytest.mark.parametrize("flags, words", (
-    ("--folders 0", "--folders 0"), ("", "--folders"), ("--folders 1", "too few"), ("--folders 9 --size 200", "multiple of 128"),
-    ("--folders 9 --size 64", "--size 64"), ("--folders 9 --images 1", "--images 1"), ("--folders 9 --seed -1", "--seed -1"),
-    ("--folders 9 --test_fraction 1", "--test_fraction 1"), ("--folders 900", "225 test folders"),
-    ("--folders 9 --workers 0", "--workers 0"), ("--folders 9 --colour red", "--colour")))
+@pytest.mark.parametrize(
+    "flags, words",
+    (
+        ("--folders 0", "--folders 0"),
+        ("", "--folders"),
+        ("--folders 1", "too few"),
+        ("--folders 9 --size 200", "multiple of 128"),
+        ("--folders 9 --size 64", "--size 64"),
+        ("--folders 9 --images 1", "--images 1"),
+        ("--folders 9 --seed -1", "--seed -1"),
+        ("--folders 9 --test_fraction 1", "--test_fraction 1"),
+        ("--folders 900", "225 test folders"),
+        ("--folders 9 --workers 0", "--workers 0"),
+        ("--folders 9 --colour red", "--colour"),
+    ),
+)
 def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--out", str(tmp_path / "out"), *flags.split()])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The simulated SEN12-FLOOD as it is downloaded: that its images lie where they say, its faults, its lists, its zip."""
+
 import hashlib
 import json
 import re
@@ -19,8 +20,20 @@ from sarwmix.errors import DataError
 from sarwmix.rasters import read_band
 from sarwmix.sen12_index import pairs, read_s1_list
 from sarwmix.simulate_flood import Place, plan_places
-from sarwmix.simulate_flood_raw import (KINDS, LATLON, MARGIN, RED, RawParameters, corner, grid, main, plan_faults, simulate_raw_floods,
-                                        simulate_raw_place, to_latlon)
+from sarwmix.simulate_flood_raw import (
+    KINDS,
+    LATLON,
+    MARGIN,
+    RED,
+    RawParameters,
+    corner,
+    grid,
+    main,
+    plan_faults,
+    simulate_raw_floods,
+    simulate_raw_place,
+    to_latlon,
+)
 from sarwmix.simulate_landcover import LandCover
 from sarwmix.simulate_radar import PSF_REACH
 
@@ -55,12 +68,23 @@ def aligned(path, reference):
     """An image warped onto the grid of another by rasterio: (H, W), 0 where there is nothing."""
     with rasterio.open(reference) as wanted, rasterio.open(path) as image:
         onto = np.zeros(wanted.shape, np.float32)
-        reproject(image.read(1), onto, src_crs=image.crs, src_transform=image.transform, dst_crs=wanted.crs,
-                  dst_transform=wanted.transform, src_nodata=0, dst_nodata=0, resampling=Resampling.bilinear, tolerance=0)
+        reproject(
+            image.read(1),
+            onto,
+            src_crs=image.crs,
+            src_transform=image.transform,
+            dst_crs=wanted.crs,
+            dst_transform=wanted.transform,
+            src_nodata=0,
+            dst_nodata=0,
+            resampling=Resampling.bilinear,
+            tolerance=0,
+        )
         return onto
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
+# ---- Images --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("band", ("VH", "VV"))
 def test_warped_back_an_image_is_what_was_simulated_and_not_shifted(made, place, band):
@@ -76,7 +100,7 @@ def test_warped_back_an_image_is_what_was_simulated_and_not_shifted(made, place,
         assert apart(0, 0) < 0.5 and abs(np.median(image - expected)) < 0.1
         shifted = [apart(*step) for step in ((1, 0), (-1, 0), (0, 1), (0, -1))]
         assert min(shifted) > 2 * apart(0, 0)
-        assert max(shifted) < 1.1 * min(shifted)                # nor by a part of a pixel to one side
+        assert max(shifted) < 1.1 * min(shifted)  # nor by a part of a pixel to one side
 
 
 def test_images_are_linear_float32_in_degrees_of_about_ten_metres(made):
@@ -95,7 +119,16 @@ def test_the_largest_images_cover_their_grid_everywhere(index):
     assert (image == 1).all()
     crs, pixels, _ = grid(index, 1024)
     onto = np.zeros((1024, 1024), np.float32)
-    reproject(image[0], onto, src_crs=LATLON, src_transform=geotransform, dst_crs=crs, dst_transform=pixels, src_nodata=0, dst_nodata=0)
+    reproject(
+        image[0],
+        onto,
+        src_crs=LATLON,
+        src_transform=geotransform,
+        dst_crs=crs,
+        dst_transform=pixels,
+        src_nodata=0,
+        dst_nodata=0,
+    )
     assert (onto == 1).all()
 
 
@@ -123,7 +156,8 @@ def test_the_red_band_shows_land_cover_and_flood_on_the_utm_grid(made, place):
     assert abs(np.median(after[flooded]) - 950) < 20 and abs(np.median((after - before)[~flooded])) < 5
 
 
-# ---- faults ----------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
+
 
 def test_each_fault_is_there_once_in_a_training_folder_of_its_own(made):
     faults = faults_of(made)
@@ -151,16 +185,23 @@ def test_each_fault_is_there_once_in_a_training_folder_of_its_own(made):
 
 def test_all_other_images_are_sound(made):
     wrong = {fault["filename"] for fault in faults_of(made).values()}
-    sound = [path for path in (made / "SEN12FLOOD").rglob("S1*.tif") if path.name[:-len("_corrected_VH.tif")] not in wrong]
+    sound = [
+        path for path in (made / "SEN12FLOOD").rglob("S1*.tif") if path.name[: -len("_corrected_VH.tif")] not in wrong
+    ]
     assert len(sound) == 2 * (8 * 4 - 6)
     assert all((read_band(path) > 0).all() for path in sound)
 
 
-@pytest.mark.parametrize("trains, images, taken", (
-    (6, 4, [("0001", 3), ("0002", 3), ("0003", 3), ("0004", 3), ("0005", 3), ("0006", 3)]),
-    (4, 4, [("0001", 3), ("0002", 3), ("0003", 3), ("0004", 3), ("0001", 2), ("0002", 2)]),
-    (1, 12, [("0001", image) for image in (11, 10, 9, 8, 7, 6)]),
-    (2, 3, [("0001", 2), ("0002", 2)]), (9, 2, [])))
+@pytest.mark.parametrize(
+    "trains, images, taken",
+    (
+        (6, 4, [("0001", 3), ("0002", 3), ("0003", 3), ("0004", 3), ("0005", 3), ("0006", 3)]),
+        (4, 4, [("0001", 3), ("0002", 3), ("0003", 3), ("0004", 3), ("0001", 2), ("0002", 2)]),
+        (1, 12, [("0001", image) for image in (11, 10, 9, 8, 7, 6)]),
+        (2, 3, [("0001", 2), ("0002", 2)]),
+        (9, 2, []),
+    ),
+)
 def test_faults_go_to_different_images_and_spare_half(trains, images, taken):
     places = [Place(n, f"{n + 1:04d}", "train", True) for n in range(trains)] + [Place(trains, "1", "test", True)]
     assert plan_faults(places, images) == dict(zip(KINDS, taken))
@@ -171,7 +212,8 @@ def test_faults_without_a_place_are_told(tmp_path, caplog):
     assert list(faults_of(tmp_path / "out")) == ["single_polarisation"] and "5 of 6 kinds" in caplog.text
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------------
+# ---- Lists ---------------------------------------------------------------------------------------
+
 
 def test_the_list_is_like_the_real_one(made):
     path = made / "SEN12FLOOD" / "S1list.json"
@@ -181,9 +223,15 @@ def test_the_list_is_like_the_real_one(made):
     for folder, entry in content.items():
         assert list(entry) == ["count", "4", "3", "2", "1", "folder", "geo", "urls"]
         assert (entry["count"], entry["folder"], entry["urls"]) == (4, folder, [])
-        assert all(set(entry[n]) == {"date", "FLOODING", "orbit", "filename"} and NAME.fullmatch(entry[n]["filename"]) for n in "1234")
-        assert all(entry[n]["date"] == f"{entry[n]['filename'][17:21]}-{entry[n]['filename'][21:23]}-{entry[n]['filename'][23:25]}"
-                   for n in "1234")
+        assert all(
+            set(entry[n]) == {"date", "FLOODING", "orbit", "filename"} and NAME.fullmatch(entry[n]["filename"])
+            for n in "1234"
+        )
+        assert all(
+            entry[n]["date"]
+            == f"{entry[n]['filename'][17:21]}-{entry[n]['filename'][21:23]}-{entry[n]['filename'][23:25]}"
+            for n in "1234"
+        )
         numbered = [entry[n]["filename"] for n in "1234"]
         in_order.append(numbered == [image.name for image in lists[folder]])
         flooded = [image.flooded for image in lists[folder]]
@@ -191,7 +239,10 @@ def test_the_list_is_like_the_real_one(made):
         with rasterio.open(next((made / "SEN12FLOOD" / folder).glob("*_B04.tif"))) as grid_of:
             west, south, east, north = rasterio.warp.transform_bounds(grid_of.crs, LATLON, *grid_of.bounds)
         longitudes, latitudes = zip(*entry["geo"]["coordinates"][0])
-        assert entry["geo"]["type"] == "Polygon" and entry["geo"]["coordinates"][0][0] == entry["geo"]["coordinates"][0][-1]
+        assert (
+            entry["geo"]["type"] == "Polygon"
+            and entry["geo"]["coordinates"][0][0] == entry["geo"]["coordinates"][0][-1]
+        )
         around = [min(longitudes), min(latitudes), max(longitudes), max(latitudes)]
         np.testing.assert_allclose(around, [west, south, east, north], atol=2e-6)
     assert in_order == [True, False] * 4
@@ -209,7 +260,8 @@ def test_most_pairs_remain(made):
     assert sum(len(pairs(flooded)) for flooded in left) == 4 * 3 + 3 * 5 + 6
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- Files ---------------------------------------------------------------------------------------
+
 
 def test_the_zip_holds_the_tree_and_more_than_is_needed(made):
     with zipfile.ZipFile(made / "SEN12FLOOD.zip") as archive:
@@ -223,10 +275,23 @@ def test_the_zip_holds_the_tree_and_more_than_is_needed(made):
 
 
 def test_the_zip_depends_neither_on_the_processes_nor_on_the_tree_being_kept(made, tmp_path):
-    command = [sys.executable, "-m", "sarwmix.simulate_flood_raw", "--out", str(tmp_path / "two"), *FLAGS, "--workers", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "sarwmix.simulate_flood_raw",
+        "--out",
+        str(tmp_path / "two"),
+        *FLAGS,
+        "--workers",
+        "2",
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == "", result.stderr
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["SEN12FLOOD.zip", "faults.json", "simulation.json"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "SEN12FLOOD.zip",
+        "faults.json",
+        "simulation.json",
+    ]
     for name in ("SEN12FLOOD.zip", "faults.json"):
         assert (tmp_path / "two" / name).read_bytes() == (made / name).read_bytes()
 
@@ -234,6 +299,7 @@ def test_the_zip_depends_neither_on_the_processes_nor_on_the_tree_being_kept(mad
 def test_an_interrupted_run_is_completed_identically(made, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
+
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("sarwmix.simulate_flood_raw.write_zip", stop)
@@ -251,7 +317,10 @@ def test_a_tree_that_was_left_beside_the_finished_zip_is_removed(tmp_path):
     (tmp_path / "out" / "SEN12FLOOD" / "0001").mkdir(parents=True)
     before = (tmp_path / "out" / "SEN12FLOOD.zip").stat().st_mtime_ns
     assert not simulate_raw_floods(tmp_path / "out", few)
-    assert not (tmp_path / "out" / "SEN12FLOOD").exists() and (tmp_path / "out" / "SEN12FLOOD.zip").stat().st_mtime_ns == before
+    assert (
+        not (tmp_path / "out" / "SEN12FLOOD").exists()
+        and (tmp_path / "out" / "SEN12FLOOD.zip").stat().st_mtime_ns == before
+    )
 
 
 def test_a_finished_dataset_is_left_alone(made, caplog):
@@ -262,9 +331,16 @@ def test_a_finished_dataset_is_left_alone(made, caplog):
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
 
 
-@pytest.mark.parametrize("flags, words", (
-    ("--folders 0", "--folders 0"), ("--folders 1", "too few"), ("--folders 9 --size 200", "multiple of 128"),
-    ("--folders 9 --images 1", "--images 1"), ("--folders 9 --colour red", "--colour")))
+@pytest.mark.parametrize(
+    "flags, words",
+    (
+        ("--folders 0", "--folders 0"),
+        ("--folders 1", "too few"),
+        ("--folders 9 --size 200", "multiple of 128"),
+        ("--folders 9 --images 1", "--images 1"),
+        ("--folders 9 --colour red", "--colour"),
+    ),
+)
 def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--out", str(tmp_path / "out"), *flags.split()])

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What a training takes over from the checkpoint it starts from; --statistics; the folder of a run given as a checkpoint."""
+
 import json
 import logging
 import os
@@ -30,8 +31,13 @@ SIMULATED = {"train": {"samples": 1024, "simulated": True}, "val": {"samples": 2
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(0)
-    return {"model": mixmim_tiny(img_size=64).state_dict(), "epoch": 7, "input": INPUT,
-            "args": {"model": "mixmim_tiny", "dataset": "benv2", "norm_pix_loss": True, "val_split": "val"}, "data": SIMULATED}
+    return {
+        "model": mixmim_tiny(img_size=64).state_dict(),
+        "epoch": 7,
+        "input": INPUT,
+        "args": {"model": "mixmim_tiny", "dataset": "benv2", "norm_pix_loss": True, "val_split": "val"},
+        "data": SIMULATED,
+    }
 
 
 @pytest.fixture
@@ -47,7 +53,9 @@ def logged(caplog):
 
 def started(path, *flags, program=main_finetune, dataset="benv2"):
     """The flags of a training from a checkpoint, completed."""
-    args = program.parse_flags([str(word) for word in ("--data_path", ".", "--dataset", dataset, "--finetune", path, *flags)])
+    args = program.parse_flags(
+        [str(word) for word in ("--data_path", ".", "--dataset", dataset, "--finetune", path, *flags)]
+    )
     if program is main_finetune:
         main_finetune.open_encoder(args)
     else:
@@ -55,9 +63,8 @@ def started(path, *flags, program=main_finetune, dataset="benv2"):
     return args
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Model, input size and statistics
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Model, input size and statistics ------------------------------------------------------------
+
 
 @pytest.mark.parametrize("program", (main_finetune, main_pretrain))
 def test_what_no_flag_says_the_checkpoint_says(checkpoint, caplog, program):
@@ -80,16 +87,19 @@ def test_a_flood_classifiers_encoder_has_the_size_of_its_patches(state, tmp_path
 def test_other_statistics_and_another_size_can_be_asked_for(checkpoint, caplog):
     args = started(checkpoint, "--mean", -19, -13, "--input_size", 128)
     assert (args.mean, args.std, args.input_size) == ([-19.0, -13.0], [4.0, 4.5], 128)
-    warning, = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "was trained with --mean -18.0 -12.0, and this run uses -19.0 -13.0" in warning
     assert f"of --mean and {checkpoint}" in caplog.text
 
 
-@pytest.mark.parametrize("change, flags, said", [
-    ({}, ["--model", "mixmim_base"], "is a mixmim_tiny, not a mixmim_base"),
-    ({"input": {**INPUT, "channels": ["VV", "VH"]}}, [], "trained on VV, VH in dB"),
-    ({"input": {**INPUT, "units": "linear"}}, [], "in linear"),
-])
+@pytest.mark.parametrize(
+    "change, flags, said",
+    [
+        ({}, ["--model", "mixmim_base"], "is a mixmim_tiny, not a mixmim_base"),
+        ({"input": {**INPUT, "channels": ["VV", "VH"]}}, [], "trained on VV, VH in dB"),
+        ({"input": {**INPUT, "units": "linear"}}, [], "in linear"),
+    ],
+)
 def test_what_cannot_be_is_refused(state, tmp_path, change, flags, said):
     torch.save({**state, **change}, tmp_path / "x.pth")
     for program in (main_finetune, main_pretrain):
@@ -103,16 +113,19 @@ def test_one_that_does_not_say_is_fed_as_the_dataset(state, tmp_path, caplog, ar
     torch.save({"model": state["model"], "args": args}, tmp_path / "x.pth")
     for dataset in ("benv1", "benv2"):
         args = started(tmp_path / "x.pth", dataset=dataset)
-        assert (args.model, args.input_size, args.mean, args.std) == ("mixmim_tiny", 64, list(DATASETS[dataset].MEAN), list(DATASETS[dataset].STD))
+        assert (args.model, args.input_size, args.mean, args.std) == (
+            "mixmim_tiny",
+            64,
+            list(DATASETS[dataset].MEAN),
+            list(DATASETS[dataset].STD),
+        )
         assert f"of --dataset {dataset}" in caplog.text
     assert started(tmp_path / "x.pth", dataset="sen12flood").std == [3.1672, 2.9644]
     model, prepare = pretrained.load(tmp_path / "x.pth", "benv2")
     assert prepare.input_size == 64 and torch.equal(model.norm.weight, state["model"]["norm.weight"])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# --statistics
-# --------------------------------------------------------------------------------------------------------------------
+# ---- --statistics --------------------------------------------------------------------------------
 
 WRITTEN = {"mean": [-18.12344, -11.5], "std": [5.25, 4.75], "units": "dB", "channels": ["VH", "VV"]}
 
@@ -137,7 +150,16 @@ def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog
 
 
 def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, checkpoint, tmp_path):
-    flags = ["--embed", str(tmp_path / "x.npz"), "--data_path", ".", "--finetune", str(checkpoint), "--statistics", str(measured(WRITTEN))]
+    flags = [
+        "--embed",
+        str(tmp_path / "x.npz"),
+        "--data_path",
+        ".",
+        "--finetune",
+        str(checkpoint),
+        "--statistics",
+        str(measured(WRITTEN)),
+    ]
     with pytest.raises(UsageError, match="--statistics -18.1234 -11.5 .it says -18.0 -12.0."):
         evaluation.open_checkpoint(main_finetune.parse_flags(flags))
     assert evaluation.open_checkpoint(main_finetune.parse_flags([*flags, "--force_input"]))[1].mean == [-18.1234, -11.5]
@@ -145,35 +167,52 @@ def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, check
 
 def test_the_file_that_the_statistics_program_writes_is_taken(tmp_path):
     write_v2(tmp_path / "v2")
-    statistics.main(["--dataset", "benv2", "--data_path", str(tmp_path / "v2"), "--split", "all", "--out", str(tmp_path / "s.json"), "--workers", "1"])
+    statistics.main(
+        [
+            "--dataset",
+            "benv2",
+            "--data_path",
+            str(tmp_path / "v2"),
+            "--split",
+            "all",
+            "--out",
+            str(tmp_path / "s.json"),
+            "--workers",
+            "1",
+        ]
+    )
     content = json.loads((tmp_path / "s.json").read_text())
     args = started("", "--statistics", tmp_path / "s.json")
     np.testing.assert_allclose([args.mean, args.std], [content["mean"], content["std"]], atol=5.1e-5)
 
 
-@pytest.mark.parametrize("content, flags, said", [
-    (WRITTEN, ["--mean", "-18", "-12"], "--statistics contradicts --mean and --std"),
-    ({**WRITTEN, "units": "linear"}, [], "in linear, but VH, VV in dB are fed"),
-    ({**WRITTEN, "channels": ["VV", "VH"]}, [], "of channels ['VV', 'VH']"),
-    ({**WRITTEN, "std": [5.25, 0]}, [], "has no mean and std"),
-    ({**WRITTEN, "mean": [None, None]}, [], "has no mean and std"),
-    ({**WRITTEN, "mean": [10 ** 400, 0]}, [], "has no mean and std"),
-    ({"val": WRITTEN}, [], "has no mean and std"),
-    ("[]", [], "has no mean and std"),
-    ('{"mean": [', [], "cannot be read as JSON"),
-])
+@pytest.mark.parametrize(
+    "content, flags, said",
+    [
+        (WRITTEN, ["--mean", "-18", "-12"], "--statistics contradicts --mean and --std"),
+        ({**WRITTEN, "units": "linear"}, [], "in linear, but VH, VV in dB are fed"),
+        ({**WRITTEN, "channels": ["VV", "VH"]}, [], "of channels ['VV', 'VH']"),
+        ({**WRITTEN, "std": [5.25, 0]}, [], "has no mean and std"),
+        ({**WRITTEN, "mean": [None, None]}, [], "has no mean and std"),
+        ({**WRITTEN, "mean": [10**400, 0]}, [], "has no mean and std"),
+        ({"val": WRITTEN}, [], "has no mean and std"),
+        ("[]", [], "has no mean and std"),
+        ('{"mean": [', [], "cannot be read as JSON"),
+    ],
+)
 def test_a_file_of_statistics_that_cannot_be_meant_is_one_line(measured, capsys, content, flags, said):
     path = measured(content)
     for program in (main_finetune, main_pretrain):
         with pytest.raises(SystemExit) as end:
-            program.parse_flags(["--data_path", ".", "--dataset", "benv2", "--finetune", "", "--statistics", str(path), *flags])
+            program.parse_flags(
+                ["--data_path", ".", "--dataset", "benv2", "--finetune", "", "--statistics", str(path), *flags]
+            )
         err = capsys.readouterr().err
         assert end.value.code == 2 and err.count("\n") == 1 and said in err, err
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Folders, exported models
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Folders, exported models --------------------------------------------------------------------
+
 
 def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state, tmp_path, caplog):
     (tmp_path / "run").mkdir()
@@ -184,7 +223,9 @@ def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state,
     assert f"{tmp_path / 'run'} is the folder of a run: using its checkpoint_best.pth" in caplog.text
     assert pretrained.load(tmp_path / "run")[1].input_size == 64
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty: a folder without checkpoint_best.pth, checkpoint.pth or an exported model"):
+    with pytest.raises(
+        UsageError, match="empty: a folder without checkpoint_best.pth, checkpoint.pth or an exported model"
+    ):
         find_checkpoint(tmp_path / "empty")
 
 
@@ -193,7 +234,14 @@ def exported(state, tmp_path):
     args = SimpleNamespace(dataset="benv2", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT)
     umask = os.umask(0o027)
     try:
-        export(tmp_path / "out", {**state, "metrics": {"loss": 0.5}}, args, None, {"test": {"ap_macro": 0.5}}, {"test": {"samples": 128, "simulated": True}})
+        export(
+            tmp_path / "out",
+            {**state, "metrics": {"loss": 0.5}},
+            args,
+            None,
+            {"test": {"ap_macro": 0.5}},
+            {"test": {"samples": 128, "simulated": True}},
+        )
     finally:
         os.umask(umask)
     return tmp_path / "out"
@@ -202,7 +250,8 @@ def exported(state, tmp_path):
 def test_exported_files_have_the_permissions_of_any_other(exported):
     assert stat.S_IMODE(exported.stat().st_mode) == 0o750
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "model.safetensors"), 0o640)
+        ("README.md", "config.json", "model.safetensors"), 0o640
+    )
 
 
 def test_a_checkpoint_has_the_permissions_of_any_other(state, tmp_path):
@@ -235,9 +284,15 @@ def spoil(folder, how):
         weights.mkdir()
 
 
-@pytest.mark.parametrize("how, said", [("absent", "model.safetensors is missing (there: README.md, config.json)"),
-                                       ("other name", "is missing (there: README.md, config.json, weights.safetensors)"),
-                                       ("broken link", "model.safetensors is missing"), ("a folder", "model.safetensors: cannot be read")])
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ("absent", "model.safetensors is missing (there: README.md, config.json)"),
+        ("other name", "is missing (there: README.md, config.json, weights.safetensors)"),
+        ("broken link", "model.safetensors is missing"),
+        ("a folder", "model.safetensors: cannot be read"),
+    ],
+)
 def test_an_exported_folder_without_its_weights_is_one_line(exported, how, said):
     spoil(exported, how)
     with pytest.raises(UsageError) as error:
@@ -248,7 +303,10 @@ def test_an_exported_folder_without_its_weights_is_one_line(exported, how, said)
 def test_the_card_of_a_model_says_that_its_data_are_simulated_and_how_many(exported, state):
     card = (exported / "README.md").read_text()
     header = card.split("---\n")[1]
-    assert "license: mit\npipeline_tag: image-feature-extraction\n" in header and "masked-autoencoder, simulated]" in header
+    assert (
+        "license: mit\npipeline_tag: image-feature-extraction\n" in header
+        and "masked-autoencoder, simulated]" in header
+    )
     assert "**Simulated data**" in card and "Data: train 1,024 simulated samples, val 256 simulated samples." in card
     assert "Data: val 256 simulated samples, test 128 simulated samples." in card.split("## Metrics")[1]
     assert load_checkpoint(exported)["data"] == state["data"]
@@ -256,15 +314,29 @@ def test_the_card_of_a_model_says_that_its_data_are_simulated_and_how_many(expor
 
 def test_the_card_of_measured_or_unknown_data_does_not(state, tmp_path):
     args = SimpleNamespace(dataset="benv2", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT)
-    for name, data in (("measured", {"data": {"train": {"samples": 9, "simulated": False}}}), ("unknown", {"data": None})):
+    for name, data in (
+        ("measured", {"data": {"train": {"samples": 9, "simulated": False}}}),
+        ("unknown", {"data": None}),
+    ):
         old = {key: value for key, value in {**state, **data}.items() if value is not None}
         export(tmp_path / name, old, args, ["a", "b"], {}, {})
         card = (tmp_path / name / "README.md").read_text()
-        assert "imulated" not in card and "pipeline_tag: image-classification\n" in card and ("Data: train 9 samples." in card) == (name == "measured")
+        assert (
+            "imulated" not in card
+            and "pipeline_tag: image-classification\n" in card
+            and ("Data: train 9 samples." in card) == (name == "measured")
+        )
 
 
-@pytest.mark.parametrize("sample, simulated", [("S1A_IW_GRDH_1SDV_20000101T001500_33UUP_3_4", True), ("S1B_IW_GRDH_1SDV_20170613T165043_33UUP_61_39", False),
-                                               ("0001__S1A_IW_GRDH_1SDV_20000101T000000__S1A_IW_GRDH_1SDV_20000113T000000", True), ("patch", False)])
+@pytest.mark.parametrize(
+    "sample, simulated",
+    [
+        ("S1A_IW_GRDH_1SDV_20000101T001500_33UUP_3_4", True),
+        ("S1B_IW_GRDH_1SDV_20170613T165043_33UUP_61_39", False),
+        ("0001__S1A_IW_GRDH_1SDV_20000101T000000__S1A_IW_GRDH_1SDV_20000113T000000", True),
+        ("patch", False),
+    ],
+)
 def test_simulated_data_are_known_by_their_dates_or_their_record(tmp_path, sample, simulated):
     dataset = SimpleNamespace(root=tmp_path, ids=np.array([sample]))
     assert is_simulated(dataset) == simulated
@@ -272,15 +344,18 @@ def test_simulated_data_are_known_by_their_dates_or_their_record(tmp_path, sampl
     assert is_simulated(dataset)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# PyTorch too old to read what it writes
-# --------------------------------------------------------------------------------------------------------------------
+# ---- PyTorch too old to read what it writes ------------------------------------------------------
+
 
 @pytest.mark.parametrize("program", (main_finetune, main_pretrain))
 def test_a_torch_too_old_for_checkpoints_is_refused_before_the_first_step(program, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1+cu128"))
     with pytest.raises(SystemExit) as end:
-        program.parse_flags(["--data_path", ".", "--dataset", "benv2", "--finetune", "", "--output_dir", str(tmp_path / "run")])
+        program.parse_flags(
+            ["--data_path", ".", "--dataset", "benv2", "--finetune", "", "--output_dir", str(tmp_path / "run")]
+        )
     err = capsys.readouterr().err
-    assert end.value.code == 2 and err.count("\n") == 1 and "PyTorch 2.9.1+cu128" in err and "install 2.10 or newer" in err
+    assert (
+        end.value.code == 2 and err.count("\n") == 1 and "PyTorch 2.9.1+cu128" in err and "install 2.10 or newer" in err
+    )
     assert "--overwrite" not in err and not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The record of the steps of an epoch: what is read, what stops a run, and what a checkpoint keeps of it; mixed precision."""
+
 import logging
 import re
 from types import SimpleNamespace
@@ -38,15 +39,27 @@ def test_progress_goes_on_where_it_was():
     assert (second.read, second.skipped) == (2, 1)
     read(second, steps[2:])
     assert second.losses == whole.losses and second.progress()["losses"].equal(whole.progress()["losses"])
-    assert (second.read, second.grad_norm, second.skipped) == (whole.read, whole.grad_norm, whole.skipped) == (4, 0.5, 0)
+    assert (
+        (second.read, second.grad_norm, second.skipped) == (whole.read, whole.grad_norm, whole.skipped) == (4, 0.5, 0)
+    )
 
 
-@pytest.mark.parametrize("loss, norm, said", [(NAN, 1.0, "loss nan"), (-INF, 1.0, "loss -inf"), (1.0, INF, "gradient norm inf"),
-                                              (1.0, NAN, "gradient norm nan")])
+@pytest.mark.parametrize(
+    "loss, norm, said",
+    [
+        (NAN, 1.0, "loss nan"),
+        (-INF, 1.0, "loss -inf"),
+        (1.0, INF, "gradient norm inf"),
+        (1.0, NAN, "gradient norm nan"),
+    ],
+)
 def test_what_is_not_finite_stops_the_run_at_its_step(loss, norm, said):
     record = StepRecord(9, ALONE, scaled=False)
     read(record, [(1.0, 1.0)] * 3)
-    with pytest.raises(TrainingError, match=f"epoch 4, step 5: {said}; the samples of 4, 5; the last saved checkpoint precedes this step"):
+    with pytest.raises(
+        TrainingError,
+        match=f"epoch 4, step 5: {said}; the samples of 4, 5; the last saved checkpoint precedes this step",
+    ):
         read(record, [(1.0, 1.0), (1.0, 1.0), (loss, norm), (1.0, 1.0)])
 
 
@@ -60,20 +73,25 @@ def test_a_scaled_loss_may_overflow_but_not_for_ever():
         read(StepRecord(1, ALONE, scaled=True), [(NAN, INF)])
 
 
-@pytest.mark.parametrize("amp, device, capability, settled, said", [
-    (None, "cuda", (9, 0), "bf16", None),
-    (None, "cuda", (8, 0), "bf16", None),
-    (None, "cuda", (7, 5), "fp16", "--amp fp16 is chosen"),
-    ("bf16", "cuda", (7, 0), "bf16", "--amp bf16: this GPU has no instructions .* fp16; leave the flag out"),
-    ("fp16", "cuda", (6, 0), "fp16", None),
-    (None, "cpu", None, "off", None),
-    ("off", "cuda", (7, 0), "off", None),
-])
+@pytest.mark.parametrize(
+    "amp, device, capability, settled, said",
+    [
+        (None, "cuda", (9, 0), "bf16", None),
+        (None, "cuda", (8, 0), "bf16", None),
+        (None, "cuda", (7, 5), "fp16", "--amp fp16 is chosen"),
+        ("bf16", "cuda", (7, 0), "bf16", "--amp bf16: this GPU has no instructions .* fp16; leave the flag out"),
+        ("fp16", "cuda", (6, 0), "fp16", None),
+        (None, "cpu", None, "off", None),
+        ("off", "cuda", (7, 0), "off", None),
+    ],
+)
 def test_precision_is_what_the_gpu_computes_in(monkeypatch, caplog, amp, device, capability, settled, said):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     with caplog.at_level(logging.INFO):
         assert settle_amp(amp, Ranks(Launch(), torch.device(device))) == settled
-    assert len(caplog.records) == (said is not None) and all(re.search(said, record.message) for record in caplog.records)
+    assert len(caplog.records) == (said is not None) and all(
+        re.search(said, record.message) for record in caplog.records
+    )
 
 
 @pytest.mark.parametrize("slower", (1, 100))

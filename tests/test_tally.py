@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Statistics: equal to those of all pixels at once, however they were joined; and the program that reports them."""
+
 import json
 import sys
 
@@ -30,7 +31,9 @@ def tally_of(batch, floor_db=None):
 def test_figures_are_those_of_all_pixels_at_once():
     batch = images()
     found, pixels = tally_of(batch).summary(), batch.astype(np.float64).transpose(1, 0, 2, 3).reshape(2, -1)
-    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13) and found["std"] == pytest.approx(pixels.std(1), rel=1e-12)
+    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13) and found["std"] == pytest.approx(
+        pixels.std(1), rel=1e-12
+    )
     assert found["min"] == pixels.min(1).tolist() and found["max"] == pixels.max(1).tolist()
     assert found["pixels"] == [24 * 225] * 2 and found["nodata"] == found["infinite"] == [0, 0]
 
@@ -71,7 +74,12 @@ def test_histogram_bins_are_where_they_say():
     image = np.array([[-80.0, -79.95, 39.99, 40.0, -80.5], [0.0, 0.05, 0.1001, 100, -200]], np.float32)[:, :, None]
     found = tally_of([image]).histogram_dict()
     assert found["lowest"] == -80 and found["width"] == 0.1 and len(found["counts"][0]) == 1200
-    assert found["counts"][0][0] == 2 and found["counts"][0][-1] == 1 and found["above"] == [1, 1] and found["below"] == [1, 1]
+    assert (
+        found["counts"][0][0] == 2
+        and found["counts"][0][-1] == 1
+        and found["above"] == [1, 1]
+        and found["below"] == [1, 1]
+    )
     assert found["counts"][1][800] == 2 and found["counts"][1][801] == 1 and sum(found["counts"][1]) == 3
 
 
@@ -79,12 +87,13 @@ def measure(dataset):
     return statistics.measure(statistics.chunks_of(dataset), getattr(dataset, "FLOOR_DB", None), Crew())
 
 
-# ---- datasets --------------------------------------------------------------------------------------------------------
+# ---- Datasets ------------------------------------------------------------------------------------
+
 
 def test_a_dataset_is_measured_over_its_images(tmp_path):
     write_v2(tmp_path)
     total = measure(BigEarthNetv2(tmp_path, "all"))
-    assert total.summary()["mean"] == [-21.5, -11.5] and total.summary()["std"] == pytest.approx([1.25 ** 0.5] * 2)
+    assert total.summary()["mean"] == [-21.5, -11.5] and total.summary()["std"] == pytest.approx([1.25**0.5] * 2)
     assert total.summary()["pixels"] == [4 * 14400] * 2
 
 
@@ -118,15 +127,20 @@ def test_the_program_reports_the_same_for_any_crew(simulated, tmp_path, caplog):
     with caplog.at_level("INFO"):
         statistics.main([*map(str, flags), "--workers", "1", "--out", str(tmp_path / "one.json")])
     assert "nodata" in caplog.text and "VH" in caplog.text
-    launch(mpirun(sys.executable, "-m", "sarwmix.statistics", *flags,
-                  "--workers", "1", "--out", tmp_path / "two.json"))
+    launch(mpirun(sys.executable, "-m", "sarwmix.statistics", *flags, "--workers", "1", "--out", tmp_path / "two.json"))
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     report = json.loads((tmp_path / "one.json").read_text())
     assert report["samples"] == 48 and report["units"] == "dB" and report["pixels"] == [48 * 14400] * 2
 
 
-@pytest.mark.parametrize("flags, words", ((["--dataset", "benv2"], "--data_path is missing"), (["--data_path", "."], "--dataset"),
-                                          (["--dataset", "benv2", "--data_path", "nowhere"], "nowhere: no such folder"),
-                                          (["--dataset", "benv1", "--data_path", ".", "--include_snow_cloud"], "--include_snow_cloud")))
+@pytest.mark.parametrize(
+    "flags, words",
+    (
+        (["--dataset", "benv2"], "--data_path is missing"),
+        (["--data_path", "."], "--dataset"),
+        (["--dataset", "benv2", "--data_path", "nowhere"], "nowhere: no such folder"),
+        (["--dataset", "benv1", "--data_path", ".", "--include_snow_cloud"], "--include_snow_cloud"),
+    ),
+)
 def test_wrong_flags_are_one_line(flags, words, capsys):
     assert words in refusal(statistics.main, flags, capsys)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """--compile auto: what is chosen, by whom, and that nothing else of a run changes. Compilers are stood in for; clocks too."""
+
 import json
 import logging
 from types import SimpleNamespace
@@ -22,13 +23,34 @@ from util.training import Start
 from util.tuning import settle_execution
 
 CPU = torch.device("cpu")
-TINY = ("--model", "mixmim_tiny", "--input_size", 32, "--batch_size", 8, "--num_workers", 0, "--warmup_epochs", 0, "--epochs", 2, "--save_epochs", 99,
-        "--device", "cpu", "--drop_path", 0.3)
-EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED = ((mode, attention) for mode in ("off", "default") for attention in ("plain", "fused"))
+TINY = (
+    "--model",
+    "mixmim_tiny",
+    "--input_size",
+    32,
+    "--batch_size",
+    8,
+    "--num_workers",
+    0,
+    "--warmup_epochs",
+    0,
+    "--epochs",
+    2,
+    "--save_epochs",
+    99,
+    "--device",
+    "cpu",
+    "--drop_path",
+    0.3,
+)
+EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED = (
+    (mode, attention) for mode in ("off", "default") for attention in ("plain", "fused")
+)
 
 
 class Model(nn.Linear):
     """Notes how it is executed, and how often."""
+
     attention_variants = ("plain", "fused")
 
     def __init__(self):
@@ -76,14 +98,27 @@ def test_the_fastest_is_chosen_and_said(monkeypatch, caplog, costs):
     assert ways[case.settle()] == min(costs)
     assert list(case.execution["ms"].values()) == pytest.approx([1000 * cost for cost in costs])
     assert case.model.weight.grad is None and case.model.weight.requires_grad
-    assert f"eager with fused attention {1000 * costs[1]:.1f} ms, compiled (default) with plain attention {1000 * costs[2]:.1f} ms" in caplog.text
+    assert (
+        f"eager with fused attention {1000 * costs[1]:.1f} ms, compiled (default) with plain attention {1000 * costs[2]:.1f} ms"
+        in caplog.text
+    )
 
 
 def test_a_compiler_that_fails_is_one_warning_and_eager(monkeypatch, caplog):
-    case = Case(monkeypatch, {EAGER_PLAIN: 2, EAGER_FUSED: 1, PLAIN: RuntimeError("\nInductorError: no compiler\nCommand: g++ …"), FUSED: 0.1})
+    case = Case(
+        monkeypatch,
+        {
+            EAGER_PLAIN: 2,
+            EAGER_FUSED: 1,
+            PLAIN: RuntimeError("\nInductorError: no compiler\nCommand: g++ …"),
+            FUSED: 0.1,
+        },
+    )
     assert case.settle() == EAGER_FUSED
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["--compile auto: compiled (default) with plain attention is left out: RuntimeError: InductorError: no compiler"]
+    assert warnings == [
+        "--compile auto: compiled (default) with plain attention is left out: RuntimeError: InductorError: no compiler"
+    ]
     assert FUSED not in case.model.steps
 
 
@@ -99,11 +134,20 @@ def test_measuring_ends(monkeypatch, caplog):
     assert case.settle() == EAGER_PLAIN and caplog.text.count("measuring has taken") == 2
 
 
-@pytest.mark.parametrize("flag, bits, way, steps", [
-    ("off", {}, EAGER_PLAIN, 0), ("default", {}, PLAIN, 1), (None, {}, EAGER_PLAIN, 0),
-    ("auto", {"compile": "default", "attention": "fused"}, FUSED, 1), (None, {"compile": "default", "attention": "plain"}, PLAIN, 1),
-    ("auto", {"compile": "off", "attention": "fused"}, EAGER_FUSED, 0), ("auto", {"compile": "off"}, EAGER_PLAIN, 0),
-    ("off", {"compile": "default", "attention": "fused"}, EAGER_PLAIN, 0), ("default", {"compile": "off", "attention": "fused"}, PLAIN, 1)])
+@pytest.mark.parametrize(
+    "flag, bits, way, steps",
+    [
+        ("off", {}, EAGER_PLAIN, 0),
+        ("default", {}, PLAIN, 1),
+        (None, {}, EAGER_PLAIN, 0),
+        ("auto", {"compile": "default", "attention": "fused"}, FUSED, 1),
+        (None, {"compile": "default", "attention": "plain"}, PLAIN, 1),
+        ("auto", {"compile": "off", "attention": "fused"}, EAGER_FUSED, 0),
+        ("auto", {"compile": "off"}, EAGER_PLAIN, 0),
+        ("off", {"compile": "default", "attention": "fused"}, EAGER_PLAIN, 0),
+        ("default", {"compile": "off", "attention": "fused"}, PLAIN, 1),
+    ],
+)
 def test_nothing_is_timed_where_a_flag_or_the_continued_run_says_it(monkeypatch, flag, bits, way, steps):
     """But compilers are tried before training."""
     case = Case(monkeypatch, dict.fromkeys((EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED), 1))
@@ -111,7 +155,9 @@ def test_nothing_is_timed_where_a_flag_or_the_continued_run_says_it(monkeypatch,
     assert "ms" not in case.execution
 
 
-@pytest.mark.parametrize("bits", [{"device": "NVIDIA H100", "compile": "default"}, {"device": "cpu", "compile": "as ever"}, {1: 2}])
+@pytest.mark.parametrize(
+    "bits", [{"device": "NVIDIA H100", "compile": "default"}, {"device": "cpu", "compile": "as ever"}, {1: 2}]
+)
 def test_what_cannot_be_kept_is_timed(monkeypatch, bits):
     case = Case(monkeypatch, {EAGER_PLAIN: 4, EAGER_FUSED: 3, PLAIN: 1, FUSED: 2})
     args = SimpleNamespace(compile="auto", grad_checkpointing=False, batch_size=4)
@@ -120,8 +166,16 @@ def test_what_cannot_be_kept_is_timed(monkeypatch, bits):
 
 
 def test_a_mode_that_cannot_be_compiled_ends_the_run_or_is_left_out(monkeypatch, caplog):
-    costs = {EAGER_PLAIN: 1, EAGER_FUSED: 1, PLAIN: RuntimeError("No working C++ compiler found"), FUSED: RuntimeError("no Triton")}
-    with pytest.raises(TrainingError, match="^--compile default: RuntimeError: No working C\\+\\+ compiler found; mend the compiler .*--compile off$"):
+    costs = {
+        EAGER_PLAIN: 1,
+        EAGER_FUSED: 1,
+        PLAIN: RuntimeError("No working C++ compiler found"),
+        FUSED: RuntimeError("no Triton"),
+    }
+    with pytest.raises(
+        TrainingError,
+        match="^--compile default: RuntimeError: No working C\\+\\+ compiler found; mend the compiler .*--compile off$",
+    ):
         Case(monkeypatch, costs).settle("default")
     assert not caplog.records
     assert Case(monkeypatch, costs).settle("auto", device="cpu", compile="default", attention="fused") == EAGER_FUSED
@@ -149,23 +203,42 @@ def test_the_slowest_rank_counts_and_a_failure_on_one(monkeypatch):
     costs = {EAGER_PLAIN: 4, EAGER_FUSED: 3, PLAIN: 1, FUSED: 2}
     ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, None, (9.0, None), None, None, (2.5, None))
     case = Case(monkeypatch, costs)
-    assert case.settle(ranks=ranks) == FUSED and list(case.execution["ms"].values()) == [4500, 3500, 9000, 2500] and not ranks.others
+    assert (
+        case.settle(ranks=ranks) == FUSED
+        and list(case.execution["ms"].values()) == [4500, 3500, 9000, 2500]
+        and not ranks.others
+    )
     ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, (None, "InductorError: no compiler"))
     assert Case(monkeypatch, costs).settle(ranks=ranks) == EAGER_FUSED and not ranks.others
-    ranks = Both(None, None, None, None, None, (None, "OutOfMemoryError: out of memory"), None, None, None, None, (None, "OutOfMemoryError: out of memory"))
+    ranks = Both(
+        None,
+        None,
+        None,
+        None,
+        None,
+        (None, "OutOfMemoryError: out of memory"),
+        None,
+        None,
+        None,
+        None,
+        (None, "OutOfMemoryError: out of memory"),
+    )
     assert Case(monkeypatch, costs).settle(ranks=ranks) == PLAIN and not ranks.others
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# In the programs
-# --------------------------------------------------------------------------------------------------------------------
+# ---- In the programs -----------------------------------------------------------------------------
+
 
 def test_measuring_changes_nothing_of_a_training(monkeypatch):
     """Weights, gradients, moments and random streams."""
     model = mixmim_tiny(img_size=32, drop_path_rate=0.5)
     optimizer = torch.optim.AdamW(model.parameters())
-    training = SimpleNamespace(model=model, optimizer=optimizer, warn_of_other_bits=lambda start: None, bits=lambda: {"device": "cpu"})
-    args = SimpleNamespace(compile="auto", grad_checkpointing=False, batch_size=4, amp="off", mask_ratio=0.5, input_size=32, seed=0)
+    training = SimpleNamespace(
+        model=model, optimizer=optimizer, warn_of_other_bits=lambda start: None, bits=lambda: {"device": "cpu"}
+    )
+    args = SimpleNamespace(
+        compile="auto", grad_checkpointing=False, batch_size=4, amp="off", mask_ratio=0.5, input_size=32, seed=0
+    )
     monkeypatch.setattr(models_mixmim.Blocks, "compile", without_compiling)
     monkeypatch.setattr(util.tuning, "ROUND_SECONDS", 0)
     before, ranks = {name: value.clone() for name, value in model.state_dict().items()}, Ranks(Launch(), CPU)
@@ -173,7 +246,12 @@ def test_measuring_changes_nothing_of_a_training(monkeypatch):
     expected = torch.rand(4)
     torch.manual_seed(3)
     settle_execution(training, main_pretrain.rehearsal(args, ranks), args, ranks, Start(0))
-    assert torch.equal(torch.rand(4), expected) and model.training and not optimizer.state and len(training.execution["ms"]) == 4
+    assert (
+        torch.equal(torch.rand(4), expected)
+        and model.training
+        and not optimizer.state
+        and len(training.execution["ms"]) == 4
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -187,7 +265,11 @@ def with_costs(monkeypatch, **costs):
     timed = []
 
     def time(bench):
-        mode = "off" if next(m for m in bench.model.modules() if isinstance(m, models_mixmim.Blocks))._compiled_call_impl is None else "default"
+        mode = (
+            "off"
+            if next(m for m in bench.model.modules() if isinstance(m, models_mixmim.Blocks))._compiled_call_impl is None
+            else "default"
+        )
         timed.append((mode, next(m for m in bench.model.modules() if isinstance(m, models_mixmim.Attention)).variant))
         return costs.get("_".join(timed[-1]), 9)
 
@@ -210,10 +292,20 @@ def test_a_pretraining_that_chose_is_the_same_and_goes_on_as_it_chose(simulated,
     assert program(main_pretrain, *flags, "--stop_epoch", 1)[0] == 0
     timed = with_costs(monkeypatch, off_plain=1)
     status, out, _ = program(main_pretrain, *flags)
-    assert status == 0 and not timed and "--compile auto: eager with fused attention, as in the run that is continued" in out
+    assert (
+        status == 0
+        and not timed
+        and "--compile auto: eager with fused attention, as in the run that is continued" in out
+    )
     assert "not to the last bit" not in out
-    record, state = json.loads((tmp_path / "fused" / "run.json").read_text()), load_checkpoint(tmp_path / "fused" / "checkpoint.pth")
-    assert record["execution"] == {"compile": "off", "attention": "fused"} and len(record["earlier"][0]["execution"]["ms"]) == 4
+    record, state = (
+        json.loads((tmp_path / "fused" / "run.json").read_text()),
+        load_checkpoint(tmp_path / "fused" / "checkpoint.pth"),
+    )
+    assert (
+        record["execution"] == {"compile": "off", "attention": "fused"}
+        and len(record["earlier"][0]["execution"]["ms"]) == 4
+    )
     assert (state["bits"]["compile"], state["bits"]["attention"]) == EAGER_FUSED
     status, out, _ = program(main_pretrain, *flags[:-2], "--resume", "auto", "--compile", "off", "--epochs", 2)
     assert status == 0 and "the run goes on with attention plain (was fused)" in out
@@ -221,17 +313,42 @@ def test_a_pretraining_that_chose_is_the_same_and_goes_on_as_it_chose(simulated,
 
 def test_finetuning_chooses_too_and_evaluation_is_eager(simulated, tmp_path, program, monkeypatch):
     timed = with_costs(monkeypatch, default_fused=1)
-    flags = ("--dataset", "benv2", "--data_path", simulated, *TINY[:-6], *TINY[-4:], "--compile", "auto", "--output_dir")
-    status, out, err = program(main_finetune, *flags, tmp_path, "--finetune", "", "--test_split", "none", "--stop_epoch", 1)
+    flags = (
+        "--dataset",
+        "benv2",
+        "--data_path",
+        simulated,
+        *TINY[:-6],
+        *TINY[-4:],
+        "--compile",
+        "auto",
+        "--output_dir",
+    )
+    status, out, err = program(
+        main_finetune, *flags, tmp_path, "--finetune", "", "--test_split", "none", "--stop_epoch", 1
+    )
     assert status == 0 and timed == [EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED], err
-    assert "--compile auto: compiled (default) with fused attention is the fastest: forward and backward pass of 8 samples" in out
+    assert (
+        "--compile auto: compiled (default) with fused attention is the fastest: forward and backward pass of 8 samples"
+        in out
+    )
     assert json.loads((tmp_path / "run.json").read_text())["execution"]["compile"] == "default"
-    status, _, err = program(main_finetune, *flags, tmp_path / "eval", "--eval", "--split", "val", "--finetune", tmp_path / "checkpoint_best.pth")
+    status, _, err = program(
+        main_finetune,
+        *flags,
+        tmp_path / "eval",
+        "--eval",
+        "--split",
+        "val",
+        "--finetune",
+        tmp_path / "checkpoint_best.pth",
+    )
     assert status == 0 and len(timed) == 4, err
 
 
 def stand_in(fails):
     """In the process of a rank: a compiler that does nothing, or that fails."""
+
     def stand_in_for_compile(self, mode, dynamic):
         if fails:
             raise RuntimeError("InductorError: no compiler")
@@ -243,11 +360,20 @@ def stand_in(fails):
 
 def test_two_ranks_agree_that_one_of_them_cannot_compile(simulated, tmp_path):
     flags = ("--data_path", simulated, *TINY, "--stop_epoch", 1, "--output_dir", tmp_path / "run", "--compile")
-    runs = start_ranks("main_pretrain", (*flags, "auto"), tmp_path / "auto", hurt={0: (stand_in, False), 1: (stand_in, True)})
+    runs = start_ranks(
+        "main_pretrain", (*flags, "auto"), tmp_path / "auto", hurt={0: (stand_in, False), 1: (stand_in, True)}
+    )
     assert [run.wait() for run in runs] == [0, 0], runs[0].text() + runs[1].text()
     assert runs[0].text().count("is left out: RuntimeError: InductorError: no compiler") == 1
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["bits"]["compile"] == "off"
-    runs = start_ranks("main_pretrain", (*flags, "default", "--overwrite"), tmp_path / "default", hurt={0: (stand_in, False), 1: (stand_in, True)})
+    runs = start_ranks(
+        "main_pretrain",
+        (*flags, "default", "--overwrite"),
+        tmp_path / "default",
+        hurt={0: (stand_in, False), 1: (stand_in, True)},
+    )
     assert [run.wait() for run in runs] == [1, 1] and not runs[1].lines()
-    assert [line.split(";")[0] for line in runs[0].lines()] == ["main_pretrain.py: stopped: --compile default: RuntimeError: InductorError: no compiler"]
+    assert [line.split(";")[0] for line in runs[0].lines()] == [
+        "main_pretrain.py: stopped: --compile default: RuntimeError: InductorError: no compiler"
+    ]
     assert (tmp_path / "run" / "checkpoint.pth").exists()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Patches without labels: pretraining, features and statistics take them; finetuning and evaluation leave them out, or refuse."""
+
 import json
 import logging
 
@@ -52,8 +53,11 @@ def test_version_2_without_labels(labels, form, tmp_path):
     data = BigEarthNetv2(root, "all", path)
     assert data.ids.tolist() == [s1_name(k) for k in range(4)] and data.label_table().shape == (4, 19)
     assert not data.label_table().any() and not data[1][1].any() and data[1][0][0, 0, 0] == -21
-    fails(lambda: BigEarthNetv2(root, "all", path, keep_unlabelled=False), path.name,
-          "no column labels" if labels is ... else "none of the 4 patches has a 19-class label")
+    fails(
+        lambda: BigEarthNetv2(root, "all", path, keep_unlabelled=False),
+        path.name,
+        "no column labels" if labels is ... else "none of the 4 patches has a 19-class label",
+    )
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
@@ -66,7 +70,9 @@ def test_some_of_version_2_without_labels(labels, form, tmp_path, caplog):
         data = BigEarthNetv2(root, "all", path, keep_unlabelled=False)
     assert data.ids.tolist() == [s1_name(1), s1_name(3)] and data.label_table().any(1).all()
     assert "2 of 4 patches have no label, and stay" in caplog.text and "dropped 2 of 4 patches" in caplog.text
-    fails(lambda: BigEarthNetv2(root, "all", relabelled(root, ["Sea"], (1,), form)), "1 of 4 rows", "unknown label 'Sea'")
+    fails(
+        lambda: BigEarthNetv2(root, "all", relabelled(root, ["Sea"], (1,), form)), "1 of 4 rows", "unknown label 'Sea'"
+    )
 
 
 @pytest.mark.parametrize("kind", ["folders", "zarr 2", "zarr 3"])
@@ -91,7 +97,9 @@ def test_version_1_without_labels(kind, tmp_path, caplog):
         fails(lambda: BigEarthNetv1(root, "all", keep_unlabelled=False), "none of the 3 patches has a 19-class label")
         return
     assert BigEarthNetv1(root, "all", keep_unlabelled=False).ids.tolist() == [s1_name(1)]
-    assert [record.levelname for record in caplog.records if "1 of 3 patches have no labels" in record.getMessage()] == ["INFO", "WARNING"]
+    assert [
+        record.levelname for record in caplog.records if "1 of 3 patches have no labels" in record.getMessage()
+    ] == ["INFO", "WARNING"]
 
 
 def test_a_zarr_group_without_its_metadata_is_damaged(tmp_path):
@@ -101,6 +109,7 @@ def test_a_zarr_group_without_its_metadata_is_damaged(tmp_path):
 
 
 # programs -------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dataset", ["benv1", "benv2"])
 def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
@@ -114,7 +123,16 @@ def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
 
     status, _, err = program(main_pretrain, *TRAIN, *flags, "--split", "train_val", "--output_dir", tmp_path / "run")
     assert (status, err) == (0, "")
-    use = (*TINY[2:], *flags, "--split", "all", "--finetune", tmp_path / "run" / "checkpoint.pth", "--output_dir", tmp_path / "eval")
+    use = (
+        *TINY[2:],
+        *flags,
+        "--split",
+        "all",
+        "--finetune",
+        tmp_path / "run" / "checkpoint.pth",
+        "--output_dir",
+        tmp_path / "eval",
+    )
     status, log, err = program(main_finetune, *use, "--embed", tmp_path / "features.npz")
     assert (status, err) == (0, "") and "have no label, all their labels are 0" not in log
     features = np.load(tmp_path / "features.npz")
@@ -126,7 +144,12 @@ def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == count
     pack.main([*words, *splits, "--out", str(tmp_path / "store")])
     assert len(PackedDataset(tmp_path / "store", "train_val")) == (3 if dataset == "benv1" else 2)
-    fails(lambda: open_dataset(dataset, tmp_path / "store", "train_val", supervised=True), "store", "has a label", "pretraining")
+    fails(
+        lambda: open_dataset(dataset, tmp_path / "store", "train_val", supervised=True),
+        "store",
+        "has a label",
+        "pretraining",
+    )
 
 
 def test_what_needs_labels_refuses(tmp_path, program):
@@ -134,15 +157,46 @@ def test_what_needs_labels_refuses(tmp_path, program):
     for labels, words in ((..., "no column labels"), ([], "none of the 2 patches has a 19-class label")):
         flags = ("--dataset", "benv2", "--data_path", root, "--metadata", relabelled(root, labels), "--finetune", "")
         status, _, err = program(main_finetune, *TRAIN[:-1], *flags, "--output_dir", tmp_path / "run")
-        assert status == 2 and "other.parquet" in err and words in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+        assert (
+            status == 2
+            and "other.parquet" in err
+            and words in err
+            and err.count("\n") == 1
+            and not (tmp_path / "run").exists()
+        )
 
 
 def test_some_unlabelled_samples_are_embedded_but_not_evaluated(tmp_path, program):
     root = write_v2(tmp_path / "data")
     flags = ("--dataset", "benv2", "--data_path", root, "--metadata", relabelled(root, [], (0,)))
-    assert program(main_finetune, *TRAIN[:-1], *flags, "--finetune", "", "--split", "train_val", "--val_split", "test", "--batch_size", 1,
-                   "--output_dir", tmp_path / "run")[0] == 0
-    use = (*TINY[2:], *flags, "--split", "all", "--finetune", tmp_path / "run" / "checkpoint_best.pth", "--output_dir", tmp_path / "eval")
+    assert (
+        program(
+            main_finetune,
+            *TRAIN[:-1],
+            *flags,
+            "--finetune",
+            "",
+            "--split",
+            "train_val",
+            "--val_split",
+            "test",
+            "--batch_size",
+            1,
+            "--output_dir",
+            tmp_path / "run",
+        )[0]
+        == 0
+    )
+    use = (
+        *TINY[2:],
+        *flags,
+        "--split",
+        "all",
+        "--finetune",
+        tmp_path / "run" / "checkpoint_best.pth",
+        "--output_dir",
+        tmp_path / "eval",
+    )
     status, log, _ = program(main_finetune, *use, "--embed", tmp_path / "features.parquet")
     frame = pd.read_parquet(tmp_path / "features.parquet")
     labels = frame[[name for name in frame if name.startswith("label: ")]].to_numpy()

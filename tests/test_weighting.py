@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Polarization weights by value: known dB in, known weights out."""
+
 import math
 
 import pytest
@@ -49,12 +50,12 @@ def test_constant_image_weighs_e():
 
 def test_clip_keeps_one_bright_target_from_squeezing_the_rest():
     linear = torch.linspace(0.01, 0.1, 100).repeat(2, 1)
-    linear[:, -1] = 100.0                                    # a corner reflector
+    linear[:, -1] = 100.0  # a corner reflector
     image = 10 * torch.log10(linear).view(2, 10, 10)
     squeezed, clipped = compute_weights(image).view(2, -1), compute_weights(image, clip=98.0).view(2, -1)
-    assert squeezed[:, 98].min() > 2.7                       # all but the target close to e
+    assert squeezed[:, 98].min() > 2.7  # all but the target close to e
     assert clipped[:, 98].max() < 1.0001 and clipped[:, 0].min() > 2.7
-    expected = torch.quantile(linear[0], 0.98)               # the same percentile as the library's
+    expected = torch.quantile(linear[0], 0.98)  # the same percentile as the library's
     x = (linear[0, 50] - linear[0, 0]) / (expected - linear[0, 0] + 1e-6)
     assert clipped[0, 50].item() == pytest.approx(math.exp(1 - x), abs=1e-4)
 

@@ -5,6 +5,7 @@ Shared memory is an anonymous file (memfd_create(2)) that one rank of a node mak
 name, lies in no folder, is not bounded by the size of /dev/shm, and is freed with the last process that holds it, however
 that ends.
 """
+
 import logging
 import mmap
 import os
@@ -22,12 +23,19 @@ log = logging.getLogger(__name__)
 
 # What a training step in 16 bits takes, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB that
 # are kept for an image from forward to backward, without and with --grad_checkpointing; MB within the block that keeps most.
-STEP_MEMORY = {"mixmim_tiny": (2.7, 5.0, 1.0, 2.0), "mixmim_base": (113.7, 42.7, 3.8, 4.7), "mixmim_large": (222.3, 61.7, 5.5, 7.1),
-               "mixmim_huge": (683.0, 109.2, 9.5, 13.0)}
-MEASURED_SIZE = 128            # of the images of that table, pixels a side
-PARAMETER_BYTES = 18           # weight, gradient and two moments in float32, and the weight in 16 bits
-MARGIN, RESERVE = 4 / 3, 2e9   # the estimate is taken times, and with bytes of, what was not counted: workspaces, fragments, NCCL
-MEMORY_SHARE = 0.5             # of a node's free memory that --data_cache auto takes at most
+STEP_MEMORY = {
+    "mixmim_tiny": (2.7, 5.0, 1.0, 2.0),
+    "mixmim_base": (113.7, 42.7, 3.8, 4.7),
+    "mixmim_large": (222.3, 61.7, 5.5, 7.1),
+    "mixmim_huge": (683.0, 109.2, 9.5, 13.0),
+}
+MEASURED_SIZE = 128  # of the images of that table, pixels a side
+PARAMETER_BYTES = 18  # weight, gradient and two moments in float32, and the weight in 16 bits
+MARGIN, RESERVE = (
+    4 / 3,
+    2e9,
+)  # the estimate is taken times, and with bytes of, what was not counted: workspaces, fragments, NCCL
+MEMORY_SHARE = 0.5  # of a node's free memory that --data_cache auto takes at most
 
 
 def step_bytes(args, pairs=False):
@@ -38,14 +46,13 @@ def step_bytes(args, pairs=False):
     return int(MARGIN * (parameters * 1e6 * PARAMETER_BYTES + images * each) + RESERVE)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What is free
-# --------------------------------------------------------------------------------------------------------------------
+# ---- What is free --------------------------------------------------------------------------------
+
 
 def _number(path):
     try:
         return int(path.read_text())
-    except (OSError, ValueError):       # no such file, or "max"
+    except (OSError, ValueError):  # no such file, or "max"
         return None
 
 
@@ -61,11 +68,13 @@ def control_group_room(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup
         if controllers and "memory" not in controllers.split(","):
             continue
         base = root / "memory" if controllers else root
-        limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        limit, usage = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
         place = base / path.lstrip("/")
         for folder in (place, *place.parents):
             most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None and most < 2 ** 60:       # version 1 has a huge number for "no limit"
+            if most is not None and used is not None and most < 2**60:  # version 1 has a huge number for "no limit"
                 rooms.append(most - used + _droppable(folder / "memory.stat"))
             if folder == base:
                 break
@@ -92,8 +101,9 @@ def available_memory():
 @dataclass(frozen=True)
 class Place:
     """Where a rank is, and what is free there. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
+
     node: str
-    processes: int         # ranks with the same can open each other's files in /proc
+    processes: int  # ranks with the same can open each other's files in /proc
     memory: int
     gpu: int | None
 
@@ -101,17 +111,22 @@ class Place:
 def place_of(device):
     """The Place of this rank."""
     node = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Place(f"{platform.node()} {node}", os.stat("/proc/self/ns/pid").st_ino, available_memory(),
-                 torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None)
+    return Place(
+        f"{platform.node()} {node}",
+        os.stat("/proc/self/ns/pid").st_ino,
+        available_memory(),
+        torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None,
+    )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The decision
-# --------------------------------------------------------------------------------------------------------------------
+# ---- The decision --------------------------------------------------------------------------------
+
 
 def _copies(places):
     """The most copies in memory that a node would hold: one for all ranks that can share it."""
-    return max(len({place.processes for place in places if place.node == node}) for node in {place.node for place in places})
+    return max(
+        len({place.processes for place in places if place.node == node}) for node in {place.node for place in places}
+    )
 
 
 def choose_cache(places, need, step):
@@ -119,7 +134,10 @@ def choose_cache(places, need, step):
 
     need: bytes of the images. step(): of `step_bytes`.
     """
-    gpu, memory = min((place.gpu for place in places if place.gpu is not None), default=None), min(place.memory for place in places)
+    gpu, memory = (
+        min((place.gpu for place in places if place.gpu is not None), default=None),
+        min(place.memory for place in places),
+    )
     if gpu is None:
         return "none", "read from disk, which on a CPU is as fast once the system holds them in memory"
     step = step()
@@ -128,10 +146,14 @@ def choose_cache(places, need, step):
         return "device", f"on the GPU: {short}, of {gpu / 1e9:.1f} GB that are free there"
     taken = need * _copies(places)
     if taken <= MEMORY_SHARE * memory:
-        return "ram", (f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are free; on the GPU "
-                       f"{gpu / 1e9:.1f} GB are free, less than {short}")
-    return "none", (f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory that are free, and "
-                    f"on the GPU {gpu / 1e9:.1f} GB are free, less than {short}")
+        return "ram", (
+            f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are free; on the GPU "
+            f"{gpu / 1e9:.1f} GB are free, less than {short}"
+        )
+    return "none", (
+        f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory that are free, and "
+        f"on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
+    )
 
 
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
@@ -160,10 +182,19 @@ def fill_cache(dataset, cache, ranks, step=lambda: 0):
     except OSError as error:
         if asked != "auto":
             raise UsageError(f"--data_cache {cache}: {error}; choose another, which 'none' always is") from None
-        log.warning("--data_cache auto: no memory can be shared (%s); the images of split %s are read from disk", error, dataset.split)
+        log.warning(
+            "--data_cache auto: no memory can be shared (%s); the images of split %s are read from disk",
+            error,
+            dataset.split,
+        )
         return
-    log.info("split %s is in the memory of %s: %.2f GB, %.1f s", dataset.split, ranks.device if cache == "device" else "the node", need / 1e9,
-             time.monotonic() - started)
+    log.info(
+        "split %s is in the memory of %s: %.2f GB, %.1f s",
+        dataset.split,
+        ranks.device if cache == "device" else "the node",
+        need / 1e9,
+        time.monotonic() - started,
+    )
 
 
 def _check_room(dataset, cache, need, places):
@@ -172,13 +203,14 @@ def _check_room(dataset, cache, need, places):
     else:
         free, copies = min(place.memory for place in places), _copies(places) if cache == "ram" else len(places)
     if need * copies > free:
-        raise UsageError(f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB{f' in each of {copies} copies' if copies > 1 else ''}, "
-                         f"and {free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is")
+        raise UsageError(
+            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB{f' in each of {copies} copies' if copies > 1 else ''}, "
+            f"and {free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is"
+        )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# One copy for the ranks of a node
-# --------------------------------------------------------------------------------------------------------------------
+# ---- One copy for the ranks of a node ------------------------------------------------------------
+
 
 def share_memory(dataset, need, ranks, places):
     """Read a packed split into memory that the ranks share that can; each reads a part of it. Raises OSError on all ranks."""

@@ -4,6 +4,7 @@
 Each has a sidecar with its SHA-256, `checkpoint.pth.sha256`, in the format of sha256sum. It is written before the
 checkpoint takes its name, and then allows both the new one and the one that it replaces; so it is never wrong.
 """
+
 import argparse
 import hashlib
 import json
@@ -32,16 +33,15 @@ ZIP_SIGN, LFS_SIGN = b"PK\x03\x04", b"version https://git-lfs"
 WEB_PAGE = re.compile(rb"\s*(<\?xml|<!doctype|<html|<head|<body)", re.IGNORECASE)
 EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
 SAFE_TORCH = (2, 10)
-FIXED = ("relative_position_index", "pos_embed")      # ends of names of what is computed, not learned
+FIXED = ("relative_position_index", "pos_embed")  # ends of names of what is computed, not learned
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
 log = logging.getLogger(__name__)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Writing
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Writing -------------------------------------------------------------------------------------
+
 
 def _staged(path):
     """The temporary file beside `path`, on the same file system, that is to take its place."""
@@ -136,13 +136,16 @@ def is_intact(path):
 
 def _put(staged, path, digest):
     """Give a file its final name, and a sidecar. At every moment the sidecar is right for what has the name."""
+
     def write_sidecar(*digests):
-        write_atomically(sidecar(path), lambda file: file.write("".join(f"{each}  {path.name}\n" for each in digests).encode()))
+        write_atomically(
+            sidecar(path), lambda file: file.write("".join(f"{each}  {path.name}\n" for each in digests).encode())
+        )
 
     replaced = [_digest(path)] if path.exists() else []
     write_sidecar(digest, *replaced)
     os.replace(staged, path)
-    staged.unlink(missing_ok=True)      # still there if both were names of one file, which rename(2) leaves as they are
+    staged.unlink(missing_ok=True)  # still there if both were names of one file, which rename(2) leaves as they are
     _sync_folder(path.parent)
     if replaced:
         write_sidecar(digest)
@@ -171,16 +174,18 @@ def save_checkpoint(folder, state, names=()):
     folder = Path(folder)
     try:
         if (folder / LATEST).exists():
-            _give_second_name(folder / LATEST, folder / PREVIOUS)         # so that LATEST is there at every moment
+            _give_second_name(folder / LATEST, folder / PREVIOUS)  # so that LATEST is there at every moment
         first, *others = *names, LATEST
         sha256 = hashlib.sha256()
         with _filled(folder / first, lambda file: torch.save(state, _Hashed(file, sha256))) as staged:
             _put(staged, folder / first, sha256.hexdigest())
         for name in others:
             _give_second_name(folder / first, folder / name)
-    except (OSError, RuntimeError) as error:         # torch.save turns a failed write into a RuntimeError
-        raise UsageError(f"{folder / LATEST}: the checkpoint could not be written ({(str(error).splitlines() or [type(error).__name__])[0]}); the one "
-                         f"before is intact. Make room or change --output_dir, then go on with --resume auto") from error
+    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+        raise UsageError(
+            f"{folder / LATEST}: the checkpoint could not be written ({(str(error).splitlines() or [type(error).__name__])[0]}); the one "
+            f"before is intact. Make room or change --output_dir, then go on with --resume auto"
+        ) from error
 
 
 def go_on_from(path, folder, companions):
@@ -201,16 +206,17 @@ def go_on_from(path, folder, companions):
     _give_second_name(path, latest)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Reading
-# --------------------------------------------------------------------------------------------------------------------
+# ---- Reading -------------------------------------------------------------------------------------
+
 
 def check_torch(path=""):
     """Refuse a PyTorch that a file can make run code, even with weights_only. path: of what is not opened. Raises UsageError."""
     if torch.__version__ < SAFE_TORCH:
-        raise UsageError(f"{f'{path}: not opened, as ' if path else ''}PyTorch {torch.__version__} cannot read checkpoints safely "
-                         f"(CVE-2025-32434, CVE-2026-24747); install {'.'.join(map(str, SAFE_TORCH))} or newer: pip install --upgrade "
-                         f"'torch>={'.'.join(map(str, SAFE_TORCH))}' torchvision")
+        raise UsageError(
+            f"{f'{path}: not opened, as ' if path else ''}PyTorch {torch.__version__} cannot read checkpoints safely "
+            f"(CVE-2025-32434, CVE-2026-24747); install {'.'.join(map(str, SAFE_TORCH))} or newer: pip install --upgrade "
+            f"'torch>={'.'.join(map(str, SAFE_TORCH))}' torchvision"
+        )
 
 
 def is_exported(folder):
@@ -228,8 +234,10 @@ def find_checkpoint(path):
     if given.is_dir() and not is_exported(given):
         name = next((name for name in (BEST, LATEST) if (given / name).exists()), None)
         if name is None:
-            raise UsageError(f"{path}: a folder without {BEST}, {LATEST} or an exported model ({EXPORTED_CONFIG}, {EXPORTED_WEIGHTS}); give "
-                             f"the checkpoint file, or the folder of a run")
+            raise UsageError(
+                f"{path}: a folder without {BEST}, {LATEST} or an exported model ({EXPORTED_CONFIG}, {EXPORTED_WEIGHTS}); give "
+                f"the checkpoint file, or the folder of a run"
+            )
         log.info("%s is the folder of a run: using its %s", path, name)
         return str(given / name)
     if given.name == EXPORTED_WEIGHTS and given.with_name(EXPORTED_CONFIG).is_file():
@@ -253,8 +261,10 @@ def load_checkpoint(path):
     try:
         beginning = _beginning(path)
         if not is_intact(path):
-            raise UsageError(f"{path}: damaged, as its checksum is not that of {sidecar(path).name}; use another, or the one before it "
-                             f"({PREVIOUS}). If you changed it yourself, remove {sidecar(path).name}")
+            raise UsageError(
+                f"{path}: damaged, as its checksum is not that of {sidecar(path).name}; use another, or the one before it "
+                f"({PREVIOUS}). If you changed it yourself, remove {sidecar(path).name}"
+            )
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such checkpoint") from None
     except OSError as error:
@@ -262,19 +272,21 @@ def load_checkpoint(path):
     if beginning.startswith(ZIP_SIGN):
         _check_container(path)
     try:
-        if beginning[8:9] == b"{":              # safetensors: the length of its header, then the header, as JSON
+        if beginning[8:9] == b"{":  # safetensors: the length of its header, then the header, as JSON
             return _checked(path, load_file(path))
         with torch.serialization.safe_globals(ALLOWED_CLASSES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")      # of pickles of other protocols, which are read or refused all the same
+            warnings.simplefilter("ignore")  # of pickles of other protocols, which are read or refused all the same
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1][:120]}" if found else "its content is not allowed"
-        raise UsageError(f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the program that "
-                         f"wrote it save the weights alone (its state_dict)") from None
-    except Exception as error:      # there is no end to what a damaged pickle can raise
+        raise UsageError(
+            f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the program that "
+            f"wrote it save the weights alone (its state_dict)"
+        ) from None
+    except Exception as error:  # there is no end to what a damaged pickle can raise
         raise _damaged(path, (str(error).splitlines() or ["empty"])[0]) from None
     return _checked(path, state)
 
@@ -284,15 +296,21 @@ def _beginning(path):
     with open(path, "rb") as file:
         beginning = file.read(256)
     if beginning.startswith(LFS_SIGN):
-        raise UsageError(f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or download it")
+        raise UsageError(
+            f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or download it"
+        )
     if WEB_PAGE.match(beginning):
-        raise UsageError(f"{path}: a web page, not a checkpoint; download the file again, by its direct link (on a model hub the one "
-                         f"with /resolve/, not /blob/)")
+        raise UsageError(
+            f"{path}: a web page, not a checkpoint; download the file again, by its direct link (on a model hub the one "
+            f"with /resolve/, not /blob/)"
+        )
     return beginning
 
 
 def _damaged(path, reason):
-    return UsageError(f"{path}: damaged or not a checkpoint ({reason[:160]}); use another, or the one before it ({PREVIOUS})")
+    return UsageError(
+        f"{path}: damaged or not a checkpoint ({reason[:160]}); use another, or the one before it ({PREVIOUS})"
+    )
 
 
 def _check_container(path):
@@ -301,7 +319,15 @@ def _check_container(path):
         with zipfile.ZipFile(path) as file:
             packed = [info.filename for info in file.infolist() if info.compress_type != zipfile.ZIP_STORED]
             total = sum(info.file_size for info in file.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        ValueError,
+        OverflowError,
+        EOFError,
+        OSError,
+        struct.error,
+    ) as error:
         raise _damaged(path, str(error)) from None
     if packed or total > path.stat().st_size:
         raise _damaged(path, f"its {packed[0] if packed else 'content'} is packed, which PyTorch's never is")
@@ -330,18 +356,26 @@ def _load_exported(folder):
             _beginning(folder / name)
         except FileNotFoundError:
             there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-            raise UsageError(f"{folder}: no exported model, {name} is missing (there: {there}); copy or download the whole folder, or give a "
-                             f"checkpoint file") from None
+            raise UsageError(
+                f"{folder}: no exported model, {name} is missing (there: {there}); copy or download the whole folder, or give a "
+                f"checkpoint file"
+            ) from None
         except OSError as error:
             raise UsageError(f"{folder / name}: cannot be read ({error.strerror})") from None
     try:
         config = json.loads((folder / EXPORTED_CONFIG).read_text(encoding="utf-8"))
         weights = load_file(folder / EXPORTED_WEIGHTS)
-        state = {"model": weights, "args": dict(config["args"]), "input": dict(config["input"]), "epoch": config["epoch"],
-                 "data": config.get("data")}
+        state = {
+            "model": weights,
+            "args": dict(config["args"]),
+            "input": dict(config["input"]),
+            "epoch": config["epoch"],
+            "data": config.get("data"),
+        }
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"{folder}: damaged, or not written by --export ({' '.join(str(error).split())[:160]}); export it "
-                         f"again") from None
+        raise UsageError(
+            f"{folder}: damaged, or not written by --export ({' '.join(str(error).split())[:160]}); export it again"
+        ) from None
     return _checked(folder, state)
 
 
@@ -353,7 +387,9 @@ def load_latest(folder):
     """
     folder = Path(folder)
     last = [folder / LATEST, folder / PREVIOUS]
-    kept = sorted(set(folder.glob("checkpoint*.pth")) - set(last), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    kept = sorted(
+        set(folder.glob("checkpoint*.pth")) - set(last), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    )
     candidates = [path for path in (*last, *kept) if path.exists()]
     for path in candidates:
         try:
@@ -361,9 +397,11 @@ def load_latest(folder):
         except UsageError as error:
             log.warning("%s; trying the one before", error)
     if candidates:
-        raise UsageError(f"{folder}: none of its checkpoints can be loaded ({', '.join(path.name for path in candidates)}), for the reasons "
-                         f"above; they are left as they are. Restore one from a copy, name another with --resume PATH, or begin a new run in "
-                         f"another --output_dir")
+        raise UsageError(
+            f"{folder}: none of its checkpoints can be loaded ({', '.join(path.name for path in candidates)}), for the reasons "
+            f"above; they are left as they are. Restore one from a copy, name another with --resume PATH, or begin a new run in "
+            f"another --output_dir"
+        )
     return None, None
 
 
@@ -376,22 +414,42 @@ def initialise(model, state, path, ignore=(), keep=()):
     resampled entries. Raises UsageError naming the file and the first entries that do not fit.
     """
     own = model.state_dict()
-    weights = {name: value for name, value in state["model"].items()
-               if not name.startswith(tuple(keep)) and (name in own or not name.startswith(tuple(ignore)))}
+    weights = {
+        name: value
+        for name, value in state["model"].items()
+        if not name.startswith(tuple(keep)) and (name in own or not name.startswith(tuple(ignore)))
+    }
     weights |= {name: value for name, value in own.items() if name.startswith(tuple(keep))}
     fixed = [name for name in own if name not in weights and name.endswith(FIXED)]
     weights |= {name: own[name] for name in fixed}
     weights, resampled = fit_position_weights(weights, own)
     missing = [name for name in own if name not in weights]
     foreign = [name for name in weights if name not in own]
-    misshapen = [f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}" for name in own
-                 if name in weights and weights[name].shape != own[name].shape]
-    faults = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-              for what, names in (("lacks", missing), ("has, but the model has not,", foreign), ("has other shapes:", misshapen)) if names]
+    misshapen = [
+        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    faults = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (
+            ("lacks", missing),
+            ("has, but the model has not,", foreign),
+            ("has other shapes:", misshapen),
+        )
+        if names
+    ]
     if faults:
-        raise UsageError(f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size")
+        raise UsageError(
+            f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size"
+        )
     if fixed:
-        log.info("%s: lacks %s%s, which are computed, as nothing in them is learned", path, fixed[0], f" and {len(fixed) - 1} more" if fixed[1:] else "")
+        log.info(
+            "%s: lacks %s%s, which are computed, as nothing in them is learned",
+            path,
+            fixed[0],
+            f" and {len(fixed) - 1} more" if fixed[1:] else "",
+        )
     model.load_state_dict(weights)
     return resampled
 
@@ -408,8 +466,10 @@ def restore(state, path, model, optimizer, scaler):
         if fault:
             raise ValueError(fault)
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UsageError(f"{path}: does not fit this run ({str(error).splitlines()[0][:160]}); to start from its weights only, "
-                         f"use --finetune") from None
+        raise UsageError(
+            f"{path}: does not fit this run ({str(error).splitlines()[0][:160]}); to start from its weights only, "
+            f"use --finetune"
+        ) from None
 
 
 def check_same_run(saved, current):
@@ -417,8 +477,13 @@ def check_same_run(saved, current):
 
     Raises UsageError naming the flags and both values.
     """
-    changed = [f"--{name} {current[name]} (was {saved[name]})" for name in saved
-               if name in current and saved[name] != current[name]]
+    changed = [
+        f"--{name} {current[name]} (was {saved[name]})"
+        for name in saved
+        if name in current and saved[name] != current[name]
+    ]
     if changed:
-        raise UsageError(f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "
-                         f"or start a new one in another --output_dir with --finetune")
+        raise UsageError(
+            f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "
+            f"or start a new one in another --output_dir with --finetune"
+        )

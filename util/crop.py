@@ -4,12 +4,13 @@
 A sample is flipped alike whoever loads it: the number of workers and of ranks, the batch it falls in and the place
 where a run was stopped do not matter, and no random state has to be saved.
 """
+
 import torch
 
 
 def _int64(value):
     """An unsigned 64-bit constant as the signed integer of the same bits, which is what torch.int64 holds."""
-    return value - 2 ** 64 if value >= 2 ** 63 else value
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _scramble(z):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """From `--dataset` to a dataset and its loader. The one place of `util` that knows `sarwmix`."""
+
 import ctypes
 import logging
 import os
@@ -26,7 +27,7 @@ from util.sampling import InOrderSampler, MicroBatchSampler
 from util.soundness import are_statistics
 from util.streaming import BatchStream, Watched
 
-PR_SET_PDEATHSIG = 1      # prctl(2): the signal that a process gets when its parent ends
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 # Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes "/pymp-xxxxxxxx/listener-xxxxxxxx".
 LONGEST_TMPDIR = 107 - 32
 
@@ -38,21 +39,44 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     add_source_flags(group)
     add_skip_missing_flag(group)
-    group.add_argument("--data_cache", choices=("auto", "none", "ram", "device"), default="auto",
-                       help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a node (ram), "
-                            "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from disk")
-    group.add_argument("--mean", type=float, nargs=2, metavar=("VH", "VV"),
-                       help="mean in dB (default: that of the checkpoint it starts from, else the dataset's)")
-    group.add_argument("--std", type=float, nargs=2, metavar=("VH", "VV"),
-                       help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)")
-    group.add_argument("--statistics", metavar="FILE",
-                       help="take mean and standard deviation from what sarwmix.statistics --out wrote, or from the statistics.json of a "
-                            "packed store (its split train)")
-    group.add_argument("--data_timeout", type=float, default=8, metavar="MIN",
-                       help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
-                            "that the rank that waits says so")
-    group.add_argument("--check_files", choices=("all", "none"), default="all",
-                       help="look for every file before training starts")
+    group.add_argument(
+        "--data_cache",
+        choices=("auto", "none", "ram", "device"),
+        default="auto",
+        help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a node (ram), "
+        "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from disk",
+    )
+    group.add_argument(
+        "--mean",
+        type=float,
+        nargs=2,
+        metavar=("VH", "VV"),
+        help="mean in dB (default: that of the checkpoint it starts from, else the dataset's)",
+    )
+    group.add_argument(
+        "--std",
+        type=float,
+        nargs=2,
+        metavar=("VH", "VV"),
+        help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)",
+    )
+    group.add_argument(
+        "--statistics",
+        metavar="FILE",
+        help="take mean and standard deviation from what sarwmix.statistics --out wrote, or from the statistics.json of a "
+        "packed store (its split train)",
+    )
+    group.add_argument(
+        "--data_timeout",
+        type=float,
+        default=8,
+        metavar="MIN",
+        help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
+        "that the rank that waits says so",
+    )
+    group.add_argument(
+        "--check_files", choices=("all", "none"), default="all", help="look for every file before training starts"
+    )
     return group
 
 
@@ -67,13 +91,21 @@ def take_statistics(args):
         content = read_json(args.statistics, remedy)
     except DataError as error:
         raise UsageError(f"--statistics {error}") from None
-    if isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict):      # of a packed store
+    if (
+        isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict)
+    ):  # of a packed store
         content = {"units": UNITS, "channels": CHANNELS, **content["train"]}
-    if not isinstance(content, dict) or not are_statistics(content.get("mean")) or not are_statistics(content.get("std"), above=0):
+    if (
+        not isinstance(content, dict)
+        or not are_statistics(content.get("mean"))
+        or not are_statistics(content.get("std"), above=0)
+    ):
         raise UsageError(f"--statistics {args.statistics}: has no mean and std of two channels; {remedy}")
     if content.get("units") != UNITS or content.get("channels") != CHANNELS:
-        raise UsageError(f"--statistics {args.statistics}: is of channels {content.get('channels')} in {content.get('units')}, but "
-                         f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}")
+        raise UsageError(
+            f"--statistics {args.statistics}: is of channels {content.get('channels')} in {content.get('units')}, but "
+            f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}"
+        )
     args.mean, args.std = ([round(float(value), 4) for value in content[name]] for name in STATISTICS)
 
 
@@ -97,10 +129,16 @@ def log_statistics(args, checkpoint=None):
             return f"--statistics {args.statistics}"
         if name in facts and agree(value, facts[name]):
             return str(path)
-        return f"--dataset {args.dataset}" if agree(value, getattr(DATASETS[args.dataset], name.upper())) else f"--{name}"
+        return (
+            f"--dataset {args.dataset}" if agree(value, getattr(DATASETS[args.dataset], name.upper())) else f"--{name}"
+        )
 
-    log.info("standardised with mean %s and std %s dB (VH, VV), of %s", shown(args.mean), shown(args.std),
-             " and ".join(dict.fromkeys(map(source, STATISTICS))))
+    log.info(
+        "standardised with mean %s and std %s dB (VH, VV), of %s",
+        shown(args.mean),
+        shown(args.std),
+        " and ".join(dict.fromkeys(map(source, STATISTICS))),
+    )
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
@@ -108,12 +146,25 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 
     supervised: samples without a label are left out. Raises DataError for data that cannot be used.
     """
-    flood = {"val_fraction": args.val_fraction, "seed": args.draw_seed} if DATASETS[args.dataset] is FloodDataset else {}
-    dataset = open_dataset(args.dataset, args.data_path, split or args.split, metadata or args.metadata, args.id_col,
-                           args.include_snow_cloud, args.max_nonfinite, supervised, **flood)
+    flood = (
+        {"val_fraction": args.val_fraction, "seed": args.draw_seed} if DATASETS[args.dataset] is FloodDataset else {}
+    )
+    dataset = open_dataset(
+        args.dataset,
+        args.data_path,
+        split or args.split,
+        metadata or args.metadata,
+        args.id_col,
+        args.include_snow_cloud,
+        args.max_nonfinite,
+        supervised,
+        **flood,
+    )
     if args.data_cache not in ("auto", "none") and not isinstance(dataset, PackedDataset):
-        raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
-                         "python -m sarwmix.pack")
+        raise UsageError(
+            f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
+            "python -m sarwmix.pack"
+        )
     return dataset
 
 
@@ -126,8 +177,10 @@ def drop_missing(dataset, args, ranks=None):
     if not args.skip_missing:
         return dataset
     if isinstance(dataset, PackedDataset):
-        raise UsageError(f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; leave the "
-                         "flag out")
+        raise UsageError(
+            f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; leave the "
+            "flag out"
+        )
     if ranks is None:
         return leave_out(dataset, dataset.missing())
     found = ranks.gather(ranks.together(lambda: dataset.missing(ranks.rank, ranks.world_size)))
@@ -144,8 +197,11 @@ def check_data(dataset, args, ranks, read_once=False):
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
     if isinstance(dataset, PackedDataset) and not (read_once and args.data_cache == "auto"):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, args.dataset == "sen12flood"))
-    return {**dataset.describe(), "simulated": is_simulated(dataset),
-            "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std)))}
+    return {
+        **dataset.describe(),
+        "simulated": is_simulated(dataset),
+        "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std))),
+    }
 
 
 class ImagesWithIds(Dataset):
@@ -195,9 +251,11 @@ def build_loader(samples, args, ranks):
     """
     sampler = MicroBatchSampler(len(samples), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
     if sampler.steps == 0:
-        raise UsageError(f"--batch_size {args.batch_size}: the {len(samples)} samples of split '{args.split}' do not fill one "
-                         f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks; "
-                         f"{_batch_that_fits(len(samples), args.accum_iter, ranks.world_size)}, or give more data")
+        raise UsageError(
+            f"--batch_size {args.batch_size}: the {len(samples)} samples of split '{args.split}' do not fill one "
+            f"global batch of {args.batch_size} × {args.accum_iter} micro-batches × {ranks.world_size} ranks; "
+            f"{_batch_that_fits(len(samples), args.accum_iter, ranks.world_size)}, or give more data"
+        )
     return _loader(samples, sampler, args, ranks, persistent=True)
 
 
@@ -208,7 +266,11 @@ def _batch_that_fits(samples, accum_iter, world_size):
         if size >= 2:
             lower = f" and --accum_iter {micro_batches}" if micro_batches != accum_iter else ""
             return f"--batch_size {size - size % 2}{lower} is the largest that fits"
-    return f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1" if samples >= 2 else "two samples are the least"
+    return (
+        f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1"
+        if samples >= 2
+        else "two samples are the least"
+    )
 
 
 def build_test_loader(dataset, args, ranks, spread=True):
@@ -229,8 +291,17 @@ def _loader(samples, sampler, args, ranks, persistent):
         return Watched(_packed_loader(samples, sampler, workers, ranks, args.pin_mem, timeout))
     if workers:
         check_temporary_folder()
-    return Watched(DataLoader(samples, batch_sampler=sampler, num_workers=workers, pin_memory=args.pin_mem and ranks.device.type == "cuda",
-                              persistent_workers=persistent and workers > 0, worker_init_fn=_start_worker, timeout=timeout if workers else 0))
+    return Watched(
+        DataLoader(
+            samples,
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=args.pin_mem and ranks.device.type == "cuda",
+            persistent_workers=persistent and workers > 0,
+            worker_init_fn=_start_worker,
+            timeout=timeout if workers else 0,
+        )
+    )
 
 
 def check_temporary_folder():
@@ -241,10 +312,14 @@ def check_temporary_folder():
     try:
         folder = tempfile.gettempdir()
     except OSError as error:
-        raise UsageError(f"TMPDIR: there is no folder for temporary files ({error.strerror}); set it to one that can be written") from None
+        raise UsageError(
+            f"TMPDIR: there is no folder for temporary files ({error.strerror}); set it to one that can be written"
+        ) from None
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        raise UsageError(f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of at most "
-                         f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0")
+        raise UsageError(
+            f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of at most "
+            f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0"
+        )
 
 
 def _packed_loader(samples, sampler, workers, ranks, pin, timeout):

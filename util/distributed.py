@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Starting one process or many: which rank this is, where the others are, and what ranks say to each other."""
+
 import datetime
 import hashlib
 import inspect
@@ -23,8 +24,10 @@ def detect_launch(env=os.environ):
     except launchers.LaunchError as error:
         raise UsageError(str(error)) from None
     if not launch.world_size:
-        raise UsageError(f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with mpirun, torchrun or "
-                         f"srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE")
+        raise UsageError(
+            f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with mpirun, torchrun or "
+            f"srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+        )
     return launch
 
 
@@ -62,6 +65,7 @@ def rendezvous(launch, port=None, env=os.environ):
     if launch.launcher in launchers.MPI and not (address and port):
         try:
             from mpi4py import MPI
+
             if MPI.COMM_WORLD.Get_size() == launch.world_size:
                 here = "127.0.0.1" if one_node else socket.gethostname()
                 address, port = MPI.COMM_WORLD.bcast((address or here, port or _free_port()))
@@ -72,10 +76,14 @@ def rendezvous(launch, port=None, env=os.environ):
     if not address and one_node:
         address = "127.0.0.1"
     if not address and launch.launcher == "Slurm":
-        address = launchers.first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or "")
+        address = launchers.first_host(
+            env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
+        )
     if not address:
-        raise UsageError(f"{launch.launcher} says there are {launch.world_size} ranks, but not where{lacks}: set MASTER_ADDR to "
-                         f"the host of rank 0")
+        raise UsageError(
+            f"{launch.launcher} says there are {launch.world_size} ranks, but not where{lacks}: set MASTER_ADDR to "
+            f"the host of rank 0"
+        )
     return address, port or 29500
 
 
@@ -85,7 +93,7 @@ class Ranks:
     def __init__(self, launch, device, side=None):
         self.launch, self.device = launch, device
         self.rank, self.world_size = launch.rank, launch.world_size
-        self._side, self._agreement = side, None      # process group over the CPU, so that no GPU is waited for
+        self._side, self._agreement = side, None  # process group over the CPU, so that no GPU is waited for
 
     @property
     def is_main(self):
@@ -167,11 +175,15 @@ def pick_device(name, local_rank):
         raise UsageError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError("--device cuda: this PyTorch sees no GPU; use --device cpu, or install PyTorch for your CUDA")
+            raise UsageError(
+                "--device cuda: this PyTorch sees no GPU; use --device cpu, or install PyTorch for your CUDA"
+            )
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise UsageError(f"--device cuda:{index}: this node has {torch.cuda.device_count()} GPUs; start as many ranks "
-                             f"a node as it has GPUs")
+            raise UsageError(
+                f"--device cuda:{index}: this node has {torch.cuda.device_count()} GPUs; start as many ranks "
+                f"a node as it has GPUs"
+            )
         return torch.device("cuda", index)
     return device
 
@@ -186,7 +198,7 @@ def start_ranks(args):
     device = pick_device(args.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)      # gives a learned bias no gradient
+        torch.backends.cuda.enable_cudnn_sdp(False)  # gives a learned bias no gradient
     else:
         keep_freed_memory()
         if launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -198,14 +210,25 @@ def start_ranks(args):
             address, port = rendezvous(launch, args.port)
             os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
         try:
-            td.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=args.dist_url,
-                                  rank=launch.rank, world_size=launch.world_size,
-                                  timeout=timeout, device_id=device if device.type == "cuda" else None)
+            td.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=args.dist_url,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
             side = td.new_group(backend="gloo", timeout=timeout)
         except (RuntimeError, ValueError) as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}" if args.dist_url == "env://" else args.dist_url
-            raise UsageError(f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
-                             f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR") from None
+            where = (
+                f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+                if args.dist_url == "env://"
+                else args.dist_url
+            )
+            raise UsageError(
+                f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
+                f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR"
+            ) from None
     return Ranks(launch, device, side)
 
 
@@ -220,9 +243,12 @@ def distribute(model, ranks, rehearse):
         return model
     # The buffers are constants; what keeps DDP from sending them at every step was renamed in PyTorch 2.15.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    model = DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                                    gradient_as_bucket_view=True,
-                                    **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
+    model = DistributedDataParallel(
+        model,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+    )
     rehearse(model).backward()
     model.zero_grad(set_to_none=True)
     return model

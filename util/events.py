@@ -4,6 +4,7 @@
 torch.utils.tensorboard.SummaryWriter hands events to a thread. When that thread fails (a full disk), a later `flush` waits for
 it for ever. A run has few events, so here they are written by whoever adds them, and what fails raises there.
 """
+
 import contextlib
 import itertools
 import os
@@ -15,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-_files = itertools.count()      # of this process
+_files = itertools.count()  # of this process
 
 
 class EventFile:
@@ -26,7 +27,10 @@ class EventFile:
 
     def __init__(self, folder, purge_step=None):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.path = Path(folder) / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        self.path = (
+            Path(folder)
+            / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        )
         self._file = open(self.path, "xb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2", step=purge_step)
@@ -45,7 +49,7 @@ class EventFile:
         self._named(lambda: os.fsync(self._file.fileno()))
 
     def close(self):
-        with contextlib.suppress(OSError):      # it was raised where the event was added
+        with contextlib.suppress(OSError):  # it was raised where the event was added
             self._file.close()
 
     def _add(self, **content):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What a checkpoint says of the input it was trained with, against what the flags say."""
+
 import argparse
 import logging
 import math
@@ -7,19 +8,26 @@ from contextlib import contextmanager
 
 from util.errors import UsageError
 
-CHANNELS, UNITS = ["VH", "VV"], "dB"      # what the programs feed
+CHANNELS, UNITS = ["VH", "VV"], "dB"  # what the programs feed
 # Flags that describe a model and its input; None where the user did not say. A checkpoint may know them.
 TRAINED_WITH = ("model", "input_size", "mean", "std", "norm_pix_loss", "patch_cut", "patch_op", "nb_classes")
 STATISTICS = ("mean", "std")
-STARTED_WITH = ("model", "input_size", *STATISTICS)      # those of an encoder, which a training that starts from it takes over
-PATCH = 4                                 # pixels a side of what makes one token
+STARTED_WITH = (
+    "model",
+    "input_size",
+    *STATISTICS,
+)  # those of an encoder, which a training that starts from it takes over
+PATCH = 4  # pixels a side of what makes one token
 
 log = logging.getLogger(__name__)
 
 
 def add_force_flag(group):
-    group.add_argument("--force_input", action="store_true",
-                       help="let flags win over what a checkpoint says of its model and input, instead of refusing them")
+    group.add_argument(
+        "--force_input",
+        action="store_true",
+        help="let flags win over what a checkpoint says of its model and input, instead of refusing them",
+    )
 
 
 def facts_of(state):
@@ -56,7 +64,7 @@ def encoder_input(weights):
     """What weights alone tell: {"input_size"}, of the images or patches that an encoder takes, where it can be told."""
     table = weights.get("absolute_pos_embed")
     side = math.isqrt(table.shape[1]) if table is not None and table.ndim == 3 else 0
-    return {"input_size": PATCH * side} if side and side ** 2 == table.shape[1] else {}
+    return {"input_size": PATCH * side} if side and side**2 == table.shape[1] else {}
 
 
 def agree(flag, fact):
@@ -75,8 +83,10 @@ def check_channels(state, path):
     """Refuse a checkpoint that needs channels or units that are not fed. Raises UsageError."""
     said = state.get("input", {})
     if said.get("channels", CHANNELS) != CHANNELS or said.get("units", UNITS) != UNITS:
-        raise UsageError(f"{path}: was trained on {', '.join(said['channels'])} in {said['units']}; this program feeds "
-                         f"{', '.join(CHANNELS)} in {UNITS}")
+        raise UsageError(
+            f"{path}: was trained on {', '.join(said['channels'])} in {said['units']}; this program feeds "
+            f"{', '.join(CHANNELS)} in {UNITS}"
+        )
 
 
 def settle_input(args, state, path, size):
@@ -98,13 +108,18 @@ def settle_input(args, state, path, size):
         elif not agree(flag, facts[name]):
             contradictions.append(f"{_flag(args, name)} {shown(flag)} (it says {shown(facts[name])})")
     if contradictions and not args.force_input:
-        raise UsageError(f"{path}: was trained with other values than {', '.join(contradictions)}; leave the flag out, or insist "
-                         f"with --force_input")
+        raise UsageError(
+            f"{path}: was trained with other values than {', '.join(contradictions)}; leave the flag out, or insist "
+            f"with --force_input"
+        )
     for contradiction in contradictions:
         log.warning("%s: forced %s", path, contradiction)
     if "input" not in state:
-        log.info("%s: does not say how its input is prepared, as those of the released code%s", path,
-                 f"; patch_cut is {settled.patch_cut}" if facts.get("patch_cut") else "")
+        log.info(
+            "%s: does not say how its input is prepared, as those of the released code%s",
+            path,
+            f"; patch_cut is {settled.patch_cut}" if facts.get("patch_cut") else "",
+        )
     return settled
 
 
@@ -117,7 +132,11 @@ def settle_start(args, state, path, size, names=STARTED_WITH):
     """
     check_channels(state, path)
     said = facts_of(state)
-    facts = {"model": size or said.get("model"), **encoder_input(state["model"]), **{name: said.get(name) for name in STATISTICS}}
+    facts = {
+        "model": size or said.get("model"),
+        **encoder_input(state["model"]),
+        **{name: said.get(name) for name in STATISTICS},
+    }
     for name in names:
         flag, fact = getattr(args, name), facts.get(name)
         if fact is None:
@@ -127,8 +146,13 @@ def settle_start(args, state, path, size, names=STARTED_WITH):
         elif name == "model" and flag != fact:
             raise UsageError(f"{path}: is a {fact}, not a {flag}; leave --model out, or start from another checkpoint")
         elif name in STATISTICS and not agree(flag, fact):
-            log.warning("%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as in its training", path, name,
-                        shown(fact), shown(flag))
+            log.warning(
+                "%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as in its training",
+                path,
+                name,
+                shown(fact),
+                shown(flag),
+            )
 
 
 def shown(value):

@@ -3,16 +3,21 @@
 
 Weights are taken where exactly one reading of a file is possible; any other file is an error that names what was found.
 """
+
 import re
 
 import torch
 
-KEYS = ("model", "state_dict", "model_state_dict", "module")      # of weights, at the top of a file; ours is the first
+KEYS = ("model", "state_dict", "model_state_dict", "module")  # of weights, at the top of a file; ours is the first
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-ANCHOR = "patch_embed.proj.weight"      # a weight that every model of ours has
+ANCHOR = "patch_embed.proj.weight"  # a weight that every model of ours has
 # Modules that wrap others and have no weights: compiled, sharded (FSDP) and recomputed (activation checkpointing) ones.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-BESIDE_ENCODER = ("head.", "decoder_", "mask_token")      # of our models; another program may keep these outside its encoder
+BESIDE_ENCODER = (
+    "head.",
+    "decoder_",
+    "mask_token",
+)  # of our models; another program may keep these outside its encoder
 EMA_NAME = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
 
@@ -48,7 +53,9 @@ def _container(state):
         if len(found) == 1:
             return found[0], state[found[0]]
         if found:
-            raise ValueError(f"it has no 'model', but weights under {_listed(found)}; save the ones you mean under 'model'")
+            raise ValueError(
+                f"it has no 'model', but weights under {_listed(found)}; save the ones you mean under 'model'"
+            )
         if there:
             raise ValueError(f"it has no 'model', and its '{there[0]}' has no {ANCHOR}, but {_listed(state[there[0]])}")
     if _anchors(state):
@@ -67,7 +74,9 @@ def _unwrapped(name):
 def _without_prefix(weights):
     """Weights under the names of our model, and remarks on how they came to them. Raises ValueError."""
     anchors = _anchors(weights)
-    if anchors in ([], [ANCHOR]) and not any(isinstance(name, str) and WRAPPERS & set(name.split(".")) for name in weights):
+    if anchors in ([], [ANCHOR]) and not any(
+        isinstance(name, str) and WRAPPERS & set(name.split(".")) for name in weights
+    ):
         return weights, []
     names, remarks = {}, []
     for name in weights:
@@ -75,10 +84,12 @@ def _without_prefix(weights):
         if short in names:
             raise ValueError(f"it has two weights for {short!r}: {names[short]!r} and {name!r}")
         names[short] = name
-    prefixes = [_unwrapped(name)[:-len(ANCHOR)] for name in anchors]
+    prefixes = [_unwrapped(name)[: -len(ANCHOR)] for name in anchors]
     plain = [prefix for prefix in prefixes if not EMA_NAME.search(prefix)] or prefixes
     if len(plain) > 1:
-        raise ValueError(f"it has {len(plain)} models, with the prefixes {_listed(plain)}; save the one you mean under 'model'")
+        raise ValueError(
+            f"it has {len(plain)} models, with the prefixes {_listed(plain)}; save the one you mean under 'model'"
+        )
     prefix = plain[0] if plain else ""
     own, outside = {}, []
     for short, name in names.items():
@@ -103,7 +114,7 @@ def _place(name, prefix, others):
     if prefix and name.startswith(prefix):
         return name.removeprefix(prefix)
     parts = prefix.split(".")
-    for end in range(len(parts)):            # beside the encoder, in what holds it
+    for end in range(len(parts)):  # beside the encoder, in what holds it
         beside = "".join(f"{part}." for part in parts[:end])
         if name.startswith(tuple(beside + part for part in BESIDE_ENCODER)):
             return name.removeprefix(beside)
@@ -112,4 +123,8 @@ def _place(name, prefix, others):
 
 def _listed(names, most=3):
     names = [repr(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "nothing"
+    return (
+        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        if names
+        else "nothing"
+    )

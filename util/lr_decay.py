@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Layer-wise learning-rate decay: the nearer a layer is to the input, the smaller its learning rate in finetuning."""
+
 from collections import defaultdict
 
 
@@ -18,7 +19,7 @@ def layer_id(name, depths):
         if kind == "blocks":
             return sum(depths[:stage]) + int(place[2]) + 1
         if kind == "downsample":
-            return sum(depths[:stage + 1]) + 1
+            return sum(depths[: stage + 1]) + 1
     return sum(depths)
 
 
@@ -35,11 +36,17 @@ def param_groups_lrd(model, weight_decay, no_weight_decay_list=(), layer_decay=0
     Raises ValueError if nothing is trainable. Source: BEiT, arXiv 2106.08254.
     """
     depths = [len(stage.blocks) for stage in model.layers]
-    members = defaultdict(list)                                      # (layer id, spared from weight decay) → parameters
+    members = defaultdict(list)  # (layer id, spared from weight decay) → parameters
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             members[layer_id(name, depths), parameter.ndim <= 1 or name in no_weight_decay_list].append(parameter)
     if not members:
         raise ValueError("the model has no trainable parameter: all of them are frozen (requires_grad is False)")
-    return [{"params": members[place, spared], "weight_decay": 0.0 if spared else weight_decay,
-             "lr_scale": layer_decay ** (sum(depths) + 1 - place)} for place, spared in sorted(members)]
+    return [
+        {
+            "params": members[place, spared],
+            "weight_decay": 0.0 if spared else weight_decay,
+            "lr_scale": layer_decay ** (sum(depths) + 1 - place),
+        }
+        for place, spared in sorted(members)
+    ]

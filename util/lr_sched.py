@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The learning-rate schedule: linear warm-up, then half a cosine."""
+
 import math
 
 

@@ -13,6 +13,7 @@ All values are exact, not binned: every distinct probability is a threshold of t
 equal probability (a saturated sigmoid, say) cross it together, as in scikit-learn. torchmetrics divides in float32, so
 they are good to about 1e-7. All are plain floats, ints or None, and fit into JSON.
 """
+
 from statistics import fmean
 
 from torchmetrics.functional.classification import (
@@ -27,7 +28,7 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
-THRESHOLD = 0.5                # a label is predicted where its probability is greater; at 0.5 itself it is not
+THRESHOLD = 0.5  # a label is predicted where its probability is greater; at 0.5 itself it is not
 
 
 def _check(probabilities, labels):
@@ -36,7 +37,9 @@ def _check(probabilities, labels):
         raise ValueError("no sample to evaluate: the set is empty")
     # torchmetrics would take anything else, a NaN included, for logits and apply a sigmoid to all of it.
     if not (probabilities.is_floating_point() and bool(((probabilities >= 0) & (probabilities <= 1)).all())):
-        raise ValueError("probabilities must be floats from 0 to 1 and not NaN; apply a sigmoid or a softmax to logits first")
+        raise ValueError(
+            "probabilities must be floats from 0 to 1 and not NaN; apply a sigmoid or a softmax to logits first"
+        )
     if not bool(((labels == 0) | (labels == 1)).all()):
         raise ValueError("labels must be 0 or 1")
 
@@ -51,8 +54,10 @@ def multilabel_metrics(probabilities, labels):
     Raises ValueError for other shapes or values, an empty set, and a set without any positive label.
     """
     if probabilities.ndim != 2 or probabilities.shape != labels.shape or probabilities.shape[1] < 2:
-        raise ValueError(f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
-                         "both must be (samples, classes), with two classes or more")
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
+            "both must be (samples, classes), with two classes or more"
+        )
     _check(probabilities, labels)
     labels = labels.long()
     support = labels.sum(0).tolist()
@@ -60,21 +65,30 @@ def multilabel_metrics(probabilities, labels):
         raise ValueError(f"none of the {len(labels)} samples has a positive label: there is nothing to evaluate")
 
     settings = dict(num_labels=len(support), threshold=THRESHOLD, validate_args=False)
-    per_class = {"ap": [
-        binary_average_precision(probabilities[:, k], labels[:, k], validate_args=False).item() if count else None
-        for k, count in enumerate(support)]}
-    for name, metric in (("f1", multilabel_f1_score), ("precision", multilabel_precision), ("recall", multilabel_recall)):
+    per_class = {
+        "ap": [
+            binary_average_precision(probabilities[:, k], labels[:, k], validate_args=False).item() if count else None
+            for k, count in enumerate(support)
+        ]
+    }
+    for name, metric in (
+        ("f1", multilabel_f1_score),
+        ("precision", multilabel_precision),
+        ("recall", multilabel_recall),
+    ):
         values = metric(probabilities, labels, average="none", **settings).tolist()
         per_class[name] = [value if count else None for value, count in zip(values, support)]
     macro = {name: fmean(value for value in values if value is not None) for name, values in per_class.items()}
-    return {"ap_macro": macro["ap"],
-            "ap_micro": binary_average_precision(probabilities.flatten(), labels.flatten(), validate_args=False).item(),
-            "f1_macro": macro["f1"],
-            "f1_micro": multilabel_f1_score(probabilities, labels, average="micro", **settings).item(),
-            "precision_macro": macro["precision"],
-            "precision_micro": multilabel_precision(probabilities, labels, average="micro", **settings).item(),
-            "per_class": {**per_class, "support": support},
-            "undefined": [k for k, count in enumerate(support) if not count]}
+    return {
+        "ap_macro": macro["ap"],
+        "ap_micro": binary_average_precision(probabilities.flatten(), labels.flatten(), validate_args=False).item(),
+        "f1_macro": macro["f1"],
+        "f1_micro": multilabel_f1_score(probabilities, labels, average="micro", **settings).item(),
+        "precision_macro": macro["precision"],
+        "precision_micro": multilabel_precision(probabilities, labels, average="micro", **settings).item(),
+        "per_class": {**per_class, "support": support},
+        "undefined": [k for k, count in enumerate(support) if not count],
+    }
 
 
 def flood_metrics(probabilities, labels):
@@ -86,14 +100,18 @@ def flood_metrics(probabilities, labels):
     in samples. Raises ValueError for other shapes or values and an empty set.
     """
     if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
-        raise ValueError(f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
-                         "(samples, 2) and (samples,) are needed")
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: "
+            "(samples, 2) and (samples,) are needed"
+        )
     _check(probabilities, labels)
     labels, predicted = labels.long(), probabilities.argmax(1)
     tn, fp, fn, tp = binary_confusion_matrix(predicted, labels).flatten().tolist()
     flooded = tp + fn > 0
-    return {"accuracy": binary_accuracy(predicted, labels).item(),
-            "precision": binary_precision(predicted, labels).item(),
-            "recall": binary_recall(predicted, labels).item() if flooded else None,
-            "f1": binary_f1_score(predicted, labels).item() if flooded else None,
-            "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp}}
+    return {
+        "accuracy": binary_accuracy(predicted, labels).item(),
+        "precision": binary_precision(predicted, labels).item(),
+        "recall": binary_recall(predicted, labels).item() if flooded else None,
+        "f1": binary_f1_score(predicted, labels).item() if flooded else None,
+        "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
+    }

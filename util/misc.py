@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Console logging, durations, memory, and the record of what a run was."""
+
 import ctypes
 import datetime
 import json
@@ -15,7 +16,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3      # mallopt(3): when to shrink the heap, and from which size on to map memory
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3): when to shrink the heap, and from which size on to map memory
 
 
 class _ClockFormatter(logging.Formatter):
@@ -60,7 +61,7 @@ def keep_freed_memory():
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2 ** 30)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
@@ -69,8 +70,12 @@ def _commit():
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
@@ -92,8 +97,12 @@ def environment(ranks):
         "commit": _commit(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "versions": {
+            name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")
+        },
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "launcher": ranks.launch.launcher,
         "world_size": ranks.world_size,

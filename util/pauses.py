@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What may come between two steps: a checkpoint that is due, or the end of a run that was asked to end."""
+
 import collections
 import contextlib
 import os
@@ -13,26 +14,39 @@ NOTHING, SAVE, WALLTIME = 0, 1, 2
 # At which a run saves and ends. mpirun hands on SIGUSR1 and SIGUSR2, and ends all ranks at any of the others; a terminal that is
 # closed sends SIGHUP; batch systems send SIGUSR2 or SIGXCPU, if told to, some time before the walltime is over.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
-PATIENCE = 5              # seconds that a signal waits for a batch to come
-DISK_SPEED = 50e6         # bytes/s that a save is taken for until one was timed
-RECENT = 16               # pauses whose distance tells how long the next step may take
+PATIENCE = 5  # seconds that a signal waits for a batch to come
+DISK_SPEED = 50e6  # bytes/s that a save is taken for until one was timed
+RECENT = 16  # pauses whose distance tells how long the next step may take
 
 
 def add_pause_flags(group):
     """Flags that say when a run saves in mid-epoch, and when it ends early."""
-    group.add_argument("--save_every_steps", type=int, metavar="N",
-                       help="also save after every N steps, in mid-epoch (default: by time alone)")
-    group.add_argument("--save_every_minutes", type=float, default=15, metavar="MIN",
-                       help="also save when this long has passed since the last save; 0: at the end of an epoch only")
-    group.add_argument("--walltime", type=float, metavar="MIN",
-                       help="save and end, with status 0, before this many minutes have passed since the program was started; "
-                            "continue with --resume auto")
+    group.add_argument(
+        "--save_every_steps",
+        type=int,
+        metavar="N",
+        help="also save after every N steps, in mid-epoch (default: by time alone)",
+    )
+    group.add_argument(
+        "--save_every_minutes",
+        type=float,
+        default=15,
+        metavar="MIN",
+        help="also save when this long has passed since the last save; 0: at the end of an epoch only",
+    )
+    group.add_argument(
+        "--walltime",
+        type=float,
+        metavar="MIN",
+        help="save and end, with status 0, before this many minutes have passed since the program was started; "
+        "continue with --resume auto",
+    )
 
 
 def process_age():
     """Seconds since this process was started, its imports included."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        started = int(file.read().rsplit(")", 1)[1].split()[19])      # in clock ticks since the machine was; see proc(5)
+        started = int(file.read().rsplit(")", 1)[1].split()[19])  # in clock ticks since the machine was; see proc(5)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
@@ -51,7 +65,8 @@ class Pauses:
     A signal or a clock of one rank counts for all: they agree on it in the background, one pause later than it came.
     A second Ctrl-C does not wait.
     """
-    _active = None            # the one whose `with` block the process is in
+
+    _active = None  # the one whose `with` block the process is in
 
     def __init__(self, args, ranks, state_bytes):
         self.every_steps = args.save_every_steps
@@ -64,7 +79,10 @@ class Pauses:
         self._distances = collections.deque(maxlen=RECENT)
 
     def __enter__(self):
-        self._handlers = {**catch(self._on_signal, SIGNALS), signal.SIGALRM: signal.signal(signal.SIGALRM, self._on_alarm)}
+        self._handlers = {
+            **catch(self._on_signal, SIGNALS),
+            signal.SIGALRM: signal.signal(signal.SIGALRM, self._on_alarm),
+        }
         Pauses._active = self
         return self
 
@@ -87,8 +105,12 @@ class Pauses:
         if self.ranks.world_size == 1:
             raise Interrupted
         name = signal.Signals(self._signal).name
-        raise Stopped(f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this state was not "
-                      f"saved: --resume auto continues from the last checkpoint", 128 + self._signal, on_all_ranks=False)
+        raise Stopped(
+            f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this state was not "
+            f"saved: --resume auto continues from the last checkpoint",
+            128 + self._signal,
+            on_all_ranks=False,
+        )
 
     @staticmethod
     @contextlib.contextmanager
@@ -112,8 +134,8 @@ class Pauses:
         work()
         self._saved = time.monotonic()
         self._longest_save = max(self._longest_save, self._saved - started)
-        self._paused += self._saved - started      # it is not part of a step
-        self.ranks.forget_agreement()      # what was wished for before
+        self._paused += self._saved - started  # it is not part of a step
+        self.ranks.forget_agreement()  # what was wished for before
 
     def between_steps(self, epoch, steps, save):
         """What `run_steps` calls between two steps: saves what is due, and ends the run if that was asked for.
@@ -121,6 +143,7 @@ class Pauses:
         steps: of an epoch. save(progress): saves in the middle of this epoch, progress as of `run_steps`. What it raises, and
         Stopped, is raised on all ranks alike.
         """
+
         def between(done, progress):
             due = bool(self.every_steps) and (epoch * steps + done) % self.every_steps == 0
             self.pause(f"epoch {epoch}, step {done}/{steps}", lambda: save(progress()), due)
@@ -138,7 +161,10 @@ class Pauses:
             self.save(work)
         if ends:
             reason = "--walltime is nearly over" if wish == WALLTIME else signal.Signals(wish - 128).name
-            raise Stopped(f"{reason}: ended in {where}, and all is saved; go on with --resume auto", 0 if wish == WALLTIME else wish)
+            raise Stopped(
+                f"{reason}: ended in {where}, and all is saved; go on with --resume auto",
+                0 if wish == WALLTIME else wish,
+            )
 
     def _wish(self):
         now = time.monotonic()

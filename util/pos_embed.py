@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Fixed sin-cos position embeddings, and fitting position-dependent weights to another input size."""
+
 import math
 
 import torch
@@ -18,8 +19,8 @@ def get_2d_sincos_pos_embed(dim, grid):
     if dim % 4:
         raise ValueError(f"a 2-D sin-cos embedding needs a multiple of 4 channels, not {dim}")
     omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega                     # (grid, dim/4)
-    line = torch.cat([angle.sin(), angle.cos()], dim=1)                                  # (grid, dim/2)
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega  # (grid, dim/4)
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, dim/2)
     column = line[None, :, :].expand(grid, grid, dim // 2)
     row = line[:, None, :].expand(grid, grid, dim // 2)
     return torch.cat([column, row], dim=-1).reshape(1, grid * grid, dim).float()
@@ -45,11 +46,21 @@ def fit_position_weights(state, target):
             fitted[name] = value
         elif name.endswith("relative_position_index"):
             fitted[name] = wanted
-        elif name.endswith("pos_embed") and value.ndim == 3 and value.shape[::2] == wanted.shape[::2] and _is_square(value.shape[1]):
+        elif (
+            name.endswith("pos_embed")
+            and value.ndim == 3
+            and value.shape[::2] == wanted.shape[::2]
+            and _is_square(value.shape[1])
+        ):
             grid = math.isqrt(wanted.shape[1])
             fitted[name] = resample_abs_pos_embed(value, [grid, grid], num_prefix_tokens=0)
             resampled.append(name)
-        elif name.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == wanted.shape[1] and _is_square(value.shape[0]):
+        elif (
+            name.endswith("relative_position_bias_table")
+            and value.ndim == 2
+            and value.shape[1] == wanted.shape[1]
+            and _is_square(value.shape[0])
+        ):
             window = (math.isqrt(wanted.shape[0]) + 1) // 2
             fitted[name] = resize_rel_pos_bias_table_simple(value, (window, window), wanted.shape)
             resampled.append(name)

@@ -3,6 +3,7 @@
 
 A dataset here is anything with ids (N,), CLASSES, label_table() → (N, K) and, for features, groups (N,).
 """
+
 import json
 import logging
 from pathlib import Path
@@ -35,15 +36,22 @@ def log_metrics(metrics, classes):
     """A table per class, with the classes that are undefined; of floods, the counts. metrics: as of `util.metrics`."""
     if "confusion" in metrics:
         counts = metrics["confusion"]
-        log_table([("no flood", counts["tn"], counts["fp"]), ("flood", counts["fn"], counts["tp"])],
-                  ["label", "predicted no flood", "predicted flood"])
+        log_table(
+            [("no flood", counts["tn"], counts["fp"]), ("flood", counts["fn"], counts["tp"])],
+            ["label", "predicted no flood", "predicted flood"],
+        )
         return
     per_class = metrics["per_class"]
-    rows = zip(classes, per_class["support"], *(map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall")))
+    rows = zip(
+        classes, per_class["support"], *(map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall"))
+    )
     log_table(list(rows), ["class", "samples", "AP", "F1", "precision", "recall"])
     if metrics["undefined"]:
-        log.warning("%d classes do not occur in this split and are left out of the macro means: %s", len(metrics["undefined"]),
-                    ", ".join(classes[k] for k in metrics["undefined"]))
+        log.warning(
+            "%d classes do not occur in this split and are left out of the macro means: %s",
+            len(metrics["undefined"]),
+            ", ".join(classes[k] for k in metrics["undefined"]),
+        )
 
 
 def log_headline(headline, metrics):
@@ -61,6 +69,7 @@ def write_metrics(path, metrics, **where):
 
 def write_frame(path, frame):
     """A pandas DataFrame as .csv or .parquet, whole or not at all."""
+
     def write(file):
         if Path(path).suffix == ".parquet":
             frame.to_parquet(file, index=False)
@@ -85,14 +94,27 @@ def write_features(path, dataset, features):
     features, labels = features.numpy(), dataset.label_table()
     unlabelled = np.count_nonzero(~labels.any(1))
     if 0 < unlabelled < len(labels):
-        log.warning("%s: %d of %d samples have no label, all their labels are 0; --eval with --embed leaves them out", path, unlabelled,
-                    len(labels))
+        log.warning(
+            "%s: %d of %d samples have no label, all their labels are 0; --eval with --embed leaves them out",
+            path,
+            unlabelled,
+            len(labels),
+        )
     if Path(path).suffix == ".parquet":
         columns = {"id": dataset.ids, "group": dataset.groups}
         columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
         columns |= {f"feature {k}": column for k, column in enumerate(features.T)}
         write_frame(path, pd.DataFrame(columns))
         return
-    write_atomically(path, lambda file: np.savez(file, ids=dataset.ids, groups=dataset.groups, labels=labels, features=features,
-                                                 classes=np.array(dataset.CLASSES)))
+    write_atomically(
+        path,
+        lambda file: np.savez(
+            file,
+            ids=dataset.ids,
+            groups=dataset.groups,
+            labels=labels,
+            features=features,
+            classes=np.array(dataset.CLASSES),
+        ),
+    )
     log.info("wrote %s: %d samples × %d features", path, *features.shape)

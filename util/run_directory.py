@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The output directory of a run: one run at a time, nothing overwritten unasked, logs that match the checkpoint."""
+
 import fcntl
 import json
 import logging
@@ -18,9 +19,16 @@ LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 SELECTED = "checkpoint_best*.pth"
 CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", SELECTED)
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
-OWN_FILES = (LOG, RECORD, *CHECKPOINTS, *(sidecar(name).name for name in CHECKPOINTS), "reconstruction_*.png", "train_ids.csv",
-             "eval_*.json")
-HALF_WRITTEN = ".*.[0-9]*.tmp"     # what a killed run was writing
+OWN_FILES = (
+    LOG,
+    RECORD,
+    *CHECKPOINTS,
+    *(sidecar(name).name for name in CHECKPOINTS),
+    "reconstruction_*.png",
+    "train_ids.csv",
+    "eval_*.json",
+)
+HALF_WRITTEN = ".*.[0-9]*.tmp"  # what a killed run was writing
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +52,15 @@ class RunDirectory:
     def __exit__(self, kind, error, _):
         def end():
             if self.writer:
-                self._record_end("finished" if error is None else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {reason_of(error)}")
+                self._record_end(
+                    "finished"
+                    if error is None
+                    else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {reason_of(error)}"
+                )
             self.close()
 
         if error is None or isinstance(error, Stopped) and error.on_all_ranks:
-            self.ranks.on_main(end)       # mpirun kills the others soon after the first rank has ended
+            self.ranks.on_main(end)  # mpirun kills the others soon after the first rank has ended
         else:
             end()
 
@@ -69,6 +81,7 @@ class RunDirectory:
         What belongs into the logs is there before: lines without their checkpoint are cut off when the run goes on, and
         one that is missing would be missing for ever.
         """
+
         def work():
             self.writer.flush()
             if entry is not None:
@@ -97,13 +110,17 @@ class RunDirectory:
             # A loader process would hold the lock for as long as it lives, and it may outlive a killed run by seconds.
             os.register_at_fork(after_in_child=self._lock.close)
         except OSError as error:
-            raise UsageError(f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written") from None
+            raise UsageError(
+                f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written"
+            ) from None
         self._acquire()
         earlier = self._own_files()
         if earlier and not (resume or overwrite):
             self.close()
-            raise UsageError(f"--output_dir {self.path} already holds a run ({earlier[0].name}); continue it with "
-                             f"--resume auto, or choose another folder (--overwrite would delete that run)")
+            raise UsageError(
+                f"--output_dir {self.path} already holds a run ({earlier[0].name}); continue it with "
+                f"--resume auto, or choose another folder (--overwrite would delete that run)"
+            )
 
     def _acquire(self):
         here, checked = socket.gethostname(), True
@@ -112,22 +129,28 @@ class RunDirectory:
         except BlockingIOError:
             holder = self._holder()
             self._lock.close()
-            raise UsageError(f"--output_dir {self.path} is in use by another run ({holder or 'starting up'}); wait for it or "
-                             f"choose another folder") from None
+            raise UsageError(
+                f"--output_dir {self.path} is in use by another run ({holder or 'starting up'}); wait for it or "
+                f"choose another folder"
+            ) from None
         except OSError:
-            checked = False       # a file system without locks: the name in the file has to do
+            checked = False  # a file system without locks: the name in the file has to do
         holder = self._holder()
         # The kernel gives a lock back when its holder dies, but on some network file systems only hosts know of their own.
         if holder and not (checked and holder.startswith(f"{here} ")):
             self._lock.close()
-            raise UsageError(f"--output_dir {self.path} is locked by {holder}, which cannot be checked from {here}; if that "
-                             f"run is gone, remove {self.path / LOCK}")
+            raise UsageError(
+                f"--output_dir {self.path} is locked by {holder}, which cannot be checked from {here}; if that "
+                f"run is gone, remove {self.path / LOCK}"
+            )
         if holder:
             log.warning("taking over the lock of %s: that process is gone", holder)
         self._lock.truncate(0)
         self._lock.write(f"{here} pid {os.getpid()}\n")
         self._lock.flush()
-        self._handlers = catch(self._on_signal, set(SIGNALS) - {signal.SIGINT})      # Ctrl-C unwinds the program, as elsewhere
+        self._handlers = catch(
+            self._on_signal, set(SIGNALS) - {signal.SIGINT}
+        )  # Ctrl-C unwinds the program, as elsewhere
 
     def _on_signal(self, number, _):
         """Outside of training (`util.pauses`) a signal finds nothing to save: free the folder and end, status 128 + number.

@@ -5,6 +5,7 @@ An epoch is one permutation, cut into global batches, each cut into world_size �
 the micro-batches r, r + world_size, … So one process that accumulates two micro-batches and two processes that take
 one each see the same micro-batches, and a run can be continued from any step.
 """
+
 import numpy as np
 import torch
 
@@ -38,11 +39,11 @@ class MicroBatchSampler(torch.utils.data.Sampler):
         """The ids of one step, all ranks together: (world_size · accum_iter, batch_size)."""
         size = self.batch_size * self.accum_iter * self.world_size
         order = epoch_order(self.num_samples, self.seed, epoch)
-        return order[step * size:(step + 1) * size].reshape(-1, self.batch_size)
+        return order[step * size : (step + 1) * size].reshape(-1, self.batch_size)
 
     def __iter__(self):
         size = self.batch_size * self.accum_iter * self.world_size
-        order = epoch_order(self.num_samples, self.seed, self.epoch)[self.first_step * size:self.steps * size]
+        order = epoch_order(self.num_samples, self.seed, self.epoch)[self.first_step * size : self.steps * size]
         for ids in order.reshape(-1, self.world_size, self.batch_size)[:, self.rank]:
             yield ids.tolist()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """One epoch of optimisation steps, whatever is trained: accumulation, mixed precision, clipping, the record of the losses."""
+
 import contextlib
 import logging
 import time
@@ -15,10 +16,14 @@ from util.sampling import stream_seed
 log = logging.getLogger(__name__)
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}
-MASK_STREAM, DROP_PATH_STREAM, MIXUP_STREAM = 1, 2, 3      # random streams of a micro-batch, besides sample order and flips
-PROBE_SIDE, PROBE_S, EMULATED = 256, 0.02, 8      # a product of matrices of this side, repeated for so long; how many times as slow is emulated
-MOST_IDS = 64                             # sample ids named in an error
-MOST_SKIPPED = 50                         # fp16 steps skipped in a row before a run counts as diverged
+MASK_STREAM, DROP_PATH_STREAM, MIXUP_STREAM = 1, 2, 3  # random streams of a micro-batch, besides sample order and flips
+PROBE_SIDE, PROBE_S, EMULATED = (
+    256,
+    0.02,
+    8,
+)  # a product of matrices of this side, repeated for so long; how many times as slow is emulated
+MOST_IDS = 64  # sample ids named in an error
+MOST_SKIPPED = 50  # fp16 steps skipped in a row before a run counts as diverged
 
 
 def settle_amp(amp, ranks):
@@ -31,8 +36,11 @@ def settle_amp(amp, ranks):
         log.info("--amp fp16 is chosen, as GPUs before compute capability 8.0 have no arithmetic in bf16")
         return "fp16"
     if emulated:
-        log.warning("--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag out", amp,
-                    *(("GPU", "in fp16") if on_gpu else ("CPU", "in float32")))
+        log.warning(
+            "--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag out",
+            amp,
+            *(("GPU", "in fp16") if on_gpu else ("CPU", "in float32")),
+        )
     return amp or "bf16"
 
 
@@ -50,7 +58,7 @@ def emulates_16_bits(device, dtype=torch.bfloat16):
         return min(times)
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)      # several would wait for each other longer than they compute
+    torch.set_num_threads(1)  # several would wait for each other longer than they compute
     try:
         return seconds(dtype) > EMULATED * seconds(torch.float32)
     finally:
@@ -116,7 +124,7 @@ class StepRecord:
         Raises TrainingError, on all ranks alike, at the first loss or norm that is not finite. With a scaled loss (fp16)
         a norm may overflow, as that step is then skipped; but not many times in a row.
         """
-        recent = self.ranks.mean(self.values[:, self.read:done].clone()).tolist()
+        recent = self.ranks.mean(self.values[:, self.read : done].clone()).tolist()
         for step, (loss, norm) in enumerate(zip(*recent), self.read):
             bad = None
             if not abs(loss) < float("inf"):
@@ -130,18 +138,26 @@ class StepRecord:
             else:
                 self.skipped = 0
             if bad:
-                raise TrainingError(f"epoch {epoch}, step {step}: {bad}; {describe_step(epoch, step)}; the last saved checkpoint precedes this step")
+                raise TrainingError(
+                    f"epoch {epoch}, step {step}: {bad}; {describe_step(epoch, step)}; the last saved checkpoint precedes this step"
+                )
             self.losses.append(loss)
             self.grad_norm = norm
         self.read = done
 
     def progress(self):
         """How far the epoch is, for a checkpoint: plain values and tensors."""
-        return {"step": self.read, "losses": torch.tensor(self.losses, dtype=torch.float64), "grad_norm": self.grad_norm,
-                "skipped": self.skipped}
+        return {
+            "step": self.read,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "grad_norm": self.grad_norm,
+            "skipped": self.skipped,
+        }
 
 
-def run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None):
+def run_steps(
+    model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None
+):
     """Train for one epoch, or what is left of it. Returns (statistics of the whole epoch, its progress, for a checkpoint).
 
     Statistics: {"loss", "lr", "grad_norm", "samples_per_s"}, the loss averaged over steps and ranks.
@@ -177,24 +193,37 @@ def run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, 
         try:
             loss = accumulate(model, micro_batch_loss, batches, scaler, epoch, step, ranks, args)
         except Interrupted:
-            between(step, partial(progress_after, step))      # which ends the run
+            between(step, partial(progress_after, step))  # which ends the run
             raise
         record.add(step, loss, optimizer_step(parameters, optimizer, scaler, args.clip_grad))
         if done % args.log_freq == 0 or done == steps:
             record.collect(done, epoch, describe_step)
-            window = record.losses[step - step % args.log_freq:]      # the same wherever the run was stopped
+            window = record.losses[step - step % args.log_freq :]  # the same wherever the run was stopped
             now = time.monotonic()
             speed, logged = samples * (done - logged[0]) / (now - logged[1]), (done, now)
             left = (args.stop_epoch - epoch) * steps - done
-            log.info("Epoch [%d/%d] step %d/%d  loss %.4f  lr %.3e  grad %.3f  %.0f samples/s  ETA %s  memory %.2f GB",
-                     epoch, args.stop_epoch, done, steps, sum(window) / len(window), lr, record.grad_norm, speed,
-                     duration(left * (now - started) / (done - first)), peak_memory(ranks.device) / 1e9)
+            log.info(
+                "Epoch [%d/%d] step %d/%d  loss %.4f  lr %.3e  grad %.3f  %.0f samples/s  ETA %s  memory %.2f GB",
+                epoch,
+                args.stop_epoch,
+                done,
+                steps,
+                sum(window) / len(window),
+                lr,
+                record.grad_norm,
+                speed,
+                duration(left * (now - started) / (done - first)),
+                peak_memory(ranks.device) / 1e9,
+            )
             if writer is not None:
                 place = int((epoch + done / steps) * 1000)
                 writer.add_scalar("train_loss", sum(window) / len(window), place)
                 writer.add_scalar("lr", lr, place)
         if between is not None and done < steps:
             between(done, partial(progress_after, done))
-    return {"loss": sum(record.losses) / steps, "lr": adjust_learning_rate(optimizer, epoch + (steps - 1) / steps, args),
-            "grad_norm": record.grad_norm,
-            "samples_per_s": round(samples * (steps - first) / (time.monotonic() - started), 1)}, record.progress()
+    return {
+        "loss": sum(record.losses) / steps,
+        "lr": adjust_learning_rate(optimizer, epoch + (steps - 1) / steps, args),
+        "grad_norm": record.grad_norm,
+        "samples_per_s": round(samples * (steps - first) / (time.monotonic() - started), 1),
+    }, record.progress()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Batches made by threads of this process, a few ahead of training: for data that needs copying and no computing."""
+
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,13 @@ class BatchStream:
     """
 
     def __init__(self, batch_sampler, fetch, finish, threads, timeout=None):
-        self.batch_sampler, self.fetch, self.finish, self.threads, self.timeout = batch_sampler, fetch, finish, threads, timeout
+        self.batch_sampler, self.fetch, self.finish, self.threads, self.timeout = (
+            batch_sampler,
+            fetch,
+            finish,
+            threads,
+            timeout,
+        )
 
     def __len__(self):
         return len(self.batch_sampler)
@@ -34,7 +41,7 @@ class BatchStream:
             while ahead:
                 yield self._finished(*ahead.popleft())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)      # a thread may wait for a file system that does not answer
+            pool.shutdown(wait=False, cancel_futures=True)  # a thread may wait for a file system that does not answer
 
     def _finished(self, ids, fetched):
         try:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What is trained and with what; how a run starts, goes on, and says what it is."""
+
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,24 @@ log = logging.getLogger(__name__)
 
 # Flags of every training that a continued run must repeat; batch_size counts by itself, as images may be mixed within a
 # micro-batch.
-SAME_TRAINING = ("model", "input_size", "drop_path", "dataset", "split", "mean", "std", "batch_size", "epochs", "warmup_epochs", "lr",
-                 "min_lr", "weight_decay", "clip_grad", "amp", "seed")
+SAME_TRAINING = (
+    "model",
+    "input_size",
+    "drop_path",
+    "dataset",
+    "split",
+    "mean",
+    "std",
+    "batch_size",
+    "epochs",
+    "warmup_epochs",
+    "lr",
+    "min_lr",
+    "weight_decay",
+    "clip_grad",
+    "amp",
+    "seed",
+)
 
 
 @dataclass
@@ -27,6 +44,7 @@ class Start:
     progress: of `run_steps`, None at the beginning of an epoch. source: the checkpoint it goes on from, None for a new run;
     selection, bits: what it says of the epochs selected so far, and of `Training.bits`.
     """
+
     epoch: int
     progress: dict | None = None
     source: Path | None = None
@@ -45,6 +63,7 @@ class Training:
     filled_before: pixels that had been filled when the run was saved that this one continues. origin: of `origin_of`, None
     for random initialisation. data: of `samples_of`. execution: of `util.tuning.settle_execution`, None until then.
     """
+
     model: torch.nn.Module
     prepare: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -58,23 +77,41 @@ class Training:
     def build(cls, model, prepare, groups, betas, args, device):
         """AdamW over parameter groups with learning rate args.lr; everything on the device."""
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=betas, fused=True)
-        return cls(model.to(device), prepare.to(device), optimizer, torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"))
+        return cls(
+            model.to(device),
+            prepare.to(device),
+            optimizer,
+            torch.amp.GradScaler(device.type, enabled=args.amp == "fp16"),
+        )
 
     def state(self, epoch, args, facts, filled, progress=None):
         """A checkpoint after an epoch (0-based, the last finished one), and maybe some steps of the next.
 
         facts: what a continued run must repeat. filled: of `filled`. progress: of `run_steps`.
         """
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                 "epoch": epoch, "args": dict(vars(args)), "input": self.prepare.describe(), "run": facts,
-                 "filled": filled, "bits": self.bits(), **({"data": self.data} if self.data else {})}
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": epoch,
+            "args": dict(vars(args)),
+            "input": self.prepare.describe(),
+            "run": facts,
+            "filled": filled,
+            "bits": self.bits(),
+            **({"data": self.data} if self.data else {}),
+        }
         return state if progress is None else {**state, "progress": progress}
 
     def bits(self):
         """On what the last bits of a result depend, besides the run."""
         device = self.prepare.mean.device
-        return {"torch": str(torch.__version__), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-                "threads": torch.get_num_threads(), **{name: (self.execution or {}).get(name) for name in ("compile", "attention")}}
+        return {
+            "torch": str(torch.__version__),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            **{name: (self.execution or {}).get(name) for name in ("compile", "attention")},
+        }
 
     def bytes(self):
         """About what a checkpoint takes: weights, and two moments of those that are trained."""
@@ -87,8 +124,15 @@ class Training:
 
     def record(self, args, ranks, data, global_batch):
         """What a run is, for run.json; data: what `check_data` returned, of one split or several."""
-        return {"flags": vars(args), **environment(ranks), "data": data, "global_batch": global_batch, "execution": self.execution,
-                "n_parameters": sum(p.numel() for p in self.model.parameters()), "initialised_from": self.origin}
+        return {
+            "flags": vars(args),
+            **environment(ranks),
+            "data": data,
+            "global_batch": global_batch,
+            "execution": self.execution,
+            "n_parameters": sum(p.numel() for p in self.model.parameters()),
+            "initialised_from": self.origin,
+        }
 
     def resume(self, args, facts, steps):
         """Continue the run that --resume names. Returns Start, which is args.start_epoch if there is nothing to continue.
@@ -102,7 +146,9 @@ class Training:
         elif Path(args.resume).is_dir() and args.resume and not is_exported(args.resume):
             state, path = load_latest(args.resume)
             if state is None:
-                raise UsageError(f"--resume {args.resume}: a folder without a checkpoint; name a checkpoint, or the folder of a run")
+                raise UsageError(
+                    f"--resume {args.resume}: a folder without a checkpoint; name a checkpoint, or the folder of a run"
+                )
         else:
             path = Path(args.resume)
             state = load_checkpoint(path) if args.resume else None
@@ -114,12 +160,21 @@ class Training:
         if start.step > steps:
             raise UsageError(f"{path}: is of step {start.step} of an epoch, which has {steps}; it is of another run")
         self.filled_before = state.get("filled", 0)
-        log.info("continuing %s after epoch %d%s", path, state["epoch"], f" and {start.step} of {steps} steps" if start.progress else "")
+        log.info(
+            "continuing %s after epoch %d%s",
+            path,
+            state["epoch"],
+            f" and {start.step} of {steps} steps" if start.progress else "",
+        )
         return start
 
     def warn_of_other_bits(self, start):
         """Say what has changed since the run was saved that this one continues, and makes other last bits."""
-        changed = [f"{name} {value} (was {start.bits[name]})" for name, value in self.bits().items() if start.bits.get(name, value) != value]
+        changed = [
+            f"{name} {value} (was {start.bits[name]})"
+            for name, value in self.bits().items()
+            if start.bits.get(name, value) != value
+        ]
         if changed:
             log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
 
@@ -149,15 +204,28 @@ def samples_of(parts, state=None):
     """
     before = (state or {}).get("data", {})
     before = before.get("pretraining", before.get("train"))
-    return {**{name: {"samples": part["samples"], "simulated": part["simulated"]} for name, part in parts.items() if "simulated" in part},
-            **({"pretraining": before} if before else {})}
+    return {
+        **{
+            name: {"samples": part["samples"], "simulated": part["simulated"]}
+            for name, part in parts.items()
+            if "simulated" in part
+        },
+        **({"pretraining": before} if before else {}),
+    }
 
 
 def origin_of(state, path):
     """What run.json says of the checkpoint that the weights are from: its finished epochs, if it tells, and its flags."""
     epoch, flags = state.get("epoch"), state.get("args", {})
-    return {"checkpoint": str(path), "epochs": epoch + 1 if isinstance(epoch, int) else None,
-            "flags": {name: value for name, value in flags.items() if isinstance(value, (bool, int, float, str, list, tuple, type(None)))}}
+    return {
+        "checkpoint": str(path),
+        "epochs": epoch + 1 if isinstance(epoch, int) else None,
+        "flags": {
+            name: value
+            for name, value in flags.items()
+            if isinstance(value, (bool, int, float, str, list, tuple, type(None)))
+        },
+    }
 
 
 def after_epochs(origin):
@@ -170,13 +238,18 @@ def check_alike(start, ranks, folder):
     places = ranks.gather((start.epoch, start.step))
     if len(set(places)) > 1:
         seen = ", ".join(f"rank {rank}: epoch {epoch}, step {step}" for rank, (epoch, step) in enumerate(places))
-        raise UsageError(f"--resume: the ranks see different checkpoints in {folder} ({seen}); it must be one folder for all of them")
+        raise UsageError(
+            f"--resume: the ranks see different checkpoints in {folder} ({seen}); it must be one folder for all of them"
+        )
 
 
 def same_run_facts(flags, names, world_size, data):
     """What must not change between the parts of one run: the flags of these names, the batches of a step, the samples."""
-    return {**{name: flags[name] for name in (*SAME_TRAINING, *names) if name in flags},
-            "accum_iter × ranks": flags.get("accum_iter", 1) * world_size, "data_path (its samples)": data}
+    return {
+        **{name: flags[name] for name in (*SAME_TRAINING, *names) if name in flags},
+        "accum_iter × ranks": flags.get("accum_iter", 1) * world_size,
+        "data_path (its samples)": data,
+    }
 
 
 def settle_learning_rate(args, ranks, samples, steps):
@@ -185,6 +258,15 @@ def settle_learning_rate(args, ranks, samples, steps):
     rule = f"blr {args.blr:g} × {global_batch}/256" if args.lr is None else "--lr"
     args.lr = args.blr * global_batch / 256 if args.lr is None else args.lr
     log.info("%d samples of %s, split %s: %d steps an epoch", samples, args.dataset, args.split, steps)
-    log.info("global batch %d = %d images × %d micro-batches × %d ranks; lr %.4g (%s); %s, amp %s", global_batch,
-             args.batch_size, args.accum_iter, ranks.world_size, args.lr, rule, ranks.device, args.amp)
+    log.info(
+        "global batch %d = %d images × %d micro-batches × %d ranks; lr %.4g (%s); %s, amp %s",
+        global_batch,
+        args.batch_size,
+        args.accum_iter,
+        ranks.world_size,
+        args.lr,
+        rule,
+        ranks.device,
+        args.amp,
+    )
     return global_batch

@@ -4,6 +4,7 @@
 Forward and backward passes of the model are timed before DDP takes it, so that no rank waits for another within a step, and
 without an optimizer step. Nothing that a run's numbers depend on is changed: no weight, gradient, moment or random stream.
 """
+
 import gc
 import logging
 import math
@@ -17,12 +18,12 @@ from util.program import COMPILE_MODES
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3               # steps of each candidate that are not timed; the first one compiles
-ROUNDS = 3                # timed rounds of steps of each candidate, whose median counts
-ROUND_SECONDS = 0.5       # that a round takes at least
-LIMIT = 300               # seconds after which no further candidate is tried
-OFF = "off"               # of --compile
-OUT_OF_MEMORY = "out of memory"      # how PyTorch words it
+WARM_UP = 3  # steps of each candidate that are not timed; the first one compiles
+ROUNDS = 3  # timed rounds of steps of each candidate, whose median counts
+ROUND_SECONDS = 0.5  # that a round takes at least
+LIMIT = 300  # seconds after which no further candidate is tried
+OFF = "off"  # of --compile
+OUT_OF_MEMORY = "out of memory"  # how PyTorch words it
 
 
 def describe(execution):
@@ -57,7 +58,10 @@ def kept_execution(training, start):
     before, variants = start.bits, training.model.attention_variants
     if before.get("device") != training.bits()["device"] or before.get("compile") not in COMPILE_MODES:
         return None
-    return {"compile": before["compile"], "attention": before["attention"] if before.get("attention") in variants else variants[0]}
+    return {
+        "compile": before["compile"],
+        "attention": before["attention"] if before.get("attention") in variants else variants[0],
+    }
 
 
 def leave_out(execution, failure):
@@ -67,8 +71,10 @@ def leave_out(execution, failure):
 
 def refuse(execution, failure):
     """End a run whose --compile cannot be had."""
-    raise TrainingError(f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU also "
-                        f"Triton), or go on without it: --compile off")
+    raise TrainingError(
+        f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU also "
+        f"Triton), or go on without it: --compile off"
+    )
 
 
 class Bench:
@@ -84,7 +90,9 @@ class Bench:
         if self._compiled:
             torch.compiler.reset()
         self._compiled = execution["compile"] != OFF
-        self.model.execute_with(self.grad_checkpointing, execution["compile"] if self._compiled else None, execution["attention"])
+        self.model.execute_with(
+            self.grad_checkpointing, execution["compile"] if self._compiled else None, execution["attention"]
+        )
 
     def compiled_or(self, execution, on_failure):
         """Set an execution. Where its compiler fails, on_failure(execution, failure) is called, and it is set to be eager. Returns what is set."""
@@ -93,7 +101,7 @@ class Bench:
             return execution
         _, failure = self.attempt(lambda: self.set(execution) or self.steps(1))
         if failure and OUT_OF_MEMORY in failure:
-            self.ranks.together(lambda: self.steps(1))      # raises that as training would
+            self.ranks.together(lambda: self.steps(1))  # raises that as training would
         elif failure:
             on_failure(execution, failure)
             execution = {**execution, "compile": OFF}
@@ -118,7 +126,7 @@ class Bench:
                 continue
             leave_out(way, failure)
             if way["compile"] != OFF and OUT_OF_MEMORY not in failure:
-                break                                    # the compiler, which will not do better with other attention
+                break  # the compiler, which will not do better with other attention
         if not times:
             self.set(usual)
             self.ranks.together(lambda: self.steps(1))
@@ -130,8 +138,13 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.ranks.device)
         measured = {name: round(1e3 * seconds, 3) for name, (seconds, _) in times.items()}
-        log.info("--compile auto: %s is the fastest: forward and backward pass of %d samples: %s; measured in %.0f s", describe(best),
-                 self.batch_size, ", ".join(f"{name} {ms:.1f} ms" for name, ms in measured.items()), time.monotonic() - started)
+        log.info(
+            "--compile auto: %s is the fastest: forward and backward pass of %d samples: %s; measured in %.0f s",
+            describe(best),
+            self.batch_size,
+            ", ".join(f"{name} {ms:.1f} ms" for name, ms in measured.items()),
+            time.monotonic() - started,
+        )
         return {**best, "ms": measured}
 
     def attempt(self, work):
@@ -139,7 +152,7 @@ class Bench:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:      # whatever a compiler raises; the other ranks must not wait for this one
+        except Exception as error:  # whatever a compiler raises; the other ranks must not wait for this one
             failure = _one_line(error)
         if failure:
             self.model.zero_grad(set_to_none=True)
