@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from util.errors import TrainingError
+from common.errors import TrainingError
+from util.optimization import MIXUP_STREAM, MOST_IDS, autocast, run_steps
 from util.sampling import stream_seed
-from util.steps import MIXUP_STREAM, MOST_IDS, autocast, run_steps
 
 log = logging.getLogger(__name__)
 

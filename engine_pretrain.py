@@ -3,8 +3,8 @@
 
 import torch
 
+from util.optimization import MASK_STREAM, autocast, run_steps
 from util.sampling import stream_seed
-from util.steps import MASK_STREAM, autocast, run_steps
 
 
 def draw_micro_batch_mask(model, args, epoch, step, micro):

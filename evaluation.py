@@ -4,6 +4,7 @@
 import logging
 from pathlib import Path
 
+from common.errors import DataError, Interrupted, UsageError
 from engine_finetune import predict
 from models_mixmim import size_of
 from pretrained import (
@@ -16,13 +17,11 @@ from pretrained import (
     has_head,
     load_weights,
 )
-from sarwmix.catalogue import DATASETS
-from sarwmix.errors import DataError
+from sarwmix.registry import DATASETS
 from util.checkpoint import find_checkpoint, load_checkpoint
+from util.checkpoint_input import flags_of, settle_input
 from util.datasets import build_dataset, build_test_loader, check_data, drop_missing, log_statistics
-from util.errors import Interrupted, UsageError
 from util.export import export
-from util.feeding import flags_of, settle_input
 from util.program import apply_speed_flags
 from util.reports import log_headline, log_metrics, scalars, write_features, write_metrics, write_predictions
 from util.training import samples_of

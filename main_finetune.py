@@ -6,6 +6,8 @@ python main_finetune.py --eval --split test --data_path DIR --finetune DIR/check
 """
 
 import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
+
+# isort: split
 import logging
 import os
 import time
@@ -17,15 +19,16 @@ import pandas as pd
 import torch
 from timm.data import Mixup
 
+from common.errors import DataError, UsageError
 from engine_finetune import train_one_epoch
 from evaluation import evaluate, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import FLOOD, TASKS, build_model, build_preparation, fill_defaults, load_weights
-from sarwmix.catalogue import DATASETS, SPLITS
-from sarwmix.errors import DataError
 from sarwmix.helper import FILES, Selection
+from sarwmix.registry import DATASETS, SPLITS
 from util.checkpoint import load_checkpoint
+from util.checkpoint_input import STARTED_WITH, add_force_flag
 from util.datasets import (
     SamplesWithIds,
     add_data_flags,
@@ -37,11 +40,9 @@ from util.datasets import (
 )
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
-from util.errors import UsageError
-from util.feeding import STARTED_WITH, add_force_flag
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
-from util.pauses import Pauses
+from util.optimization import autocast, settle_amp
 from util.program import (
     Parser,
     add_distributed_flags,
@@ -52,7 +53,7 @@ from util.program import (
 )
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run_directory import RunDirectory
-from util.steps import autocast, settle_amp
+from util.stopping import Pauses
 from util.training import (
     Training,
     after_epochs,

@@ -2,6 +2,8 @@
 """Pretrain SAR-W-MixMAE on Sentinel-1 patches: `python main_pretrain.py --data_path DIR --output_dir DIR`."""
 
 import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
+
+# isort: split
 import logging
 import math
 import time
@@ -12,14 +14,15 @@ import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
+from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
+from common.errors import DataError, UsageError
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
-from sarwmix.catalogue import SPLITS
-from sarwmix.errors import DataError
-from sarwmix.preparation import WEIGHT_DOMAINS, BatchPreparation
 from sarwmix.quicklook import draw_reconstructions, pixels
+from sarwmix.registry import SPLITS
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
+from util.checkpoint_input import add_force_flag, flags_of, settle_input
 from util.datasets import (
     ImagesWithIds,
     add_data_flags,
@@ -33,10 +36,8 @@ from util.datasets import (
 )
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
-from util.errors import UsageError
-from util.feeding import add_force_flag, flags_of, settle_input
 from util.misc import duration, log_flags, setup_logging
-from util.pauses import Pauses
+from util.optimization import autocast, settle_amp
 from util.program import (
     Parser,
     add_distributed_flags,
@@ -46,7 +47,7 @@ from util.program import (
     check_common_flags,
 )
 from util.run_directory import RunDirectory
-from util.steps import autocast, settle_amp
+from util.stopping import Pauses
 from util.training import (
     Training,
     after_epochs,

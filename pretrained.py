@@ -15,13 +15,13 @@ import torch.nn.functional as F
 
 import models_mixmim_ft
 import models_sen12_ft
+from batch_preparation import BatchPreparation
+from common.errors import UsageError
 from models_mixmim import size_of
-from sarwmix.catalogue import DATASETS
-from sarwmix.preparation import BatchPreparation
+from sarwmix.registry import DATASETS
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint
+from util.checkpoint_input import TRAINED_WITH, facts_of, flags_of, settle_input
 from util.datasets import fill_statistics
-from util.errors import UsageError
-from util.feeding import TRAINED_WITH, facts_of, flags_of, settle_input
 from util.metrics import flood_metrics, multilabel_metrics
 
 DECODER = ("decoder_", "mask_token")  # of a pretraining checkpoint

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis.figures import ORANGE, write_figure
+from common.errors import DataError
 from sarwmix.command import Command
-from sarwmix.errors import DataError
+from sarwmix.geotiff import read_band
 from sarwmix.quicklook import HIDDEN, grey, new_figure
-from sarwmix.rasters import read_band
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import ALIGNED, S1_LIST, read_s1_list
 

@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from analysis.console_log import FLOOD, MULTILABEL
 from analysis.figures import dot_plot, write_figure
+from common.files import put_in_place
 from sarwmix.command import Command
-from sarwmix.files import put_in_place
 
 SHOWN = {name: MULTILABEL[name] for name in ("ap_macro", "ap_micro", "f1_macro", "f1_micro")}
 # Flags that may differ between runs of one kind: seeds; where a run lies and how it goes on; where and how it is computed, not

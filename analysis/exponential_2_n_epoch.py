@@ -23,7 +23,7 @@ from analysis.result_charts import (
     table_of,
 )
 from analysis.results import account, add_name_flags, log_parser, percent, results_of
-from sarwmix.errors import DataError
+from common.errors import DataError
 
 MARKED = (40, 600)  # epochs that are saved besides the powers of two; the published warm-up ends with the first
 

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from sarwmix.files import put_in_place
+from common.files import put_in_place
 
 # Okabe and Ito's colours. Lines also differ in marker or dashes, so that they can be told apart in grey.
 GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = (

@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from analysis.console_log import FLOOD, MULTILABEL
 from analysis.results import account, add_name_flags, log_parser, percent, results_of, write_table
-from sarwmix.errors import DataError
+from common.errors import DataError
 
 TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (FLOOD, "Floods"))
 

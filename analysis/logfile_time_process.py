@@ -23,7 +23,7 @@ from analysis.console_log import (
     read_text,
 )
 from analysis.results import find_logs, log_parser, write_rows
-from sarwmix.errors import DataError, data_error
+from common.errors import DataError, data_error
 
 HOUR, DAY = 3600, 86400
 # What a program logs before anything else: ours, and those made after MAE.

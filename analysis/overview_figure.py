@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from analysis.figures import GREEN, VERMILION, write_figure
+from batch_preparation import BatchPreparation
+from common.errors import UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.command import Command
-from sarwmix.preparation import BatchPreparation
 from sarwmix.quicklook import grey
-from sarwmix.simulate import simulate_scene
+from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
 from util.checkpoint import initialise, load_checkpoint
-from util.errors import UsageError
-from util.feeding import facts_of
+from util.checkpoint_input import facts_of
 
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
 COLOURS = (VERMILION, GREEN)  # of the two images

@@ -26,7 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
-from sarwmix.errors import DataError, data_error
+from common.errors import DataError, data_error
 from util.checkpoint import write_atomically
 from util.metrics import flood_metrics, multilabel_metrics
 

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from analysis.console_log import FLOOD
 from analysis.figures import bare, entitle, new_chart
-from sarwmix.errors import DataError
+from common.errors import DataError
 
 PANELS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")  # of many labels
 FLOOD_PANELS = ("accuracy", "f1")

@@ -34,9 +34,9 @@ from analysis.console_log import (
     parse,
     read_text,
 )
+from common.errors import DataError, data_error, quoted
+from common.files import write_csv
 from sarwmix.command import Command
-from sarwmix.errors import DataError, data_error, quoted
-from sarwmix.files import write_csv
 
 RECORD, LOG = "run.json", "log.txt"
 RUN_FILES = (

@@ -22,7 +22,7 @@ from analysis.result_charts import (
     table_of,
 )
 from analysis.results import Result, account, add_name_flags, log_parser, percent, results_of
-from sarwmix.errors import DataError
+from common.errors import DataError
 
 # BigEarthNet v2 S1, mixmim_base, 64 epochs of pretraining: start → share of the labels → metrics in the order of PANELS.
 PUBLISHED_IN = "SAR-W-MixMAE, IEEE JSTARS 2026"

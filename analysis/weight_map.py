@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from analysis.figures import write_figure
+from batch_preparation import BatchPreparation
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.command import Command
-from sarwmix.preparation import BatchPreparation
+from sarwmix.geotiff import read_band
 from sarwmix.quicklook import RANGES, grey, new_figure
-from sarwmix.rasters import read_band
-from sarwmix.simulate import simulate_scene
-from sarwmix.simulate_landcover import LANDSCAPES
+from sarwmix.simulate.landcover import LANDSCAPES
+from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
 
 TOKEN = 32

@@ -16,7 +16,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from sarwmix.files import write_json
+from common.files import write_json
 
 SPARE = 0.15  # of a part's time: between what it plans with and the moment at which it is killed
 

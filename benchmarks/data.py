@@ -21,12 +21,13 @@ from safetensors.numpy import save
 from tabulate import tabulate
 
 from benchmarks.report import machine
-from sarwmix import pack, simulate
+from common.files import write_csv, write_json
+from common.workers import Crew
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.crew import Crew
-from sarwmix.files import write_csv, write_json
 from sarwmix.packed import DTYPES, PackedDataset
+from sarwmix.prepare import pack
+from sarwmix.simulate import patches as simulate
 from util.datasets import SamplesWithIds, build_loader
 from util.distributed import Launch, Ranks
 

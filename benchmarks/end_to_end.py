@@ -23,15 +23,16 @@ from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
 from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup
 from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp, wait
-from sarwmix import pack, simulate
+from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.crew import Crew
 from sarwmix.packed import MANIFEST, PackedDataset
+from sarwmix.prepare import pack
+from sarwmix.simulate import patches as simulate
 from util.datasets import ImagesWithIds, build_loader, fill_cache
 from util.distributed import Launch, Ranks, pick_device
 from util.misc import keep_freed_memory
+from util.optimization import AMP_DTYPES
 from util.program import COMPILE_MODES
-from util.steps import AMP_DTYPES
 
 
 def write_data(args):

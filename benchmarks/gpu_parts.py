@@ -25,13 +25,12 @@ from benchmarks import end_to_end, memory, parity, step
 from benchmarks.apart import Apart, LeftOut, Part
 from benchmarks.random_store import write_random_store
 from benchmarks.report import machine
-from sarwmix.crew import Crew
-from sarwmix.errors import DataError
+from common.errors import DataError
+from common.workers import Crew
 from sarwmix.packed import PackedDataset
 from util.distributed import pick_device
-from util.steps import emulates_16_bits
 from util.ending import run_program
-from util.steps import StepRecord
+from util.optimization import StepRecord, emulates_16_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL_MEMORY = 40e9  # bytes of a GPU that holds the published batch of every path with room to spare

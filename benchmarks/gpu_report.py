@@ -61,7 +61,7 @@ def table(rows, style):
 
 def write_report(out, started, args, rows):
     """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
-    from sarwmix.files import put_in_place, write_json
+    from common.files import put_in_place, write_json
 
     machine = rows[0].get("machine", {})
     seconds = time.monotonic() - started

@@ -25,7 +25,7 @@ from benchmarks.step import Ours, Reference, noise, usual_amp
 from models_mixmim import SIZES, Block
 from util.distributed import pick_device
 from util.misc import peak_memory
-from util.steps import AMP_DTYPES
+from util.optimization import AMP_DTYPES
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
 COUNTED = (2, 4)  # images, few, so that counting does not decide the peak

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.report import benchmark_parser, deadline, report
 from benchmarks.step import SIDE, Ours, Reference, add_path_flags, usual_amp
-from sarwmix.crew import Crew
-from sarwmix.simulate import Parameters, plan_scenes, simulate_scene
+from common.workers import Crew
+from sarwmix.simulate.patches import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
 from util.program import COMPILE_MODES
 

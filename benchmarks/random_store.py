@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sarwmix.catalogue import DATASETS
-from sarwmix.crew import Crew
-from sarwmix.images import DistinctImages
-from sarwmix.pack import Part, Source, finish, write_part
+from common.workers import Crew
+from sarwmix.prepare.distinct_images import DistinctImages
+from sarwmix.prepare.pack import Part, Source, finish, write_part
+from sarwmix.registry import DATASETS
 from sarwmix.sen12flood_loader import FloodDataset
 
 PART_IMAGES = 512
@@ -22,7 +22,7 @@ LABEL_SHARE = 0.15  # of the samples of BigEarthNet that have a given class
 
 
 class RandomImages:
-    """What `sarwmix.pack` asks of a dataset. image_names: (N, k), of which each image is a function, with the seed."""
+    """What `sarwmix.prepare.pack` asks of a dataset. image_names: (N, k), of which each image is a function, with the seed."""
 
     def __init__(self, kind, image_names, size, seed):
         self.kind, self.image_names, self.size, self.seed = kind, image_names, size, seed

@@ -6,7 +6,7 @@ and puts them together again; attention is a product, a softmax and a product, w
 is made anew in every block; images are mixed after the patch embedding; two GeoTIFFs are read for every sample, and resized,
 flipped, weighed and standardised there, one by one; AdamW as PyTorch has it by default; fp16 with a scaled loss on a GPU;
 the loss is read after every step. Written for this purpose from the papers (2205.13137, 2103.14030, 2503.01181); it computes
-with the parameters of a `MixMIM`, so that both can be told to be equal (tests/test_benchmarks.py).
+with the parameters of a `MixMIM`, so that both can be told to be equal (tests/benchmarks/test_benchmarks.py).
 """
 
 import random

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 import torch
 from tabulate import tabulate
 
-from sarwmix.files import write_json
+from common.files import write_json
 
 
 def machine():

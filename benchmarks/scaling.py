@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
 from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp
 from util.distributed import distribute, pick_device, start_ranks
+from util.optimization import AMP_DTYPES
 from util.program import COMPILE_MODES
-from util.steps import AMP_DTYPES
 
 MARK = "scaling: "  # the line of rank 0 that holds the result begins so
 

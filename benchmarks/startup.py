@@ -27,13 +27,14 @@ import torch
 
 import main_pretrain
 from benchmarks.report import benchmark_parser, in_turns, report, shown, spread
-from sarwmix import pack, packed
-from sarwmix.benv2_csv import COLUMNS
+from common.files import sha256_of, write_csv, write_json
+from sarwmix import packed
 from sarwmix.bigearthnet import CHANNELS, CLASSES
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import IMAGES, OFFICIAL, BigEarthNetv2
-from sarwmix.files import sha256_of, write_csv, write_json
-from sarwmix.simulate import METADATA_SCHEMA, Parameters, simulate_dataset
+from sarwmix.prepare import pack
+from sarwmix.prepare.benv2_csv import COLUMNS
+from sarwmix.simulate.patches import METADATA_SCHEMA, Parameters, simulate_dataset
 from util.checkpoint import LATEST, is_intact, load_checkpoint, restore, save_checkpoint
 from util.datasets import ImagesWithIds, build_loader
 from util.distributed import Launch, Ranks

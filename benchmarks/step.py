@@ -20,15 +20,15 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch.utils.flop_counter import FlopCounterMode
 
+from batch_preparation import BatchPreparation
 from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
 from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.preparation import BatchPreparation
 from util.distributed import pick_device
 from util.misc import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from util.optimization import AMP_DTYPES, autocast, emulates_16_bits, optimizer_step
 from util.program import COMPILE_MODES
-from util.steps import AMP_DTYPES, autocast, emulates_16_bits, optimizer_step
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}  # dense, 16 bits, of the data sheets
 LARGEST_PRODUCT = 8192  # side of the matrices that show what the machine gives at best

@@ -1,28 +1,113 @@
 # SPDX-License-Identifier: MIT
-"""What the command lines of all programs share."""
+"""The command line of all programs: flags, the ranges of their values, and errors in one line with exit status 2."""
 
 import argparse
 import difflib
+import math
 import sys
 
+from common.errors import InputError
+from common.launchers import launched_rank
 
-class FlagParser(argparse.ArgumentParser):
-    """Argument parser without abbreviations that names the nearest flag where one is unknown."""
 
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, **options)
+class Range:
+    """An argparse type: a finite number within bounds, which `--help` shows. Messages say the bound that is not kept."""
+
+    def __init__(self, kind, at_least=None, above=None, at_most=None, below=None):
+        self.kind = kind
+        self.bounds = [
+            (f"{words} {bound:g}", holds, bound)
+            for words, bound, holds in (
+                ("at least", at_least, lambda value, bound: value >= bound),
+                ("above", above, lambda value, bound: value > bound),
+                ("at most", at_most, lambda value, bound: value <= bound),
+                ("below", below, lambda value, bound: value < bound),
+            )
+            if bound is not None
+        ]
+
+    def __str__(self):
+        return " and ".join(words for words, _, _ in self.bounds)
+
+    def __call__(self, text):
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{'a whole' if self.kind is int else 'a'} number is needed") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError("a finite number is needed")
+        if not all(holds(value, bound) for _, holds, bound in self.bounds):
+            raise argparse.ArgumentTypeError(f"must be {self}")
+        return value
+
+
+finite = Range(float)
+integer = Range(int)
+count = Range(int, at_least=0)
+positive_int = Range(int, at_least=1)
+positive = Range(float, above=0)
+non_negative = Range(float, at_least=0)
+share = Range(float, at_least=0, at_most=1)
+positive_share = Range(float, above=0, at_most=1)
+rate = Range(float, at_least=0, below=1)
+
+
+class _Help(argparse.HelpFormatter):
+    """Appends each flag's range and default, unless its help names the default or there is none worth naming."""
+
+    def _get_help_string(self, action):
+        notes = [str(action.type)] if isinstance(action.type, Range) and action.type.bounds else []
+        if action.default not in (None, False, "", argparse.SUPPRESS) and "default" not in action.help:
+            notes.append("default: %(default)s")
+        return action.help + (f" ({'; '.join(notes)})" if notes else "")
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser without abbreviations, which names the nearest flag where one is unknown.
+
+    Errors are one line, from rank 0 only, and exit status 2. module: of a program that is started with `python -m`.
+    """
+
+    def __init__(self, description, module=None):
+        super().__init__(
+            prog=f"python -m {module}" if module else None,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118),
+        )
+        self.register("type", float, finite)
+        self.register("type", int, integer)
+
+    def parse_checked(self, argv, check):
+        """Parse the flags and call check(args), which raises InputError for those that contradict each other."""
+        args = self.parse_args(argv)
+        try:
+            check(args)
+        except InputError as error:
+            self.error(str(error))
+        return args
 
     def parse_known_args(self, args=None, namespace=None):
-        """Unknown flags are refused before the others are parsed: argparse would first miss the required one that was misspelt."""
+        """Refuses unknown flags before parsing the others: argparse would first miss the required one that was misspelt."""
         words = list(sys.argv[1:] if args is None else args)
-        unknown = [
-            self._with_nearest(word)
-            for word in words[: words.index("--") if "--" in words else None]
-            if self._is_unknown(word)
-        ]
+        flags = words[: words.index("--") if "--" in words else None]
+        unknown = [self._with_nearest(word) for word in flags if self._is_unknown(word)]
         if unknown and not {"-h", "--help"} & set(words):
             self.error(f"unrecognized arguments: {', '.join(unknown)}")
         return super().parse_known_args(words, namespace)
+
+    def error(self, message):
+        if launched_rank() == 0:
+            sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
+            sys.stderr.flush()
+        sys.exit(2)
+
+    def _get_value(self, action, arg_string):
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            name = next(iter(action.option_strings), action.dest)
+            raise argparse.ArgumentError(None, f"{name} {arg_string}: {error.message}") from None
 
     def _is_unknown(self, word):
         """Whether this looks like a flag and is none; argparse takes words with a space for values."""

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sarwmix.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, quoted
+from sarwmix.geotiff import load_rasterio, read_band
 from sarwmix.layouts import whereabouts
+from sarwmix.moments import Tally
 from sarwmix.plausibility import FIRST_LOOK, check_decibels, judge
-from sarwmix.rasters import load_rasterio, read_band
-from sarwmix.tally import Tally
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
 CHANNELS, SIZE = ("VH", "VV"), 120
@@ -227,7 +227,7 @@ def labelled(listing, source, unknown=False):
     if not keep.any():
         raise DataError(
             f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels: pretraining, --embed "
-            "and sarwmix.statistics alone do without them"
+            "and sarwmix.prepare.statistics alone do without them"
         )
     return listing.take(keep)
 

@@ -9,6 +9,9 @@ from functools import cache
 
 import numpy as np
 
+from common.errors import DataError, data_error
+from common.files import read_json
+from common.packages import PACK_ELSEWHERE, load
 from sarwmix.bigearthnet import (
     CHANNELS,
     CLASSES,
@@ -29,11 +32,8 @@ from sarwmix.bigearthnet import (
     read_csv_rows,
     split_lists,
 )
-from sarwmix.errors import DataError, data_error
-from sarwmix.files import read_json
+from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
 from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
-from sarwmix.packages import PACK_ELSEWHERE, load
-from sarwmix.rasters import MOST_PIXELS, check_nonfinite
 
 INNER = "BigEarthNet-S1-v1.0"
 S2_START = re.compile(r"S2[A-Z]_")

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import DataError, data_error, quoted
 from sarwmix.bigearthnet import (
     CLASSES,
     S1_NAME,
@@ -26,7 +27,6 @@ from sarwmix.bigearthnet import (
     read_csv_rows,
     split_lists,
 )
-from sarwmix.errors import DataError, data_error, quoted
 from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
 from sarwmix.lmdb_store import LmdbStore, is_lmdb
 

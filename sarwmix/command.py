@@ -9,10 +9,10 @@ import traceback
 from concurrent.futures.process import BrokenProcessPool
 
 from common.command_line import FlagParser
+from common.errors import DataError
 from common.launchers import launched_rank
 from common.startup import missing_package
-from sarwmix.crew import Crew
-from sarwmix.errors import DataError
+from common.workers import Crew
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):

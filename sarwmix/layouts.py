@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from sarwmix.errors import data_error
+from common.errors import data_error
 
 SUFFIXES = (".tif", ".tiff", ".TIF", ".TIFF")
 S1_START = re.compile(r"S1[A-Z]_")

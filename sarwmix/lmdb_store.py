@@ -7,10 +7,11 @@ import threading
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from common.errors import DataError
+from common.packages import PACK_ELSEWHERE
+from common.packages import load as load_package
 from sarwmix.bigearthnet import CHANNELS, Store
-from sarwmix.errors import DataError
-from sarwmix.packages import PACK_ELSEWHERE, load as load_package
-from sarwmix.rasters import check_nonfinite
+from sarwmix.geotiff import check_nonfinite
 
 DATA = "data.mdb"
 MOST_BYTES = 2**22  # of a patch; all its bands together have fewer than 2**19

@@ -12,7 +12,7 @@
 Values are dB. Coding float32 is exact; float16 rounds (by up to 0.008 dB between 16 and 32 dB); uint16 is affine, with a
 scale and an offset for each part and channel, from its least to its greatest value, so that nothing is clipped and the
 error is at most half a step (about 0.001 dB over 100 dB). NaN stands for no data and for values that are not finite, in
-uint16 as the code NO_DATA. `sarwmix.pack` writes it.
+uint16 as the code NO_DATA. `sarwmix.prepare.pack` writes it.
 """
 
 import copy
@@ -30,9 +30,9 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from common.errors import DataError, data_error
+from common.files import file_fault, read_json, sha256_of
 from sarwmix.bigearthnet import acquisitions_of, check_root, check_split
-from sarwmix.errors import DataError, data_error
-from sarwmix.files import file_fault, read_json, sha256_of
 from sarwmix.plausibility import judge
 from sarwmix.sen12flood_loader import draw_folders, folders_of
 
@@ -119,7 +119,7 @@ def read_manifest(root):
     """The manifest of a store. Raises DataError if it is absent, damaged or of another version."""
     path = Path(root) / MANIFEST
     if not path.exists():
-        raise DataError(f"{path}: does not exist, so the packed store is not finished; run sarwmix.pack again")
+        raise DataError(f"{path}: does not exist, so the packed store is not finished; run sarwmix.prepare.pack again")
     again = "copy it again, or pack the data again"
     manifest = read_json(path, again)
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_checksum(manifest):
@@ -131,7 +131,7 @@ def read_manifest(root):
     except (LookupError, TypeError, ValueError, AttributeError):  # something is not there, or of another kind
         sound = False
     if not sound:
-        raise DataError(f"{path}: contradicts itself, so it was not written by sarwmix.pack; {again}")
+        raise DataError(f"{path}: contradicts itself, so it was not written by sarwmix.prepare.pack; {again}")
     return manifest
 
 
@@ -167,7 +167,7 @@ def verify(root, crew):
         raise data_error(
             f"{root}: {len(faults)} of {len(expected)} files are not what was written",
             faults,
-            "copy them again, or remove them with manifest.json and run sarwmix.pack again",
+            "copy them again, or remove them with manifest.json and run sarwmix.prepare.pack again",
         )
     return len(expected)
 

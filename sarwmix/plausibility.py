@@ -21,7 +21,7 @@ import logging
 
 import numpy as np
 
-from sarwmix.errors import DataError
+from common.errors import DataError
 
 CHANNELS = ("VH", "VV")
 FIRST_LOOK = ("mean", "std", "min", "max")  # what a run records of the figures
@@ -199,7 +199,7 @@ def find_doubts(figures, expected=None, histogram=None):
         yield f"VH is brighter than VV ({_pair(mean)} dB on average), as only noise can be; check which file is which"
     elif expected is not None and not _is_near(mean, std, *expected):
         remedy = _reading(figures, expected) or (
-            "check the units, or measure mean and std with python -m sarwmix.statistics and give "
+            "check the units, or measure mean and std with python -m sarwmix.prepare.statistics and give "
             "them with --mean and --std"
         )
         yield (

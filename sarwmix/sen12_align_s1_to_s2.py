@@ -35,11 +35,11 @@ try:
 except ImportError:
     gdal = osr = None  # `align` says so
 
+from common.errors import DataError, data_error
+from common.files import check_room, claimed, put_in_place, sha256_of
+from common.packages import load
+from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.crew import Crew
-from sarwmix.errors import DataError, data_error
-from sarwmix.files import check_room, claimed, put_in_place, sha256_of
-from sarwmix.packages import load
 from sarwmix.plausibility import check_linear
 from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
 

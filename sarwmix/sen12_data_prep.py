@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.errors import DataError, data_error, quoted
+from common.files import claimed, sha256_of
+from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.crew import Crew
-from sarwmix.errors import DataError, data_error, quoted
-from sarwmix.files import claimed, sha256_of
-from sarwmix.rasters import read_band
+from sarwmix.geotiff import read_band
 from sarwmix.sen12_index import (
     ALIGN,
     ALIGNED,

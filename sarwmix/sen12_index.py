@@ -13,8 +13,8 @@ from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
-from sarwmix.errors import DataError, data_error, quoted
-from sarwmix.files import read_json, write_csv
+from common.errors import DataError, data_error, quoted
+from common.files import read_json, write_csv
 
 S1_LIST = "S1list.json"
 SIDE = 512  # pixels of 10 m, of every aligned image

@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from sarwmix.archive import open_archive
+from common.errors import DataError, data_error
+from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
+from common.safe_zip import open_archive
+from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.crew import Crew
-from sarwmix.errors import DataError, data_error
-from sarwmix.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
+from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (
     ALIGN,
@@ -49,7 +50,6 @@ from sarwmix.sen12_index import (
     STEP,
     read_step,
 )
-from sarwmix.sen12_unzip import plan
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from common.errors import DataError, data_error, quoted
 from sarwmix.bigearthnet import (
     Listing,
     as_paths,
@@ -27,11 +28,10 @@ from sarwmix.bigearthnet import (
     place_name,
     read_csv_rows,
 )
-from sarwmix.errors import DataError, data_error, quoted
-from sarwmix.plausibility import FLOOR_DB, FIRST_LOOK, check_linear, judge
-from sarwmix.rasters import check_nonfinite
+from sarwmix.geotiff import check_nonfinite
+from sarwmix.moments import Tally
+from sarwmix.plausibility import FIRST_LOOK, FLOOR_DB, check_linear, judge
 from sarwmix.sen12_index import PAIR
-from sarwmix.tally import Tally
 
 PATCH = 128  # side of the patches that the model cuts
 PARTS = {"train": ("train",), "val": ("train",), "train_val": ("train",), "test": ("test",), "all": ("train", "test")}

@@ -135,7 +135,7 @@ fi
 words=()
 pass zip raw-root s1-list work out layout size
 if given keep-intermediate; then words+=(--keep-intermediate); fi
-"$python" -m sarwmix.sen12_disk "${words[@]}"
+"$python" -m sarwmix.prepare.sen12_disk "${words[@]}"
 raw=${flags[raw-root]:-$work/raw}
 if given zip; then
     say "1/4 unzipping what is needed"

@@ -49,7 +49,7 @@ if [ -z "${DATA_PATH:-}" ]; then
     pretraining=(--epochs 11 --warmup_epochs 0.4 --lr 5e-4 --clip_grad 1 --log_freq 64 "${extra[@]}")
     flooding=(--epochs 8 --warmup_epochs 1 --lr 1e-3 --val_fraction 0.2)
     run "$python" -m sarwmix.simulate --out "$DATA_PATH" --patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2
-    run "$python" -m sarwmix.simulate_flood --out "$FLOOD_PATH" --folders 60 --size 256 --seed 0
+    run "$python" -m sarwmix.simulate.flood --out "$FLOOD_PATH" --folders 60 --size 256 --seed 0
 fi
 settle
 batch=()

@@ -5,11 +5,12 @@ import logging
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import ROOT
+from tests.helpers.resumed import jobs, whole  # noqa: F401 (fixtures)
+
 COUNTS = {}  # what was tried → [times it went as it must, times it was tried]
 
 
@@ -89,7 +90,7 @@ def simulated(tmp_path_factory):
 @pytest.fixture
 def program(monkeypatch, capsys):
     """program(module, *flags) → (exit status, stdout, stderr), run in this process."""
-    from sarwmix.errors import DataError
+    from common.errors import DataError
     from util.ending import run_program
 
     def run(module, *flags):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import main_pretrain
+from batch_preparation import BatchPreparation
 from benchmarks.random_store import write_random_store
 from models_mixmim import mixmim_tiny
-from runs import log_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.preparation import BatchPreparation
-from util.steps import autocast, optimizer_step
+from tests.helpers.runs import log_of
+from util.optimization import autocast, optimizer_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

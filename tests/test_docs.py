@@ -17,7 +17,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from tests.helpers import ROOT
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()

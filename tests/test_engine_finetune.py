@@ -8,10 +8,10 @@ import pytest
 import torch
 from timm.data import Mixup
 
+from batch_preparation import BatchPreparation
+from common.errors import TrainingError
 from engine_finetune import mix, predict, prepare_images, smooth
-from sarwmix.preparation import BatchPreparation
 from util.distributed import Launch, Ranks
-from util.errors import TrainingError
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 

@@ -16,14 +16,14 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import main_finetune
 import pretrained
-from conftest import ROOT
-from dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
-from forked import finish, finish_ranks
 from models_mixmim import mixmim_tiny
-from released import write_released
-from runs import launch_alike, log_of, mpirun, same_states, scalars
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
+from tests.helpers import ROOT
+from tests.helpers.dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
+from tests.helpers.forked import finish, finish_ranks
+from tests.helpers.released import write_released
+from tests.helpers.runs import launch_alike, log_of, mpirun, same_states, scalars
 from util.checkpoint import load_checkpoint
 
 TINY = (
@@ -806,7 +806,7 @@ class Stripes(torch.utils.data.Dataset):
 
 
 def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
-    """Update tests/golden_finetune.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
+    """Update tests/helpers/golden_finetune.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
     monkeypatch.setattr(
         main_finetune,
         "build_splits",
@@ -835,7 +835,7 @@ def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
         "train_loss": [round(entry["train_loss"], 6) for entry in log_of(tmp_path)],
         **{name: round(evaluated(tmp_path)[name], 6) for name in names},
     }
-    stored = ROOT / "tests" / "golden_finetune.json"
+    stored = ROOT / "tests" / "helpers" / "golden_finetune.json"
     if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
         stored.write_text(json.dumps(figures, indent=1) + "\n")
     expected = json.loads(stored.read_text())

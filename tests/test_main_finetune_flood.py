@@ -12,10 +12,10 @@ import torch
 
 import main_finetune
 import pretrained
-from forked import finish, finish_ranks
-from runs import launch_alike, log_of, same_states
 from sarwmix.sen12flood_loader import FloodDataset
-from sarwmix.simulate_flood import Parameters, simulate_floods
+from sarwmix.simulate.flood import Parameters, simulate_floods
+from tests.helpers.forked import finish, finish_ranks
+from tests.helpers.runs import launch_alike, log_of, same_states
 from util.checkpoint import load_checkpoint
 
 RUN = (

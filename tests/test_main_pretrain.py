@@ -14,14 +14,14 @@ import pytest
 import torch
 
 import main_pretrain
-import util.steps
-from conftest import ROOT
-from dataset_fixtures import needs_samples, sample_path
+import util.optimization
+from batch_preparation import BatchPreparation
 from engine_pretrain import reconstruct
-from forked import finish, finish_ranks, taking_graphs_only
 from models_mixmim import mixmim_tiny
-from runs import launch, log_of, mpirun, same_states, scalars
-from sarwmix.preparation import BatchPreparation
+from tests.helpers import ROOT
+from tests.helpers.dataset_fixtures import needs_samples, sample_path
+from tests.helpers.forked import finish, finish_ranks, taking_graphs_only
+from tests.helpers.runs import launch, log_of, mpirun, same_states, scalars
 from util.checkpoint import load_checkpoint
 
 TINY = (
@@ -533,7 +533,7 @@ def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(nor
 
 
 def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
-    """Update tests/golden_pretrain.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
+    """Update tests/helpers/golden_pretrain.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
 
     class Waves(torch.utils.data.Dataset):
         """160 images that no other code of the project has a part in."""
@@ -580,7 +580,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
         == 0
     )
     losses = list(scalars(tmp_path).values())
-    stored = ROOT / "tests" / "golden_pretrain.json"
+    stored = ROOT / "tests" / "helpers" / "golden_pretrain.json"
     if os.environ.get("SARWMIX_UPDATE_GOLDEN"):
         stored.write_text(json.dumps([round(loss, 6) for loss in losses]) + "\n")
     assert losses == pytest.approx(json.loads(stored.read_text()), rel=2e-4)
@@ -713,8 +713,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     finished, simulated, tmp_path, program, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    accumulate = util.steps.accumulate
-    monkeypatch.setattr(util.steps, "accumulate", lambda *args: accumulate(*args) * float("nan"))
+    accumulate = util.optimization.accumulate
+    monkeypatch.setattr(util.optimization, "accumulate", lambda *args: accumulate(*args) * float("nan"))
     status, _, err = program(
         main_pretrain,
         "--data_path",

@@ -5,119 +5,24 @@ import json
 import shutil
 import signal
 
-import pandas as pd
 import pytest
 import torch
 
-from forked import Run, failing_at_step, finish, noting_samples, signalled_at_step, signalled_in_evaluation, start_ranks
-from runs import digests, log_of, same_states, scalars
-from sarwmix import pack
+from sarwmix.prepare import pack
+from tests.helpers.forked import (
+    Run,
+    failing_at_step,
+    finish,
+    noting_samples,
+    signalled_at_step,
+    signalled_in_evaluation,
+    start_ranks,
+)
+from tests.helpers.resumed import PRETRAIN, differences
+from tests.helpers.runs import digests, same_states, scalars
 from util.checkpoint import load_checkpoint, sidecar
 
-SMALL = (
-    "--model",
-    "mixmim_tiny",
-    "--input_size",
-    64,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    1,
-    "--lr",
-    1e-3,
-    "--log_freq",
-    2,
-    "--device",
-    "cpu",
-    "--drop_path",
-    0.3,
-    "--clip_grad",
-    1,
-)
-PRETRAIN = (
-    *SMALL,
-    "--batch_size",
-    4,
-    "--accum_iter",
-    2,
-    "--epochs",
-    2,
-    "--save_epochs",
-    1,
-    "--range_mask_ratio",
-    0.2,
-)  # 2 × 6 steps
-FINETUNE = (
-    *SMALL,
-    "--dataset",
-    "benv2",
-    "--finetune",
-    "",
-    "--batch_size",
-    2,
-    "--accum_iter",
-    2,
-    "--epochs",
-    2,
-    "--mixup",
-    0.8,
-    "--cutmix",
-    1.0,
-)  # 2 × 6 steps
 TWO_RANKS = ("--accum_iter", 1)
-
-
-@pytest.fixture(scope="module")
-def jobs(simulated, tmp_path_factory):
-    """{program: its flags}, on the 48 simulated patches; for finetuning they are dealt anew to three splits."""
-    frame = pd.read_parquet(simulated / "metadata.parquet").sample(frac=1, random_state=0)
-    frame["split"] = ["train"] * 24 + ["validation"] * 11 + ["test"] * 13
-    metadata = tmp_path_factory.mktemp("metadata") / "dealt.parquet"
-    frame.to_parquet(metadata)
-    return {
-        "main_pretrain": ("--data_path", simulated, *PRETRAIN),
-        "main_finetune": ("--data_path", simulated, "--metadata", metadata, *FINETUNE),
-    }
-
-
-@pytest.fixture(scope="module")
-def whole(jobs, tmp_path_factory):
-    """{program: (folder, samples in the order they were trained on)} of runs that nothing happened to."""
-    results = {}
-    for program, flags in jobs.items():
-        folder = tmp_path_factory.mktemp(program)
-        finish(
-            program,
-            (*flags, "--output_dir", folder / "run"),
-            folder / "output",
-            hurt=(noting_samples, folder / "samples"),
-        )
-        results[program] = folder / "run", (folder / "samples").read_text()
-    return results
-
-
-def differences(one, other):
-    """What of two runs is not bitwise the same: names of files, and of parts of them."""
-    found = []
-    for path in sorted(one.glob("checkpoint*.pth")):
-        if path.name != "checkpoint_previous.pth" and not same_states(
-            load_checkpoint(path), load_checkpoint(other / path.name)
-        ):
-            found.append(path.name)
-    clock = "train_samples_per_s"
-    if [{**entry, clock: 0} for entry in log_of(one)] != [{**entry, clock: 0} for entry in log_of(other)]:
-        found.append("log.txt")
-    found += [name for name in ("train_loss", "lr") if scalars(one, name) != scalars(other, name)]
-    for path in one.glob("eval_*.json"):
-        if {**json.loads(path.read_text()), "checkpoint": ""} != {
-            **json.loads((other / path.name).read_text()),
-            "checkpoint": "",
-        }:
-            found.append(path.name)
-    found += [
-        path.name for path in one.glob("reconstruction_*.png") if path.read_bytes() != (other / path.name).read_bytes()
-    ]
-    return found
 
 
 def stop_and_continue(program, flags, folder, hurt, status=143, more=()):
@@ -381,7 +286,11 @@ def drawing_otherwise(module, name):
 
 @pytest.mark.parametrize(
     "program, module",
-    [("main_pretrain", "util.steps"), ("main_pretrain", "engine_pretrain"), ("main_finetune", "engine_finetune")],
+    [
+        ("main_pretrain", "util.optimization"),
+        ("main_pretrain", "engine_pretrain"),
+        ("main_finetune", "engine_finetune"),
+    ],
 )
 def test_a_random_stream_that_depends_on_the_process_is_noticed(jobs, stopped, whole, tmp_path, program, module):
     """Drop path, masks and mixup are drawn anew in a process that goes on: other numbers than without a stop."""

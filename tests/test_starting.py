@@ -15,12 +15,12 @@ import evaluation
 import main_finetune
 import main_pretrain
 import pretrained
-from dataset_fixtures import write_v2
+from common.errors import UsageError
 from models_mixmim import mixmim_tiny, size_of
-from sarwmix import statistics
-from sarwmix.catalogue import DATASETS, is_simulated
+from sarwmix.prepare import statistics
+from sarwmix.registry import DATASETS, is_simulated
+from tests.helpers.dataset_fixtures import write_v2
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from util.errors import UsageError
 from util.export import export
 from util.training import open_start
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from util.errors import UsageError
+from common.errors import UsageError
 
 log = logging.getLogger(__name__)
 

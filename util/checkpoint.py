@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from util.errors import UsageError
+from common.errors import UsageError
+from util.checkpoint_checks import fault_of, fault_of_moments
 from util.foreign import take_weights
 from util.pos_embed import fit_position_weights
-from util.soundness import fault_of, fault_of_moments
 
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
 ZIP_SIGN, LFS_SIGN = b"PK\x03\x04", b"version https://git-lfs"

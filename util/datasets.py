@@ -14,17 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from sarwmix.catalogue import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
-from sarwmix.errors import DataError
-from sarwmix.files import read_json
+from common.errors import DataError, UsageError
+from common.files import read_json
 from sarwmix.packed import PackedDataset
+from sarwmix.registry import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.caching import fill_cache, step_bytes
-from util.errors import UsageError
-from util.feeding import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
-from util.pauses import SIGNALS
+from util.checkpoint_checks import are_statistics
+from util.checkpoint_input import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
 from util.sampling import InOrderSampler, MicroBatchSampler
-from util.soundness import are_statistics
+from util.stopping import SIGNALS
 from util.streaming import BatchStream, Watched
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
@@ -63,7 +62,7 @@ def add_data_flags(parser):
     group.add_argument(
         "--statistics",
         metavar="FILE",
-        help="take mean and standard deviation from what sarwmix.statistics --out wrote, or from the statistics.json of a "
+        help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the statistics.json of a "
         "packed store (its split train)",
     )
     group.add_argument(
@@ -86,7 +85,7 @@ def take_statistics(args):
         return
     if args.mean or args.std:
         raise UsageError("--statistics contradicts --mean and --std: both say how to standardise; leave one out")
-    remedy = "give what python -m sarwmix.statistics --out FILE wrote"
+    remedy = "give what python -m sarwmix.prepare.statistics --out FILE wrote"
     try:
         content = read_json(args.statistics, remedy)
     except DataError as error:
@@ -163,7 +162,7 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
     if args.data_cache not in ("auto", "none") and not isinstance(dataset, PackedDataset):
         raise UsageError(
             f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
-            "python -m sarwmix.pack"
+            "python -m sarwmix.prepare.pack"
         )
     return dataset
 

@@ -12,8 +12,8 @@ import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
 from common import launchers
+from common.errors import UsageError
 from common.launchers import Launch  # noqa: F401 (for who makes Ranks)
-from util.errors import UsageError
 from util.misc import keep_freed_memory
 
 

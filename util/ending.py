@@ -14,9 +14,9 @@ import traceback
 
 import torch.distributed as td
 
+from common.errors import Stopped, TrainingError, UsageError, reason_of
 from common.launchers import launched_rank
 from common.startup import missing_package
-from util.errors import Stopped, TrainingError, UsageError, reason_of
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 # How gloo and NCCL word it when another rank is gone.

@@ -8,12 +8,12 @@ import shutil
 import sys
 
 from common.command_line import FlagParser
+from common.errors import UsageError
 from common.launchers import launched_rank
 from util.checkpoint import check_torch
 from util.distributed import detect_launch
 from util.ending import fail
-from util.errors import UsageError
-from util.pauses import add_pause_flags
+from util.stopping import add_pause_flags
 
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 

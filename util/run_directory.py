@@ -10,10 +10,10 @@ import socket
 import tempfile
 from pathlib import Path
 
+from common.errors import Stopped, UsageError, reason_of
 from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
-from util.errors import Stopped, UsageError, reason_of
 from util.events import EventFile
-from util.pauses import SIGNALS, catch
+from util.stopping import SIGNALS, catch
 
 LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
 SELECTED = "checkpoint_best*.pth"
@@ -153,7 +153,7 @@ class RunDirectory:
         )  # Ctrl-C unwinds the program, as elsewhere
 
     def _on_signal(self, number, _):
-        """Outside of training (`util.pauses`) a signal finds nothing to save: free the folder and end, status 128 + number.
+        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 + number.
 
         Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
         nothing is lost, as files are put in place whole.

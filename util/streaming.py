@@ -4,7 +4,7 @@
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-from util.pauses import Pauses
+from util.stopping import Pauses
 
 
 class BatchStream:

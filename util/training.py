@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UsageError
 from util.checkpoint import check_same_run, find_checkpoint, is_exported, load_checkpoint, load_latest, restore
+from util.checkpoint_input import STARTED_WITH, flags_of, settle_start
 from util.datasets import log_statistics
-from util.errors import UsageError
-from util.feeding import STARTED_WITH, flags_of, settle_start
 from util.misc import environment
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from util.errors import TrainingError
+from common.errors import TrainingError
 from util.program import COMPILE_MODES
 
 log = logging.getLogger(__name__)

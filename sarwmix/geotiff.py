@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Reads one band of a GeoTIFF, and says which file it was when that fails."""
+
+import logging
+import os
+import warnings
+from functools import cache
+
+import numpy as np
+
+from common.errors import DataError
+from common.packages import PACK_ELSEWHERE, load
+
+POLARISATIONS = ("VH", "VV", "HH", "HV")
+MOST_PIXELS = 2**26  # of an image; its header may be damaged
+
+
+def check_nonfinite(values, source, max_nonfinite):
+    """DataError naming `source` if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
+    fraction = (values.size - np.count_nonzero(np.isfinite(values))) / max(values.size, 1)
+    if fraction > max_nonfinite:
+        raise DataError(
+            f"{source}: {fraction:.2%} of the pixels are NaN, infinite or no data, more than the {max_nonfinite:.2%} "
+            "allowed; remove its row from the list, or raise --max_nonfinite"
+        )
+
+
+@cache
+def load_rasterio():
+    """The package. It logs what GDAL says of a file, which its exceptions say too, and so do the messages made of them."""
+    rasterio = load("rasterio", "reading GeoTIFFs", PACK_ELSEWHERE)
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+    return rasterio
+
+
+def _band_number(src, path, band):
+    """1-based number of the wanted band: the only one, or the one that is described by the wanted name."""
+    names = [(description or "").strip().upper() for description in src.descriptions]
+    if src.count == 1:
+        if band and names[0] in POLARISATIONS and names[0] != band:
+            raise DataError(f"{path}: holds {names[0]} by its band description, not {band}; restore the right file")
+        return 1
+    matching = [number for number, name in enumerate(names, start=1) if band and name == band]
+    if len(matching) != 1:
+        raise DataError(
+            f"{path}: has {src.count} bands, and {len(matching)} of them are described as {band or 'the wanted one'} "
+            f"(descriptions: {', '.join(name or 'none' for name in names)}); store one band per file, or describe them"
+        )
+    return matching[0]
+
+
+def read_band(path, max_nonfinite=0.01, band=None, integers=True):
+    """One band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
+
+    Pixels that are NaN or infinite stay as they are, up to the fraction `max_nonfinite` of the image; what takes their
+    place is decided where batches are prepared.
+    band: name of the wanted band ("VH"). A file of several bands is read only if exactly one is described by it; bands
+    are never taken by position.
+    integers: whether the file may hold them. Values in dB are not integers, but counts, or dB times a factor, are.
+    Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, more pixels than
+    can be, another type, too many non-finite pixels; or rasterio is not installed.
+    """
+    rasterio = load_rasterio()
+    try:
+        # Where the image lies is not needed: parsing its coordinate system takes longer than all the rest, and looking
+        # for sidecar files lists the folder, which a parallel file system is slow at.
+        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
+                number = _band_number(src, path, band)
+                if src.width * src.height > MOST_PIXELS:
+                    raise DataError(
+                        f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again"
+                    )
+                values, nodata = src.read(number), src.nodatavals[number - 1]
+    except (rasterio.errors.RasterioError, OSError) as error:
+        if not os.path.exists(path):
+            raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(
+            f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again"
+        ) from error
+    if np.iscomplexobj(values):
+        raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
+    if not integers and values.dtype.kind != "f":
+        raise DataError(
+            f"{path}: holds {values.dtype}, which dB cannot be; give 10*log10 of the backscatter as float32"
+        )
+    values = values.astype(np.float32, copy=False)
+    if nodata is not None:
+        values[values == np.float32(nodata)] = np.nan
+    check_nonfinite(values, path, max_nonfinite)
+    return values

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""BigEarthNet v2: from the official metadata to one CSV file per split.
+
+    python -m sarwmix.prepare.benv2_csv --metadata metadata.parquet --out DIR [--include_snow_cloud]
+
+writes benv2_{train,val,test,train_val}.csv with the official columns, in the order of the parquet file; labels as a
+printed list of quoted names. The S1 name is column 4 counted from 0, the fifth.
+"""
+
+import argparse
+import logging
+from itertools import chain
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from common.errors import DataError, data_error
+from common.files import write_csv
+from sarwmix.bigearthnet import join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.bigearthnetv2 import PARTS, is_parquet, read_metadata, snow_cloud_beside
+from sarwmix.command import Command, run_command
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "patch_id",
+    "labels",
+    "split",
+    "country",
+    "s1_name",
+    "s2v1_name",
+    "contains_seasonal_snow",
+    "contains_cloud_or_shadow",
+)
+LISTS = ("train", "val", "test", "train_val")
+
+
+def read_official(path):
+    """(Listing, splits, rows of COLUMNS, all cells str) of an official file. Raises DataError, as BigEarthNetv2 does, for bad rows."""
+    if not is_parquet(path):
+        raise DataError(
+            f"{path}: its name does not end in .parquet; give the official metadata.parquet with --metadata"
+        )
+    listing, splits = read_metadata(path, str(path), id_col=None)
+    with pq.ParquetFile(path) as file:
+        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise data_error(f"{path} lacks {len(missing)} of the official columns", missing, "copy it again")
+        columns = file.read(columns=list(COLUMNS)).to_pydict()
+    return (
+        listing,
+        splits,
+        list(zip(*(["" if value is None else str(value) for value in columns[name]] for name in COLUMNS))),
+    )
+
+
+def write_lists(metadata, out, include_snow_cloud=False):
+    """Write the four lists of a metadata file into the folder `out`.
+
+    include_snow_cloud: the rows of the second official file, which lies beside it, come after its own. Raises DataError
+    for metadata that cannot be used, and for lists that are there already and differ.
+    """
+    paths = [metadata, snow_cloud_beside(metadata)] if include_snow_cloud else [metadata]
+    listings, splits, rows = zip(*map(read_official, paths))
+    refuse_duplicates(join_listings(listings))
+    splits, rows = list(chain(*splits)), list(chain(*rows))
+    lists = {
+        out / f"benv2_{name}.csv": [row for row, split in zip(rows, splits) if split in PARTS[name]] for name in LISTS
+    }
+    differ = [str(path) for path, content in lists.items() if path.exists() and _cells(path) != [COLUMNS, *content]]
+    if differ:
+        raise data_error(
+            f"{len(differ)} lists are there already and differ", differ, "remove them, or choose another --out"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    for path, content in lists.items():
+        write_csv(path, COLUMNS, content)
+        log.info("%s: %d rows", path, len(content))
+
+
+def _cells(path):
+    return [tuple(row) for _, row in read_csv_rows(path)]
+
+
+def get_args_parser():
+    parser = Command(
+        "sarwmix.prepare.benv2_csv", "Write the official metadata of BigEarthNet v2 as one CSV file per split."
+    )
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--metadata", type=Path, required=True, default=argparse.SUPPRESS, help="the official metadata.parquet"
+    )
+    group.add_argument(
+        "--include_snow_cloud",
+        action="store_true",
+        help="add the patches with seasonal snow, cloud or shadow, from the second official file, which lies beside it",
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the lists")
+    parser.set_defaults(workers=1)
+    return parser
+
+
+def main(argv=None):
+    def work(args, crew):
+        crew.on_main(lambda: write_lists(args.metadata, args.out, args.include_snow_cloud))
+
+    run_command(get_args_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: MIT
+"""From any layout of any dataset to a packed store (`sarwmix.packed` says what it holds), and the check of one.
+
+    python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE --workers 16
+    mpirun -np 4 python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE
+    python -m sarwmix.prepare.pack --verify STORE
+
+Parts are independent of each other and each is put in place whole: run it again after an interruption, and it does the
+parts that are missing. The result is the same, byte for byte, however often it was interrupted and whoever took part.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.errors import DataError, data_error
+from common.files import check_room, claimed, put_in_place, sha256_of, write_csv, write_json
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.moments import Tally
+from sarwmix.packed import (
+    BAD,
+    DTYPES,
+    FORMAT,
+    IMAGES,
+    MANIFEST,
+    SAMPLES,
+    STATISTICS,
+    VERSION,
+    as_tensor,
+    decode,
+    encode,
+    is_packed,
+    manifest_checksum,
+    verify,
+)
+from sarwmix.plausibility import find_fault, judge
+from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
+from sarwmix.prepare.statistics import log_tally
+from sarwmix.registry import DATASETS, add_source_flags, open_dataset
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test", "every")
+RECORD = "packing.json"
+
+
+# ---- What goes where -----------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """One split to pack: its samples, the distinct images they consist of, and their labels."""
+
+    split: str
+    ids: np.ndarray  # (N,)
+    labels: np.ndarray  # (N, K) uint8
+    rows: np.ndarray  # (N, k), of `names`
+    names: np.ndarray  # (M,)
+    ranges: list  # of ImageRange, one for each part
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part file is made of."""
+
+    number: int
+    split: str
+    images: ImageRange
+
+    @property
+    def file(self):
+        return f"part_{self.number:05d}.bin"
+
+    @property
+    def report(self):
+        return f"part_{self.number:05d}.json"
+
+
+def open_sources(args):
+    """(the Sources of all splits, what the manifest says of the dataset, `joint_order` of the samples). Raises DataError."""
+    sources, known = [], {}
+    for split in args.splits:
+        metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
+        dataset = open_dataset(
+            args.dataset,
+            args.data_path,
+            "all" if split == "every" else split,
+            metadata,
+            args.id_col,
+            args.include_snow_cloud,
+            args.max_nonfinite,
+        )
+        images = DistinctImages(dataset)
+        shape = (len(dataset.CHANNELS), dataset.size, dataset.size)
+        per_part = max(1, int(args.part_mb * 2**20 / (np.prod(shape) * np.dtype(args.dtype).itemsize)))
+        ranges = [images.part(start, start + per_part) for start in range(0, len(images), per_part)]
+        sources.append(Source(split, dataset.ids, dataset.label_table(), images.rows, images.names, ranges))
+        known = {
+            "dataset": args.dataset,
+            "channels": list(dataset.CHANNELS),
+            "units": dataset.UNITS,
+            "shape": list(shape),
+            "classes": list(dataset.CLASSES),
+            "floor_db": getattr(dataset, "FLOOR_DB", None),
+            "images_per_sample": images.rows.shape[1],
+        }
+    names = np.concatenate([source.ids for source in sources])
+    unique, counts = np.unique(names, return_counts=True)
+    if (counts > 1).any():
+        raise data_error(
+            f"{args.data_path}: {np.count_nonzero(counts > 1)} samples are in several splits",
+            unique[counts > 1].tolist(),
+            "give other lists with --metadata, --val_metadata and --test_metadata, or other --splits",
+        )
+    return sources, known, joint_order(args, names)
+
+
+def joint_order(args, ids):
+    """(N,) where samples stand when several splits are read as one: as in the dataset itself, so that training sees the same order.
+
+    Only the metadata of BigEarthNet v2 can mix splits; elsewhere they follow each other, as they are packed.
+    """
+    if args.dataset == "benv2" and not (args.val_metadata or args.test_metadata):
+        for split in ("all", "train_val"):
+            try:
+                whole = open_dataset(
+                    args.dataset, args.data_path, split, args.metadata, args.id_col, args.include_snow_cloud
+                )
+            except DataError:
+                continue  # no list of the test split, perhaps
+            place = {name: i for i, name in enumerate(whole.ids.tolist())}
+            if all(name in place for name in ids.tolist()):
+                return np.array([place[name] for name in ids.tolist()], np.int64)
+    return np.arange(len(ids))
+
+
+# ---- Parts ---------------------------------------------------------------------------------------
+
+
+def write_part(part, out, dtype, shape, floor_db, skip_bad):
+    """Read, code and write the images of a part. Returns its report.
+
+    The report stands beside the part too, and makes it finished: that is, not as long as it has bad images that are not
+    to be skipped. A bad image keeps its place, filled with NaN.
+    """
+    done = read_report(out / part.report, out / part.file)
+    if done is not None:
+        return done
+    total, bad, images = Tally(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
+    for m in range(len(part.images)):
+        try:
+            image = part.images.read(m)
+            if image.shape != shape:
+                raise DataError(
+                    f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it out of "
+                    "the lists"
+                )
+        except DataError as error:
+            bad.append((part.images.name(m), str(error)))
+            continue
+        images[m] = image
+        total.add(image)
+    fault = find_fault(total.summary())
+    if fault:
+        raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {fault}")
+    codes, scale, offset = encode(images, dtype)
+    put_in_place(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
+    nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
+    report = {
+        "part": {
+            "file": part.file,
+            "split": part.split,
+            "images": len(codes),
+            "bytes": codes.nbytes,
+            "sha256": sha256_of(out / part.file),
+            "scale": scale,
+            "offset": offset,
+        },
+        "largest_error_db": largest_error(images, codes, scale, offset),
+        "nonfinite": nonfinite.tolist(),
+        "tally": total.to_dict(),
+        "bad": bad,
+    }
+    if skip_bad or not bad:
+        write_json(out / part.report, report)
+    return report
+
+
+def read_report(path, file):
+    """The report of a part that is finished, else None."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        return report if file.stat().st_size == report["part"]["bytes"] else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def largest_error(images, codes, scale, offset):
+    """The largest |decoded − original| of a part, in dB."""
+    scale, offset = (torch.tensor(values, dtype=torch.float32).view(1, 2, 1, 1) for values in (scale, offset))
+    worst = 0.0
+    for start in range(0, len(images), 256):  # as many as fit beside the part
+        decoded = decode(as_tensor(codes[start : start + 256]), scale, offset).numpy()
+        error = np.abs(decoded - images[start : start + 256])
+        worst = max(worst, float(np.max(error, where=np.isfinite(error), initial=0)))
+    return worst
+
+
+# ---- Tables and manifest -------------------------------------------------------------------------
+
+
+def write_table(path, columns):
+    put_in_place(path, lambda temporary: pd.DataFrame(columns).to_parquet(temporary, index=False))
+
+
+def write_tables(out, sources, positions, reports, classes):
+    """images.parquet and samples.parquet, without the samples that have a bad image. Returns {split: samples}."""
+    bad = {name for report in reports for name, _ in report["bad"]}
+    before = np.cumsum([0] + [len(source.names) for source in sources])
+    ids, labels = (np.concatenate(parts) for parts in zip(*((source.ids, source.labels) for source in sources)))
+    rows = np.concatenate([source.rows + first for source, first in zip(sources, before)])
+    splits = np.repeat([source.split for source in sources], [len(source.ids) for source in sources])
+    good = np.concatenate([[name not in bad for name in source.names.tolist()] for source in sources])[rows].all(1)
+    ids, splits, positions, rows, labels = (column[good] for column in (ids, splits, positions, rows, labels))
+    write_table(
+        out / IMAGES,
+        {
+            "name": np.concatenate([source.names for source in sources]),
+            "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
+        },
+    )
+    write_table(
+        out / SAMPLES,
+        {
+            "id": ids,
+            "split": splits,
+            "position": positions,
+            **{f"image_{k}": column for k, column in enumerate(rows.T)},
+            **dict(zip(classes, labels.T)),
+        },
+    )
+    return {source.split: int(np.count_nonzero(splits == source.split)) for source in sources}
+
+
+def write_statistics(out, reports, floor_db):
+    """statistics.json: {split: figures and histogram}. Returns the Tally of each split."""
+    tallies = {}
+    for report in reports:
+        tallies.setdefault(report["part"]["split"], Tally(floor_db)).merge(Tally.from_dict(report["tally"]))
+    write_json(
+        out / STATISTICS,
+        {split: {**tally.summary(), "histogram": tally.histogram_dict()} for split, tally in tallies.items()},
+    )
+    return tallies
+
+
+def finish(out, sources, positions, reports, known, dtype):
+    """All that is not a part; the manifest last."""
+    write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
+    splits = write_tables(out, sources, positions, reports, known["classes"])
+    tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
+    for split, tally in tallies.items():
+        log.info("split %s, %d samples", split, splits[split])
+        log_tally(tally, known["channels"])
+        judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        **known,
+        "dtype": dtype,
+        "no_data": 65535 if dtype == "uint16" else "NaN",
+        "largest_error_db": max(report["largest_error_db"] for report in reports),
+        "splits": splits,
+        "samples": sum(splits.values()),
+        "images": sum(report["part"]["images"] for report in reports),
+        "nonfinite": int(sum(sum(report["nonfinite"]) for report in reports)),
+        "statistics": {split: tally.summary() for split, tally in tallies.items()},
+        "files": {name: sha256_of(out / name) for name in (SAMPLES, IMAGES, STATISTICS, BAD)},
+        "parts": [report["part"] for report in reports],
+    }
+    write_json(out / MANIFEST, {**manifest, "sha256": manifest_checksum(manifest)})
+    log.info(
+        "%s: %d images in %d parts, %.2f GB, %s; rounding changes a value by at most %.4f dB",
+        out,
+        manifest["images"],
+        len(reports),
+        sum(part["bytes"] for part in manifest["parts"]) / 1e9,
+        dtype,
+        manifest["largest_error_db"],
+    )
+
+
+def pack(args, crew):
+    """The whole job. Returns whether there was something to do. Raises DataError."""
+    out = Path(args.out)
+    sources, known, positions = crew.on_main(lambda: open_sources(args))
+    parts = [
+        Part(number, source.split, images)
+        for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
+    ]
+    record = {
+        "generator": "sarwmix.prepare.pack",
+        "version": VERSION,
+        **known,
+        "dtype": args.dtype,
+        "part_mb": args.part_mb,
+        "max_nonfinite": args.max_nonfinite,
+        "samples": [[source.split, digest_of(source)] for source in sources],
+        "order": hashlib.sha256(positions.tobytes()).hexdigest(),
+    }
+    with claimed(crew, out, record, last=MANIFEST, name=RECORD) as complete:
+        if not complete:
+            crew.on_main(lambda: check_space(args, out, parts, known["shape"]))
+            reports = crew.map(
+                partial(
+                    write_part,
+                    out=out,
+                    dtype=args.dtype,
+                    shape=tuple(known["shape"]),
+                    floor_db=known["floor_db"],
+                    skip_bad=args.skip_bad,
+                ),
+                parts,
+                "parts",
+            )
+            refuse_bad(
+                [row for report in reports for row in report["bad"]],
+                sum(len(part.images) for part in parts),
+                args,
+                out,
+                crew,
+            )
+            crew.on_main(lambda: finish(out, sources, positions, reports, known, args.dtype))
+        crew.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
+    return not complete
+
+
+def digest_of(source):
+    """SHA-256 of the samples and labels of a split."""
+    return hashlib.sha256("\n".join(source.ids.tolist()).encode() + source.labels.tobytes()).hexdigest()
+
+
+def check_space(args, out, parts, shape):
+    size = int(np.prod(shape)) * np.dtype(args.dtype).itemsize
+    missing = sum(len(part.images) for part in parts if not (out / part.file).exists())
+    check_room([("--out", out, missing * size)])
+
+
+def refuse_bad(bad, count, args, out, crew):
+    if not bad:
+        return
+    if not args.skip_bad or len(bad) == count:
+        crew.on_main(lambda: write_csv(out / BAD, ("image", "reason"), bad))
+        raise data_error(
+            f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}",
+            [reason for _, reason in bad],
+            "restore them and run again, which does only their parts, or leave them out with --skip_bad",
+        )
+    log.warning("%d of %d images cannot be used and are left out, with their samples: %s", len(bad), count, out / BAD)
+
+
+# ---- Program -------------------------------------------------------------------------------------
+
+
+def get_args_parser():
+    parser = Command(
+        "sarwmix.prepare.pack",
+        "Pack a dataset, from whatever layout it has, into a store made for training; or check one.",
+    )
+    parser.add_argument(
+        "--verify", metavar="STORE", help="check every file of this store against its checksum, and do nothing else"
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=tuple(DATASETS), help="which dataset it is")
+    add_source_flags(group)
+    group.add_argument("--val_metadata", nargs="+", metavar="FILE", help="as --metadata, for the split val")
+    group.add_argument("--test_metadata", nargs="+", metavar="FILE", help="as --metadata, for the split test")
+    group.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        metavar="SPLIT",
+        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, for "
+        "sen12flood train test)",
+    )
+    group.add_argument(
+        "--skip_bad", action="store_true", help="leave images that cannot be used out, instead of ending with an error"
+    )
+    group = parser.add_argument_group("store")
+    group.add_argument("--out", metavar="STORE", help="folder to write, new or empty")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="uint16",
+        help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; float32: exact, "
+        "twice the size",
+    )
+    group.add_argument(
+        "--part_mb",
+        type=int,
+        default=128,
+        metavar="MIB",
+        help="size of a part at most, MiB; a process needs 3 to 5 times as much memory while it makes one",
+    )
+    add_workers_flag(group)
+    return parser
+
+
+def check_flags(args):
+    """The splits to pack. Raises DataError for what cannot be meant."""
+    for name in ("dataset", "data_path", "out"):
+        if getattr(args, name) is None:
+            raise DataError(f"--{name} is missing")
+    if args.part_mb < 1:
+        raise DataError(f"--part_mb {args.part_mb}: must be at least 1")
+    if is_packed(args.data_path):
+        raise DataError(f"--data_path {args.data_path}: is a packed store already")
+    splits = list(
+        dict.fromkeys(args.splits or (("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")))
+    )
+    if "every" in splits and (args.dataset != "benv1" or len(splits) > 1):
+        raise DataError("--splits every: only for --dataset benv1, and alone")
+    return splits
+
+
+def work(args, crew):
+    if args.verify:
+        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, crew))
+        return
+    args.splits = crew.on_main(lambda: check_flags(args))
+    if not pack(args, crew):
+        log.info("%s: complete already, nothing to do", args.out)
+
+
+def main(argv=None):
+    run_command(get_args_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    main()

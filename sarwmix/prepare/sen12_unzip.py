@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""SEN12-FLOOD: extracts from the zip what the preparation reads, and nothing else.
+
+    python -m sarwmix.prepare.sen12_unzip --zip SEN12FLOOD.zip --out DIR --workers 4
+
+DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json with
+their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
+"""
+
+import argparse
+import json
+import logging
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from common.errors import DataError
+from common.files import check_room, claimed, write_json
+from common.safe_zip import open_archive
+from common.workers import Crew
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.sen12_index import S1_LIST, STEP
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "sarwmix.prepare.sen12_unzip"
+MARKER = "unzipped.json"
+PARTS_PER_PROCESS = 4  # so that all end at about the same time; for each part the zip is opened once
+_WANTED = re.compile(r"([A-Za-z0-9-]{1,32})/([A-Za-z0-9_]+_corrected_(VH|VV)|S2_[0-9-]+_B04)\.tif")
+_RADAR = re.compile(r"(.*/)?[^/]+/S1[^/]*_corrected_(VH|VV)\.tif")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a zip is wanted. root: the folders, each with its "/", that all of it lies in; "" for none.
+
+    wanted: {path below root: member}. bytes: of all of them. left_out: number of other members. s1_list: the parsed
+    S1list.json, None if there is none.
+    """
+
+    root: str
+    wanted: dict
+    bytes: int
+    left_out: int
+    s1_list: object
+
+    @property
+    def folders(self):
+        """{folder: {path below root: member}}; the list is in folder ""."""
+        found = {}
+        for path, member in self.wanted.items():
+            found.setdefault(path.rpartition("/")[0], {})[path] = member
+        return found
+
+
+def plan(archive):
+    """The Plan for an Archive. Raises DataError if this is not SEN12-FLOOD, or more than one."""
+    root = _root(archive)
+    below = {name[len(root) :]: name for name in sorted(archive.members) if name.startswith(root)}
+    wanted = {path: name for path, name in below.items() if path == S1_LIST or _WANTED.fullmatch(path)}
+    if not any(path.endswith(("_VH.tif", "_VV.tif")) for path in wanted):
+        raise DataError(
+            f"{archive.path}: no <folder>/<image>_corrected_VV.tif lies beside {root}{S1_LIST}; "
+            "give the zip of SEN12-FLOOD"
+        )
+    taken = set(wanted.values())
+    elsewhere = [name for name in sorted(archive.members) if _RADAR.fullmatch(name) and name not in taken]
+    if elsewhere:
+        log.warning(
+            "%s: %d Sentinel-1 images lie elsewhere than in %s<folder>/ and are left out, the first is %s",
+            archive.path,
+            len(elsewhere),
+            root,
+            elsewhere[0],
+        )
+    total = sum(archive.members[name].file_size for name in wanted.values())
+    return Plan(root, wanted, total, len(archive.members) - len(wanted), _s1_list(archive, wanted.get(S1_LIST)))
+
+
+def _root(archive):
+    """Where the folders lie in the zip: beside the list that is least deep, else what the folders of all images lie in."""
+    lists = [name for name in archive.members if name.rpartition("/")[2] == S1_LIST]
+    depth = min((name.count("/") for name in lists), default=0)
+    roots = {name[: -len(S1_LIST)] for name in lists if name.count("/") == depth}
+    if not lists:
+        images = [name.split("/") for name in archive.members if _RADAR.fullmatch(name)]
+        roots = {"".join(f"{part}/" for part in parts[:-2]) for parts in images}
+    if not roots:
+        raise DataError(
+            f"{archive.path}: holds neither {S1_LIST} nor any <folder>/<image>_corrected_VV.tif; "
+            "give the zip of SEN12-FLOOD"
+        )
+    if len(roots) > 1:
+        raise DataError(
+            f"{archive.path}: holds more than one data set ({', '.join(repr(root) for root in sorted(roots)[:5])}); "
+            "unpack the right one, and give its folder with --raw-root instead"
+        )
+    return roots.pop()
+
+
+def _s1_list(archive, name):
+    if name is None:
+        log.warning("%s: holds no %s; the next steps need it: --s1-list", archive.path, S1_LIST)
+        return None
+    content = archive.read(name)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{archive.path}: member {name} cannot be read as JSON ({error}); download the zip again"
+        ) from None
+
+
+# ---- Extraction ----------------------------------------------------------------------------------
+
+
+def unzip(path, out, crew=Crew()):
+    """Extract what is wanted of the zip `path` into the folder `out`, its folders spread over a crew.
+
+    unzipped.json comes last: what was interrupted is not complete, and running again writes the rest. Returns False if
+    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder was
+    begun with, for lack of room, and when `out` holds something else.
+    """
+    planned, record = crew.on_main(lambda: _prepare(path, out))
+    with claimed(crew, out, record, last=MARKER, name=STEP) as complete:
+        if complete:
+            return False
+        folders = list(planned.folders.values())
+        count = min(len(folders), PARTS_PER_PROCESS * crew.workers * crew.size)
+        parts = [
+            {path: member for folder in folders[n::count] for path, member in folder.items()} for n in range(count)
+        ]
+        crew.map(partial(_extract, path, out), parts, "parts of the zip")
+        crew.on_main(
+            lambda: write_json(
+                out / MARKER,
+                {
+                    "folders": len(planned.folders) - (S1_LIST in planned.wanted),
+                    "files": len(planned.wanted),
+                    "bytes": planned.bytes,
+                    "left_out": planned.left_out,
+                    "s1_list": S1_LIST in planned.wanted,
+                },
+            )
+        )
+    return True
+
+
+def _prepare(path, out):
+    """(Plan, record of the step) of a zip, when there is room for what is still to be written."""
+    with open_archive(path) as archive:
+        planned = plan(archive)
+        missing = sum(archive.members[name].file_size for name in archive.pending(planned.wanted, out).values())
+        record = {
+            "program": PROGRAM,
+            "zip_bytes": Path(path).stat().st_size,
+            "zip_directory_sha256": archive.fingerprint(),
+        }
+    if missing:
+        check_room([("--out", out, missing)])
+    log.info(
+        "%s: %d files, %.3f GB, are wanted of %s, %d others are not; %.3f GB are still to be written",
+        path,
+        len(planned.wanted),
+        planned.bytes / 1e9,
+        planned.root or "it",
+        planned.left_out,
+        missing / 1e9,
+    )
+    return planned, record
+
+
+def _extract(path, out, chosen):
+    with open_archive(path) as archive:
+        archive.extract(chosen, out)
+
+
+def get_args_parser():
+    parser = Command(PROGRAM, "Extract from the zip of SEN12-FLOOD what its preparation reads.")
+    group = parser.add_argument_group("input")
+    group.add_argument(
+        "--zip", type=Path, required=True, default=argparse.SUPPRESS, help="the zip as it was downloaded"
+    )
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
+    )
+    add_workers_flag(group)
+    return parser
+
+
+def main(argv=None):
+    def work(args, crew):
+        wrote = unzip(args.zip, args.out, crew)
+        log.info("%s: %s", args.out, "extracted" if wrote else "complete already, nothing to do")
+
+    run_command(get_args_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    main()

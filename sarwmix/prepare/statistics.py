@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Mean, standard deviation and histogram of a dataset's backscatter in dB: exact, in one pass over any number of images.
+
+    python -m sarwmix.prepare.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
+
+Every pixel counts alike (this is no mean of the means of files). Of each part, count, mean and sum of squared deviations
+are kept, and joined as by Chan, Golub and LeVeque (1979), in the same order always, so that the figures do not depend on
+how many processes took part.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from tabulate import tabulate
+
+from common.errors import DataError, data_error
+from common.files import write_json
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.moments import Tally
+from sarwmix.packed import STATISTICS, is_packed
+from sarwmix.plausibility import judge
+from sarwmix.prepare.distinct_images import DistinctImages
+from sarwmix.registry import DATASETS, SPLITS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
+
+CHUNK = 256  # images of a part
+
+log = logging.getLogger(__name__)
+
+
+def tally_images(images, floor_db):
+    """(Tally, as a dict, of the images that can be read; what is wrong with the others, one line each)."""
+    total, bad = Tally(floor_db), []
+    for m in range(len(images)):
+        try:
+            total.add(images.read(m))
+        except DataError as error:
+            bad.append(str(error))
+    return total.to_dict(), bad
+
+
+def chunks_of(dataset):
+    """The distinct images of a dataset in parts that can be sent to other processes."""
+    images = DistinctImages(dataset)
+    return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+
+
+def measure(chunks, floor_db, crew):
+    """The Tally of all images of these parts. Raises DataError if some cannot be read: count and the first five."""
+    results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
+    bad = [line for _, lines in results for line in lines]
+    if bad:
+        raise data_error(
+            f"{len(bad)} of {sum(map(len, chunks))} images cannot be read",
+            bad,
+            "restore them, or take them out of the lists; --skip_missing leaves those out that are missing",
+        )
+    total = Tally(floor_db)
+    for part, _ in results:
+        total.merge(Tally.from_dict(part))
+    return total
+
+
+def log_tally(total, channels):
+    """A table of the figures, one column for each channel."""
+
+    def shown(value):
+        return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+    rows = [[name, *map(shown, values)] for name, values in total.summary().items()]
+    log.info(
+        "\n%s", tabulate(rows, headers=["dB", *channels], disable_numparse=True, colalign=("left", "right", "right"))
+    )
+
+
+def get_args_parser():
+    parser = Command(
+        "sarwmix.prepare.statistics",
+        "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
+    add_source_flags(group)
+    add_skip_missing_flag(group)
+    group.add_argument("--split", choices=SPLITS, default="train", help="part of the data to measure")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", metavar="FILE", help="JSON file to write; without it, the table alone is shown")
+    add_workers_flag(group)
+    return parser
+
+
+def work(args, crew):
+    def prepare():
+        if not args.data_path:
+            raise DataError("--data_path is missing: the folder of the data")
+        if is_packed(args.data_path):
+            raise DataError(
+                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
+                "it was made of"
+            )
+        dataset = open_dataset(
+            args.dataset,
+            args.data_path,
+            args.split,
+            args.metadata,
+            args.id_col,
+            args.include_snow_cloud,
+            args.max_nonfinite,
+        )
+        if args.skip_missing:
+            dataset = leave_out(dataset, dataset.missing())
+        return chunks_of(dataset), len(dataset)
+
+    kind = DATASETS[args.dataset]
+    chunks, samples = crew.on_main(prepare)
+    total = measure(chunks, getattr(kind, "FLOOR_DB", None), crew)
+    log_tally(total, kind.CHANNELS)
+    judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
+    if args.out:
+        report = {
+            "dataset": args.dataset,
+            "split": args.split,
+            "samples": samples,
+            "images": sum(map(len, chunks)),
+            "units": "dB",
+            "channels": list(kind.CHANNELS),
+            **total.summary(),
+            "histogram": total.histogram_dict(),
+        }
+        crew.on_main(lambda: write_json(Path(args.out), report))
+        log.info("wrote %s", args.out)
+
+
+def main(argv=None):
+    run_command(get_args_parser(), work, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""Simulated flood sequences, as pairs for FloodDataset: for trying, testing and demonstrating the programs.
+
+    python -m sarwmix.simulate.flood --out DIR --folders 24 --seed 0 --workers 2
+
+writes DIR/images/<folder>/<name>.npy ((2, S, S) float32, linear σ⁰, VH, VV) and DIR/pairs_{train,test}.csv. A folder is
+one place, seen at several dates. Nothing can be taken for measured data: the acquisitions are dated 2000, before the
+satellite flew, and simulation.json says what the folder is.
+"""
+
+import argparse
+import logging
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from common.errors import DataError
+from common.files import claimed, save_array
+from common.workers import Crew
+from sarwmix.command import Command
+from sarwmix.sen12_index import KEPT, pairs
+from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
+from sarwmix.simulate.patches import add_output_flags, check_ranges, run_generator
+from sarwmix.simulate.radar import PSF_REACH, observe
+
+log = logging.getLogger(__name__)
+
+C = LandCover
+VERSION = 1  # of the generator: another one gives other images for the same parameters
+STREAM = 2  # apart from the scenes that sarwmix.simulate draws from the same seed
+SHARE = (0.1, 0.35)  # of the land that a flood covers at its peak, as long as
+MOST = 0.7  # of the land without forest are enough for that
+NEVER_FLOODED = 3  # every third folder, so that the later image of a pair is not always the flooded one
+FIRST_DATE, REVISIT, NEXT_PLACE = datetime(2000, 1, 1), timedelta(days=12), timedelta(minutes=15)
+TEST_FOLDERS = 99  # names of one or two digits are those of test folders
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All that decides the content of a simulated dataset."""
+
+    folders: int
+    seed: int = 0
+    size: int = 512
+    images: int = 4
+    test_fraction: float = 0.25
+
+    def __post_init__(self):
+        """Raises ValueError, naming the flag, for values that cannot be."""
+        check_ranges(self, folders=(1, 9999), seed=(0, 2**63 - 1), size=(128, 1024), images=(2, 30))
+        if self.size % 128:
+            raise ValueError(f"--size {self.size}: must be a multiple of 128, the side of the patches the model cuts")
+        if not 0 <= self.test_fraction < 1:
+            raise ValueError(f"--test_fraction {self.test_fraction}: must be from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one folder is called, and whether a flood comes."""
+
+    index: int
+    name: str
+    split: str
+    floods: bool
+
+
+def plan_places(parameters):
+    """The folders of a dataset, list of Place, training first. Raises DataError when splits are too small or too large."""
+    tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
+    if tests >= parameters.folders:
+        raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
+    if tests > TEST_FOLDERS:
+        raise DataError(
+            f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
+            f"or two digits end at {TEST_FOLDERS}; give less"
+        )
+    trains = parameters.folders - tests
+    named = [("train", n, f"{n + 1:04d}") for n in range(trains)] + [("test", n, f"{n + 1}") for n in range(tests)]
+    return [
+        Place(index, name, split, n % NEVER_FLOODED != NEVER_FLOODED - 1)
+        for index, (split, n, name) in enumerate(named)
+    ]
+
+
+# ---- Places and floods ---------------------------------------------------------------------------
+
+
+def flood_level(rng, geography):
+    """How much the water must rise until a pixel is covered, (H, W) float32 without unit; infinite where it never is.
+
+    Low, flat land near rivers and lakes is first. Towns lie somewhat safer. Permanent water is not flooded, and forest
+    does not look it: in C band the canopy hides the water below.
+    """
+    cover, height = geography.land_cover, geography.elevation
+    inland = cover == C.INLAND_WATER
+    distance = ndimage.distance_transform_edt(~inland) if inland.any() else np.zeros(cover.shape)
+    slope = np.hypot(*np.gradient(ndimage.uniform_filter(height, 9), 10.0))
+    level = (height - height.mean()) / (height.std() + 1e-6) + np.log1p(distance / 15)
+    level += 0.5 * slope / (slope.mean() + 1e-6) + 0.12 * fractal(rng, cover.shape, largest=40, slope=2.6)
+    level += rng.uniform(0.3, 1.0) * np.isin(cover, (C.URBAN, C.INDUSTRY))
+    level[np.isin(cover, (*WATER, *FORESTS))] = np.inf
+    return level.astype(np.float32)
+
+
+def under_water(geography, water):
+    """The Geography with the pixels of mask `water` (H, W) under open water, and what stood there drowned."""
+    land_cover, building, alignment = geography.land_cover.copy(), geography.building.copy(), geography.alignment.copy()
+    land_cover[water], building[water], alignment[water] = C.INLAND_WATER, 0, 0
+    rows, cols = geography.target_rows, geography.target_cols
+    dry = ~water[rows, cols]
+    return replace(
+        geography,
+        land_cover=land_cover,
+        building=building,
+        alignment=alignment,
+        hedge=geography.hedge & ~water,
+        paved=geography.paved & ~water,
+        target_rows=rows[dry],
+        target_cols=cols[dry],
+    )
+
+
+def draw_place(rng, size):
+    """The Geography of a place of size × size pixels of 10 m, with a border of PSF_REACH that the image of it lacks."""
+    landscape = rng.choice(
+        [name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)]
+    )  # rivers flood, not the sea
+    return draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
+
+
+def observe_place(rng, geography, images, floods):
+    """(sigma0, water) of `simulate_place` for the Geography of a place."""
+    level = flood_level(rng, geography)
+    inner = slice(PSF_REACH, -PSF_REACH)
+    land, open_land = np.count_nonzero(~np.isin(geography.land_cover, WATER)), level[np.isfinite(level)]
+    share = min(rng.uniform(*SHARE) * land / max(open_land.size, 1), MOST)  # of the land without forest
+    sigma0, water = [], []
+    for under_flood in flooded_dates(images, floods):
+        flooded = np.zeros(level.shape, bool)
+        if under_flood:
+            if open_land.size:
+                flooded = level < np.quantile(open_land, share)
+            share *= rng.uniform(0.75, 1)
+        sigma0.append(10 ** (observe(rng, under_water(geography, flooded)) / 10))
+        water.append(flooded[inner, inner])
+    return np.stack(sigma0).astype(np.float32), np.stack(water)
+
+
+def simulate_place(seed, size, images, floods):
+    """One place of size × size pixels of 10 m at `images` dates, each with speckle, season, wind and crops of its own.
+
+    The first half of the dates (the larger, of an odd number) is dry. With `floods`, the rest is flooded, and the water
+    slowly recedes. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
+    Returns (sigma0, water): float32 (images, 2, size, size), linear, order VH, VV; bool (images, size, size), flooded.
+    """
+    rng = np.random.default_rng(seed)
+    return observe_place(rng, draw_place(rng, size), images, floods)
+
+
+def flooded_dates(images, floods):
+    """Whether a place is flooded, for each of its dates: a list of bool."""
+    return [floods and date >= images - images // 2 for date in range(images)]
+
+
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def write_place(place, out, parameters):
+    """Simulate one folder and write its images under out. Returns its rows of the pair list."""
+    sigma0, _ = simulate_place(
+        (parameters.seed, STREAM, VERSION, place.index), parameters.size, parameters.images, place.floods
+    )
+    folder = out / "images" / place.name
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [
+        f"S1A_IW_GRDH_1SDV_{FIRST_DATE + place.index * NEXT_PLACE + date * REVISIT:%Y%m%dT%H%M%S}"
+        for date in range(parameters.images)
+    ]
+    for name, image in zip(names, sigma0):
+        save_array(folder / f"{name}.npy", image)
+    flooded = flooded_dates(parameters.images, place.floods)
+    return [(place.name, names[a], names[b], label) for a, b, label in pairs(flooded)]
+
+
+def simulate_floods(out, parameters, crew=Crew()):
+    """Write a dataset of `parameters` under the folder `out`, the places spread over a crew.
+
+    The pair lists come last: what was interrupted is not complete, and running again writes the same files.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, or the folders are
+    too few or too many for the splits.
+    """
+    out, places = Path(out), crew.on_main(lambda: plan_places(parameters))
+    record = {
+        "SIMULATED": "yes",
+        "generator": "sarwmix.simulate.flood",
+        "version": VERSION,
+        "units": "linear",
+        "parameters": asdict(parameters),
+    }
+    with claimed(crew, out, record, last=KEPT["test"].name) as complete:
+        if complete:
+            return False
+        found = crew.map(partial(write_place, out=out, parameters=parameters), places, "folders")
+        for split, table in KEPT.items():
+            rows = [row for place, part in zip(places, found) if place.split == split for row in part]
+            crew.on_main(lambda: table.write(out, rows))
+    return True
+
+
+def add_content_flags(parser):
+    group = parser.add_argument_group("content")
+    group.add_argument(
+        "--folders",
+        type=int,
+        required=True,
+        default=argparse.SUPPRESS,
+        help="number of places, train and test together; every third is never flooded",
+    )
+    group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
+    group.add_argument(
+        "--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128"
+    )
+    group.add_argument(
+        "--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded"
+    )
+    group.add_argument(
+        "--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1"
+    )
+
+
+def get_args_parser():
+    parser = Command(
+        "sarwmix.simulate.flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood."
+    )
+    add_output_flags(parser)
+    add_content_flags(parser)
+    return parser
+
+
+def main(argv=None):
+    run_generator(get_args_parser(), Parameters, simulate_floods, "folders", argv)
+
+
+if __name__ == "__main__":
+    main()

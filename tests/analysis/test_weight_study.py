@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""The study of the weights: what its script starts, and its table and figure from what runs leave."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from analysis import weight_study
+from analysis.weight_study import difference, groups_of, read_study, tables
+from tests.helpers import ROOT
+
+SETTINGS = {
+    "dataset": "benv2",
+    "data_path": "d",
+    "split": "train_val",
+    "model": "mixmim_tiny",
+    "input_size": 128,
+    "epochs": 11,
+    "stop_epoch": 11,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "mask_ratio": 0.5,
+    "norm_pix_loss": True,
+    "weight_domain": "linear",
+    "weight_clip": 100.0,
+    "exp_scale": 1.0,
+}
+
+
+def write(path, document):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+def add_run(folder, mode, level, seed, score, accuracy, **changed):
+    """A pretraining run with its probe, and a flood classifier from it, in short; mode "random": the classifier alone."""
+    flags = {**SETTINGS, "weight_mode": mode, "weight_level": level, "seed": seed, **changed}
+    origin = None
+    if mode != "random":
+        run = folder / f"pretrain_{mode}_{level}_{seed}"
+        write(run / "run.json", {"flags": flags})
+        write(
+            run / "probe.json",
+            {"results": [{"method": "linear", "ap_macro": score, "ap_micro": 0.5, "f1_macro": 0.25}]},
+        )
+        origin = {"checkpoint": "c", "epochs": 11, "flags": flags}
+    run = folder / f"finetune_{mode}_{level}_{seed}"
+    write(run / "run.json", {"flags": {"dataset": "sen12flood", "seed": seed}, "initialised_from": origin})
+    write(run / "eval_test.json", {"accuracy": accuracy, "f1": None if mode == "random" else 0.75})
+
+
+@pytest.fixture
+def study(tmp_path):
+    for seed, shift in enumerate((0.0, 0.1, 0.2)):
+        add_run(tmp_path, "per_channel", "token", seed, 0.5 + shift + 0.01 * (seed + 1), 0.9)
+        add_run(tmp_path, "none", "token", seed, 0.5 + shift, 0.8)
+    add_run(tmp_path, "random", "", 0, None, 0.6)
+    write(
+        tmp_path / "unfinished" / "run.json",
+        {"flags": {**SETTINGS, "weight_mode": "none", "weight_level": "pixel", "seed": 7}},
+    )
+    return tmp_path
+
+
+def test_runs_become_rows_by_what_their_flags_say(study):
+    frame = read_study(study)
+    assert [label for label, _ in groups_of(frame)] == [
+        "none: plain MixMAE",
+        "per_channel, token",
+        "random initialisation",
+    ]
+    assert frame["seed"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert frame["probe: AP macro"].tolist()[:6] == pytest.approx([0.5, 0.6, 0.7, 0.51, 0.62, 0.73])
+    assert frame["flood: accuracy"].tolist() == [0.8] * 3 + [0.9] * 3 + [0.6] and pd.isna(
+        frame["probe: AP macro"].iloc[-1]
+    )
+
+
+def test_means_and_differences_seed_by_seed(study):
+    means, differences = tables(read_study(study))
+    assert means["probe: AP macro"].tolist() == ["0.600 ± 0.100", "0.620 ± 0.110", "–"] and means["seeds"].tolist() == [
+        3,
+        3,
+        1,
+    ]
+    # Differences 0.01, 0.02, 0.03: mean 0.02, and 4.303 standard errors of 0.01/√3.
+    assert differences["probe: AP macro"].tolist() == ["+0.020 ± 0.025", "–"]
+    assert differences["flood: accuracy"].tolist() == ["+0.100 ± 0.000", "-0.200"]
+    assert differences["flood: F1"].tolist() == ["+0.000 ± 0.000", "–"]
+    one = pd.DataFrame({"seed": [5], "m": [0.5]})
+    assert difference(one, pd.DataFrame({"seed": [4], "m": [0.1]}), "m") == "–"
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["weight_study", *map(str, words)])
+    try:
+        weight_study.main()
+        return 0, capsys.readouterr()
+    except SystemExit as end:
+        return end.code, capsys.readouterr()
+
+
+def test_the_program_writes_both_figures_and_the_table(study, tmp_path, monkeypatch, capsys):
+    status, said = run(
+        monkeypatch, capsys, study, "--output", tmp_path / "s.png", "--table", tmp_path / "s.csv", "--note", "tiny"
+    )
+    assert status == 0 and "+0.020 ± 0.025" in said.out
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG") and "random initialisation" in (
+        tmp_path / "s.svg"
+    ).read_text()
+    assert len(pd.read_csv(tmp_path / "s.csv")) == 7
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (
+            lambda at: add_run(at, "shared_avg", "token", 0, 0.5, 0.5, mask_ratio=0.75),
+            ("of two studies", "mask_ratio 0.75 and 0.5"),
+        ),
+        (lambda at: (at / "pretrain_none_token_0" / "probe.json").write_text("{"), ("probe.json: cannot be read",)),
+        (
+            lambda at: write(at / "pretrain_none_token_0" / "probe.json", {"results": []}),
+            ("pretrain_none_token_0", "no linear probe"),
+        ),
+        (lambda at: [path.unlink() for path in at.glob("*/run.json")], ("no run of a study",)),
+    ],
+)
+def test_what_is_no_study_is_one_line(study, tmp_path, monkeypatch, capsys, spoil, words):
+    spoil(study)
+    status, said = run(monkeypatch, capsys, study, "--output", tmp_path / "s.png", "--table", tmp_path / "s.csv")
+    assert status == 2 and len(said.err.splitlines()) == 1 and all(word in said.err for word in words), said.err
+    assert not (tmp_path / "s.png").exists() and not (tmp_path / "s.csv").exists()
+
+
+def dry_run(*flags):
+    result = subprocess.run(
+        ["bash", ROOT / "scripts" / "weight_study.sh", "--dry_run", *flags], cwd=ROOT, text=True, capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line) for line in result.stdout.splitlines()]
+
+
+def value(words, flag):
+    return words[words.index(flag) + 1]
+
+
+def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out():
+    lines = dry_run(
+        "--data_path",
+        "/d",
+        "--flood_path",
+        "/f",
+        "--seeds",
+        "3 4",
+        "--models_path",
+        "/m",
+        "--model",
+        "large",
+        "--epoch",
+        "32",
+        "--ranks",
+        "4",
+        "--",
+        "--weight_clip",
+        "99",
+    )
+    runs = [words for words in lines if "scripts/run_local.sh" in words]
+    assert all(value(words, "--ranks") == "4" for words in runs)
+    pretrained = [words for words in runs if value(words, "--task_type") == "pretrain"]
+    kinds = {
+        (value(words, "--weight_mode"), value(words, "--weight_level"), value(words, "--seed")) for words in pretrained
+    }
+    assert (
+        len(pretrained) == len(kinds) == 10
+        and {kind[2] for kind in kinds} == {"3", "4"}
+        and ("none", "pixel", "3") not in kinds
+    )
+    assert all(
+        words[-3:] == ["--", "--weight_clip", "99"] and value(words, "--data_path") == "/d" for words in pretrained
+    )
+    floods = [words for words in runs if value(words, "--task_type") == "finetune"]
+    assert len(floods) == 12 and all(value(words, "--data_path") == "/f" for words in floods)
+    assert sum("random" in words for words in floods) == 2
+    embedded = [value(words, "--finetune") for words in lines if "--embed" in words]
+    assert (
+        embedded.count("/m/pretrain_benv2_large_shared_avg_pixel_seed4/checkpoint_32.pth") == 2 and len(embedded) == 20
+    )
+    # What the runs are called is the runner's to say.
+    shown = subprocess.run(
+        [*pretrained[0][:2], "--dry_run", *pretrained[0][2:]], cwd=ROOT, text=True, capture_output=True
+    ).stdout
+    assert value(shlex.split(shown, comments=True), "--output_dir") == "/m/pretrain_benv2_large_none_token_seed3"
+    assert lines[-1][2:4] == ["analysis.weight_study", "/m"]
