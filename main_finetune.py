@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from timm.data import Mixup
 
+from common.command_line import Parser
 from common.errors import DataError, UsageError
 from engine_finetune import train_one_epoch
 from evaluation import evaluate, use_checkpoint
@@ -44,7 +45,6 @@ from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
 from util.optimization import autocast, settle_amp
 from util.program import (
-    Parser,
     add_distributed_flags,
     add_run_flags,
     add_schedule_flags,

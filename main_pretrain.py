@@ -15,6 +15,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
+from common.command_line import Parser
 from common.errors import DataError, UsageError
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
@@ -39,7 +40,6 @@ from util.ending import leave, run_program
 from util.misc import duration, log_flags, setup_logging
 from util.optimization import autocast, settle_amp
 from util.program import (
-    Parser,
     add_distributed_flags,
     add_run_flags,
     add_schedule_flags,

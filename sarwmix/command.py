@@ -1,35 +1,23 @@
 # SPDX-License-Identifier: MIT
 """What the programs of this package share: flags, one-line errors, exit statuses."""
 
-import argparse
 import logging
 import os
 import sys
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
-from common.command_line import FlagParser
+from common.command_line import Parser
 from common.errors import DataError
-from common.launchers import launched_rank
 from common.startup import missing_package
 from common.workers import Crew
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action):
-        return super()._get_help_string(action) if action.default is not None else action.help
-
-
-class Command(FlagParser):
-    """Argument parser of `python -m <module>`; says what is wrong in one line, without the usage."""
+class Command(Parser):
+    """The parser of a program that is started with `python -m`."""
 
     def __init__(self, module, description):
-        super().__init__(prog=f"python -m {module}", description=description, formatter_class=_Help)
-
-    def error(self, message):
-        if launched_rank() == 0:
-            sys.stderr.write(f"{self.prog}: error: {message}\n")
-        sys.exit(2)
+        super().__init__(description, module)
 
 
 def add_workers_flag(group):

@@ -1,56 +1,15 @@
 # SPDX-License-Identifier: MIT
 """What the main programs share: flags and how they are read."""
 
-import argparse
-import math
 import os
 import shutil
-import sys
 
-from common.command_line import FlagParser
 from common.errors import UsageError
-from common.launchers import launched_rank
 from util.checkpoint import check_torch
 from util.distributed import detect_launch
-from util.ending import fail
 from util.stopping import add_pause_flags
 
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
-class _Help(argparse.HelpFormatter):
-    """Appends each flag's default, unless its help names it or there is none worth naming."""
-
-    def _get_help_string(self, action):
-        shown = action.default not in (None, False, "", argparse.SUPPRESS)
-        return action.help + (" (default: %(default)s)" if shown and "default" not in action.help else "")
-
-
-class Parser(FlagParser):
-    """Argument parser whose errors are one line (from rank 0 only) and exit status 2."""
-
-    def __init__(self, description):
-        super().__init__(
-            description=description, formatter_class=lambda prog: _Help(prog, max_help_position=30, width=118)
-        )
-
-    def parse_checked(self, argv, check):
-        """Parse the flags and have check(args) complete them; its UsageError is one line and exit status 2 too."""
-        args = self.parse_args(argv)
-        try:
-            for name, value in vars(args).items():
-                for number in value if isinstance(value, list) else [value]:
-                    if isinstance(number, float) and not math.isfinite(number):
-                        raise UsageError(f"--{name} {number}: a finite number is needed")
-            check(args)
-        except UsageError as error:
-            self.error(str(error))
-        return args
-
-    def error(self, message):
-        if launched_rank() == 0:
-            fail(f"{self.prog}: error: {message} (see --help)", 2)
-        sys.exit(2)
 
 
 def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr):

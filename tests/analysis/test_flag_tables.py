@@ -10,8 +10,8 @@ import pytest
 import main_finetune
 import main_pretrain
 from analysis import flag_tables
+from common.command_line import Parser
 from tests.helpers import ROOT
-from util.program import Parser
 
 # Of the released code's programs, with the same meaning here.
 KEPT = """batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss clip_grad weight_decay lr blr min_lr warmup_epochs
