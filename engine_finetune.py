@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Finetuning loops: one epoch of steps, and the outputs for a whole split. Knows tensors; no file, no dataset."""
+"""Finetuning: one epoch of steps, and the outputs for a whole split. Tensors only; no file, no dataset."""
 
 import logging
 import time
@@ -10,12 +10,50 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import TrainingError
-from util.optimization import MIXUP_STREAM, MOST_IDS, autocast, run_steps
-from util.sampling import stream_seed
+from util.optimization import MOST_IDS, autocast
+from util.sampling import MIXUP_STREAM
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30
+
+
+def train_one_epoch(run, epoch):
+    """Trains for one epoch, or what is left of it. Returns `Run.statistics`.
+
+    run: Run of a classifier of one image or of two. Its loader yields (ids, images, labels): images a list of dB tensors
+    (B, 2, h, w), labels (B, K) float or (B,) int64. run.criterion(logits (B, K) float32, targets) → scalar; run.mixup:
+    timm Mixup or None.
+    """
+    run.model.train()
+    for place, batch in run.batches(epoch):  # sets the learning rate, seeds drop path
+        loss = classification_loss(run, batch, place)
+        run.step(
+            loss, place
+        )  # backward; with a step's last micro-batch also the optimizer, the log, saving and stopping
+    return run.statistics()
+
+
+def classification_loss(run, batch, place):
+    """The loss of one micro-batch: a scalar on the device."""
+    config, device = run.config, run.ranks.device
+    ids, images, targets = batch
+    images = prepare_images(run.training.prepare, images, device, ids, place.epoch)  # each (B, 2, H, W)
+    targets = targets.to(device, non_blocking=True)
+    if run.mixup is not None or config.smoothing:
+        targets = targets if targets.ndim == 2 else F.one_hot(targets, config.nb_classes).float()
+        targets = smooth(targets, config.smoothing)
+    if run.mixup is not None:
+        images, targets = mix(run.mixup, images, targets, place.seed(config.seed, MIXUP_STREAM))
+    with autocast(device, config.amp):
+        logits = run.model(*images)  # (B, K)
+    return run.criterion(logits.float(), targets)
+
+
+def warm_up_loss(model, images, config, images_per_sample):
+    """The loss of random images (B, 2, H, W), the same at each call. model: a classifier, maybe under DDP."""
+    with autocast(images.device, config.amp):
+        return model(*[images] * images_per_sample).sum()
 
 
 def prepare_images(prepare, images, device, ids=None, epoch=None):
@@ -26,11 +64,11 @@ def prepare_images(prepare, images, device, ids=None, epoch=None):
 
 
 def mix(mixup, images, targets, seed):
-    """Mixup and cutmix (1710.09412, 1905.04899) by timm, which knows class numbers only, for any targets.
+    """Mixup and cutmix (1710.09412, 1905.04899) by timm, for any targets.
 
-    images: list of (B, 2, H, W), those of a sample are mixed alike; targets (B, K) float. timm is given the number of
-    each sample as its class, and so returns the shares (B, B) in which samples were mixed.
-    mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from numpy's.
+    images: list of (B, 2, H, W); those of a sample are mixed alike. targets: (B, K) float. timm mixes class numbers only:
+    it is given the number of each sample as its class, and so returns the shares (B, B) in which samples were mixed.
+    mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from NumPy's.
     """
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
@@ -44,44 +82,6 @@ def mix(mixup, images, targets, seed):
 def smooth(targets, smoothing):
     """Label smoothing towards ½: of each of many labels, or of two classes. targets (B, K) float."""
     return targets * (1 - smoothing) + smoothing / 2
-
-
-def train_one_epoch(
-    model,
-    prepare,
-    criterion,
-    loader,
-    optimizer,
-    scaler,
-    epoch,
-    ranks,
-    args,
-    mixup=None,
-    writer=None,
-    progress=None,
-    between=None,
-):
-    """Train for one epoch; arguments, results and errors as in `run_steps`.
-
-    model: a classifier of one image, or of two, maybe under DDP. prepare: BatchPreparation. criterion(logits (B, K)
-    float32, targets) → scalar. loader: yields (ids, images, labels), images being a list of dB tensors (B, 2, h, w);
-    labels (B, K) float or (B,) int64. mixup: timm Mixup or None.
-    """
-
-    def micro_batch_loss(batch, step, micro):
-        ids, images, targets = batch
-        images = prepare_images(prepare, images, ranks.device, ids, epoch)
-        targets = targets.to(ranks.device, non_blocking=True)
-        if mixup is not None or args.smoothing:
-            targets = targets if targets.ndim == 2 else F.one_hot(targets, args.nb_classes).float()
-            targets = smooth(targets, args.smoothing)
-        if mixup is not None:
-            images, targets = mix(mixup, images, targets, stream_seed(args.seed, MIXUP_STREAM, epoch, step, micro))
-        with autocast(ranks.device, args.amp):
-            logits = model(*images)
-        return criterion(logits.float(), targets)
-
-    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer, progress, between)
 
 
 @torch.no_grad()

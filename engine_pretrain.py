@@ -1,46 +1,60 @@
 # SPDX-License-Identifier: MIT
-"""Pretraining loops: one epoch of steps, and reconstructions to look at. Knows tensors; no file, no dataset."""
+"""Pretraining: one epoch of steps, and reconstructions to look at. Tensors only; no file, no dataset."""
 
 import torch
 
-from util.optimization import MASK_STREAM, autocast, run_steps
-from util.sampling import stream_seed
+from util.optimization import autocast
+from util.sampling import MASK_STREAM
 
 
-def draw_micro_batch_mask(model, args, epoch, step, micro):
-    """The mask of one micro-batch, (1, L, 1): a function of (seed, epoch, step, micro-batch)."""
-    generator = torch.Generator().manual_seed(stream_seed(args.seed, MASK_STREAM, epoch, step, micro))
-    return model.draw_mask(args.mask_ratio, generator)
+def train_one_epoch(run, epoch):
+    """Trains for one epoch, or what is left of it. Returns `Run.statistics`.
 
-
-def train_one_epoch(
-    model, prepare, loader, optimizer, scaler, epoch, ranks, args, writer=None, progress=None, between=None
-):
-    """Train for one epoch; arguments, results and errors as in `run_steps`.
-
-    model: a MixMIM, maybe under DDP. prepare: BatchPreparation. loader: yields (ids, dB images) micro-batches.
+    run: Run of a MixMIM; its loader yields (ids, dB images) micro-batches.
     """
-    bare = getattr(model, "module", model)
+    run.model.train()
+    for place, batch in run.batches(epoch):  # sets the learning rate, seeds drop path
+        loss = reconstruction_loss(run, batch, place)
+        run.step(
+            loss, place
+        )  # backward; with a step's last micro-batch also the optimizer, the log, saving and stopping
+    return run.statistics()
 
-    def micro_batch_loss(batch, step, micro):
-        ids, sar_db = (t.to(ranks.device, non_blocking=True) for t in batch)
-        x, weights = prepare(sar_db, ids, epoch)
-        mask = draw_micro_batch_mask(bare, args, epoch, step, micro)
-        with autocast(ranks.device, args.amp):
-            return model(x, weights, mask=mask)[0]
 
-    return run_steps(model, micro_batch_loss, loader, optimizer, scaler, epoch, ranks, args, writer, progress, between)
+def reconstruction_loss(run, batch, place):
+    """The weighted loss of one micro-batch under the mask of its place: a scalar on the device."""
+    ids, sar_db = (t.to(run.ranks.device, non_blocking=True) for t in batch)  # (B,), (B, 2, h, w)
+    x, weights = run.training.prepare(sar_db, ids, place.epoch)  # (B, 2, H, W) each
+    mask = draw_micro_batch_mask(run.training.model, run.config, place)  # (1, L, 1)
+    with autocast(run.ranks.device, run.config.amp):
+        return run.model(x, weights, mask=mask)[0]
+
+
+def draw_micro_batch_mask(model, config, place):
+    """The mask of one micro-batch, (1, L, 1): a function of the run's seed and the place."""
+    generator = torch.Generator().manual_seed(place.seed(config.seed, MASK_STREAM))
+    return model.draw_mask(config.mask_ratio, generator)
+
+
+def warm_up_loss(model, images, config):
+    """The loss of random images (B, 2, H, W), the same at each call. model: a MixMIM, maybe under DDP."""
+    generator = torch.Generator().manual_seed(config.seed)
+    mask = getattr(model, "module", model).draw_mask(config.mask_ratio, generator)
+    with autocast(images.device, config.amp):
+        return model(images, torch.ones_like(images), mask=mask)[0]
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # for a few images nothing is compiled
+@torch.compiler.set_stance("force_eager")  # a few images are not worth compiling for
 def reconstruct(model, prepare, sar_db, mask, amp="off"):
-    """What a model sees and predicts of some images, in dB, all (B, 2, H, W) on the CPU, and the mask.
+    """What a model sees and predicts of some images: a dict of tensors on the CPU, in dB.
 
-    sar_db: (B, 2, h, w), B even; mask: (1, L, 1). Returns a dict: original (resized), visible (1 where a pixel was shown,
-    (1, 1, H, W)), predicted (every cell, each from the other half of its own image), completed (the hidden cells
-    predicted, the others as they are). With norm_pix_loss the prediction is of standardised tokens: their own mean and
-    standard deviation are put back.
+    sar_db: (B, 2, h, w), B even. mask: (1, L, 1). With norm_pix_loss the prediction is of standardised tokens, and their
+    own mean and standard deviation are put back. The result, all (B, 2, H, W) but "visible":
+      original   resized images
+      visible    1 where a pixel was shown, (1, 1, H, W)
+      predicted  every cell, each from the other half of its own image
+      completed  hidden cells predicted, the others original
     """
     was_training = model.training
     model.eval()

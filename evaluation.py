@@ -13,120 +13,117 @@ from pretrained import (
     build_model,
     build_preparation,
     check_classes,
-    fill_defaults,
-    has_head,
+    classifier_defaults,
     load_weights,
 )
 from sarwmix.registry import DATASETS
-from util.checkpoint import find_checkpoint, load_checkpoint
-from util.checkpoint_input import flags_of, settle_input
-from util.datasets import build_dataset, build_test_loader, check_data, drop_missing, log_statistics
+from util.checkpoint_input import LoadedCheckpoint, flags_of
+from util.configuration import log_configuration, log_statistics, machine_settings, settle
+from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
 from util.export import export
 from util.program import apply_speed_flags
 from util.reports import log_headline, log_metrics, scalars, write_features, write_metrics, write_predictions
-from util.training import samples_of
+from util.training import sample_counts
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(task, model, prepare, dataset, args, ranks, between=None):
+def evaluate(model, prepare, dataset, config, ranks, between=None):
     """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64). between: as in `predict`."""
-    loader = build_test_loader(dataset, args, ranks, args.dist_eval)
+    task = TASKS[config.dataset]
+    loader = build_test_loader(dataset, config, ranks, config.dist_eval)
     try:
-        logits, labels = predict(model, prepare, loader, ranks, args.amp, between=between)
+        logits, labels = predict(model, prepare, loader, ranks, config.amp, between=between)
     except Interrupted:
         between()  # which ends the run
         raise
     probabilities = task.activate(logits.double())
-
-    def measure():
+    with ranks.together():
         try:
-            return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}
+            metrics = {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}
         except ValueError as error:
             raise DataError(f"split '{dataset.split}': {error}") from None
-
-    return ranks.together(measure), probabilities
-
-
-def open_checkpoint(args):
-    """(state, the flags completed by what it says) of --finetune or --resume. Raises UsageError where they contradict."""
-    path = args.checkpoint = find_checkpoint(args.checkpoint)
-    state = load_checkpoint(path)
-    trained = state.get("args", {})
-    args.dataset = args.dataset or trained.get("dataset")
-    if args.dataset not in DATASETS:
-        raise UsageError(f"--dataset is missing, and {path} does not say it: one of {', '.join(DATASETS)}")
-    if args.eval:
-        check_classes(state, path, args)
-    args = settle_input(args, state, path, size_of(state["model"]))
-    fill_defaults(args)
-    log_statistics(args, (path, state))
-    if not args.val_fraction:  # what was kept apart in training stays so
-        args.val_fraction, args.draw_seed = (
-            trained.get(name, getattr(args, name)) for name in ("val_fraction", "draw_seed")
-        )
-    return state, args
+    return metrics, probabilities
 
 
-def build_trained(args, state):
-    """The model of the flags with a checkpoint's weights, and its head where it has one. Raises UsageError."""
-    with flags_of(args.checkpoint):
-        model = build_model(args)
-    load_weights(model, state, args.checkpoint, head=has_head(state))
-    return apply_speed_flags(model, args)
-
-
-def use_checkpoint(args, ranks):
+def use_checkpoint(flags, ranks):
     """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
-    state, args = ranks.together(lambda: open_checkpoint(args))
-    task, path, metrics, data = TASKS[args.dataset], args.checkpoint, {}, {}
-    if args.eval or args.embed:
-        dataset = drop_missing(ranks.together(lambda: build_dataset(args, supervised=bool(args.eval))), args, ranks)
-        args.input_size = args.input_size or dataset.size
-        data = samples_of({args.split: check_data(dataset, args, ranks, read_once=True)})
-        model = ranks.together(lambda: build_trained(args, state)).to(ranks.device)
-        prepare = build_preparation(args).to(ranks.device)
+    machine = machine_settings(flags, ranks)
+    with ranks.together():
+        checkpoint = LoadedCheckpoint.load(flags.finetune or flags.resume, size_of)
+        config = configure(flags, checkpoint, machine)
+        log_statistics(config, DATASETS[config.dataset], checkpoint)
+    metrics, data = {}, {}
+    if config.eval or config.embed:
+        with ranks.together():
+            dataset = build_dataset(config, supervised=bool(config.eval))
+        dataset = drop_missing(dataset, config, ranks)
+        config = settle(config, {"input_size": dataset.size})
+        data = sample_counts({config.split: check_data(dataset, config, ranks, read_once=True)})
+        with ranks.together():
+            model = build_trained(config, checkpoint).to(ranks.device)
+            prepare = build_preparation(config).to(ranks.device)
         log.info(
             "%s: %s, epoch %s, on %d samples of %s, split %s",
-            path,
-            args.model,
-            state.get("epoch"),
+            checkpoint.path,
+            config.model,
+            checkpoint.state.get("epoch"),
             len(dataset),
-            args.dataset,
-            args.split,
+            config.dataset,
+            config.split,
         )
-    if args.eval:
-        metrics, probabilities = evaluate(task, model, prepare, dataset, args, ranks)
+    config = settle(config, {"input_size": FLOOD_SIZE})
+    log_configuration(config, flags)
+    if config.eval:
+        metrics, probabilities = evaluate(model, prepare, dataset, config, ranks)
         log_metrics(metrics, dataset.CLASSES)
-        log_headline(task.headline, metrics)
-        ranks.on_main(
-            lambda: write_metrics(
-                Path(args.output_dir) / f"eval_{args.split}.json",
-                metrics,
-                checkpoint=str(path),
-                dataset=args.dataset,
-                split=args.split,
-                samples=len(dataset),
-                epoch=state.get("epoch"),
-            )
-        )
-        if args.predictions:
-            ranks.on_main(lambda: write_predictions(args.predictions, dataset, probabilities))
-    if args.embed:
-        features, _ = predict(
-            model, prepare, build_test_loader(dataset, args, ranks, args.dist_eval), ranks, args.amp, features=True
-        )
-        ranks.on_main(lambda: write_features(args.embed, dataset, features))
-    if args.export:
-        args.input_size = args.input_size or FLOOD_SIZE
-        classes = DATASETS[args.dataset].CLASSES if has_head(state) else None
-        ranks.on_main(
-            lambda: export(
-                args.export,
-                state,
-                args,
-                classes,
-                {args.split: scalars(metrics)} if metrics else {},
-                data if metrics else {},
-            )
-        )
+        log_headline(TASKS[config.dataset].headline, metrics)
+        where = metrics_source(config, checkpoint.path, dataset, checkpoint.state.get("epoch"))
+        ranks.on_main(write_metrics, Path(config.output_dir) / f"eval_{config.split}.json", metrics, **where)
+        if config.predictions:
+            ranks.on_main(write_predictions, config.predictions, dataset, probabilities)
+    if config.embed:
+        loader = build_test_loader(dataset, config, ranks, config.dist_eval)
+        features, _ = predict(model, prepare, loader, ranks, config.amp, features=True)
+        ranks.on_main(write_features, config.embed, dataset, features)
+    if config.export:
+        classes = DATASETS[config.dataset].CLASSES if checkpoint.has_head else None
+        measured = {config.split: scalars(metrics)} if metrics else {}
+        ranks.on_main(export, config.export, checkpoint.state, config, classes, measured, data if metrics else {})
+
+
+def configure(flags, checkpoint, machine):
+    """The configuration: flags → what the checkpoint states → its dataset → the machine. Raises UsageError.
+
+    The input size of floods may stay None, for the dataset to state.
+    """
+    trained = checkpoint.flags()
+    flags = settle(flags, {"dataset": trained.get("dataset")})
+    if flags.dataset not in DATASETS:
+        raise UsageError(f"--dataset is missing, and {checkpoint.path} does not say it: one of {', '.join(DATASETS)}")
+    if flags.eval:
+        check_classes(checkpoint, flags.dataset)
+    config = settle(flags, checkpoint.used_as_is(flags), classifier_defaults(flags.dataset))
+    if not config.val_fraction:  # the folders that were kept apart in training are kept apart here
+        kept = {name: trained[name] for name in ("val_fraction", "draw_seed") if name in trained}
+        config = config.changed(**kept)
+    return settle(config, machine)
+
+
+def build_trained(config, checkpoint):
+    """The model of the configuration with a checkpoint's weights, and its head where it has one. Raises UsageError."""
+    with flags_of(checkpoint.path):
+        model = build_model(config)
+    load_weights(model, checkpoint, head=checkpoint.has_head)
+    return apply_speed_flags(model, config)
+
+
+def metrics_source(config, path, dataset, epoch):
+    """What metrics are of, for the file that holds them. path, epoch: of the checkpoint."""
+    return {
+        "checkpoint": str(path),
+        "dataset": config.dataset,
+        "split": dataset.split,
+        "samples": len(dataset),
+        "epoch": epoch,
+    }

@@ -9,7 +9,6 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 
 # isort: split
 import logging
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -19,31 +18,31 @@ import pandas as pd
 import torch
 from timm.data import Mixup
 
-from common.command_line import Parser
-from common.errors import DataError, UsageError
-from engine_finetune import train_one_epoch
-from evaluation import evaluate, use_checkpoint
+import engine_finetune
+from common.command_line import Parser, count, non_negative, positive_int, positive_share, rate, share
+from common.errors import DataError, InputError, UsageError
+from evaluation import evaluate, metrics_source, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
-from pretrained import FLOOD, TASKS, build_model, build_preparation, fill_defaults, load_weights
+from pretrained import FLOOD, TASKS, build_model, build_preparation, classifier_defaults, load_weights
 from sarwmix.helper import FILES, Selection
 from sarwmix.registry import DATASETS, SPLITS
 from util.checkpoint import load_checkpoint
-from util.checkpoint_input import STARTED_WITH, add_force_flag
-from util.datasets import (
-    SamplesWithIds,
-    add_data_flags,
-    build_dataset,
-    build_loader,
-    check_data,
-    drop_missing,
-    take_statistics,
+from util.checkpoint_input import STARTED_WITH, LoadedCheckpoint, add_force_flag, flags_of
+from util.configuration import (
+    can_write,
+    log_configuration,
+    log_statistics,
+    machine_settings,
+    need,
+    read_statistics,
+    settle,
 )
-from util.distributed import distribute, start_ranks
+from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing
+from util.distributed import start_ranks
 from util.ending import leave, run_program
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags, setup_logging
-from util.optimization import autocast, settle_amp
 from util.program import (
     add_distributed_flags,
     add_run_flags,
@@ -52,19 +51,9 @@ from util.program import (
     check_common_flags,
 )
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
-from util.run_directory import RunDirectory
-from util.stopping import Pauses
-from util.training import (
-    Training,
-    after_epochs,
-    check_alike,
-    open_start,
-    origin_of,
-    same_run_facts,
-    samples_of,
-    settle_learning_rate,
-)
-from util.tuning import settle_execution
+from util.run import Run
+from util.sampling import Place
+from util.training import Training, run_identity, sample_counts
 
 log = logging.getLogger(__name__)
 
@@ -128,17 +117,15 @@ def build_parser():
     )
     group.add_argument(
         "--input_size",
-        type=int,
+        type=positive_int,
         metavar="PIXELS",
         help="side of the input; default: that of the checkpoint, else "
         "128; floods: that of the images, a multiple of 128",
     )
     group.add_argument(
-        "--nb_classes", type=int, metavar="N", help="classes (default, and only choice: those of the dataset)"
+        "--nb_classes", type=positive_int, metavar="N", help="classes (default, and only choice: those of the dataset)"
     )
-    group.add_argument(
-        "--drop_path", type=float, default=0.1, metavar="RATE", help="stochastic depth of the last block"
-    )
+    group.add_argument("--drop_path", type=rate, default=0.1, metavar="RATE", help="stochastic depth of the last block")
     group.add_argument("--freeze_encoder", action="store_true", help="train the head alone (linear probe)")
     group.add_argument(
         "--patch_cut",
@@ -170,44 +157,48 @@ def build_parser():
     group.add_argument("--test_metadata", nargs="+", metavar="FILE", help="as --metadata, for --test_split")
     group.add_argument(
         "--val_fraction",
-        type=float,
+        type=rate,
         default=0.0,
         metavar="SHARE",
         help="sen12flood: share of the training folders, whole ones, that becomes the split val",
     )
     group.add_argument(
         "--train_fraction",
-        type=float,
+        type=positive_share,
         default=1.0,
         metavar="SHARE",
         help="share of the training samples to use, drawn at random; smaller shares are parts of larger ones",
     )
     group.add_argument(
-        "--draw_seed", type=int, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
+        "--draw_seed", type=count, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
     )
     group = add_schedule_flags(parser, batch_size=128, epochs=50, warmup_epochs=5, blr=5e-4, min_lr=1e-6)
     group.add_argument(
-        "--layer_decay", type=float, default=0.7, metavar="FACTOR", help="learning rate of a block relative to the next"
+        "--layer_decay",
+        type=positive_share,
+        default=0.7,
+        metavar="FACTOR",
+        help="learning rate of a block relative to the next",
     )
     group = parser.add_argument_group("mixing of samples", "off by default, as in the published recipe")
-    group.add_argument("--mixup", type=float, default=0.0, metavar="ALPHA", help="mixup above 0")
-    group.add_argument("--cutmix", type=float, default=0.0, metavar="ALPHA", help="cutmix above 0")
+    group.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA", help="mixup above 0")
+    group.add_argument("--cutmix", type=non_negative, default=0.0, metavar="ALPHA", help="cutmix above 0")
     group.add_argument(
         "--cutmix_minmax",
-        type=float,
+        type=positive_share,
         nargs=2,
         metavar=("MIN", "MAX"),
         help="cutmix with a share of the side between these",
     )
-    group.add_argument("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of mixing at all")
+    group.add_argument("--mixup_prob", type=share, default=1.0, metavar="P", help="probability of mixing at all")
     group.add_argument(
-        "--mixup_switch_prob", type=float, default=0.5, metavar="P", help="probability of cutmix where both are on"
+        "--mixup_switch_prob", type=share, default=0.5, metavar="P", help="probability of cutmix where both are on"
     )
     group.add_argument(
         "--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="what has a share of its own"
     )
     group.add_argument(
-        "--smoothing", type=float, default=0.0, metavar="S", help="label smoothing: 1 becomes 1 − S/2, 0 becomes S/2"
+        "--smoothing", type=rate, default=0.0, metavar="S", help="label smoothing: 1 becomes 1 − S/2, 0 becomes S/2"
     )
     group = add_run_flags(parser, output_dir="output/finetune")
     group.add_argument(
@@ -223,120 +214,107 @@ def build_parser():
 
 
 def parse_flags(argv=None):
-    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    """The flags as Config. Those that are left to the checkpoint, the dataset or the machine are None."""
     return build_parser().parse_checked(argv, check_flags)
 
 
-def check_flags(args):
-    """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
-
-    def need(ok, message):
-        if not ok:
-            raise UsageError(message)
-
-    args.draw_seed = args.seed if args.draw_seed is None else args.draw_seed
-    if args.export and not (args.eval or args.embed):
-        args.data_path = args.data_path or ""  # not read
-    take_statistics(args)
-    check_common_flags(args)
-    for name, low, high in (("train_fraction", 0, 1), ("layer_decay", 0, 1)):
-        need(
-            low < getattr(args, name) <= high, f"--{name} {getattr(args, name)}: must be above {low} and at most {high}"
-        )
-    for name in ("mixup_prob", "mixup_switch_prob"):
-        need(0 <= getattr(args, name) <= 1, f"--{name} {getattr(args, name)}: a probability is needed")
-    need(args.mixup >= 0 and args.cutmix >= 0, f"--mixup {args.mixup} and --cutmix {args.cutmix}: must be at least 0")
-    need(0 <= args.smoothing < 1, f"--smoothing {args.smoothing}: must be at least 0 and below 1")
-    need(0 <= args.val_fraction < 1, f"--val_fraction {args.val_fraction}: must be at least 0 and below 1")
-    need(args.draw_seed >= 0, f"--draw_seed {args.draw_seed}: must be at least 0")
+def check_flags(flags):
+    """Refuses flags that contradict each other, before any work. Returns Config. Raises UsageError."""
+    check_common_flags(flags, needs_data=not flags.export or flags.eval or flags.embed)
     need(
-        not args.cutmix_minmax or 0 < args.cutmix_minmax[0] <= args.cutmix_minmax[1] <= 1,
+        not flags.cutmix_minmax or flags.cutmix_minmax[0] <= flags.cutmix_minmax[1],
         "--cutmix_minmax: two shares above 0 and at most 1 are needed, the smaller one first",
     )
     need(
-        not mixes(args) or args.batch_size % 2 == 0,
-        f"--batch_size {args.batch_size}: must be even, as samples are mixed in pairs",
+        not mixes(flags) or flags.batch_size % 2 == 0,
+        f"--batch_size {flags.batch_size}: must be even, as samples are mixed in pairs",
     )
-    need(args.eval or not args.predictions, "--predictions: needs --eval")
-    target = Path(args.export or "")
+    check_outputs(flags)
+    if works_with_checkpoint(flags):
+        need(
+            (flags.finetune or flags.resume) and flags.resume != "auto",
+            "name the checkpoint to use with --finetune PATH",
+        )
+    else:
+        check_training(flags)
+    published = flags.dataset == "sen12flood" and not flags.val_fraction
+    given = settle(
+        flags,
+        read_statistics(flags.statistics),
+        {"draw_seed": flags.seed, "split": "test" if works_with_checkpoint(flags) else "train"},
+        {"stop_epoch": flags.epochs},
+        {} if works_with_checkpoint(flags) else {"val_split": "test" if published else "val"},
+    )
+    if flags.freeze_encoder:
+        given = given.changed(drop_path=0.0)  # features of a frozen encoder are what they will be in use
+    if not works_with_checkpoint(flags) and not flags.finetune:
+        build_model(settle(given, classifier_defaults(given.dataset)), meta=True)
+    return given
+
+
+def check_outputs(flags):
+    """Refuses places where what is asked for cannot be written. Raises UsageError."""
+    need(flags.eval or not flags.predictions, "--predictions: needs --eval")
+    target = Path(flags.export or "")
     need(
-        not args.export or not target.exists() or target.is_dir() and not any(target.iterdir()),
-        f"--export {args.export}: exists and is not an empty folder; choose another",
+        not flags.export or not target.exists() or target.is_dir() and not any(target.iterdir()),
+        f"--export {flags.export}: exists and is not an empty folder; choose another",
     )
     for name, kinds in (("predictions", (".csv", ".parquet")), ("embed", (".npz", ".parquet"))):
-        path = getattr(args, name)
+        path = getattr(flags, name)
         need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
         need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
-    for name in ("predictions", "embed", "export", *(("output_dir",) if args.eval else ())):
-        path = getattr(args, name)
-        need(not path or can_write(Path(path)), f"--{name} {path}: cannot be written there; choose another place")
-    need(not Path(args.output_dir).is_file(), f"--output_dir {args.output_dir}: is a file; choose a folder")
-    if works_with_checkpoint(args):
-        args.checkpoint = args.finetune or args.resume
-        need(args.checkpoint and args.resume != "auto", "name the checkpoint to use with --finetune PATH")
-        args.split = args.split or "test"
-        return
-    need(args.dataset is not None, f"--dataset is missing: one of {', '.join(DATASETS)}")
+    for name in ("predictions", "embed", "export", *(("output_dir",) if flags.eval else ())):
+        path = getattr(flags, name)
+        need(not path or can_write(path), f"--{name} {path}: cannot be written there; choose another place")
+    need(not Path(flags.output_dir).is_file(), f"--output_dir {flags.output_dir}: is a file; choose a folder")
+
+
+def check_training(flags):
+    """Refuses flags that a finetuning cannot start with. Raises UsageError."""
+    need(flags.dataset is not None, f"--dataset is missing: one of {', '.join(DATASETS)}")
     need(
-        args.finetune is not None or args.resume,
+        flags.finetune is not None or flags.resume,
         "--finetune is missing: the checkpoint to start from, or '' for random initialisation",
     )
     need(
-        args.dataset == "sen12flood" or not args.val_fraction,
+        flags.dataset == "sen12flood" or not flags.val_fraction,
         "--val_fraction: only sen12flood needs it; BigEarthNet has a validation split",
     )
-    need(args.split not in ("test", "all"), f"--split {args.split}: would train on the test split")
-    classes = len(DATASETS[args.dataset].CLASSES)
+    need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split")
+    classes = len(DATASETS[flags.dataset].CLASSES)
     need(
-        args.nb_classes in (None, classes),
-        f"--nb_classes {args.nb_classes}: --dataset {args.dataset} has {classes} classes",
+        flags.nb_classes in (None, classes),
+        f"--nb_classes {flags.nb_classes}: --dataset {flags.dataset} has {classes} classes",
     )
-    published = args.dataset == "sen12flood" and not args.val_fraction
-    args.split, args.val_split = args.split or "train", args.val_split or ("test" if published else "val")
-    if args.freeze_encoder:
-        args.drop_path = 0.0  # features of a frozen encoder are what they will be in use
-    if not args.finetune:
-        complete(args)
 
 
-def complete(args):
-    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
-    fill_defaults(args)
-    build_model(args, meta=True)
-
-
-def can_write(path):
-    """Whether a file or folder can be made at a path, as far as one can tell without trying."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return folder.is_dir() and os.access(folder, os.W_OK)
-
-
-def works_with_checkpoint(args):
+def works_with_checkpoint(flags):
     """Whether a checkpoint is used as it is, and nothing trained."""
-    return bool(args.eval or args.embed or args.export)
+    return bool(flags.eval or flags.embed or flags.export)
 
 
-def mixes(args):
-    return args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+def mixes(flags):
+    return flags.mixup > 0 or flags.cutmix > 0 or flags.cutmix_minmax is not None
 
 
 # ---- Data ----------------------------------------------------------------------------------------
 
 
-def build_splits(args):
+def build_splits(flags):
     """{"train", "val", "test": dataset}, without "test" for --test_split none. Raises DataError where they overlap."""
     splits = {
-        "train": build_dataset(args, args.split, args.metadata, supervised=True),
-        "val": build_dataset(args, args.val_split, args.val_metadata, supervised=True),
+        "train": build_dataset(flags, flags.split, flags.metadata, supervised=True),
+        "val": build_dataset(flags, flags.val_split, flags.val_metadata, supervised=True),
     }
-    if args.test_split != "none":
-        splits["test"] = build_dataset(args, args.test_split, args.test_metadata, supervised=True)
+    if flags.test_split != "none":
+        splits["test"] = build_dataset(flags, flags.test_split, flags.test_metadata, supervised=True)
     trained_on = set(splits["train"].ids.tolist())
     for name in [name for name in splits if name != "train"]:
         both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
         if both:
             raise DataError(
-                f"{len(both)} of {len(splits[name])} samples of split '{getattr(args, f'{name}_split')}' would be trained on "
+                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be trained on "
                 f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of its own "
                 f"with --{name}_metadata"
             )
@@ -365,159 +343,160 @@ def log_class_balance(dataset, part):
 # ---- Finetuning ----------------------------------------------------------------------------------
 
 
-def open_encoder(args):
-    """The checkpoint of --finetune, None without one; completes the flags by what it says. Raises UsageError."""
-    flood = (
-        TASKS[args.dataset] is FLOOD
-    )  # whose input_size is that of the images, not of the patches that the encoder takes
-    return open_start(args, size_of, complete, [name for name in STARTED_WITH if not (flood and name == "input_size")])
+def configure(flags, checkpoint, images, machine):
+    """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
 
-
-def build_training(args, device, state=None):
-    """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from args.seed.
-
-    state: of `open_encoder`.
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is the
+    input size of floods. machine: of `machine_settings`.
     """
-    torch.manual_seed(args.seed)
-    model, origin = build_model(args), None
-    if state is not None:
-        resampled = load_weights(model, state, args.finetune, head=False)
-        origin = origin_of(state, args.finetune)
-        log.info(
-            "initialised from %s%s, with a new head%s",
-            args.finetune,
-            after_epochs(origin),
-            f"; resampled: {', '.join(resampled)}" if resampled else "",
-        )
+    flood = (
+        TASKS[flags.dataset] is FLOOD
+    )  # whose encoder takes patches, so that its input size is not that of the images
+    taken = [name for name in STARTED_WITH if not (flood and name == "input_size")]
+    return settle(
+        flags,
+        checkpoint.started_from(flags, taken) if checkpoint else {},
+        classifier_defaults(flags.dataset),
+        {"input_size": images.size} if flood else {},
+        machine,
+    )
+
+
+def build_training(config, device, checkpoint=None):
+    """AdamW with (0.9, 0.999) and layer decay; the head, new, with weights of std 2e-5; everything from config.seed.
+
+    checkpoint: the LoadedCheckpoint whose encoder the model starts from, or None.
+    """
+    torch.manual_seed(config.seed)
+    with flags_of(checkpoint and checkpoint.path):
+        model = build_model(config)
+    resampled = load_weights(model, checkpoint, head=False) if checkpoint else ()
     torch.nn.init.trunc_normal_(model.head.weight, std=HEAD_STD)
     torch.nn.init.zeros_(model.head.bias)
-    if args.freeze_encoder:
+    if config.freeze_encoder:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = name.startswith("head.")
-    groups = param_groups_lrd(model, args.weight_decay, layer_decay=args.layer_decay)
-    training = Training.build(model, build_preparation(args), groups, (0.9, 0.999), args, device)
-    training.origin = origin
+    groups = param_groups_lrd(model, config.weight_decay, layer_decay=config.layer_decay)
+    training = Training.build(model, build_preparation(config), groups, (0.9, 0.999), config, device)
+    if checkpoint:
+        training.initialised_from(checkpoint, resampled, ", with a new head")
     return training
 
 
-def build_mixup(args):
+def build_mixup(config):
     """timm's Mixup for `engine_finetune.mix`, or None."""
-    if not mixes(args):
+    if not mixes(config):
         return None
     return Mixup(
-        args.mixup,
-        args.cutmix,
-        args.cutmix_minmax,
-        args.mixup_prob,
-        args.mixup_switch_prob,
-        args.mixup_mode,
+        config.mixup,
+        config.cutmix,
+        config.cutmix_minmax,
+        config.mixup_prob,
+        config.mixup_switch_prob,
+        config.mixup_mode,
         label_smoothing=0.0,
-        num_classes=args.batch_size,
+        num_classes=config.batch_size,
     )
 
 
-def rehearsal(args, ranks):
-    """A function of a model, maybe under DDP: a loss of a random batch of the shapes of training, the same at each call."""
-    generator = torch.Generator().manual_seed(args.seed)
-    images = torch.randn(args.batch_size, 2, args.input_size, args.input_size, generator=generator).to(ranks.device)
+class Finetuning(Run):
+    """A finetuning. After each epoch it evaluates, selects by the published rules, and saves."""
 
-    def loss_of(model):
-        with autocast(ranks.device, args.amp):
-            return model(*[images] * (2 if TASKS[args.dataset] is FLOOD else 1)).sum()
+    train_one_epoch = engine_finetune.train_one_epoch
 
-    return loss_of
+    def __init__(self, config, ranks, training, loader, identity, splits):
+        super().__init__(config, ranks, training, loader, identity, datasets=splits.values())
+        self.splits, self.task = splits, TASKS[config.dataset]
+        self.criterion, self.mixup = self.task.criterion, build_mixup(config)
+        self.selection = Selection(self.task.name)
 
+    def warm_up_loss(self, model):
+        return engine_finetune.warm_up_loss(model, self.warm_up_images, self.config, self.task.images_per_sample)
 
-def run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses):
-    """Train from the start to args.stop_epoch; after each epoch evaluate, select, and save."""
-    task, classes = TASKS[args.dataset], list(splits["train"].CLASSES)
-    wrapped, mixup, steps = (
-        distribute(training.model, ranks, rehearsal(args, ranks)),
-        build_mixup(args),
-        loader.batch_sampler.steps,
-    )
-    size = sum(p.numel() for p in training.model.parameters())
+    def extra_state(self):
+        return {
+            "input": {**self.training.prepare.describe(), "classes": list(self.splits["train"].CLASSES)},
+            "selection": self.selection.state_dict(),
+        }
 
-    def save(epoch, progress=None, metrics=None, entry=None, names=()):
-        state = training.state(epoch, args, facts, training.filled(ranks, *splits.values()), progress)
-        state["input"]["classes"] = classes
-        state["selection"] = selection.state_dict()
-        directory.save(state if metrics is None else {**state, "metrics": metrics}, entry, names)
+    def restored(self, start):
+        """Restores what a continued run has selected. Raises UsageError if that is not there."""
+        if start.source is None:
+            return
+        try:
+            self.selection.load_state_dict(start.selection or {})
+        except ValueError as error:
+            raise UsageError(
+                f"{start.source}: does not fit this run ({error}); to start from its weights only, use --finetune"
+            ) from None
+        for rule, entry in self.selection.state_dict().items():
+            if not any((place / FILES[rule]).exists() for place in (self.directory.path, start.source.parent)):
+                raise UsageError(
+                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; copy "
+                    f"it there"
+                )
 
-    for epoch in range(start.epoch, args.stop_epoch):
-        unfinished = partial(save, epoch - 1)
-        stats, progress = train_one_epoch(
-            wrapped,
-            training.prepare,
-            task.criterion,
-            loader,
-            training.optimizer,
-            training.scaler,
-            epoch,
-            ranks,
-            args,
-            mixup,
-            directory.writer,
-            start.progress if epoch == start.epoch else None,
-            pauses.between_steps(epoch, steps, unfinished),
-        )
-        metrics, _ = evaluate(
-            task,
-            training.model,
-            training.prepare,
-            splits["val"],
-            args,
-            ranks,
-            partial(pauses.pause, f"the evaluation of epoch {epoch}", partial(unfinished, progress)),
-        )
-        held = selection.update(epoch, metrics)
+    def after_epoch(self, epoch, statistics):
+        where = f"the evaluation of epoch {epoch}"
+        metrics = self.evaluate("val", partial(self.stop_if_asked, Place(epoch, self.steps), where))
+        held = self.selection.update(epoch, metrics)
         log.info(
             "Epoch %d  %s  loss %.4f  %s%s",
             epoch,
-            args.val_split,
+            self.config.val_split,
             metrics["loss"],
-            "  ".join(f"{name} {shown(metrics[name])}" for keys in task.headline.values() for name in keys),
+            "  ".join(f"{name} {shown(metrics[name])}" for keys in self.task.headline.values() for name in keys),
             f"  best by {', '.join(held)}" if held else "",
         )
-        filled = training.filled(ranks, *splits.values())
+        filled, figures = self.filled(), scalars(metrics)
         if filled:
             log.warning(
                 "%d no-data or non-finite pixels were filled so far: with %s",
                 filled,
-                "-60 dB" if task is FLOOD else "the channel's mean",
+                "-60 dB" if self.task is FLOOD else "the channel's mean",
             )
         entry = {
-            **{f"train_{name}": value for name, value in stats.items()},
-            **{f"test_{name}": value for name, value in scalars(metrics).items()},
+            **{f"train_{name}": value for name, value in statistics.items()},
+            **{f"test_{name}": value for name, value in figures.items()},
             "epoch": epoch,
-            "n_parameters": size,
-            "evaluated_split": args.val_split,
+            "n_parameters": self.training.num_parameters(),
+            "evaluated_split": self.config.val_split,
             "filled_pixels": filled,
         }
-        if directory.writer is not None:
-            for name, value in scalars(metrics).items():
-                directory.writer.add_scalar(f"test_{name}", value, (epoch + 1) * 1000)
-        pauses.save(partial(save, epoch, metrics=scalars(metrics), entry=entry, names=[FILES[rule] for rule in held]))
-        pauses.pause(f"epoch {epoch + 1}, step 0/{steps}")
-    if start.epoch >= args.stop_epoch:
-        log.info("all %d epochs are done already", args.stop_epoch)
+        if self.directory.writer is not None:
+            for name, value in figures.items():
+                self.directory.writer.add_scalar(f"test_{name}", value, (epoch + 1) * 1000)
+        self.finish_epoch(epoch, entry, [FILES[rule] for rule in held], metrics=figures)
+        self.stop_if_asked(Place(epoch + 1), saved=True)
 
+    def evaluate(self, name, between):
+        """Loss and metrics of the split "val" or "test"."""
+        training = self.training
+        metrics, _ = evaluate(training.model, training.prepare, self.splits[name], self.config, self.ranks, between)
+        return metrics
 
-def go_on_selecting(selection, start, folder):
-    """Take over what a continued run has selected. Raises UsageError if that is not there."""
-    if start.source is None:
-        return
-    try:
-        selection.load_state_dict(start.selection or {})
-    except ValueError as error:
-        raise UsageError(
-            f"{start.source}: does not fit this run ({error}); to start from its weights only, use --finetune"
-        ) from None
-    for rule, entry in selection.state_dict().items():
-        if not any((place / FILES[rule]).exists() for place in (folder, start.source.parent)):
-            raise UsageError(
-                f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; copy it there"
+    def report(self):
+        """Evaluates the selected checkpoint on the test split, and ends with the table that log readers look for."""
+        rule = "best"
+        epoch, metrics = self.selection.best(rule)
+        for name, file in FILES.items():
+            if name in self.selection.state_dict():
+                log.info("%s: epoch %d", file, self.selection.best(name)[0])
+        split = self.config.val_split
+        if "test" in self.splits:
+            folder, test = self.directory.path, self.splits["test"]
+            path, split = folder / FILES[rule], self.config.test_split
+            with self.ranks.together():
+                self.training.model.load_state_dict(load_selected(path, epoch)["model"])
+            metrics = self.evaluate(
+                "test", partial(self.stop_if_asked, Place(self.config.stop_epoch), "the final evaluation", saved=True)
             )
+            log_metrics(metrics, test.CLASSES)
+            where = metrics_source(self.config, path, test, epoch) | {"split": split}
+            self.ranks.on_main(write_metrics, folder / f"eval_{split}.json", metrics, **where)
+        log.info("selected on split %s; the figures are of split %s", self.config.val_split, split)
+        log.info("Best Results Summary: Epoch %d", epoch)
+        log_headline(self.task.headline, metrics)
 
 
 def load_selected(path, epoch):
@@ -531,103 +510,61 @@ def load_selected(path, epoch):
     return state
 
 
-def report(args, ranks, training, splits, selection, folder, pauses):
-    """Evaluate what was selected on the test split, and end with the table that log readers look for."""
-    task, rule = TASKS[args.dataset], "best"
-    epoch, metrics = selection.best(rule)
-    for name, file in FILES.items():
-        if name in selection.state_dict():
-            log.info("%s: epoch %d", file, selection.best(name)[0])
-    split = args.val_split
-    if "test" in splits:
-        path, split = folder / FILES[rule], args.test_split
-        training.model.load_state_dict(ranks.together(lambda: load_selected(path, epoch))["model"])
-        metrics, _ = evaluate(
-            task,
-            training.model,
-            training.prepare,
-            splits["test"],
-            args,
-            ranks,
-            partial(pauses.pause, "the final evaluation"),
-        )
-        log_metrics(metrics, splits["test"].CLASSES)
-        ranks.on_main(
-            lambda: write_metrics(
-                folder / f"eval_{split}.json",
-                metrics,
-                checkpoint=str(path),
-                dataset=args.dataset,
-                split=split,
-                samples=len(splits["test"]),
-                epoch=epoch,
-            )
-        )
-    log.info("selected on split %s; the figures are of split %s", args.val_split, split)
-    log.info("Best Results Summary: Epoch %d", epoch)
-    log_headline(task.headline, metrics)
-
-
-def finetune(args, ranks):
+def finetune(flags, ranks):
     """The whole job, from flags to the evaluation of the selected checkpoint."""
-    started = time.monotonic()
-    state = ranks.together(lambda: open_encoder(args))
-    splits = {
-        name: drop_missing(dataset, args, ranks) for name, dataset in ranks.together(lambda: build_splits(args)).items()
-    }
-    args.input_size = args.input_size or splits["train"].size
-    if args.val_split == args.test_split:
+    started, machine = time.monotonic(), machine_settings(flags, ranks)
+    with ranks.together():
+        checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
+    with ranks.together():
+        splits = build_splits(flags)
+    splits = {name: drop_missing(dataset, flags, ranks) for name, dataset in splits.items()}
+    if flags.val_split == flags.test_split:
         log.warning(
             "the checkpoint is selected on the split it is tested on, so its test figures are optimistic; %s",
             "--val_fraction 0.1 selects on training folders instead of as published"
-            if TASKS[args.dataset] is FLOOD
+            if TASKS[flags.dataset] is FLOOD
             else "choose another --val_split",
         )
-    if args.train_fraction < 1:
-        whole, splits["train"] = splits["train"], draw_fraction(splits["train"], args.train_fraction, args.draw_seed)
+    if flags.train_fraction < 1:
+        whole, splits["train"] = (
+            splits["train"],
+            draw_fraction(splits["train"], flags.train_fraction, flags.draw_seed),
+        )
         log_class_balance(whole, splits["train"])
-    loader = ranks.together(lambda: build_loader(SamplesWithIds(splits["train"]), args, ranks))
-    summary = {name: check_data(dataset, args, ranks, read_once=name == "test") for name, dataset in splits.items()}
-    steps = loader.batch_sampler.steps
-    global_batch = settle_learning_rate(args, ranks, len(splits["train"]), steps)
-    training = ranks.together(lambda: build_training(args, ranks.device, state))
-    training.data = samples_of({name: summary[name] for name in ("train", "val")}, state)
-    state = None  # its tensors are free
-    facts = same_run_facts(
-        vars(args), SAME_RUN, ranks.world_size, [summary[name]["fingerprint"] for name in ("train", "val")]
+    with ranks.together():
+        config = configure(flags, checkpoint, splits["train"], machine)
+        training = build_training(config, ranks.device, checkpoint)
+        loader = build_loader(SamplesWithIds(splits["train"]), config, ranks)
+    log_configuration(config, flags)
+    log_statistics(config, DATASETS[config.dataset], checkpoint)
+    data = {name: check_data(dataset, config, ranks, read_once=name == "test") for name, dataset in splits.items()}
+    training.data = sample_counts({name: data[name] for name in ("train", "val")}, checkpoint)
+    checkpoint = None  # frees its tensors
+    fingerprints = [data[name]["fingerprint"] for name in ("train", "val")]
+    run = Finetuning(
+        config, ranks, training, loader, run_identity(config, SAME_RUN, ranks.world_size, fingerprints), splits
     )
-    selection = Selection(TASKS[args.dataset].name)
-    with RunDirectory(args.output_dir, ranks) as directory:
-        directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        start = ranks.together(lambda: training.resume(args, facts, steps))
-        check_alike(start, ranks, args.output_dir)
-        ranks.together(lambda: go_on_selecting(selection, start, directory.path))
-        if start.source is None and not args.finetune:
-            log.info("random initialisation")
-        settle_execution(training, rehearsal(args, ranks), args, ranks, start)
-        directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
-        if args.train_fraction < 1:
-            ranks.on_main(
-                lambda: write_frame(directory.path / "train_ids.csv", pd.DataFrame({"id": splits["train"].ids}))
-            )
-        with Pauses(args, ranks, training.bytes()) as pauses:
-            run_epochs(args, ranks, training, splits, loader, directory, start, facts, selection, pauses)
-            log.info("Training time %s", duration(time.monotonic() - started))
-            report(args, ranks, training, splits, selection, directory.path, pauses)
+    run.log_steps(len(splits["train"]), lr_given=flags.lr is not None)
+    with run.opened(data):
+        if config.train_fraction < 1:
+            ids = pd.DataFrame({"id": splits["train"].ids})
+            ranks.on_main(write_frame, run.directory.path / "train_ids.csv", ids)
+        run.train()
+        log.info("Training time %s", duration(time.monotonic() - started))
+        run.report()
 
 
 def main():
-    args = parse_flags()
-    ranks = start_ranks(args)
+    flags = parse_flags()
+    ranks = start_ranks(flags)
     setup_logging(ranks.is_main)
-    log_flags(args)
-    args.amp = settle_amp(args.amp, ranks)
-    if works_with_checkpoint(args):
-        use_checkpoint(args, ranks)
+    log_flags(flags)
+    if works_with_checkpoint(flags):
+        use_checkpoint(flags, ranks)
     else:
-        finetune(args, ranks)
+        finetune(flags, ranks)
     ranks.close()
 
 
 if __name__ == "__main__":
-    leave(run_program(main, DataError))
+    leave(run_program(main, InputError))

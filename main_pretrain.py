@@ -7,23 +7,32 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 import logging
 import math
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
+import engine_pretrain
 from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
-from common.command_line import Parser
-from common.errors import DataError, UsageError
-from engine_pretrain import reconstruct, train_one_epoch
+from common.command_line import Parser, Range, positive_int, rate, share
+from common.errors import InputError, UsageError
+from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.quicklook import draw_reconstructions, pixels
-from sarwmix.registry import SPLITS
+from sarwmix.registry import DATASETS, SPLITS
 from sarwmix.weighting import WEIGHT_MODES
-from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
-from util.checkpoint_input import add_force_flag, flags_of, settle_input
+from util.checkpoint import find_checkpoint, initialise, write_atomically
+from util.checkpoint_input import LoadedCheckpoint, add_force_flag, flags_of
+from util.configuration import (
+    dataset_defaults,
+    log_configuration,
+    log_statistics,
+    machine_settings,
+    need,
+    read_statistics,
+    settle,
+)
 from util.datasets import (
     ImagesWithIds,
     add_data_flags,
@@ -31,14 +40,11 @@ from util.datasets import (
     build_loader,
     check_data,
     drop_missing,
-    fill_statistics,
-    take_statistics,
     telling_ids,
 )
-from util.distributed import distribute, start_ranks
+from util.distributed import start_ranks
 from util.ending import leave, run_program
 from util.misc import duration, log_flags, setup_logging
-from util.optimization import autocast, settle_amp
 from util.program import (
     add_distributed_flags,
     add_run_flags,
@@ -46,22 +52,13 @@ from util.program import (
     add_speed_flags,
     check_common_flags,
 )
-from util.run_directory import RunDirectory
-from util.stopping import Pauses
-from util.training import (
-    Training,
-    after_epochs,
-    check_alike,
-    open_start,
-    origin_of,
-    same_run_facts,
-    samples_of,
-    settle_learning_rate,
-)
-from util.tuning import settle_execution
+from util.run import Run
+from util.sampling import Place
+from util.training import Training, run_identity, sample_counts
 
 log = logging.getLogger(__name__)
 
+MODEL_DEFAULTS = {"model": "mixmim_base", "input_size": 128, "norm_pix_loss": False}
 # Flags that a continued run must repeat, besides those of every training.
 SAME_RUN = (
     "mask_ratio",
@@ -85,13 +82,13 @@ def build_parser():
     )
     group.add_argument(
         "--input_size",
-        type=int,
+        type=positive_int,
         metavar="PIXELS",
         help="side of the input: 32, 64, 128, 256, 384 or 512 (default: that of the checkpoint, else 128)",
     )
-    group.add_argument("--mask_ratio", type=float, default=0.5, help="share of the cells taken from the partner image")
+    group.add_argument("--mask_ratio", type=share, default=0.5, help="share of the cells taken from the partner image")
     group.add_argument(
-        "--range_mask_ratio", type=float, default=0.0, help="a random addition to mask_ratio, up to this"
+        "--range_mask_ratio", type=share, default=0.0, help="a random addition to mask_ratio, up to this"
     )
     group.add_argument(
         "--norm_pix_loss",
@@ -99,9 +96,7 @@ def build_parser():
         default=None,
         help="standardise the target of each token by its own mean and variance (the published recipe)",
     )
-    group.add_argument(
-        "--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block"
-    )
+    group.add_argument("--drop_path", type=rate, default=0.0, metavar="RATE", help="stochastic depth of the last block")
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
         "--weight_mode",
@@ -123,7 +118,7 @@ def build_parser():
     )
     group.add_argument(
         "--weight_clip",
-        type=float,
+        type=Range(float, above=0, at_most=100),
         default=100.0,
         metavar="PERCENTILE",
         help="clip backscatter at this percentile of image and channel before the weights are made",
@@ -142,7 +137,7 @@ def build_parser():
     )
     group.add_argument(
         "--save_epochs",
-        type=int,
+        type=positive_int,
         nargs="*",
         metavar="N",
         help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
@@ -154,7 +149,9 @@ def build_parser():
         metavar="CHECKPOINT",
         help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples",
     )
-    group.add_argument("--inference_samples", type=int, default=8, metavar="N", help="samples to draw")
+    group.add_argument(
+        "--inference_samples", type=Range(int, at_least=2), default=8, metavar="N", help="samples to draw"
+    )
     add_force_flag(group)
     add_speed_flags(parser)
     add_distributed_flags(parser)
@@ -162,122 +159,178 @@ def build_parser():
 
 
 def parse_flags(argv=None):
-    """Parse and check the flags; anything wrong is one line and exit status 2."""
+    """The flags as Config. Those that are left to the checkpoint, the dataset or the machine are None."""
     return build_parser().parse_checked(argv, check_flags)
 
 
-def check_flags(args):
-    """Refuse values and pairs of flags that cannot be meant, before any work. Raises UsageError."""
-    take_statistics(args)
-    check_common_flags(args)
-    if args.batch_size % 2 and args.mask_ratio + args.range_mask_ratio > 0:
-        raise UsageError(f"--batch_size {args.batch_size}: must be even, as images are mixed in pairs within a batch")
-    if not 0 <= args.mask_ratio <= 1 or args.range_mask_ratio < 0 or args.mask_ratio + args.range_mask_ratio > 1:
-        raise UsageError(
-            f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
-            f"together at most 1"
+def check_flags(flags):
+    """Refuses flags that contradict each other, before any work. Returns Config. Raises UsageError."""
+    check_common_flags(flags)
+    most = flags.mask_ratio + flags.range_mask_ratio
+    need(
+        flags.batch_size % 2 == 0 or most == 0,
+        f"--batch_size {flags.batch_size}: must be even, as images are mixed in pairs within a batch",
+    )
+    need(
+        most <= 1,
+        f"--mask_ratio {flags.mask_ratio} and --range_mask_ratio {flags.range_mask_ratio}: at most 1 together",
+    )
+    if flags.inference is not None:
+        need(
+            flags.inference or flags.resume not in ("", "auto"),
+            "--inference: name the checkpoints to draw, or one with --resume PATH",
         )
-    if not 0 < args.weight_clip <= 100:
-        raise UsageError(f"--weight_clip {args.weight_clip}: a percentile above 0 and up to 100 is needed")
-    if args.save_epochs is None:
-        args.save_epochs = sorted({2**k for k in range(args.epochs.bit_length())} | {40, 600, args.stop_epoch})
-    if min(args.save_epochs, default=1) < 1:
-        raise UsageError(f"--save_epochs {min(args.save_epochs)}: epochs are counted from 1")
-    if args.inference is not None:
-        args.inference = args.inference or [path for path in (args.resume,) if path not in ("", "auto")]
-        if not args.inference:
-            raise UsageError("--inference: name the checkpoints to draw, or one with --resume PATH")
-        if args.inference_samples < 2 or args.inference_samples % 2:
-            raise UsageError(
-                f"--inference_samples {args.inference_samples}: an even number is needed, as images are mixed in pairs"
-            )
-    elif not args.finetune:
-        complete(args)
+        need(
+            flags.inference_samples % 2 == 0,
+            f"--inference_samples {flags.inference_samples}: an even number is needed, as images are mixed in pairs",
+        )
+    last = flags.stop_epoch or flags.epochs
+    save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
+    flags = settle(flags, read_statistics(flags.statistics), {"stop_epoch": last, "save_epochs": save_epochs})
+    if flags.inference is None and not flags.finetune:
+        build_model(configure(flags), meta=True)
+    return flags
 
 
-def complete(args):
-    """Fill in what neither a flag nor a checkpoint said, and see whether the model can be built. Raises UsageError."""
-    fill_defaults(args)
-    build_model(args, meta=True)
+def configure(flags, checkpoint=None, machine=None):
+    """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
+
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None where
+    it does not matter.
+    """
+    return settle(
+        flags,
+        checkpoint.started_from(flags) if checkpoint else {},
+        MODEL_DEFAULTS | dataset_defaults(DATASETS[flags.dataset]),
+        machine or {},
+    )
 
 
-def fill_defaults(args):
-    """What neither a flag nor a checkpoint said."""
-    args.model, args.input_size = args.model or "mixmim_base", args.input_size or 128
-    args.norm_pix_loss = bool(args.norm_pix_loss)
-    fill_statistics(args)
-
-
-def build_model(args, meta=False):
-    """The model of the flags, on the CPU; meta: without memory, to find out whether it can be."""
-    if args.model not in SIZES:
-        raise UsageError(f"--model {args.model} is unknown; choose one of {', '.join(SIZES)}")
+def build_model(config, meta=False):
+    """The model of the configuration, on the CPU; meta: without memory, to find out whether it can be built."""
+    if config.model not in SIZES:
+        raise UsageError(f"--model {config.model} is unknown; choose one of {', '.join(SIZES)}")
     try:
         with torch.device("meta" if meta else "cpu"):
-            return SIZES[args.model](
-                img_size=args.input_size,
-                norm_pix_loss=args.norm_pix_loss,
-                weight_level=args.weight_level,
-                range_mask_ratio=args.range_mask_ratio,
-                drop_path_rate=args.drop_path,
+            return SIZES[config.model](
+                img_size=config.input_size,
+                norm_pix_loss=config.norm_pix_loss,
+                weight_level=config.weight_level,
+                range_mask_ratio=config.range_mask_ratio,
+                drop_path_rate=config.drop_path,
             )
     except ValueError as error:
         raise UsageError(f"--input_size: {error}") from None
 
 
-def build_preparation(args):
+def build_preparation(config):
     return BatchPreparation(
-        args.input_size,
-        args.mean,
-        args.std,
-        args.seed,
-        args.weight_mode,
-        args.weight_domain,
-        args.exp_scale,
-        args.weight_clip,
+        config.input_size,
+        config.mean,
+        config.std,
+        config.seed,
+        config.weight_mode,
+        config.weight_domain,
+        config.exp_scale,
+        config.weight_clip,
     )
 
 
-def build_training(args, device):
-    """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from args.seed."""
-    torch.manual_seed(args.seed)
-    model = build_model(args)
-    return Training.build(
-        model, build_preparation(args), param_groups_weight_decay(model, args.weight_decay), (0.9, 0.95), args, device
-    )
+def build_training(config, device, checkpoint=None):
+    """AdamW with (0.9, 0.95), no weight decay on biases and 1-D parameters; everything from config.seed.
+
+    checkpoint: the LoadedCheckpoint whose weights the model starts from, or None.
+    """
+    torch.manual_seed(config.seed)
+    with flags_of(checkpoint and checkpoint.path):
+        model = build_model(config)
+    resampled = initialise(model, checkpoint.state, checkpoint.path) if checkpoint else ()
+    groups = param_groups_weight_decay(model, config.weight_decay)
+    training = Training.build(model, build_preparation(config), groups, (0.9, 0.95), config, device)
+    if checkpoint:
+        training.initialised_from(checkpoint, resampled)
+    return training
 
 
-def prepare_data(args, ranks):
-    """The dataset, its loader and a summary for run.json, all checked before training. Raises DataError, UsageError."""
-    dataset = drop_missing(ranks.together(lambda: build_dataset(args)), args, ranks)
-    loader = ranks.together(lambda: build_loader(ImagesWithIds(dataset), args, ranks))
-    return dataset, loader, check_data(dataset, args, ranks)
+# ---- Pretraining ---------------------------------------------------------------------------------
 
 
-def start_of(args, facts, training, steps, state):
-    """Fill model, optimizer and scaler from --resume or --finetune; where to start. state: of `open_start`. Raises UsageError."""
-    start = training.resume(args, facts, steps)
-    if start.source is None and state is not None:
-        resampled = initialise(training.model, state, args.finetune)
-        training.origin = origin_of(state, args.finetune)
-        log.info(
-            "initialised from %s%s%s",
-            args.finetune,
-            after_epochs(training.origin),
-            f"; resampled: {', '.join(resampled)}" if resampled else "",
+class Pretraining(Run):
+    """A pretraining. After each epoch it saves a checkpoint, at save epochs also a picture of reconstructions."""
+
+    train_one_epoch = engine_pretrain.train_one_epoch
+
+    def __init__(self, config, ranks, training, loader, identity, dataset):
+        super().__init__(config, ranks, training, loader, identity)
+        self.dataset, self.shown = dataset, ranks.on_main(telling_ids, dataset, PICTURE_SAMPLES)
+
+    def warm_up_loss(self, model):
+        return engine_pretrain.warm_up_loss(model, self.warm_up_images, self.config)
+
+    def after_epoch(self, epoch, statistics):
+        done, filled = epoch + 1, self.filled()
+        if filled:
+            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
+        kept = done in self.config.save_epochs
+        if kept and self.ranks.is_main:
+            self.draw(done)
+        entry = {f"train_{name}": value for name, value in statistics.items()}
+        entry |= {"epoch": epoch, "filled_pixels": filled}
+        self.finish_epoch(epoch, entry, (f"checkpoint_{done}.pth",) if kept else ())
+        if done < self.config.stop_epoch:
+            self.stop_if_asked(Place(done), saved=True)
+
+    def draw(self, done):
+        """Draws reconstructions of the same samples after each save epoch, into a PNG and TensorBoard."""
+        result = reconstruct_samples(
+            self.training.model, self.training.prepare, self.dataset, self.shown, self.config.amp
         )
-    return start
+        picture = save_picture(
+            self.directory.path / f"reconstruction_{done}.png",
+            {"prediction": result},
+            self.dataset.ids[self.shown].tolist(),
+            self.config.norm_pix_loss,
+        )
+        self.directory.writer.add_image("reconstruction", picture, done)
 
 
-def reconstruct_samples(model, prepare, dataset, ids, args):
+def pretrain(flags, ranks):
+    """The whole job, from flags to checkpoints."""
+    started, machine = time.monotonic(), machine_settings(flags, ranks)
+    with ranks.together():
+        checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
+    with ranks.together():
+        dataset = build_dataset(flags)
+    dataset = drop_missing(dataset, flags, ranks)
+    with ranks.together():
+        config = configure(flags, checkpoint, machine)
+        training = build_training(config, ranks.device, checkpoint)
+        loader = build_loader(ImagesWithIds(dataset), config, ranks)
+    log_configuration(config, flags)
+    log_statistics(config, DATASETS[config.dataset], checkpoint)
+    data = check_data(dataset, config, ranks)
+    training.data = sample_counts({"train": data}, checkpoint)
+    checkpoint = None  # frees its tensors
+    identity = run_identity(config, SAME_RUN, ranks.world_size, data["fingerprint"])
+    run = Pretraining(config, ranks, training, loader, identity, dataset)
+    run.log_steps(len(dataset), lr_given=flags.lr is not None)
+    with run.opened(data):
+        run.train()
+    log.info("Training time %s", duration(time.monotonic() - started))
+
+
+# ---- Pictures ------------------------------------------------------------------------------------
+
+
+def reconstruct_samples(model, prepare, dataset, ids, amp):
     """Reconstructions of some samples under a chequered mask, which hides every other cell."""
     grid = math.isqrt(model.num_cells)
     mask = (torch.arange(grid)[:, None] + torch.arange(grid)) % 2
-    return reconstruct(model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), args.amp)
+    return reconstruct(model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), amp)
 
 
 def save_picture(path, results, names, standardised):
-    """Draw reconstructions (dict title → result of `reconstruct`) into a PNG; returns its pixels, (H, W, 3) uint8."""
+    """Draws reconstructions (dict title → result of `reconstruct`) into a PNG; returns its pixels, (H, W, 3) uint8."""
     note = "each token's own mean and standard deviation are put back (norm_pix_loss)" if standardised else ""
     figure = draw_reconstructions(results, names, note)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
@@ -285,37 +338,34 @@ def save_picture(path, results, names, standardised):
     return pixels(figure)
 
 
-def run_inference(args, ranks):
-    """Draw what one or several checkpoints reconstruct of the same samples, under the same mask, into PNGs.
+def run_inference(flags, device, amp):
+    """Draws what one or several checkpoints reconstruct of the same samples, under the same mask, into PNGs.
 
-    Model, input size and statistics are those a checkpoint says it was trained with, those of --dataset where it does
-    not say; the numbers go into an .npz.
+    Model, input size and statistics are those a checkpoint states, those of --dataset where it does not; the numbers go
+    into an .npz.
     """
-    dataset = drop_missing(build_dataset(args), args)
-    ids = telling_ids(dataset, args.inference_samples)
+    dataset = drop_missing(build_dataset(flags), flags)
+    ids = telling_ids(dataset, flags.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
-    paths = [find_checkpoint(path) for path in args.inference]
-    one_run = len({Path(path).parent for path in paths}) == 1
-    for path in paths:
-        state = load_checkpoint(path)
-        trained = settle_input(args, state, path, size_of(state["model"]))
-        fill_defaults(trained)
+    checkpoints = [find_checkpoint(path) for path in flags.inference or [flags.resume]]
+    one_run = len({Path(path).parent for path in checkpoints}) == 1
+    for path in checkpoints:
+        checkpoint = LoadedCheckpoint.load(path, size_of)
+        config = configure(settle(flags, checkpoint.used_as_is(flags)))
         with flags_of(path):
-            model = build_model(trained)
-        initialise(model, state, path)
-        title = Path(path).stem if one_run else f"{Path(path).parent.name}/{Path(path).stem}"
-        results[title] = reconstruct_samples(
-            model.to(ranks.device), build_preparation(trained).to(ranks.device), dataset, ids, trained
-        )
-        standardised |= trained.norm_pix_loss
-        log.info("%s: %s, input %d, epoch %s", path, trained.model, trained.input_size, state.get("epoch"))
+            model = build_model(config)
+        initialise(model, checkpoint.state, path)
+        title = checkpoint.name if one_run else f"{Path(path).parent.name}/{checkpoint.name}"
+        prepare = build_preparation(config).to(device)
+        results[title] = reconstruct_samples(model.to(device), prepare, dataset, ids, amp)
+        standardised |= config.norm_pix_loss
+        log.info("%s: %s, input %d, epoch %s", path, config.model, config.input_size, checkpoint.state.get("epoch"))
     if len({result["original"].shape for result in results.values()}) > 1:
         raise UsageError(
-            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw "
-            "them one by one"
+            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw them one by one"
         )
-    folder = Path(args.output_dir) / "inference"
+    folder = Path(flags.output_dir) / "inference"
     folder.mkdir(parents=True, exist_ok=True)
     for page, start in enumerate(range(0, len(ids), PICTURE_SAMPLES), 1):
         rows = slice(start, start + PICTURE_SAMPLES)
@@ -328,98 +378,19 @@ def run_inference(args, ranks):
     write_atomically(folder / "reconstructions.npz", lambda file: np.savez_compressed(file, ids=names, **arrays))
 
 
-def rehearsal(args, ranks):
-    """A function of a model, maybe under DDP: its loss of a random batch of the shapes of training, the same at each call."""
-    generator = torch.Generator().manual_seed(args.seed)
-    images = torch.randn(args.batch_size, 2, args.input_size, args.input_size, generator=generator).to(ranks.device)
-
-    def loss_of(model):
-        mask = getattr(model, "module", model).draw_mask(args.mask_ratio, torch.Generator().manual_seed(args.seed))
-        with autocast(ranks.device, args.amp):
-            return model(images, torch.ones_like(images), mask=mask)[0]
-
-    return loss_of
-
-
-def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
-    """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
-    wrapped, steps = distribute(training.model, ranks, rehearsal(args, ranks)), loader.batch_sampler.steps
-    shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
-
-    def save(epoch, progress=None, entry=None, names=()):
-        directory.save(training.state(epoch, args, facts, training.filled(ranks), progress), entry, names)
-
-    for epoch in range(start.epoch, args.stop_epoch):
-        done = epoch + 1
-        stats, _ = train_one_epoch(
-            wrapped,
-            training.prepare,
-            loader,
-            training.optimizer,
-            training.scaler,
-            epoch,
-            ranks,
-            args,
-            directory.writer,
-            start.progress if epoch == start.epoch else None,
-            pauses.between_steps(epoch, steps, partial(save, epoch - 1)),
-        )
-        filled = training.filled(ranks)
-        if filled:
-            log.warning("%d no-data or non-finite pixels were set to the channel's mean so far", filled)
-        if done in args.save_epochs and ranks.is_main:
-            result = reconstruct_samples(training.model, training.prepare, dataset, shown, args)
-            picture = save_picture(
-                directory.path / f"reconstruction_{done}.png",
-                {"prediction": result},
-                dataset.ids[shown].tolist(),
-                args.norm_pix_loss,
-            )
-            directory.writer.add_image("reconstruction", picture, done)
-        entry = {**{f"train_{name}": value for name, value in stats.items()}, "epoch": epoch, "filled_pixels": filled}
-        pauses.save(
-            partial(save, epoch, entry=entry, names=(f"checkpoint_{done}.pth",) if done in args.save_epochs else ())
-        )
-        if done < args.stop_epoch:
-            pauses.pause(f"epoch {done}, step 0/{steps}")
-    if start.epoch >= args.stop_epoch:
-        log.info("all %d epochs are done already", args.stop_epoch)
-
-
-def pretrain(args, ranks):
-    """The whole job, from flags to checkpoints."""
-    started = time.monotonic()
-    state = ranks.together(lambda: open_start(args, size_of, complete))
-    dataset, loader, summary = prepare_data(args, ranks)
-    steps = loader.batch_sampler.steps
-    global_batch = settle_learning_rate(args, ranks, len(dataset), steps)
-    training = build_training(args, ranks.device)
-    training.data = samples_of({"train": summary}, state)
-    facts = same_run_facts(vars(args), SAME_RUN, ranks.world_size, summary["fingerprint"])
-    with RunDirectory(args.output_dir, ranks) as directory:
-        directory.open(resume=bool(args.resume), overwrite=args.overwrite)
-        start = ranks.together(lambda: start_of(args, facts, training, steps, state))
-        state = None  # its tensors are free
-        check_alike(start, ranks, args.output_dir)
-        settle_execution(training, rehearsal(args, ranks), args, ranks, start)
-        directory.begin(training.record(args, ranks, summary, global_batch), start, steps, args.log_dir, args.overwrite)
-        with Pauses(args, ranks, training.bytes()) as pauses:
-            run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses)
-    log.info("Training time %s", duration(time.monotonic() - started))
-
-
 def main():
-    args = parse_flags()
-    ranks = start_ranks(args)
+    flags = parse_flags()
+    ranks = start_ranks(flags)
     setup_logging(ranks.is_main)
-    log_flags(args)
-    args.amp = settle_amp(args.amp, ranks)
-    if args.inference is None:
-        pretrain(args, ranks)
-    elif ranks.is_main:
-        run_inference(args, ranks)
+    log_flags(flags)
+    if flags.inference is None:
+        pretrain(flags, ranks)
+    else:
+        amp = machine_settings(flags, ranks)["amp"]
+        if ranks.is_main:
+            run_inference(flags, ranks.device, amp)
     ranks.close()
 
 
 if __name__ == "__main__":
-    leave(run_program(main, DataError))
+    leave(run_program(main, InputError))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From flags or a checkpoint to a classifier, and how its input is prepared.
+"""From a configuration or a checkpoint to a classifier, and the preparation of its input.
 
 from pretrained import load
 model, prepare = load("checkpoint_best.pth")              # ours, exported or released (then with dataset="benv2")
@@ -7,6 +7,7 @@ logits = model(prepare(sar_db)[0])                        # sar_db (B, 2, 120, 1
 """
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +20,9 @@ from batch_preparation import BatchPreparation
 from common.errors import UsageError
 from models_mixmim import size_of
 from sarwmix.registry import DATASETS
-from util.checkpoint import find_checkpoint, initialise, load_checkpoint
-from util.checkpoint_input import TRAINED_WITH, facts_of, flags_of, settle_input
-from util.datasets import fill_statistics
+from util.checkpoint import initialise
+from util.checkpoint_input import TRAINED_WITH, LoadedCheckpoint, flags_of
+from util.configuration import dataset_defaults, settle
 from util.metrics import flood_metrics, multilabel_metrics
 
 DECODER = ("decoder_", "mask_token")  # of a pretraining checkpoint
@@ -31,14 +32,20 @@ FLOOD_PATCH, FLOOD_SIZE = 128, 512  # sides of the patches a flood image is cut 
 
 @dataclass(frozen=True)
 class Task:
-    """What a dataset asks of a model. name: also of its selection rules. headline: metrics in the order of a table."""
+    """What a dataset asks of a model.
+
+    name: also of its selection rules. sizes: {size: factory of the classifier}. criterion: (logits, targets) → loss.
+    activate: logits (N, K) → probabilities (N, K). metrics: (probabilities, labels) → dict. headline: row of the summary
+    table → its metrics (macro, micro), or (value,). images_per_sample: 1, or 2 for pairs.
+    """
 
     name: str
     sizes: dict
-    criterion: callable
-    activate: callable  # logits (N, K) → probabilities (N, K)
-    metrics: callable  # (probabilities, labels) → dict
-    headline: dict  # row of the summary table → metrics (macro, micro), or (value,)
+    criterion: Callable
+    activate: Callable
+    metrics: Callable
+    headline: dict
+    images_per_sample: int = 1
 
 
 MULTILABEL = Task(
@@ -60,104 +67,99 @@ FLOOD = Task(
     partial(torch.softmax, dim=1),
     flood_metrics,
     {"Accuracy": ("accuracy",), "Precision": ("precision",), "Recall": ("recall",), "F1 Score": ("f1",)},
+    images_per_sample=2,
 )
 TASKS = {"benv1": MULTILABEL, "benv2": MULTILABEL, "sen12flood": FLOOD}
 
 
-def fill_defaults(args):
-    """What neither a flag nor a checkpoint said; input_size of floods stays None, for the dataset to say."""
-    flood = TASKS[args.dataset] is FLOOD
-    args.model = args.model or "mixmim_base"
-    args.nb_classes = args.nb_classes or len(DATASETS[args.dataset].CLASSES)
-    args.patch_cut, args.patch_op = args.patch_cut or "vhvv", args.patch_op or "avg"
-    if not flood:
-        args.input_size = args.input_size or 128
-    fill_statistics(args)
+def classifier_defaults(dataset):
+    """The layer (of `settle`) of a classifier of a dataset. The input size of floods is left to their images."""
+    return {
+        "model": "mixmim_base",
+        "input_size": None if TASKS[dataset] is FLOOD else 128,
+        "nb_classes": len(DATASETS[dataset].CLASSES),
+        "patch_cut": "vhvv",
+        "patch_op": "avg",
+        **dataset_defaults(DATASETS[dataset]),
+    }
 
 
-def build_model(args, meta=False):
-    """The classifier of the flags, on the CPU; meta: without memory, to find out whether it can be. Raises UsageError."""
-    if args.model not in models_mixmim_ft.SIZES:
-        raise UsageError(f"--model {args.model} is unknown; choose one of {', '.join(models_mixmim_ft.SIZES)}")
-    options = {"num_classes": args.nb_classes, "drop_path_rate": args.drop_path}
-    if TASKS[args.dataset] is FLOOD:
-        if args.input_size and args.input_size % FLOOD_PATCH:
+def build_model(config, meta=False):
+    """The classifier of a configuration, on the CPU; meta: without memory, to find out whether it can be built.
+
+    Raises UsageError.
+    """
+    if config.model not in models_mixmim_ft.SIZES:
+        raise UsageError(f"--model {config.model} is unknown; choose one of {', '.join(models_mixmim_ft.SIZES)}")
+    options = {"num_classes": config.nb_classes, "drop_path_rate": config.drop_path}
+    if TASKS[config.dataset] is FLOOD:
+        if config.input_size and config.input_size % FLOOD_PATCH:
             raise UsageError(
-                f"--input_size {args.input_size}: flood images are cut into patches of {FLOOD_PATCH} pixels, so "
+                f"--input_size {config.input_size}: flood images are cut into patches of {FLOOD_PATCH} pixels, so "
                 f"it must be a multiple of {FLOOD_PATCH}"
             )
-        options |= {"img_size": FLOOD_PATCH, "patch_cut": args.patch_cut, "patch_op": args.patch_op}
+        options |= {"img_size": FLOOD_PATCH, "patch_cut": config.patch_cut, "patch_op": config.patch_op}
     else:
-        options["img_size"] = args.input_size
+        options["img_size"] = config.input_size
     try:
         with torch.device("meta" if meta else "cpu"):
-            return TASKS[args.dataset].sizes[args.model](**options)
+            return TASKS[config.dataset].sizes[config.model](**options)
     except ValueError as error:
         raise UsageError(f"--input_size: {error}") from None
 
 
-def build_preparation(args):
-    return BatchPreparation(args.input_size, args.mean, args.std, args.seed, weight_mode="none")
+def build_preparation(config):
+    """The preparation of a classifier's input, without weights."""
+    return BatchPreparation(config.input_size, config.mean, config.std, config.seed, weight_mode="none")
 
 
-def has_head(state):
-    """Whether a checkpoint is of a classifier; one of pretraining is not."""
-    return any(name.startswith(HEAD) for name in state["model"])
-
-
-def check_classes(state, path, args):
-    """Whether a checkpoint classifies what --dataset labels. Raises UsageError naming both."""
-    classes, facts = list(DATASETS[args.dataset].CLASSES), facts_of(state)
-    if not has_head(state):
+def check_classes(checkpoint, dataset):
+    """Refuses a LoadedCheckpoint that does not classify what the dataset labels. Raises UsageError naming both."""
+    if not checkpoint.has_head:
         raise UsageError(
-            f"{path}: a pretraining checkpoint, which has no head to classify with; finetune it first (--finetune "
-            f"without --eval), or look at its features with --embed"
+            f"{checkpoint.path}: a pretraining checkpoint, which has no head to classify with; finetune it first "
+            f"(--finetune without --eval), or look at its features with --embed"
         )
-    theirs = facts.get("classes", facts.get("nb_classes"))
+    classes, stated = list(DATASETS[dataset].CLASSES), checkpoint.stated()
+    theirs = stated.get("classes", stated.get("nb_classes"))
     if theirs not in (classes, len(classes)):
         shown = (
             f"{theirs} classes" if isinstance(theirs, int) else f"{len(theirs)} classes ({', '.join(theirs[:3])}, …)"
         )
         raise UsageError(
-            f"{path}: classifies {shown}, but --dataset {args.dataset} has {len(classes)} ({', '.join(classes[:3])}"
-            f"{', …' if len(classes) > 3 else ''}); choose the dataset it was finetuned on"
+            f"{checkpoint.path}: classifies {shown}, but --dataset {dataset} has {len(classes)} "
+            f"({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''}); choose the dataset it was finetuned on"
         )
 
 
-def load_weights(model, state, path, head):
-    """Weights of a checkpoint into a classifier; head: whether to take the head too. Returns the names of the resampled."""
-    return initialise(model, state, path, ignore=DECODER, keep=() if head else HEAD)
+def load_weights(model, checkpoint, head):
+    """Loads the weights of a LoadedCheckpoint into a classifier, with its head or without.
+
+    Returns the names of the resampled weights. Raises UsageError.
+    """
+    return initialise(model, checkpoint.state, checkpoint.path, ignore=DECODER, keep=() if head else HEAD)
 
 
 def load(path, dataset=None, device="cpu", **flags):
-    """A checkpoint of ours, exported, released or of another program, as (model, prepare), both in evaluation mode on the device.
+    """A checkpoint as (model, prepare), both in evaluation mode on the device.
 
-    path: the file, an exported folder, or the folder of a run. dataset: benv1, benv2 or sen12flood; needed for checkpoints
-    that do not say how their input is prepared, as the released ones. flags:
-    model, input_size, mean, std, patch_cut, patch_op, where the checkpoint does not know. A pretraining checkpoint gives
-    an encoder whose head is untrained: use model.forward_features. Raises UsageError for one that does not fit.
+    path: a checkpoint of ours, of the released code or of another program; an exported folder; the folder of a run.
+    dataset: benv1, benv2 or sen12flood; needed for checkpoints that do not state how their input is prepared, as the
+    released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where the checkpoint does not state them. A
+    pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features. Raises UsageError.
     """
-    path = find_checkpoint(path)
-    state = load_checkpoint(path)
-    dataset = dataset or state.get("args", {}).get("dataset")
+    checkpoint = LoadedCheckpoint.load(path, size_of)
+    dataset = dataset or checkpoint.flags().get("dataset")
     if dataset not in DATASETS:
-        raise UsageError(f"{path}: does not say what it was trained on; give dataset, one of {', '.join(DATASETS)}")
-    args = argparse.Namespace(
-        **{
-            **dict.fromkeys(TRAINED_WITH),
-            "drop_path": 0.0,
-            "seed": 0,
-            "force_input": False,
-            "dataset": dataset,
-            **flags,
-        }
-    )
-    args = settle_input(args, state, path, size_of(state["model"]))
-    if has_head(state):
-        check_classes(state, path, args)
-    fill_defaults(args)
-    args.input_size = args.input_size or FLOOD_SIZE
-    with flags_of(path):
-        model = build_model(args)
-    load_weights(model, state, path, head=has_head(state))
-    return model.to(device).eval(), build_preparation(args).to(device).eval()
+        raise UsageError(
+            f"{checkpoint.path}: does not say what it was trained on; give dataset, one of {', '.join(DATASETS)}"
+        )
+    if checkpoint.has_head:
+        check_classes(checkpoint, dataset)
+    known = {"drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset}
+    given = argparse.Namespace(**dict.fromkeys(TRAINED_WITH) | known | flags)
+    config = settle(given, checkpoint.used_as_is(given), classifier_defaults(dataset), {"input_size": FLOOD_SIZE})
+    with flags_of(checkpoint.path):
+        model = build_model(config)
+    load_weights(model, checkpoint, head=checkpoint.has_head)
+    return model.to(device).eval(), build_preparation(config).to(device).eval()

@@ -79,13 +79,12 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, integer)
 
     def parse_checked(self, argv, check):
-        """Parse the flags and call check(args), which raises InputError for those that contradict each other."""
-        args = self.parse_args(argv)
+        """Parses the flags. Returns check(flags), which raises InputError for flags that contradict each other."""
+        flags = self.parse_args(argv)
         try:
-            check(args)
+            return check(flags)
         except InputError as error:
             self.error(str(error))
-        return args
 
     def parse_known_args(self, args=None, namespace=None):
         """Refuses unknown flags before parsing the others: argparse would first miss the required one that was misspelt."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command_line import share
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -48,7 +49,7 @@ def add_source_flags(group):
     )
     group.add_argument(
         "--max_nonfinite",
-        type=float,
+        type=share,
         default=0.01,
         metavar="SHARE",
         help="share of NaN, infinite or no-data pixels above which an image is an error",

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import main_pretrain
-import util.optimization
 from batch_preparation import BatchPreparation
 from engine_pretrain import reconstruct
 from models_mixmim import mixmim_tiny
@@ -23,6 +22,7 @@ from tests.helpers.dataset_fixtures import needs_samples, sample_path
 from tests.helpers.forked import finish, finish_ranks, taking_graphs_only
 from tests.helpers.runs import launch, log_of, mpirun, same_states, scalars
 from util.checkpoint import load_checkpoint
+from util.optimization import StepRecord
 
 TINY = (
     "--model",
@@ -538,7 +538,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
     class Waves(torch.utils.data.Dataset):
         """160 images that no other code of the project has a part in."""
 
-        MEAN, STD, ids = [-20.0, -12.0], [5.0, 4.0], np.arange(160)
+        ids = np.arange(160)
 
         def __len__(self):
             return 160
@@ -548,15 +548,8 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
             wave = np.sin(2 * np.pi * ((1 + i % 5) * row + (1 + i % 7) * column) + i)
             return torch.from_numpy(np.stack([-20 + 5 * wave, -12 + 4 * wave * row]).astype(np.float32))
 
-    def data(args, ranks):
-        args.mean, args.std = Waves.MEAN, Waves.STD
-        return (
-            Waves(),
-            main_pretrain.build_loader(main_pretrain.ImagesWithIds(Waves()), args, ranks),
-            {"fingerprint": "waves"},
-        )
-
-    monkeypatch.setattr(main_pretrain, "prepare_data", data)
+    monkeypatch.setattr(main_pretrain, "build_dataset", lambda flags: Waves())
+    monkeypatch.setattr(main_pretrain, "check_data", lambda *_: {"fingerprint": "waves"})
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
     assert (
@@ -574,8 +567,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
             "--save_epochs",
             5,
             "--norm_pix_loss",
-            "--weight_mode",
-            "per_channel",
+            *("--mean", -20, -12, "--std", 5, 4),
         )[0]
         == 0
     )
@@ -713,8 +705,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     finished, simulated, tmp_path, program, monkeypatch
 ):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    accumulate = util.optimization.accumulate
-    monkeypatch.setattr(util.optimization, "accumulate", lambda *args: accumulate(*args) * float("nan"))
+    add = StepRecord.add
+    monkeypatch.setattr(StepRecord, "add", lambda self, step, loss, norm: add(self, step, loss * float("nan"), norm))
     status, _, err = program(
         main_pretrain,
         "--data_path",

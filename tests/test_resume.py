@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A run that was stopped anywhere and continued is, to the last bit, the run that was not stopped."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tests.helpers.forked import (
 from tests.helpers.resumed import PRETRAIN, differences
 from tests.helpers.runs import digests, same_states, scalars
 from util.checkpoint import load_checkpoint, sidecar
+from util.sampling import DROP_PATH_STREAM, MASK_STREAM, MIXUP_STREAM, Place
 
 TWO_RANKS = ("--accum_iter", 1)
 
@@ -274,32 +276,24 @@ def test_a_lost_piece_of_state_is_noticed(jobs, whole, stopped, tmp_path, progra
     assert set(noticed) <= set(found) and bool(noticed) == bool(found), found
 
 
-def drawing_otherwise(module, name):
-    """One of the functions of a place in the run, a random stream, is one of how often it was called instead."""
-    import importlib
-    import itertools
-
-    module, calls = importlib.import_module(module), itertools.count()
-    original = getattr(module, name)
-    setattr(module, name, lambda *args: original(*args[:-1], next(calls)))
+def drawing_otherwise(stream):
+    """The seeds of a random stream count how often they are asked for, and no longer depend on the place in the run."""
+    seed, calls = Place.seed, itertools.count()
+    Place.seed = lambda self, run, which: next(calls) if which == stream else seed(self, run, which)
 
 
 @pytest.mark.parametrize(
-    "program, module",
-    [
-        ("main_pretrain", "util.optimization"),
-        ("main_pretrain", "engine_pretrain"),
-        ("main_finetune", "engine_finetune"),
-    ],
+    "program, stream",
+    [("main_pretrain", DROP_PATH_STREAM), ("main_pretrain", MASK_STREAM), ("main_finetune", MIXUP_STREAM)],
 )
-def test_a_random_stream_that_depends_on_the_process_is_noticed(jobs, stopped, whole, tmp_path, program, module):
+def test_a_random_stream_that_depends_on_the_process_is_noticed(jobs, stopped, whole, tmp_path, program, stream):
     """Drop path, masks and mixup are drawn anew in a process that goes on: other numbers than without a stop."""
     shutil.copytree(stopped[program], tmp_path / "run")
     finish(
         program,
         (*jobs[program], "--output_dir", tmp_path / "run", "--resume", "auto"),
         tmp_path / "output",
-        hurt=(drawing_otherwise, module, "stream_seed"),
+        hurt=(drawing_otherwise, stream),
     )
     assert "checkpoint.pth" in differences(whole[program][0], tmp_path / "run")
 

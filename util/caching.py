@@ -174,7 +174,8 @@ def fill_cache(dataset, cache, ranks, step=lambda: 0):
     started = time.monotonic()
     try:
         if cache == "device":
-            ranks.together(lambda: dataset.cache(ranks.device))
+            with ranks.together():
+                dataset.cache(ranks.device)
         elif cache == "ram":
             share_memory(dataset, need, ranks, places)
         else:
@@ -217,11 +218,14 @@ def share_memory(dataset, need, ranks, places):
     own = places[ranks.rank]
     group = [rank for rank, place in enumerate(places) if (place.node, place.processes) == (own.node, own.processes)]
     name = f"images_{secrets.token_hex(8)}"
-    file = ranks.together(lambda: _new_file(name, need) if ranks.rank == group[0] else None)
+    with ranks.together():
+        file = _new_file(name, need) if ranks.rank == group[0] else None
     try:
         path, name = ranks.gather((f"/proc/{os.getpid()}/fd/{file}", name))[group[0]]
-        memory = ranks.together(lambda: _mapped(path, name, need))
-        ranks.together(lambda: dataset.cache(memory=memory, share=(group.index(ranks.rank), len(group))))
+        with ranks.together():
+            memory = _mapped(path, name, need)
+        with ranks.together():
+            dataset.cache(memory=memory, share=(group.index(ranks.rank), len(group)))
     finally:
         if file is not None:
             os.close(file)

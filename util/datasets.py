@@ -14,14 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import DataError, UsageError
-from common.files import read_json
+from common.command_line import positive
+from common.errors import UsageError
 from sarwmix.packed import PackedDataset
 from sarwmix.registry import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
 from sarwmix.sen12flood_loader import FloodDataset
 from util.caching import fill_cache, step_bytes
-from util.checkpoint_checks import are_statistics
-from util.checkpoint_input import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
 from util.sampling import InOrderSampler, MicroBatchSampler
 from util.stopping import SIGNALS
 from util.streaming import BatchStream, Watched
@@ -54,7 +52,7 @@ def add_data_flags(parser):
     )
     group.add_argument(
         "--std",
-        type=float,
+        type=positive,
         nargs=2,
         metavar=("VH", "VV"),
         help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)",
@@ -67,7 +65,7 @@ def add_data_flags(parser):
     )
     group.add_argument(
         "--data_timeout",
-        type=float,
+        type=positive,
         default=8,
         metavar="MIN",
         help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
@@ -77,67 +75,6 @@ def add_data_flags(parser):
         "--check_files", choices=("all", "none"), default="all", help="look for every file before training starts"
     )
     return group
-
-
-def take_statistics(args):
-    """Put what the file of --statistics says into args.mean and args.std. Raises UsageError."""
-    if not args.statistics:
-        return
-    if args.mean or args.std:
-        raise UsageError("--statistics contradicts --mean and --std: both say how to standardise; leave one out")
-    remedy = "give what python -m sarwmix.prepare.statistics --out FILE wrote"
-    try:
-        content = read_json(args.statistics, remedy)
-    except DataError as error:
-        raise UsageError(f"--statistics {error}") from None
-    if (
-        isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict)
-    ):  # of a packed store
-        content = {"units": UNITS, "channels": CHANNELS, **content["train"]}
-    if (
-        not isinstance(content, dict)
-        or not are_statistics(content.get("mean"))
-        or not are_statistics(content.get("std"), above=0)
-    ):
-        raise UsageError(f"--statistics {args.statistics}: has no mean and std of two channels; {remedy}")
-    if content.get("units") != UNITS or content.get("channels") != CHANNELS:
-        raise UsageError(
-            f"--statistics {args.statistics}: is of channels {content.get('channels')} in {content.get('units')}, but "
-            f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}"
-        )
-    args.mean, args.std = ([round(float(value), 4) for value in content[name]] for name in STATISTICS)
-
-
-def fill_statistics(args):
-    """Mean and standard deviation of `--dataset` where neither a flag nor a checkpoint gave them."""
-    kind = DATASETS[args.dataset]
-    args.mean = list(args.mean or kind.MEAN)
-    args.std = list(args.std or kind.STD)
-
-
-def log_statistics(args, checkpoint=None):
-    """One line that says with which mean and standard deviation images are standardised, and where these are from.
-
-    checkpoint: (path, state) of the one that may have said them.
-    """
-    path, facts = (None, {}) if checkpoint is None else (checkpoint[0], facts_of(checkpoint[1]))
-
-    def source(name):
-        value = getattr(args, name)
-        if args.statistics:
-            return f"--statistics {args.statistics}"
-        if name in facts and agree(value, facts[name]):
-            return str(path)
-        return (
-            f"--dataset {args.dataset}" if agree(value, getattr(DATASETS[args.dataset], name.upper())) else f"--{name}"
-        )
-
-    log.info(
-        "standardised with mean %s and std %s dB (VH, VV), of %s",
-        shown(args.mean),
-        shown(args.std),
-        " and ".join(dict.fromkeys(map(source, STATISTICS))),
-    )
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
@@ -182,8 +119,11 @@ def drop_missing(dataset, args, ranks=None):
         )
     if ranks is None:
         return leave_out(dataset, dataset.missing())
-    found = ranks.gather(ranks.together(lambda: dataset.missing(ranks.rank, ranks.world_size)))
-    return ranks.together(lambda: leave_out(dataset, sorted(chain(*found))))
+    with ranks.together():
+        found = dataset.missing(ranks.rank, ranks.world_size)
+    found = ranks.gather(found)
+    with ranks.together():
+        return leave_out(dataset, sorted(chain(*found)))
 
 
 def check_data(dataset, args, ranks, read_once=False):
@@ -193,13 +133,14 @@ def check_data(dataset, args, ranks, read_once=False):
     UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
-        ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
+        with ranks.together():
+            dataset.check_files(ranks.rank, ranks.world_size)
     if isinstance(dataset, PackedDataset) and not (read_once and args.data_cache == "auto"):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, args.dataset == "sen12flood"))
     return {
         **dataset.describe(),
         "simulated": is_simulated(dataset),
-        "first_look": ranks.on_main(lambda: dataset.check_units((args.mean, args.std))),
+        "first_look": ranks.on_main(dataset.check_units, (args.mean, args.std)),
     }
 
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import launchers
 from common.errors import UsageError
 from common.launchers import Launch  # noqa: F401 (for who makes Ranks)
+from common.ranks import RankGroup
 from util.misc import keep_freed_memory
 
 
@@ -87,17 +88,13 @@ def rendezvous(launch, port=None, env=os.environ):
     return address, port or 29500
 
 
-class Ranks:
-    """The process group as the programs see it; with one process every call is the identity."""
+class Ranks(RankGroup):
+    """The process group as the programs see it. With one process every call is the identity."""
 
     def __init__(self, launch, device, side=None):
         self.launch, self.device = launch, device
         self.rank, self.world_size = launch.rank, launch.world_size
-        self._side, self._agreement = side, None  # process group over the CPU, so that no GPU is waited for
-
-    @property
-    def is_main(self):
-        return self.rank == 0
+        self._side, self._agreement = side, None  # a process group over the CPU, so that no GPU is waited for
 
     def mean(self, tensor):
         """The mean over ranks of a tensor that lies on the device, in place."""
@@ -134,28 +131,6 @@ class Ranks:
         exchange.wait()
         self._agreement = None
         return int(wishes)
-
-    def together(self, work):
-        """Run work() on every rank and return its result; if it fails anywhere, every rank raises the first failure.
-
-        The failure carries `reported_by`, the rank it happened on, so that it is reported once.
-        """
-        if self.world_size == 1:
-            return work()
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # whatever it is, the other ranks must not wait for this one
-            failure = error
-        for rank, error in enumerate(self.gather(failure)):
-            if error is not None:
-                error.reported_by = rank
-                raise error
-        return result
-
-    def on_main(self, work):
-        """Run work() on rank 0 and return its result on every rank; what it raises is raised on every rank."""
-        return self.gather(self.together(lambda: work() if self.is_main else None))[0]
 
     def close(self):
         if self.world_size > 1 and td.is_initialized():
@@ -232,16 +207,16 @@ def start_ranks(args):
     return Ranks(launch, device, side)
 
 
-def distribute(model, ranks, rehearse):
-    """The model under DDP, gradients averaged over ranks; the model itself where there is one rank.
+def distribute(model, ranks, warm_up_loss):
+    """The model under DDP, which averages gradients over ranks; the model itself where there is one rank.
 
-    rehearse(model) → a loss of whatever input. After its first backward pass DDP deals the gradients to other buckets, and
-    with them the order changes in which three ranks or more are summed. So that is done here: a run that goes on then has
-    the buckets of one that is under way, and the same last bits.
+    warm_up_loss(model) → the loss of any input. After its first backward pass DDP assigns the gradients to other buckets,
+    which changes the order in which three or more ranks are summed. That pass is made here, so that a continued run has the
+    same buckets, and the same last bits, as a run that was not interrupted.
     """
     if ranks.world_size == 1:
         return model
-    # The buffers are constants; what keeps DDP from sending them at every step was renamed in PyTorch 2.15.
+    # The buffers are constants. PyTorch 2.15 renames the option that keeps DDP from sending them at every step.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     model = DistributedDataParallel(
         model,
@@ -249,6 +224,6 @@ def distribute(model, ranks, rehearse):
         gradient_as_bucket_view=True,
         **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
     )
-    rehearse(model).backward()
+    warm_up_loss(model).backward()
     model.zero_grad(set_to_none=True)
     return model

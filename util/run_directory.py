@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from common.errors import Stopped, UsageError, reason_of
+from common.ranks import on_main
 from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
 from util.events import EventFile
 from util.stopping import SIGNALS, catch
@@ -50,48 +51,31 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind, error, _):
-        def end():
-            if self.writer:
-                self._record_end(
-                    "finished"
-                    if error is None
-                    else f"{'stopped' if isinstance(error, Stopped) else 'failed'}: {reason_of(error)}"
-                )
-            self.close()
-
         if error is None or isinstance(error, Stopped) and error.on_all_ranks:
-            self.ranks.on_main(end)  # mpirun kills the others soon after the first rank has ended
+            self.ranks.on_main(self._end, error)  # mpirun kills the others soon after the first rank has ended
         else:
-            end()
+            self._end(error)
 
-    def open(self, resume=False, overwrite=False):
-        """Lock the folder. Nothing in it is touched before `begin`."""
-        self.ranks.on_main(lambda: self._open(resume, overwrite))
+    def _end(self, error):
+        if self.writer:
+            outcome = "stopped" if isinstance(error, Stopped) else "failed"
+            self._record_end("finished" if error is None else f"{outcome}: {reason_of(error)}")
+        self.close()
 
-    def begin(self, record, start, steps, log_dir=None, overwrite=False):
-        """Clear an earlier run away (overwrite), or cut its logs back to the start; write run.json, open TensorBoard.
-
-        record: what the run is. start: `util.training.Start`; steps: of an epoch.
-        """
-        self.ranks.on_main(lambda: self._begin(record, start, steps, log_dir or self.path / "tensorboard", overwrite))
-
+    @on_main
     def save(self, state, entry=None, names=()):
-        """Make `state` the latest checkpoint; at an epoch's end with a line for log.txt, and also under `names`, if given.
+        """Makes `state` the latest checkpoint; at an epoch's end with a line for log.txt, and also under `names`, if given.
 
-        What belongs into the logs is there before: lines without their checkpoint are cut off when the run goes on, and
-        one that is missing would be missing for ever.
+        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that is
+        missing would be missing for ever.
         """
-
-        def work():
-            self.writer.flush()
-            if entry is not None:
-                with open(self.path / LOG, "a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            save_checkpoint(self.path, state, names)
-
-        self.ranks.on_main(work)
+        self.writer.flush()
+        if entry is not None:
+            with open(self.path / LOG, "a") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        save_checkpoint(self.path, state, names)
 
     def close(self):
         """Close the logs and free the folder for another run."""
@@ -103,7 +87,9 @@ class RunDirectory:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
-    def _open(self, resume, overwrite):
+    @on_main
+    def open(self, resume=False, overwrite=False):
+        """Locks the folder. Nothing else in it is touched before `begin`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK, "a+")
@@ -169,7 +155,13 @@ class RunDirectory:
     def _own_files(self):
         return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
 
-    def _begin(self, record, start, steps, log_dir, overwrite):
+    @on_main
+    def begin(self, record, start, steps, log_dir=None, overwrite=False):
+        """Clears an earlier run away (overwrite), or cuts its logs back to the start; writes run.json, opens TensorBoard.
+
+        record: what the run is. start: `util.training.Start`; steps: of an epoch.
+        """
+        log_dir = log_dir or self.path / "tensorboard"
         try:
             Path(log_dir).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=log_dir).close()

@@ -6,13 +6,31 @@ the micro-batches r, r + world_size, … So one process that accumulates two mic
 one each see the same micro-batches, and a run can be continued from any step.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+
+# Random streams of a micro-batch, besides the sample order and the flips.
+MASK_STREAM, DROP_PATH_STREAM, MIXUP_STREAM = 1, 2, 3
 
 
 def stream_seed(seed, *place):
     """A 63-bit seed for the random stream at a place (non-negative integers: which stream, epoch, step, …)."""
     return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a run: epoch, step of the epoch, and micro-batch of the step, counted over all ranks. All are 0-based."""
+
+    epoch: int
+    step: int = 0
+    micro: int = 0
+
+    def seed(self, seed, stream):
+        """The seed of a random stream at this place, for a run with this seed."""
+        return stream_seed(seed, stream, self.epoch, self.step, self.micro)
 
 
 def epoch_order(num_samples, seed, epoch):

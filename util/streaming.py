@@ -4,7 +4,7 @@
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
-from util.stopping import Pauses
+from util.stopping import Stopping
 
 
 class BatchStream:
@@ -51,7 +51,7 @@ class BatchStream:
 
 
 class Watched:
-    """A loader during whose waits signals are acted on (`Pauses.waiting_for_data`)."""
+    """A loader during whose waits signals are acted on (`Stopping.waiting_for_data`)."""
 
     def __init__(self, loader):
         self.loader, self.batch_sampler = loader, loader.batch_sampler
@@ -62,7 +62,7 @@ class Watched:
     def __iter__(self):
         batches, end = iter(self.loader), object()
         while True:
-            with Pauses.waiting_for_data():
+            with Stopping.waiting_for_data():
                 batch = next(batches, end)
             if batch is end:
                 return

@@ -32,19 +32,21 @@ def describe(execution):
     return f"{how} with {execution['attention']} attention"
 
 
-def settle_execution(training, loss_of, args, ranks, start):
-    """Choose how `training.model` is executed, have it so, and note it in `training.execution`. The same on all ranks.
+def settle_execution(training, loss_of, config, ranks, start):
+    """Chooses how `training.model` is executed, and notes it in `training.execution`. The same on all ranks.
 
-    loss_of(model) → the loss of a batch of the shapes of training. start: `util.training.Start`; with --compile auto, or without
-    the flag, a continued run keeps the execution of the run that it continues, if that ran on such a device. Without the flag
-    a new run is timed on CUDA, and eager on a CPU. Raises TrainingError where a mode that was asked for cannot be compiled.
+    loss_of(model) → the loss of a batch of the shapes of training. start: `util.training.Start`. With --compile auto, or
+    without the flag, a continued run keeps the execution of the run that it continues, if that ran on such a device.
+    Without the flag a new run is timed on CUDA, and eager on a CPU. Raises TrainingError where a mode that was asked for
+    cannot be compiled.
     """
-    usual, before = {"compile": OFF, "attention": training.model.attention_variants[0]}, kept_execution(training, start)
-    if args.compile is None:
-        args.compile = "auto" if ranks.device.type == "cuda" or before not in (None, usual) else OFF
-    bench = Bench(training, loss_of, args, ranks)
-    if args.compile != "auto":
-        training.execution = bench.compiled_or({**usual, "compile": args.compile}, refuse)
+    usual = {"compile": OFF, "attention": training.model.attention_variants[0]}
+    before, mode = kept_execution(training, start), config.compile
+    if mode is None:
+        mode = "auto" if ranks.device.type == "cuda" or before not in (None, usual) else OFF
+    bench = Bench(training, loss_of, config, ranks)
+    if mode != "auto":
+        training.execution = bench.compiled_or({**usual, "compile": mode}, refuse)
     elif before:
         log.info("--compile auto: %s, as in the run that is continued", describe(before))
         training.execution = bench.compiled_or(before, leave_out)
@@ -80,9 +82,9 @@ def refuse(execution, failure):
 class Bench:
     """Has a model executed in one way or another, and times it. Every rank calls the same methods and gets the same results."""
 
-    def __init__(self, training, loss_of, args, ranks):
+    def __init__(self, training, loss_of, config, ranks):
         self.training, self.model, self.loss_of, self.ranks = training, training.model, loss_of, ranks
-        self.grad_checkpointing, self.batch_size = args.grad_checkpointing, args.batch_size
+        self.grad_checkpointing, self.batch_size = config.grad_checkpointing, config.batch_size
         self._compiled = False
 
     def set(self, execution):
@@ -101,7 +103,8 @@ class Bench:
             return execution
         _, failure = self.attempt(lambda: self.set(execution) or self.steps(1))
         if failure and OUT_OF_MEMORY in failure:
-            self.ranks.together(lambda: self.steps(1))  # raises that as training would
+            with self.ranks.together():
+                self.steps(1)  # raises that as training would
         elif failure:
             on_failure(execution, failure)
             execution = {**execution, "compile": OFF}
@@ -129,7 +132,8 @@ class Bench:
                 break  # the compiler, which will not do better with other attention
         if not times:
             self.set(usual)
-            self.ranks.together(lambda: self.steps(1))
+            with self.ranks.together():
+                self.steps(1)
             return usual
         seconds, best = min(times.values(), key=lambda entry: entry[0])
         if best is not way:

@@ -197,15 +197,15 @@ def noting_samples(path, then=None, *args):
 
 def with_a_bad_loss_at_step(number):
     """The loss of this rank, at a step counted from 1, is not a number."""
-    import util.optimization
+    from util.optimization import StepRecord
 
-    taken, accumulate = [0], util.optimization.accumulate
+    taken, add = [0], StepRecord.add
 
-    def spoiling(*args):
+    def spoiling(self, step, loss, grad_norm):
         taken[0] += 1
-        return accumulate(*args) * (float("nan") if taken[0] == number else 1)
+        add(self, step, loss * (float("nan") if taken[0] == number else 1), grad_norm)
 
-    util.optimization.accumulate = spoiling
+    StepRecord.add = spoiling
 
 
 # ---- anywhere in the program

@@ -31,7 +31,7 @@ from util.ending import known_cause, run_program
 
 BOUND = 60  # seconds within which a job must have ended
 FETCH = "torch.utils.data._utils.fetch:_MapDatasetFetcher.fetch"  # of a micro-batch, in a loader process where there are some
-STEP, SAVE = "util.optimization:optimizer_step", "util.run_directory:save_checkpoint"
+STEP, SAVE = "util.run:optimizer_step", "util.run_directory:save_checkpoint"
 # Where something fails → (program, flags, what is done to it, what the one line says)
 FAULTS = {
     "a bug in the loader": ("main_pretrain", (), (failing_in, FETCH, KeyError("a fault of ours"), 3), "KeyError: "),
