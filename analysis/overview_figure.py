@@ -16,14 +16,14 @@ from analysis.figures import GREEN, VERMILION, write_figure
 from batch_preparation import BatchPreparation
 from common.errors import UsageError
 from engine_pretrain import reconstruct
-from models_mixmim import SIZES
+from models_mixmim import SIZES, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.command import Command
 from sarwmix.quicklook import grey
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
-from util.checkpoint import initialise, load_checkpoint
-from util.checkpoint_input import facts_of
+from util.checkpoint import initialise
+from util.checkpoint_input import LoadedCheckpoint
 
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
 COLOURS = (VERMILION, GREEN)  # of the two images
@@ -136,23 +136,27 @@ def draw_overview(images, result):
 
 
 def load_model(path):
-    """(model, preparation) of a pretraining checkpoint; of one that does not say, with the statistics of BigEarthNet v2. Raises UsageError."""
-    state = load_checkpoint(path)
-    facts = {
+    """(model, preparation) of a pretraining checkpoint, with the statistics of BigEarthNet v2 if it states none.
+
+    Raises UsageError.
+    """
+    checkpoint = LoadedCheckpoint.load(path, size_of)
+    stated = {
         "model": "mixmim_base",
         "input_size": PIXELS,
         "norm_pix_loss": False,
         "mean": BigEarthNetv2.MEAN,
         "std": BigEarthNetv2.STD,
-        **facts_of(state),
+        **checkpoint.stated(),
     }
-    if facts["model"] not in SIZES or facts["input_size"] != PIXELS:
+    if stated["model"] not in SIZES or stated["input_size"] != PIXELS:
         raise UsageError(
-            f"{path}: is a {facts['model']} of input size {facts['input_size']}; name a pretrained one of ours, of {PIXELS}"
+            f"{path}: is a {stated['model']} of input size {stated['input_size']}; name a pretrained one of ours, of "
+            f"{PIXELS}"
         )
-    model = SIZES[facts["model"]](norm_pix_loss=facts["norm_pix_loss"])
-    initialise(model, state, path)
-    return model, BatchPreparation(PIXELS, facts["mean"], facts["std"])
+    model = SIZES[stated["model"]](norm_pix_loss=stated["norm_pix_loss"])
+    initialise(model, checkpoint.state, path)
+    return model, BatchPreparation(PIXELS, stated["mean"], stated["std"])
 
 
 def main():

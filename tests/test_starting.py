@@ -21,8 +21,9 @@ from sarwmix.prepare import statistics
 from sarwmix.registry import DATASETS, is_simulated
 from tests.helpers.dataset_fixtures import write_v2
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from util.checkpoint_input import LoadedCheckpoint
+from util.configuration import log_statistics
 from util.export import export
-from util.training import open_start
 
 INPUT = {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-18.0, -12.0], "std": [4.0, 4.5]}
 SIMULATED = {"train": {"samples": 1024, "simulated": True}, "val": {"samples": 256, "simulated": True}}
@@ -52,15 +53,15 @@ def logged(caplog):
 
 
 def started(path, *flags, program=main_finetune, dataset="benv2"):
-    """The flags of a training from a checkpoint, completed."""
-    args = program.parse_flags(
+    """The configuration of a training from a checkpoint; images of floods have 512 pixels a side."""
+    flags = program.parse_flags(
         [str(word) for word in ("--data_path", ".", "--dataset", dataset, "--finetune", path, *flags)]
     )
-    if program is main_finetune:
-        main_finetune.open_encoder(args)
-    else:
-        open_start(args, size_of, main_pretrain.complete)
-    return args
+    checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
+    images = [SimpleNamespace(size=512)] if program is main_finetune else []
+    config = program.configure(flags, checkpoint, *images, {})
+    log_statistics(config, DATASETS[dataset], checkpoint)
+    return config
 
 
 # ---- Model, input size and statistics ------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_what_no_flag_says_the_checkpoint_says(checkpoint, caplog, program):
 
 def test_floods_keep_the_size_of_their_images(checkpoint):
     args = started(checkpoint, dataset="sen12flood")
-    assert (args.model, args.input_size, args.mean) == ("mixmim_tiny", None, [-18.0, -12.0])
+    assert (args.model, args.input_size, args.mean) == ("mixmim_tiny", 512, [-18.0, -12.0])
 
 
 def test_a_flood_classifiers_encoder_has_the_size_of_its_patches(state, tmp_path):
@@ -149,6 +150,12 @@ def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog
     assert "was trained with --mean -18.0 -12.0, and this run uses -18.1234 -11.5" in caplog.text
 
 
+def used(flags):
+    """The configuration of --eval, --embed or --export."""
+    flags = main_finetune.parse_flags(flags)
+    return evaluation.configure(flags, LoadedCheckpoint.load(flags.finetune, size_of), {})
+
+
 def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, checkpoint, tmp_path):
     flags = [
         "--embed",
@@ -161,8 +168,8 @@ def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, check
         str(measured(WRITTEN)),
     ]
     with pytest.raises(UsageError, match="--statistics -18.1234 -11.5 .it says -18.0 -12.0."):
-        evaluation.open_checkpoint(main_finetune.parse_flags(flags))
-    assert evaluation.open_checkpoint(main_finetune.parse_flags([*flags, "--force_input"]))[1].mean == [-18.1234, -11.5]
+        used(flags)
+    assert used([*flags, "--force_input"]).mean == [-18.1234, -11.5]
 
 
 def test_the_file_that_the_statistics_program_writes_is_taken(tmp_path):
@@ -217,7 +224,7 @@ def test_a_file_of_statistics_that_cannot_be_meant_is_one_line(measured, capsys,
 def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state, tmp_path, caplog):
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run", {**state, "epoch": 1})
-    assert started(tmp_path / "run").finetune == str(tmp_path / "run" / "checkpoint.pth")
+    assert find_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint.pth")
     save_checkpoint(tmp_path / "run", {**state, "epoch": 2}, ("checkpoint_best.pth",))
     assert find_checkpoint(tmp_path / "run") == str(tmp_path / "run" / "checkpoint_best.pth")
     assert f"{tmp_path / 'run'} is the folder of a run: using its checkpoint_best.pth" in caplog.text

@@ -27,7 +27,7 @@ class Config:
     def __init__(self, values):
         self.__dict__.update(values)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, value=None):
         raise AttributeError(f"the configuration is settled: {name} cannot be written; use changed()")
 
     __delattr__ = __setattr__

@@ -11,31 +11,39 @@ import torch
 from common.errors import TrainingError
 from util.distributed import Launch, Ranks
 from util.optimization import MOST_SKIPPED, StepRecord, emulates_16_bits, settle_amp
+from util.sampling import MicroBatchSampler, epoch_order
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 INF, NAN = float("inf"), float("nan")
 
 
-def read(record, steps, epoch=4):
-    """Add (loss, gradient norm) of further steps to a record, and read them."""
+def record_of(steps, scaled=False, progress=None):
+    """The record of epoch 4, whose steps have two samples each."""
+    sampler = MicroBatchSampler(2 * steps, batch_size=2)
+    sampler.epoch = 4
+    return StepRecord(sampler, ALONE, scaled, progress)
+
+
+def read(record, steps):
+    """Adds (loss, gradient norm) of further steps to a record, and reads them."""
     for step, (loss, norm) in enumerate(steps, record.read):
         record.add(step, torch.tensor(loss), torch.tensor(norm))
-    record.collect(record.read + len(steps), epoch, lambda epoch, step: f"the samples of {epoch}, {step}")
+    record.collect(record.read + len(steps))
 
 
 def test_losses_are_read_once_and_in_order():
-    record = StepRecord(5, ALONE, scaled=False)
+    record = record_of(5)
     read(record, [(3.0, 1.0), (2.0, 0.5)])
     read(record, [(1.0, 0.25)])
     assert record.losses == [3, 2, 1] and record.grad_norm == 0.25 and record.read == 3
 
 
 def test_progress_goes_on_where_it_was():
-    whole, first = StepRecord(4, ALONE, scaled=True), StepRecord(4, ALONE, scaled=True)
+    whole, first = record_of(4, scaled=True), record_of(4, scaled=True)
     steps = [(3.1, 1.0), (2.2, INF), (1.3, INF), (0.7, 0.5)]
     read(whole, steps)
     read(first, steps[:2])
-    second = StepRecord(4, ALONE, True, first.progress())
+    second = record_of(4, True, first.progress())
     assert (second.read, second.skipped) == (2, 1)
     read(second, steps[2:])
     assert second.losses == whole.losses and second.progress()["losses"].equal(whole.progress()["losses"])
@@ -54,23 +62,24 @@ def test_progress_goes_on_where_it_was():
     ],
 )
 def test_what_is_not_finite_stops_the_run_at_its_step(loss, norm, said):
-    record = StepRecord(9, ALONE, scaled=False)
+    record = record_of(9)
+    ids = ", ".join(map(str, epoch_order(18, 0, 4)[10:12]))
     read(record, [(1.0, 1.0)] * 3)
     with pytest.raises(
         TrainingError,
-        match=f"epoch 4, step 5: {said}; the samples of 4, 5; the last saved checkpoint precedes this step",
+        match=f"epoch 4, step 5: {said}; sample ids {ids}; the last saved checkpoint precedes this step",
     ):
         read(record, [(1.0, 1.0), (1.0, 1.0), (loss, norm), (1.0, 1.0)])
 
 
 def test_a_scaled_loss_may_overflow_but_not_for_ever():
-    record = StepRecord(3 * MOST_SKIPPED, ALONE, scaled=True)
+    record = record_of(3 * MOST_SKIPPED, scaled=True)
     read(record, [(1.0, INF)] * (MOST_SKIPPED - 1) + [(1.0, 1.0)])
     read(record, [(1.0, NAN)] * (MOST_SKIPPED - 1))
     with pytest.raises(TrainingError, match=f"{MOST_SKIPPED} fp16 steps in a row overflowed; try --amp bf16"):
         read(record, [(1.0, INF)])
     with pytest.raises(TrainingError, match="loss nan"):
-        read(StepRecord(1, ALONE, scaled=True), [(NAN, INF)])
+        read(record_of(1, scaled=True), [(NAN, INF)])
 
 
 @pytest.mark.parametrize(
