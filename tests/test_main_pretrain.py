@@ -602,7 +602,7 @@ def test_golden_losses_of_20_steps(tmp_path, program, monkeypatch):
         (["--weight_clip", "0"], "--weight_clip 0"),
         (["--compile", "fast"], "--compile"),
         (["--mean", "-19"], "--mean"),
-        (["--std", "5", "0"], "--std 5.0 0.0"),
+        (["--std", "5", "0"], "--std 0: must be above 0"),
         (["--lr", "-1"], "--lr -1"),
         (["--clip_grad", "0"], "--clip_grad 0"),
         (["--stop_epoch", "9", "--epochs", "4"], "--stop_epoch 9"),

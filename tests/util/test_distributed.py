@@ -178,12 +178,11 @@ ranks = start_ranks(SimpleNamespace(device="cpu", local_rank=None, dist_url="env
 assert ranks.gather(ranks.rank) == [0, 1]
 assert ranks.mean(torch.tensor([float(ranks.rank)])).item() == 0.5
 assert ranks.on_main(lambda: "from 0" if ranks.is_main else 1 / 0) == "from 0"
-def fails():
-    if ranks.rank == 1:
-        raise UsageError("only here")
-for work in (fails, fails):
+for _ in range(2):
     try:
-        ranks.together(work)
+        with ranks.together():
+            if ranks.rank == 1:
+                raise UsageError("only here")
     except UsageError as error:
         assert str(error) == "only here" and error.reported_by == 1
     else:
