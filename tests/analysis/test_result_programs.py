@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from analysis import exponential_2_n_epoch, logfile_reader, logfile_time_process, train_data_sampling
-from analysis.console_log import lines_of
 from analysis.logfile_time_process import elapsed, shown, training_time
 from analysis.result_charts import metrics_to_draw, octaves, panel_grid, spread
-from analysis.results import Result
+from analysis.runs import Result, lines_of
 from tests.helpers.result_logs import FLOOD_SCORES, PIPE, SCORES, clocked, ours, released, run_folder, written
 from tests.helpers.runs import refusal
 

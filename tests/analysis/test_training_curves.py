@@ -11,8 +11,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from analysis.compare_runs import short_names
 from analysis.exponential_2_n_training import draw_curves, names_of, read_curve
+from analysis.programs import short_names
 from tests.helpers.analysis_programs import one_line_about, run
 
 PROGRAM = "exponential_2_n_training"
