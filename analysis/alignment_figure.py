@@ -101,7 +101,7 @@ def read_folder(raw, aligned, folder):
     return read_band(raw / folder / rows[0]["reference"], max_nonfinite=1), images
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.alignment_figure")
     parser.add_argument(
         "--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
     add_picture_flag(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
     except DataError as error:

@@ -302,13 +302,13 @@ def draw(name, data):
     return entitle(figure, title, f"{place}, PyTorch {machine['torch']}")
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.benchmark_figure")
     parser.add_argument("folder", type=Path, help="folder of the JSON files of the benchmarks")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for benchmark_NAME.png and .svg (default: the same)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     output = args.output or args.folder
     paths = [path for path in (args.folder / f"{name}.json" for name in DRAWINGS) if path.is_file()]
     if not paths:

@@ -81,7 +81,7 @@ def read_file(path):
     return ids, results
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.compare_reconstructions")
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="NPZ", help="reconstructions.npz of one or several runs"
@@ -90,7 +90,7 @@ def main():
         "--samples", nargs="+", type=count, metavar="I", help="rows to draw, counted from 0 (default: all)"
     )
     add_picture_flag(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         names, results = read_reconstructions(args.input)
         rows = args.samples or list(range(len(names)))

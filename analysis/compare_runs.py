@@ -125,7 +125,7 @@ def draw_runs(runs):
     return dot_plot(labels, [rows for _, rows in groups], metrics)
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.compare_runs")
     parser.add_argument(
         "--runs", nargs="+", required=True, metavar="DIR", help="output folders of finetuned runs, of one task"
@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--split", default="test", help="split whose metrics are compared")
     parser.add_argument("--output", metavar="CSV", help="also write the rows of the runs here")
     parser.add_argument("--figure", type=picture, metavar="FILE", help="also draw them, .png or .svg; both are written")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         runs = [read_run(folder, args.split) for folder in args.runs]
         if len({tuple(row) for row, _ in runs}) > 1:

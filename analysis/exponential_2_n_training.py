@@ -222,7 +222,7 @@ def names_of(inputs, labels):
     return names
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.exponential_2_n_training")
     parser.add_argument(
         "inputs",
@@ -244,7 +244,7 @@ def main():
     )
     add_picture_flag(parser)
     parser.add_argument("--table", metavar="CSV", help="also write run, epoch, loss, lr here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         names, read = names_of(args.inputs, args.labels), [read_curve(path) for path in args.inputs]
         curves = dict(zip(names, (curve for curve, _ in read)))

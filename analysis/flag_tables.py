@@ -78,10 +78,10 @@ def page():
     return "\n".join((HEAD, *(section(name, module.build_parser()) for name, module in PROGRAMS.items())))
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.flag_tables")
     parser.add_argument("--output", required=True, metavar="FILE", help="Markdown file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         write_text(page(), args.output)
     except DataError as error:

@@ -163,11 +163,11 @@ def load_model(path):
     return model, BatchPreparation(PIXELS, facts["mean"], facts["std"])
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.overview_figure")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
     add_picture_flag(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         model, prepare = load_model(args.checkpoint)
         scenes = [simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0] for seed, landscape in SCENES]

@@ -73,14 +73,14 @@ def read_patch(vh, vv):
     return torch.stack(channels)
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.weight_map")
     parser.add_argument("--vh", metavar="TIF", help="VH channel of a patch, dB")
     parser.add_argument("--vv", metavar="TIF", help="VV channel of the same patch, dB")
     parser.add_argument("--simulate", type=count, metavar="SEED", help="simulate a patch instead, with this seed")
     parser.add_argument("--landscape", choices=tuple(LANDSCAPES), default="coast", help="of the simulated patch")
     add_picture_flag(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")
     try:

@@ -143,13 +143,13 @@ def draw_study(frame, note):
     return dot_plot(labels, groups, metrics_of(frame), "Kinds of polarization weights", note)
 
 
-def main():
+def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.weight_study")
     parser.add_argument("folder", help="folder of the runs of one study")
     add_picture_flag(parser)
     parser.add_argument("--table", metavar="CSV", required=True, help="table to write, a row for each kind and seed")
     parser.add_argument("--note", default="", metavar="TEXT", help="line under the figure's title: data, model, epochs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         frame = read_study(args.folder)
         write_figure(draw_study(frame, args.note), args.output)

@@ -84,7 +84,7 @@ def test_no_result_is_one_line(tmp_path, capsys):
     assert "nowhere: does not exist; name" in refusal(logfile_reader.main, [tmp_path / "nowhere"], capsys)
     good = written(tmp_path, "a.log", ours())
     line = refusal(logfile_reader.main, [good, "--output", tmp_path / "none/t.csv"], capsys)
-    assert f"--output {tmp_path}/none/t.csv: No such file or directory; choose" in line
+    assert f"--output {tmp_path}/none/t.csv: No such file or directory; name" in line
     refusal(logfile_reader.main, [good, "--sort_by", "beauty"], capsys)
     refusal(logfile_reader.main, [], capsys)
 

@@ -66,7 +66,7 @@ def reason(path):
         # An additional column, and lines of other programs in the table.
         released("\n".join(f"{line} {cell} |" for line, cell in zip(LINES, ("Weighted", "---", "0.3", "0.3", "0.3")))),
         released("\n".join(["", "a warning", *LINES[:3], "[1,1]<stderr>:a warning", "a warning", *LINES[3:]])),
-        b"\xff\xfe\x80 broken\n".decode("latin-1") + released(PIPE).replace("Training time", "\xc3 Training\0 time"),
+        b"\xff\xfe\x80 broken\n" + released(PIPE).encode().replace(b"Training time", b"\xc3\x28 Training\0 time"),
     ),
 )
 def test_a_log_of_the_released_code(read, tmp_path, text):
