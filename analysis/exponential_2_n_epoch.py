@@ -9,20 +9,9 @@ of analysis.logfile_reader by hand, and pass it in place of the logs.
 
 import math
 
+from analysis import result_charts as charts
 from analysis.figures import COLOURS, MARKERS, mark_epochs, write_figure
 from analysis.programs import account, add_name_flags, add_picture_flag, log_parser, percent, results_of
-from analysis.result_charts import (
-    draw_series,
-    finish,
-    gather,
-    left_out,
-    metrics_to_draw,
-    note_on,
-    octaves,
-    panel_grid,
-    print_points,
-    spread,
-)
 from common.errors import DataError
 
 MARKED = (40, 600)  # saved epochs that are no powers of two; the published warm-up has 40 epochs
@@ -32,10 +21,10 @@ def arrange(results):
     """({share of the labels: ({epochs: [pretrained]}, [random])}, [results with unknown epochs])."""
     placed = [result for result in results if result.start == "random" or result.pretraining_epochs]
     series = {}
-    for share, part in gather(placed, "share", descending=True).items():
+    for share, part in charts.gather(placed, "share", descending=True).items():
         pretrained = [result for result in part if result.start != "random"]
         series[share] = (
-            gather(pretrained, "pretraining_epochs"),
+            charts.gather(pretrained, "pretraining_epochs"),
             [result for result in part if result.start == "random"],
         )
     return series, [result for result in results if result.start != "random" and not result.pretraining_epochs]
@@ -55,13 +44,15 @@ def powers_around(values):
 def draw_epochs(series, metrics, marks):
     """A Figure with a panel for each metric. series: of `arrange`; metrics: {metric: label}; marks: epochs to mark."""
     epochs = [epoch for line, _ in series.values() for epoch in line]
-    figure, axes = panel_grid(metrics)
+    figure, axes = charts.panel_grid(metrics)
     for metric, axis in axes.items():
-        octaves(axis, powers_around(epochs))
+        charts.octaves(axis, powers_around(epochs))
         for k, ((line, random), name) in enumerate(zip(series.values(), names_of(series).values())):
             colour = COLOURS[k % len(COLOURS)]
-            draw_series(axis, metric, line, color=colour, marker=MARKERS[k % len(MARKERS)], label=f"pretrained{name}")
-            level = spread(random, metric)
+            charts.draw_series(
+                axis, metric, line, color=colour, marker=MARKERS[k % len(MARKERS)], label=f"pretrained{name}"
+            )
+            level = charts.spread(random, metric)
             if level:
                 axis.axhline(level.mean, color=colour, ls="--", label=f"random initialisation{name}")
                 axis.axhspan(level.low, level.high, color=colour, alpha=0.12, lw=0)
@@ -70,12 +61,12 @@ def draw_epochs(series, metrics, marks):
         [f"{percent(share)} of the labels" for share in series if share not in (None, 1)] if len(series) == 1 else []
     )
     groups = [group for line, random in series.values() for group in (*line.values(), random) if group]
-    return finish(
+    return charts.finish(
         figure,
         axes,
         "epochs of pretraining",
         "Finetuned results by epochs of pretraining",
-        ", ".join((*shares, note_on(groups))),
+        ", ".join((*shares, charts.note_on(groups))),
     )
 
 
@@ -109,13 +100,13 @@ def main(argv=None):
             raise DataError(
                 f"{results[0].source}: neither this nor another log states its epochs of pretraining; use --epochs_from"
             )
-        metrics = metrics_to_draw([result for result in results if result not in others])
+        metrics = charts.metrics_to_draw([result for result in results if result not in others])
         write_figure(draw_epochs(series, metrics, args.mark), args.output)
     except DataError as error:
         parser.error(str(error))
-    print_points(rows_of(series), ["pretraining epochs", "share"], metrics)
+    charts.print_points(rows_of(series), ["pretraining epochs", "share"], metrics)
     print(
-        *left_out(others, "they do not state their epochs of pretraining; use --epochs_from"),
+        *charts.left_out(others, "they do not state their epochs of pretraining; use --epochs_from"),
         *account(results, skipped),
         sep="\n",
     )

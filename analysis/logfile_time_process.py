@@ -12,25 +12,14 @@ import re
 import pandas as pd
 from tabulate import tabulate
 
+from analysis import runs
 from analysis.programs import log_parser, write_table
-from analysis.runs import (
-    EPOCH,
-    JSON_FLAGS,
-    NAMESPACE,
-    TRAINING_TIME,
-    NoResult,
-    NotALog,
-    find_inputs,
-    is_training_log,
-    lines_of,
-    read_text,
-)
 from common.command_line import positive_int
 from common.errors import DataError, data_error
 
 HOUR, DAY = 3600, 86400
 # The first lines of a training: of our programs, and of those derived from MAE.
-BEGINNING = re.compile("|".join((JSON_FLAGS.pattern, NAMESPACE.pattern, "job dir: ", r"\| distributed init")))
+BEGINNING = re.compile("|".join((runs.JSON_FLAGS.pattern, runs.NAMESPACE.pattern, "job dir: ", r"\| distributed init")))
 
 
 def parts_of(lines):
@@ -40,7 +29,7 @@ def parts_of(lines):
         if trained and BEGINNING.search(line[1]):
             parts.append([])
             trained = False
-        trained = trained or bool(EPOCH.search(line[1]) or TRAINING_TIME.search(line[1]))
+        trained = trained or bool(runs.EPOCH.search(line[1]) or runs.TRAINING_TIME.search(line[1]))
         parts[-1].append(line)
     return parts
 
@@ -62,7 +51,7 @@ def training_time(lines):
     """(seconds, how they were determined) of the lines of a log. Raises NoResult if there is no time in it."""
     total, said, by_clock = 0.0, 0, 0
     for part in parts_of(lines):
-        times = [match.groups("0") for _, text in part if (match := TRAINING_TIME.search(text))]
+        times = [match.groups("0") for _, text in part if (match := runs.TRAINING_TIME.search(text))]
         clocks = [seconds for seconds, _ in part if seconds is not None]
         if times:
             total += sum(
@@ -78,7 +67,7 @@ def training_time(lines):
         (by_clock, "first to last clock" if by_clock == 1 else f"sum of {by_clock} parts, first to last clock"),
     ]
     if not (said or by_clock):
-        raise NoResult("neither a Training time nor clocks")
+        raise runs.NoResult("neither a Training time nor clocks")
     return total, " + ".join(way for count, way in ways if count)
 
 
@@ -88,16 +77,16 @@ def read_times(paths, pattern):
     Run folders contain no console log. In searched folders, files that are no logs are ignored.
     """
     times, without = [], []
-    for path, named in find_inputs(paths, pattern):
+    for path, named in runs.find_inputs(paths, pattern):
         try:
             if path.is_dir():
-                raise NotALog("a run folder, which keeps no clock; name its console log")
-            lines = lines_of(read_text(path))
-            if not is_training_log(lines):
-                raise NotALog("nothing in it is of a training's console log")
+                raise runs.NotALog("a run folder, which keeps no clock; name its console log")
+            lines = runs.lines_of(runs.read_text(path))
+            if not runs.is_training_log(lines):
+                raise runs.NotALog("nothing in it is of a training's console log")
             times.append((str(path), *training_time(lines)))
-        except NoResult as error:
-            if named or not isinstance(error, NotALog):
+        except runs.NoResult as error:
+            if named or not isinstance(error, runs.NotALog):
                 without.append((str(path), str(error)))
     return times, without
 

@@ -8,19 +8,9 @@ If logs do not state the share, --share_from takes it from their names; or compl
 analysis.logfile_reader by hand, and pass it in place of the logs.
 """
 
+from analysis import result_charts as charts
 from analysis.figures import COLOURS, MARKERS, VERMILION, write_figure
 from analysis.programs import account, add_name_flags, add_picture_flag, log_parser, percent, results_of
-from analysis.result_charts import (
-    draw_series,
-    finish,
-    gather,
-    left_out,
-    metrics_to_draw,
-    note_on,
-    octaves,
-    panel_grid,
-    print_points,
-)
 from analysis.runs import MAIN_METRICS, Result
 from common.errors import DataError
 
@@ -64,8 +54,8 @@ def series_of(results):
     kinds = {}
     for start in STARTS:
         of_start = [result for result in results if result.start == start]
-        for epochs, part in gather(of_start, "pretraining_epochs", descending=True).items():
-            kinds[start, epochs] = gather(part, "share", descending=True)
+        for epochs, part in charts.gather(of_start, "pretraining_epochs", descending=True).items():
+            kinds[start, epochs] = charts.gather(part, "share", descending=True)
     return kinds
 
 
@@ -82,17 +72,17 @@ def names_and_styles(kinds):
 
 def draw_shares(series, overlay, metrics):
     """A Figure with a panel for each metric. series: of `series_of`. overlay: published series, hollow and dashed."""
-    figure, axes = panel_grid(metrics)
+    figure, axes = charts.panel_grid(metrics)
     shares = {share for groups in (*series.values(), *overlay.values()) for share in groups}
     for metric, axis in axes.items():
-        octaves(axis, shares, percent)
+        charts.octaves(axis, shares, percent)
         for kind, (name, style) in names_and_styles(series).items():
-            draw_series(axis, metric, series[kind], **style, label=name)
+            charts.draw_series(axis, metric, series[kind], **style, label=name)
         for kind, (name, style) in names_and_styles(overlay).items():
-            draw_series(axis, metric, overlay[kind], **style, ls="--", mfc="white", label=f"published: {name}")
-    notes = [note_on([group for groups in series.values() for group in groups.values()])] if series else []
+            charts.draw_series(axis, metric, overlay[kind], **style, ls="--", mfc="white", label=f"published: {name}")
+    notes = [charts.note_on([group for groups in series.values() for group in groups.values()])] if series else []
     notes += [f"published: {PUBLISHED_IN}; BigEarthNet v2 S1, base"] if overlay else []
-    return finish(
+    return charts.finish(
         figure,
         axes,
         "share of the training labels",
@@ -121,7 +111,7 @@ def main(argv=None):
             )
         known = published() if args.published else []
         series, overlay = series_of(placed), series_of(known)
-        metrics = metrics_to_draw(placed + known)
+        metrics = charts.metrics_to_draw(placed + known)
         write_figure(draw_shares(series, overlay, metrics), args.output)
     except DataError as error:
         parser.error(str(error))
@@ -131,10 +121,10 @@ def main(argv=None):
         for kind, (name, _) in names_and_styles(part).items()
         for share, group in part[kind].items()
     ]
-    print_points(rows, ["start", "share"], metrics)
+    charts.print_points(rows, ["start", "share"], metrics)
     others = [result for result in results if result not in placed]
     print(
-        *left_out(
+        *charts.left_out(
             others, "they do not state their start or their share of the labels; use --share_from and --epochs_from"
         ),
         *(account(results, skipped) if args.logs else []),
