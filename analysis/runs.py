@@ -55,22 +55,22 @@ MOST_LINES = 300  # of a table or a Namespace, if its end is missing
 
 # The clock of a console line; Python omits the fraction of a time of exactly 0 µs.
 CLOCK = re.compile(r"\[([01]\d|2[0-3]):([0-5]\d):([0-5]\d(?:\.\d{1,6})?)\] ?")
-RANK = re.compile(r"\s*\[\S*,(\d+)\]<std(?:out|err)>: ?")  # mpirun --tag-output
+RANK = re.compile(r"\s*\[\S*,(\d{1,9})\]<std(?:out|err)>: ?")  # mpirun --tag-output
 JSON_FLAGS = re.compile(r"\bflags: (\{.*)")
 NAMESPACE = re.compile(r"\bNamespace\((.*)")
 NAMESPACE_FLAG = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,()]+)""")
 START = re.compile(
-    r"initialised from (?P<ours>.+?)(?: \(epochs: (?P<epochs>\d+)\))?, with a new head"
+    r"initialised from (?P<ours>.+?)(?: \(epochs: (?P<epochs>\d{1,9})\))?, with a new head"
     r"|Load pre-trained checkpoint from: (?P<theirs>\S+)"
 )
 RANDOM_START = "random initialisation"
 SPLIT = re.compile(r"the figures are of split (\w+)")
-SUMMARY = re.compile(r"Best Results Summary\W*(?:Epoch\W*(\d+))?", re.IGNORECASE)
+SUMMARY = re.compile(r"Best Results Summary\W*(?:Epoch\W*(\d{1,9}))?", re.IGNORECASE)
 EPOCH = re.compile(r"\bEpoch:? *\[?\d+")
-TRAINING_TIME = re.compile(r"Training time (?:(\d+) days?, )?(\d+):([0-5]\d):([0-5]\d)")
+TRAINING_TIME = re.compile(r"Training time (?:(\d{1,9}) days?, )?(\d{1,9}):([0-5]\d):([0-5]\d)")
 TABLE_ROW = re.compile(r"\s*(?:\S+: )?\|(.*)")
 TABLE_LABELS = {"average precision": "ap", "f1 score": "f1"}  # first cell of a row → metric; others are its own name
-NUMBERED = re.compile(r"checkpoint[-_](\d+)\.pth$")
+NUMBERED = re.compile(r"checkpoint[-_](\d{1,9})\.pth$")
 
 
 class NoResult(ValueError):
@@ -370,7 +370,8 @@ class RunFolder:
         self.flags = self.record.get("flags")
         if not isinstance(self.flags, dict):
             raise NoResult(f"{RECORD}: has no flags; not a run folder")
-        parts = [*(self.record.get("earlier") or []), self.record]
+        earlier = self.record.get("earlier")
+        parts = [*(earlier if isinstance(earlier, list) else []), self.record]
         self.parts = [part for part in parts if isinstance(part, dict) and isinstance(part.get("flags"), dict)]
 
     def read(self, name):

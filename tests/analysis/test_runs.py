@@ -95,6 +95,11 @@ def test_a_log_of_the_released_code(read, tmp_path, text):
             {"finetune": "p/best.pth"},
             ("pretrained", "p/best.pth", None, 1.0, 0),
         ),
+        (  # more digits than int() converts
+            f"initialised from p/checkpoint_{'9' * 5000}.pth, with a new head",
+            {"finetune": f"p/checkpoint_{'9' * 5000}.pth"},
+            ("pretrained", f"p/checkpoint_{'9' * 5000}.pth", None, 1.0, 0),
+        ),
         # A continued run that does not name its start logs "random initialisation" before it loads the checkpoint.
         (
             "random initialisation\ncontinuing c.pth after epoch 3",
