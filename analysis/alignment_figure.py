@@ -3,8 +3,8 @@
 
     python -m analysis.alignment_figure --raw-root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
 
-Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads must
-lie at the same place in all panels. The circles mark the same pixels in all panels.
+Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads
+must lie at the same place in all panels. The circles mark the same pixels in all panels.
 """
 
 from pathlib import Path
@@ -81,7 +81,7 @@ def draw_alignment(reference, images):
 
 
 def read_folder(raw, aligned, folder):
-    """(B04 (H, W), [(title, (2, H, W) linear σ⁰)]) of a folder, at most MOST acquisitions, evenly spaced. Raises DataError."""
+    """(B04 (H, W), [(title, (2, H, W) linear σ⁰)]) of at most MOST acquisitions, evenly spaced. Raises DataError."""
     rows = [row for row in ALIGNED.read(aligned) if row["folder"] == folder and row["status"] == "aligned"]
     if not rows:
         raise DataError(f"--folder {folder}: has no aligned image in {aligned / ALIGNED.name}; choose another")

@@ -109,13 +109,11 @@ def draw_scaling(figure, data):
             ha="center",
             fontsize=9,
         )
-    axis.set_xticks(
-        place,
-        [
-            f"{row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['threads']} thread{'s' if row['threads'] > 1 else ''} each"
-            for row in rows
-        ],
-    )
+
+    def number(row, name):
+        return f"{row[name]} {name if row[name] > 1 else name.removesuffix('s')}"
+
+    axis.set_xticks(place, [f"{number(row, 'ranks')}, {number(row, 'threads')} each" for row in rows])
     axis.set_ylabel("images/s")
     axis.set_ylim(0, bottom.max() * 1.3)
     axis.legend(frameon=False, loc="upper left")

@@ -23,9 +23,9 @@ from common.errors import DataError
 # Flags in which runs of one kind may differ: seeds; where a run is stored and how it continues; where and how it is
 # computed. Of accum_iter and ranks only the product matters, the global batch. Another data_path may hold other data.
 FREE = set(
-    "seed draw_seed output_dir log_dir overwrite resume save_every_steps save_every_minutes walltime log_freq accum_iter "
-    "device num_workers pin_mem data_cache check_files dist_eval compile grad_checkpointing world_size local_rank "
-    "dist_on_itp dist_url port dist_timeout".split()
+    "seed draw_seed output_dir log_dir overwrite resume save_every_steps save_every_minutes walltime log_freq "
+    "accum_iter device num_workers pin_mem data_cache check_files dist_eval compile grad_checkpointing world_size "
+    "local_rank dist_on_itp dist_url port dist_timeout".split()
 )
 WIDE = 44  # characters of a line of a row's label
 

@@ -3,8 +3,8 @@
 
     python -m analysis.exponential_2_n_epoch logs output/finetune_* --output epochs.png
 
-If logs do not state the number of pretraining epochs, --epochs_from takes it from their names; or complete the CSV table
-of analysis.logfile_reader by hand, and pass it in place of the logs.
+If logs do not state the number of pretraining epochs, --epochs_from takes it from their names; or complete the CSV
+table of analysis.logfile_reader by hand, and pass it in place of the logs.
 """
 
 import math

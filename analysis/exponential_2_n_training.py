@@ -6,8 +6,8 @@
         --log2 --output losses.png --table losses.csv
 
 The kind of an input is detected from its content: a log.txt, ours or of the released code; a run folder, which contains
-one; TensorBoard events, a file or a folder of files; or the CSV that TensorBoard exports of its loss. TensorBoard points
-are averaged over each epoch, as in log.txt. Epochs are counted from 1, as in the names of checkpoints.
+one; TensorBoard events, a file or a folder of files; or the CSV that TensorBoard exports of its loss. TensorBoard
+points are averaged over each epoch, as in log.txt. Epochs are counted from 1, as in the names of checkpoints.
 """
 
 import math
@@ -37,8 +37,8 @@ DASHES = ("-", "--", "-.", ":")
 
 # ---- Reading -------------------------------------------------------------------------------------
 
-# Each function returns (curve, number of skipped entries). A curve is a DataFrame indexed by the epoch, from 1, with the
-# columns loss and lr (NaN if unknown).
+# Each function returns (curve, number of skipped entries). A curve is a DataFrame indexed by the epoch, from 1, with
+# the columns loss and lr (NaN if unknown).
 
 
 def read_curve(path):
@@ -77,7 +77,7 @@ def read_file(path):
 
 
 def read_log(lines):
-    """The curve of a log.txt: epoch (0-based), train_loss, train_lr. A later line on the same epoch replaces an earlier one."""
+    """The curve of a log.txt: epoch (0-based), train_loss, train_lr. Later lines on an epoch replace earlier ones."""
     epochs, skipped = {}, 0
     for epoch, entry in log_entries(lines):
         try:
@@ -102,7 +102,7 @@ def read_csv(lines):
 
 
 def read_events(folder, named=None):
-    """The curve of all event files of a folder. TensorBoard ignores the rest of a damaged file. named: path for messages."""
+    """The curve of the event files of a folder, each up to its first damaged event. named: path for messages."""
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: every point
     tags = events.Tags()[SCALARS]
     loss, rate = (next((tag for tag in choice if tag in tags), None) for choice in (LOSS_TAGS, RATE_TAGS))
@@ -139,7 +139,7 @@ def place_of(path):
 
 
 def draw_curves(curves, log2=False, marks=()):
-    """A Figure of curves, {name: DataFrame of `read_curve`}. marks: epochs to mark; those outside the curves are ignored."""
+    """A Figure of curves, {name: DataFrame of `read_curve`}. marks: epochs to mark if within the curves."""
     rates = pd.concat([curve["lr"] for curve in curves.values()]).dropna()
     known = len(rates) > 0
     figure = new_chart(7, 4.8 if known else 3.8)
@@ -188,7 +188,7 @@ def draw_curves(curves, log2=False, marks=()):
 
 
 def with_marker(epochs, first, last, share, log2):
-    """Indices of the epochs that have a marker: all of a short curve; else the last, and powers of two or eighths of the axis.
+    """Indices of the epochs that have a marker: all of a short curve; else the last, and powers of two or eighths.
 
     share: by how much of the distance to the next marker these are shifted. It differs between curves, so that curves
     which coincide are distinguishable.

@@ -22,7 +22,7 @@ TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (FLOOD, "Floods"))
 
 
 def best_first(results, task, sort_by):
-    """The results of a task, best first, those without a value last. sort_by: a metric; if not of the task, its first."""
+    """The results of a task, best first, missing values last. sort_by: a metric; if not of the task, its first."""
     name = sort_by if sort_by in task else next(iter(task))
 
     def key(result):

@@ -4,8 +4,8 @@
     python -m analysis.probe --train train.npz --test test.npz --output probe.json
     python -m analysis.probe --embeddings a.npz b.npz --held_out 0.3 --seed 0      # two encoders, split by groups
 
-The files are those of `main_finetune.py --embed`. Nothing is tuned on the test samples. No sample is in both training and
-test set, and no group (an acquisition, a flood folder) is, unless --allow_shared_groups is given.
+The files are those of `main_finetune.py --embed`. Nothing is tuned on the test samples. No sample is in both training
+and test set, and no group (an acquisition, a flood folder) is, unless --allow_shared_groups is given.
 """
 
 import sys
@@ -31,9 +31,9 @@ from util.metrics import flood_metrics, multilabel_metrics
 
 FLOOD_CLASSES = ["no flood", "flood"]  # exclusive classes; all others are independent labels
 TEMPERATURE = 0.07  # of the kNN votes; Wu et al. 2018
-# Measured on synthetic features (512, power-law spectrum; 200 to 5000 training samples; frequent and rare labels): AP is
-# best at C = 0.01 to 0.1 and lower at scikit-learn's default 1, which overfits. F1 is lower below 0.1, where the penalty
-# keeps the probabilities of rare labels below the threshold.
+# Measured on synthetic features (512, power-law spectrum; 200 to 5000 training samples; frequent and rare labels): AP
+# is best at C = 0.01 to 0.1 and lower at scikit-learn's default 1, which overfits. F1 is lower below 0.1, where the
+# penalty keeps the probabilities of rare labels below the threshold.
 PENALTY = 0.1
 MAX_ITER = 2000
 HELD_OUT = 0.3
@@ -68,7 +68,7 @@ class Embeddings(NamedTuple):
 
 
 def read_embeddings(path):
-    """The Embeddings in a .npz or .parquet file. Raises DataError for another file and for features that are not finite."""
+    """The Embeddings in a .npz or .parquet file. Raises DataError for other files and features that are not finite."""
     try:
         data = Embeddings(str(path), *(_read_parquet if Path(path).suffix == ".parquet" else _read_npz)(path))
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def hold_out(data, share, seed):
 
 
 def refuse_leaks(train, test, allow_shared_groups=False):
-    """Raises DataError unless both are of one encoder and dataset, and have no common sample (nor group, unless allowed)."""
+    """DataError unless both are of one encoder and dataset, without common samples (or groups, if not allowed)."""
     if train.features.shape[1] != test.features.shape[1]:
         raise DataError(
             f"{test.path}: {test.features.shape[1]} features a sample, but {train.features.shape[1]} in "
@@ -194,7 +194,7 @@ def refuse_unlike_tests(pairs):
 
 
 def knn_probabilities(features, labels, queries, neighbours):
-    """The weighted vote of the nearest training samples by cosine similarity s: p_k = Σ exp(s/0.07)·label_k / Σ exp(s/0.07).
+    """The vote of the nearest training samples by cosine similarity s: p_k = Σ exp(s/0.07)·label_k / Σ exp(s/0.07).
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018,
     arXiv 1805.01978.
@@ -229,7 +229,7 @@ def linear_probabilities(features, labels, queries, penalty):
 
 
 def probe(train, test, method, neighbours, penalty):
-    """(metrics of one method on the test samples, {k: warning}). "undefined" contains names of classes. Raises DataError."""
+    """(metrics of one method on the test samples, {k: warning}). "undefined" has names of classes. Raises DataError."""
     if method == "knn":
         probabilities, complaints = knn_probabilities(train.features, train.labels, test.features, neighbours), {}
     else:

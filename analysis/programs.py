@@ -50,7 +50,7 @@ def _pattern(text):
 
 
 def results_of(args):
-    """([Result], [Skipped]) of the flags of `log_parser` and `add_name_flags`. Raises DataError if there is no result."""
+    """([Result], [Skipped]) of the flags of `log_parser` and `add_name_flags`. Raises DataError without results."""
     results, skipped = read_results(args.logs, args.pattern)
     remedy = "name console logs or run folders of finished finetunings"
     if not results and skipped:

@@ -10,7 +10,8 @@ The kind of an input is detected from its content. Its result is
 - of log.txt, one JSON object per epoch: the epoch with the best macro average precision, or accuracy for floods;
 - of a CSV table of `table_of`, perhaps corrected by hand: each of its rows.
 
-Console lines may lack the clock and may have a prefix of mpirun, srun or a shell. Unreadable lines are skipped and counted.
+Console lines may lack the clock and may have a prefix of mpirun, srun or a shell. Unreadable lines are skipped and
+counted.
 """
 
 import csv
@@ -89,10 +90,10 @@ class NotALog(NoResult):
 class Result:
     """The result of one finetuning. None: its source does not say.
 
-    source: file or run folder. start: "pretrained" or "random". checkpoint: of the pretraining, after pretraining_epochs.
-    share: of the training labels, in (0, 1]. epoch: of the best result, as logged. split: that was evaluated.
-    metrics: those of MULTILABEL or of FLOOD, in [0, 1] or None. malformed: number of unreadable lines in the source.
-    output_dir: as given to the run.
+    source: file or run folder. start: "pretrained" or "random". checkpoint: of the pretraining, after
+    pretraining_epochs. share: of the training labels, in (0, 1]. epoch: of the best result, as logged. split: that was
+    evaluated. metrics: those of MULTILABEL or of FLOOD, in [0, 1] or None. malformed: number of unreadable lines in the
+    source. output_dir: as given to the run.
     """
 
     source: str
@@ -212,7 +213,7 @@ def read_text(path):
 
 
 def lines_of(text):
-    """[(seconds since midnight or None, text after the clock)] of the lines; if mpirun tagged them, of rank 0's only."""
+    """[(seconds since midnight or None, text after the clock)] of the lines; of those that mpirun tags, rank 0's."""
     lines = []
     for line in text.splitlines():
         rank = RANK.match(line)
@@ -393,7 +394,7 @@ class RunFolder:
 
     @cached_property
     def origin(self):
-        """The checkpoint that the run started from: {"checkpoint", "epochs", "flags"}; {} if run.json has no record of it."""
+        """The checkpoint that the run started from: {"checkpoint", "epochs", "flags"}; {} without a record of it."""
         found = (part.get("initialised_from") for part in self.parts)
         return next((origin for origin in found if isinstance(origin, dict)), {})
 

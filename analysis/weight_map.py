@@ -25,7 +25,7 @@ CLIP = 99.0
 
 
 def draw_weights(sar_db):
-    """σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels. Returns a Figure.
+    """A Figure of σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels.
 
     sar_db: (2, H, W) dB, order VH, VV. It is resized to 128; pixels without data get the mean of the channel.
     """

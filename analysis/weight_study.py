@@ -3,9 +3,9 @@
 
     python -m analysis.weight_study output/weight_study --output weight_study.png --table weight_study.csv
 
-Reads the folder of runs that scripts/weight_study.sh makes: pretraining runs, each with a probe.json of `analysis.probe`,
-and flood classifiers finetuned from them. Runs with the same seed share their initialisation and the order of their
-samples, so each kind is compared seed by seed with plain MixMAE, which has no weights.
+Reads the folder of runs that scripts/weight_study.sh makes: pretraining runs, each with a probe.json of
+`analysis.probe`, and flood classifiers finetuned from them. Runs with the same seed share their initialisation and the
+order of their samples, so each kind is compared seed by seed with plain MixMAE, which has no weights.
 """
 
 from pathlib import Path
@@ -67,7 +67,7 @@ def read_run(folder):
 
 
 def read_study(folder):
-    """The runs in a folder: a DataFrame with weight_mode, weight_level, seed and a column for each metric, NaN if absent.
+    """The runs in a folder: a DataFrame with weight_mode, weight_level, seed and the metrics, NaN if absent.
 
     Raises DataError if there are none, or if they were pretrained with flags that differ in more than weights and seed.
     """
