@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Draw what the alignment of SEN12-FLOOD made of one folder, beside the Sentinel-2 image that it was aligned to.
+"""Draw the aligned Sentinel-1 images of one SEN12-FLOOD folder beside the Sentinel-2 image that they are aligned to.
 
     python -m analysis.alignment_figure --raw-root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
 
-Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads must lie
-at the same place in all panels; the circles are drawn at the same pixels, to compare by.
+Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads
+must lie at the same place in all panels. The circles mark the same pixels in all panels.
 """
 
 from pathlib import Path
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from analysis.figures import ORANGE, write_figure
+from analysis.programs import add_picture_flag
+from common.command_line import Parser
 from common.errors import DataError
-from sarwmix.command import Command
 from sarwmix.geotiff import read_band
 from sarwmix.quicklook import HIDDEN, grey, new_figure
 from sarwmix.sen12_data_prep import read_aligned
@@ -24,14 +25,14 @@ MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))  # sh
 
 
 def to_grey(sigma0, channel):
-    """(H, W) linear σ⁰ → (H, W, 3); pixels without data in the colour of hidden cells."""
+    """(H, W) linear σ⁰ → (H, W, 3) grey; pixels without data have the colour HIDDEN."""
     known = sigma0 > 0
     image = grey(10 * np.log10(np.where(known, sigma0, 1e-6)), channel)
     return np.where(known[..., None], image, np.array(HIDDEN, np.float32))
 
 
 def stretch(band):
-    """(H, W) reflectance → (H, W, 3) between its 2nd and 98th percentile; pixels without data in the colour of hidden cells."""
+    """(H, W) reflectance → (H, W, 3) grey between its 2nd and 98th percentile; pixels without data are HIDDEN."""
     known = np.isfinite(band)
     low, high = np.percentile(band[known], (2, 98)) if known.any() else (0, 1)
     image = np.clip((band - low) / max(high - low, 1e-6), 0, 1)[..., None].repeat(3, axis=-1)
@@ -39,7 +40,10 @@ def stretch(band):
 
 
 def draw_alignment(reference, images):
-    """B04 and VV, VH below each other, of each acquisition. reference (H, W); images: [(title, (2, H, W) linear)]. A Figure."""
+    """A Figure with B04 and, in a column for each acquisition, VV and VH.
+
+    reference: (H, W) reflectance. images: [(title, (2, H, W) linear σ⁰)].
+    """
     figure, axes = new_figure(2, 1 + len(images), cell=2.6, top=0.55)
     axes[0, 0].imshow(stretch(reference), interpolation="nearest")
     axes[0, 0].set_title("Sentinel-2 B04,\nthe reference grid", fontsize=9)
@@ -77,7 +81,7 @@ def draw_alignment(reference, images):
 
 
 def read_folder(raw, aligned, folder):
-    """(B04 (H, W), [(title, (2, H, W) linear σ⁰)]) of a folder, up to MOST acquisitions, evenly spaced. Raises DataError."""
+    """(B04 (H, W), [(title, (2, H, W) linear σ⁰)]) of at most MOST acquisitions, evenly spaced. Raises DataError."""
     rows = [row for row in ALIGNED.read(aligned) if row["folder"] == folder and row["status"] == "aligned"]
     if not rows:
         raise DataError(f"--folder {folder}: has no aligned image in {aligned / ALIGNED.name}; choose another")
@@ -85,7 +89,8 @@ def read_folder(raw, aligned, folder):
     lost = [row["image"] for row in rows if row["image"] not in known]
     if lost:
         raise DataError(
-            f"{aligned / S1_LIST}: lacks {folder}/{lost[0]}, which {ALIGNED.name} has; run python -m {ALIGNED.program} again"
+            f"{aligned / S1_LIST}: lacks {folder}/{lost[0]}, which {ALIGNED.name} has; run python -m {ALIGNED.program} "
+            "again"
         )
     images = []
     for row in [rows[k] for k in np.unique(np.linspace(0, len(rows) - 1, MOST).astype(int))]:
@@ -96,20 +101,18 @@ def read_folder(raw, aligned, folder):
     return read_band(raw / folder / rows[0]["reference"], max_nonfinite=1), images
 
 
-def main():
-    parser = Command("analysis.alignment_figure", __doc__.splitlines()[0])
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.alignment_figure")
     parser.add_argument(
         "--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
     )
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
-    )
-    args = parser.parse_args()
+    add_picture_flag(parser)
+    args = parser.parse_args(argv)
     try:
         write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
-    except ValueError as error:
+    except DataError as error:
         parser.error(str(error))
 
 

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Draw what the benchmarks measured: a figure for each JSON of a folder.
+"""Draw the measurements of the benchmarks: a figure for each JSON file of a folder.
 
 python -m analysis.benchmark_figure output/benchmarks --output docs/figures
 python -m analysis.benchmark_figure output/gpu_report
 """
 
-import argparse
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -15,92 +13,71 @@ from statistics import median
 import numpy as np
 
 from analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, entitle, new_chart, write_figure
+from common.command_line import Parser
+from common.errors import DataError
+from common.files import read_json
 
 
 def colour_of(name):
-    """Grey for what is compared with, orange for the same with our settings, blue for ours."""
-    return (
-        (GREY if "," not in name or "again" in name or "GeoTIFF" in name else ORANGE)
-        if name.startswith("reference")
-        else BLUE
-    )
+    """Grey for the reference, orange for the reference with our settings, blue for ours."""
+    if not name.startswith("reference"):
+        return BLUE
+    return GREY if "," not in name or "again" in name or "GeoTIFF" in name else ORANGE
 
 
-def bars(axis, names, values, low, high, colours, unit, digits=0):
-    """Horizontal bars, the first on top, with whiskers from low to high and the values beside them."""
-    place = np.arange(len(names))[::-1]
-    axis.barh(place, values, color=colours, height=0.7)
-    axis.errorbar(
-        values,
-        place,
-        xerr=[np.subtract(values, low), np.subtract(high, values)],
-        fmt="none",
-        ecolor="black",
-        capsize=3,
-        lw=1,
-    )
-    for y, value, end in zip(place, values, high):
-        axis.annotate(
-            f"{value:,.{digits}f}", (max(value, end), y), (4, 0), textcoords="offset points", va="center", fontsize=9
-        )
+def quartiles(series):
+    """The 25th, 50th and 75th percentile of each series of values: (3, series)."""
+    return np.transpose([np.percentile(values, (25, 50, 75)) for values in series])
+
+
+def bars(axis, names, values, colours, unit, digits=0):
+    """Horizontal bars, the first on top, with whiskers and the median beside them. values: of `quartiles`."""
+    place, (low, middle, high) = np.arange(len(names))[::-1], values
+    axis.barh(place, middle, color=colours, height=0.7)
+    axis.errorbar(middle, place, xerr=[middle - low, high - middle], fmt="none", ecolor="black", capsize=3, lw=1)
+    for y, value, end in zip(place, middle, high):
+        label_bar(axis, max(value, end), y, f"{value:,.{digits}f}")
     axis.set_yticks(place, names)
     axis.set_xlabel(unit)
     axis.set_xlim(0, max(high) * 1.15)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
-def quartiles(values):
-    return np.percentile(values, (25, 50, 75))
+def label_bar(axis, x, y, text, size=9):
+    """Write text beside the end of a horizontal bar."""
+    axis.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=size)
 
 
 def draw_step(figure, data):
-    """Images per second of every path, one panel for each precision."""
+    """Images per second of each path, with a panel for each precision."""
     kinds = list(dict.fromkeys("float32" if row["amp"] == "off" else "16 bits" for row in data["rows"]))
     size = int(data["flags"]["batch_size"]) * int(data["flags"]["steps"])
     for axis, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds):
         rows = [row for row in data["rows"] if (row["amp"] == "off") == (kind == "float32")]
-        rates = [quartiles(size / np.array(row["seconds"])) for row in rows]
-        low, middle, high = np.transpose(rates)
-        bars(
-            axis,
-            [row["path"] for row in rows],
-            middle,
-            low,
-            high,
-            [colour_of(row["path"]) for row in rows],
-            "images/s",
-            1 if max(high) < 100 else 0,
-        )
+        rates = quartiles(size / np.array(row["seconds"]) for row in rows)
+        paths = [row["path"] for row in rows]
+        bars(axis, paths, rates, [colour_of(path) for path in paths], "images/s", 1 if rates.max() < 100 else 0)
         axis.set_title(kind if kind == "float32" else ", ".join(dict.fromkeys(row["amp"] for row in rows)), loc="left")
     return f"A pretraining step, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
 
 def draw_end_to_end(figure, data):
-    """Milliseconds of a step, what of it is spent waiting for data apart."""
+    """Milliseconds of a step; the part that waits for data has another colour."""
     axis, rows = figure.subplots(), data["rows"]
     place = np.arange(len(rows))[::-1]
     whole, waited = ([1e3 * median(row[name]) for row in rows] for name in ("seconds", "waited"))
     axis.barh(place, np.subtract(whole, waited), color=[colour_of(row["way"]) for row in rows], height=0.7)
     axis.barh(place, waited, left=np.subtract(whole, waited), color=VERMILION, height=0.7, label="waiting for data")
     for y, value, row in zip(place, whole, rows):
-        axis.annotate(
-            f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×",
-            (value, y),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+        label_bar(axis, value, y, f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×")
     axis.set_yticks(place, [row["way"] for row in rows])
     axis.set_xlabel("ms a step")
     axis.set_xlim(0, max(whole) * 1.45)
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     return f"Training with its data, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
 
 def draw_scaling(figure, data):
-    """Images per second of N ranks as parts of N times what one alone does."""
+    """Images per second of N ranks, and what is lost to N times the speed of one rank."""
     axis, rows = figure.subplots(), data["rows"]
     place, ideal = np.arange(len(rows)), np.array([row["ranks"] * row["alone"] for row in rows])
     real, together = (np.array([row[name] for row in rows]) for name in ("exchanging", "together"))
@@ -132,26 +109,23 @@ def draw_scaling(figure, data):
             ha="center",
             fontsize=9,
         )
-    axis.set_xticks(
-        place,
-        [
-            f"{row['ranks']} rank{'s' if row['ranks'] > 1 else ''}, {row['threads']} thread{'s' if row['threads'] > 1 else ''} each"
-            for row in rows
-        ],
-    )
+
+    def number(row, name):
+        return f"{row[name]} {name if row[name] > 1 else name.removesuffix('s')}"
+
+    axis.set_xticks(place, [f"{number(row, 'ranks')}, {number(row, 'threads')} each" for row in rows])
     axis.set_ylabel("images/s")
     axis.set_ylim(0, bottom.max() * 1.3)
     axis.legend(frameon=False, loc="upper left")
-    axis.spines[["top", "right"]].set_visible(False)
     return f"Several ranks, {data['flags']['model']}, batch {data['flags']['batch_size']} each"
 
 
 def draw_parity(figure, data):
-    """Losses step by step, and how far each training is from the one in float32."""
+    """Losses by step, and the relative difference of each training to the one in float32."""
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    base, smooth = np.array(data["rows"][0]["losses"]), int(data["flags"]["batches"])  # once through the batches
+    base, smooth = np.array(data["rows"][0]["losses"]), int(data["flags"]["batches"])  # one pass over the batches
     window = np.ones(smooth) / smooth
-    # The control lies under the others; thin on thick, so that curves that agree can all be seen.
+    # Thin lines on thick ones, so that curves which coincide are all visible.
     styles = [
         ("black", 4, "-"),
         (GREY, 3, "-"),
@@ -181,13 +155,11 @@ def draw_parity(figure, data):
     below.set_yscale("log")
     below.set_ylabel("relative difference\nto float32")
     below.set_xlabel("step")
-    for axis in (above, below):
-        axis.spines[["top", "right"]].set_visible(False)
     return f"Losses of the same training in several ways, {data['flags']['model']}, batch {data['flags']['batch_size']}"
 
 
 def draw_memory(figure, data):
-    """What grows with the batch, and the time of a step, of every path."""
+    """Memory per image, and the time of a step, of each path."""
     left, right = figure.subplots(1, 2)
     models, paths = (list(dict.fromkeys(row[name] for row in data["rows"])) for name in ("model", "path"))
     for k, (path, colour) in enumerate(zip(paths, (GREY, BLUE, GREEN)[-len(paths) :])):
@@ -204,62 +176,43 @@ def draw_memory(figure, data):
     ):
         axis.set_xticks(range(len(models)), [name.removeprefix("mixmim_") for name in models])
         axis.set_ylabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
     left.margins(y=0.3 if len(models) < 3 else 0.05)
     left.legend(frameon=False)
     return "Memory and time of a step, by size of the model"
 
 
 def draw_startup(figure, data):
-    """Seconds of what happens before the first step."""
+    """Seconds of each part of the start of a training."""
     rows = data["rows"]
-    low, middle, high = np.transpose([quartiles(row["seconds"]) for row in rows])
-    axis = figure.subplots()
     names = [
         row["what"] if row["count"] is None or "extrapolated" in row["what"] else f"{row['what']} ({row['count']:,})"
         for row in rows
     ]
-    bars(
-        axis,
-        names,
-        middle,
-        low,
-        high,
-        [GREY if row["what"].startswith("reference") else BLUE for row in rows],
-        "seconds",
-        2,
-    )
+    colours = [GREY if row["what"].startswith("reference") else BLUE for row in rows]
+    bars(figure.subplots(), names, quartiles(row["seconds"] for row in rows), colours, "seconds", 2)
     return "Before the first step"
 
 
 def draw_data(figure, data):
-    """Samples per second of random batches by layout, one thread."""
-    rows = data["rows"]
-    low, middle, high = np.transpose([quartiles(row["rounds"]) for row in rows])
-    axis = figure.subplots()
-    bars(
-        axis,
-        [row["layout"] for row in rows],
-        middle,
-        low,
-        high,
-        [BLUE if row["layout"].startswith("packed") else GREY for row in rows],
-        "samples/s, one thread",
-    )
+    """Samples per second of random batches by layout, with one thread."""
+    axis, layouts = figure.subplots(), [row["layout"] for row in data["rows"]]
+    rates = quartiles(row["rounds"] for row in data["rows"])
+    colours = [BLUE if layout.startswith("packed") else GREY for layout in layouts]
+    bars(axis, layouts, rates, colours, "samples/s, one thread")
     axis.set_xscale("log")
-    axis.set_xlim(min(low) / 2, max(high) * 4)
+    axis.set_xlim(rates[0].min() / 2, rates[2].max() * 4)
     return "Reading random batches by layout of the data"
 
 
 def short_name(kernel, most=44):
-    """A kernel's name without what its template was made for."""
+    """The name of a kernel without its template arguments, at most `most` characters long."""
     name = re.split(r"[<(]", kernel.removeprefix("void ").replace("(anonymous namespace)::", ""))[0]
     name = name if name.startswith("aten::") else name.split("::")[-1]
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def draw_kernels(figure, row):
-    """The kernels with the most time, and the share of time in which the GPU has nothing to do."""
+    """The kernels with the most time, and the share of time in which the GPU is idle."""
     bars_of = [
         (short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in row["found"] if "kernel" in found
     ]
@@ -270,18 +223,15 @@ def draw_kernels(figure, row):
     axis, place = figure.subplots(), np.arange(len(names))[::-1]
     axis.barh(place, values, color=colours, height=0.7)
     for y, value, share in zip(place, values, shares):
-        axis.annotate(
-            f"{value:.3g} ms, {share:.1%}", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        label_bar(axis, value, y, f"{value:.3g} ms, {share:.1%}", 8)
     axis.set_yticks(place, names, fontsize=8)
     axis.set_xlabel("ms a step")
     axis.set_xlim(0, max(values) * 1.3)
-    axis.spines[["top", "right"]].set_visible(False)
     return "Where the time of a step goes"
 
 
 def draw_outcomes(figure, rows):
-    """How each part ended, in words; and what those found that have no panel of their own."""
+    """How each part ended, and the findings of parts without a panel, as text."""
     axis = figure.subplots()
     axis.set_axis_off()
     lines = []
@@ -308,7 +258,7 @@ def draw_outcomes(figure, rows):
 
 
 def draw_gpu_report(figure, data):
-    """A panel for each part that has figures, as the benchmarks themselves are drawn, and how all parts ended."""
+    """A panel for each part with measurements, drawn as the benchmark itself, and one with how all parts ended."""
     done = {name: value for row in data["rows"] for name, value in row.get("data", {}).items()}
     panels = [(draw, done[name], size) for name, (draw, size) in DRAWINGS.items() if name in done]
     panels += [
@@ -336,40 +286,38 @@ DRAWINGS = {
 
 
 def draw(name, data):
-    """The matplotlib Figure of one benchmark's JSON. Raises ValueError if it is another's."""
+    """The Figure of the JSON of a benchmark. Raises DataError if it is not what the benchmark writes."""
     paint, size = DRAWINGS[name]
     figure = new_chart(*size)
     try:
         title = paint(figure, data)
         machine = data["machine"]
         place = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"not what python -m benchmarks.{name} writes (no {error})") from None
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise DataError(f"{name}.json: not what python -m benchmarks.{name} writes (no {error})") from None
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
     return entitle(figure, title, f"{place}, PyTorch {machine['torch']}")
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m analysis.benchmark_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the benchmarks wrote their JSON")
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.benchmark_figure")
+    parser.add_argument("folder", type=Path, help="folder of the JSON files of the benchmarks")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for benchmark_NAME.png and .svg (default: the same)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     output = args.output or args.folder
-    found = [name for name in DRAWINGS if (args.folder / f"{name}.json").is_file()]
-    if not found:
-        parser.exit(
-            2,
-            f"benchmark_figure: error: {args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it\n",
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    for name in found:
-        path = args.folder / f"{name}.json"
+    paths = [path for path in (args.folder / f"{name}.json" for name in DRAWINGS) if path.is_file()]
+    if not paths:
+        parser.error(f"{args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it")
+    for path in paths:
         try:
-            figure = draw(name, json.loads(path.read_text()))
-        except ValueError as error:
-            parser.exit(2, f"benchmark_figure: error: {path}: {error}\n")
-        print(write_figure(figure, output / f"benchmark_{name}.png")[0])
+            figure = draw(path.stem, read_json(path, f"run python -m benchmarks.{path.stem} again"))
+            output.mkdir(parents=True, exist_ok=True)
+            print(write_figure(figure, output / f"benchmark_{path.stem}.png")[0])
+        except DataError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

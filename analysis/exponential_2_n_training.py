@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Draw the training loss of one or several runs against the epoch, with the learning rate below it.
+"""Draw the training loss of one or several runs against the epoch, with the learning rate below.
 
     python -m analysis.exponential_2_n_training output/pretrain --output loss.png
-    python -m analysis.exponential_2_n_training ours/log.txt theirs/tensorboard third.csv --labels ours theirs third --log2 \\
-        --output losses.png --table losses.csv
+    python -m analysis.exponential_2_n_training ours/log.txt theirs/tensorboard third.csv --labels ours theirs third \\
+        --log2 --output losses.png --table losses.csv
 
-What an input is, its content says: a log.txt, of ours or of the released code; the folder of a run, which holds one; TensorBoard's
-events, a file or a folder of files; or the CSV that TensorBoard exports of its loss. Of TensorBoard's points the mean over each
-epoch is drawn, as log.txt has it. Epochs are counted from 1, as in the names of checkpoints.
+The kind of an input is detected from its content: a log.txt, ours or of the released code; a run folder, which contains
+one; TensorBoard events, a file or a folder of files; or the CSV that TensorBoard exports of its loss. TensorBoard
+points are averaged over each epoch, as in log.txt. Epochs are counted from 1, as in the names of checkpoints.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -20,56 +19,57 @@ import numpy as np
 import pandas as pd
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-from analysis.compare_runs import short_names, write_table
-from analysis.figures import COLOURS, MARKERS, bare, new_chart, write_figure
-from sarwmix.command import Command
+from analysis.figures import COLOURS, MARKERS, bare, mark_epochs, new_chart, write_figure
+from analysis.programs import add_picture_flag, short_names, write_table
+from analysis.runs import LOG, finite, log_entries, whole
+from common.command_line import Parser
+from common.errors import DataError
 
-LOG, EVENTS = "log.txt", "*tfevents*"
+EVENTS = "*tfevents*"
 EVENTS_BEGIN, CSV_BEGINS = b"brain.Event:", b"Wall time,Step,Value"
-PER_EPOCH = 1000  # TensorBoard's steps in an epoch
+PER_EPOCH = 1000  # TensorBoard steps per epoch
 LOSS_TAGS, RATE_TAGS = ("train_loss", "loss"), ("lr",)
-UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # what a damaged line can raise
-FEW = 16  # epochs that can all have a marker
+UNREADABLE = (ValueError, KeyError, TypeError, OverflowError)  # raised by a damaged line
+REMEDY = "name a log.txt, a run folder, or TensorBoard's events or CSV"
+FEW = 16  # at most as many epochs all have a marker
 DASHES = ("-", "--", "-.", ":")
 
 
-# ---- Reading: each gives (DataFrame with the epochs, from 1, as index, and columns loss and lr, NaN if unknown; entries left out)
+# ---- Reading -------------------------------------------------------------------------------------
+
+# Each function returns (curve, number of skipped entries). A curve is a DataFrame indexed by the epoch, from 1, with
+# the columns loss and lr (NaN if unknown).
 
 
 def read_curve(path):
-    """The curve of whatever `path` is. Raises ValueError, which names it, if that cannot be read or holds no epoch."""
+    """The curve of a file or folder. Raises DataError, which names it, if it cannot be read or contains no epoch."""
     path = Path(path)
     try:
         curve, skipped = read_folder(path) if path.is_dir() else read_file(path)
     except OSError as error:
-        raise ValueError(
-            f"{path}: {error.strerror}; name a log.txt, a folder of a run, or what TensorBoard wrote"
-        ) from None
+        raise DataError(f"{path}: {error.strerror}; {REMEDY}") from None
     if curve.empty:
-        raise ValueError(
-            f"{path}: no epoch is logged there{f', and {skipped} of its lines cannot be read' if skipped else ''}; "
-            f"name a log.txt, a folder of a run, or what TensorBoard wrote"
-        )
+        unreadable = f", and {skipped} of its lines cannot be read" if skipped else ""
+        raise DataError(f"{path}: no epoch is logged there{unreadable}; {REMEDY}")
     return curve, skipped
 
 
 def read_folder(path):
-    """A run's folder, by its log.txt; or, without one, the events in it or in its tensorboard/."""
+    """The curve of a run folder: of its log.txt, else of the events in it or in its tensorboard/."""
     if (path / LOG).is_file():
         return read_file(path / LOG)
     for folder in (path, path / "tensorboard"):
         if any(folder.glob(EVENTS)):
             return read_events(folder)
-    raise ValueError(f"{path}: holds neither {LOG} nor events of TensorBoard; name the folder of a run")
+    raise DataError(f"{path}: contains neither {LOG} nor events of TensorBoard; name a run folder")
 
 
 def read_file(path):
     with open(path, "rb") as file:
         begin = file.read(64)
     if EVENTS_BEGIN in begin:
-        with (
-            TemporaryDirectory() as folder
-        ):  # events are known by their name there, and the others of the run are not wanted
+        # TensorBoard identifies event files by their name, and reads all those of a folder.
+        with TemporaryDirectory() as folder:
             (Path(folder) / "events.out.tfevents").symlink_to(path.resolve())
             return read_events(folder, path)
     with open(path, encoding="utf-8-sig", errors="replace") as lines:
@@ -77,22 +77,19 @@ def read_file(path):
 
 
 def read_log(lines):
-    """log.txt: a JSON object a line, with epoch (0-based), train_loss, and train_lr if known. A later line on an epoch replaces it."""
+    """The curve of a log.txt: epoch (0-based), train_loss, train_lr. Later lines on an epoch replace earlier ones."""
     epochs, skipped = {}, 0
-    for line in filter(str.strip, lines):
+    for epoch, entry in log_entries(lines):
         try:
-            entry = json.loads(line)
-            epochs[whole(entry["epoch"]) + 1] = (
-                finite(entry["train_loss"]),
-                finite(entry["train_lr"]) if "train_lr" in entry else math.nan,
-            )
+            rate = finite(entry["train_lr"]) if "train_lr" in entry else math.nan
+            epochs[epoch + 1] = finite(entry["train_loss"]), rate
         except UNREADABLE:
             skipped += 1
     return pd.DataFrame.from_dict(epochs, orient="index", columns=["loss", "lr"]).sort_index(), skipped
 
 
 def read_csv(lines):
-    """A CSV of TensorBoard: wall time, step, value."""
+    """The curve of a CSV that TensorBoard exported: wall time, step, value."""
     next(lines)
     points, skipped = {}, 0
     for line in filter(str.strip, lines):
@@ -105,23 +102,23 @@ def read_csv(lines):
 
 
 def read_events(folder, named=None):
-    """The events of a folder, all its files together; named: how to call it. What follows damage in a file is not there."""
+    """The curve of the event files of a folder, each up to its first damaged event. named: path for messages."""
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()  # 0: every point
     tags = events.Tags()[SCALARS]
     loss, rate = (next((tag for tag in choice if tag in tags), None) for choice in (LOSS_TAGS, RATE_TAGS))
     if loss is None:
-        raise ValueError(
-            f"{named or folder}: its events have no {LOSS_TAGS[0]}, but {', '.join(tags) or 'nothing'}; name those of a training"
-        )
+        found = ", ".join(tags) or "nothing"
+        raise DataError(f"{named or folder}: its events have no {LOSS_TAGS[0]}, but {found}; name those of a training")
     points = [{event.step: event.value for event in events.Scalars(tag)} if tag else {} for tag in (loss, rate)]
     kept = [{step: value for step, value in part.items() if math.isfinite(value) and step >= 0} for part in points]
     return by_epoch(*kept), sum(map(len, points)) - sum(map(len, kept))
 
 
 def by_epoch(loss, rate):
-    """Of points {1000 × epochs: value}, the mean loss and the last learning rate of each epoch.
+    """The mean loss and the last learning rate of each epoch, from points {1000 × epochs: value}.
 
-    Our points stand at the end of what they are of; those of the released code at its beginning, so that their first is 0.
+    Our points are logged at the end of the steps that they describe. Those of the released code are logged at the
+    beginning, so their first step is 0.
     """
 
     def epoch_of(step):
@@ -131,24 +128,8 @@ def by_epoch(loss, rate):
     return points.groupby(epoch_of).agg({"loss": "mean", "lr": "last"}).dropna(subset="loss")
 
 
-def whole(value):
-    """int, at least 0, of a number or its text. Raises ValueError, TypeError or OverflowError."""
-    number = finite(value)
-    if number < 0 or number != int(number):
-        raise ValueError(value)
-    return int(number)
-
-
-def finite(value):
-    """float, finite, of a number or its text. Raises ValueError, TypeError or OverflowError."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return number
-
-
 def place_of(path):
-    """What to call an input by: the folder of its run; of a CSV, its own name."""
+    """The path that names an input: of a CSV the file, else the run folder."""
     path = Path(path).resolve()
     place = path if path.is_dir() else path.with_suffix("") if path.suffix == ".csv" else path.parent
     return place.parent if place.name == "tensorboard" else place
@@ -158,7 +139,7 @@ def place_of(path):
 
 
 def draw_curves(curves, log2=False, marks=()):
-    """curves: dict name → DataFrame of `read_curve`. marks: epochs to mark, those within the curves. Returns a Figure."""
+    """A Figure of curves, {name: DataFrame of `read_curve`}. marks: epochs to mark if within the curves."""
     rates = pd.concat([curve["lr"] for curve in curves.values()]).dropna()
     known = len(rates) > 0
     figure = new_chart(7, 4.8 if known else 3.8)
@@ -186,9 +167,7 @@ def draw_curves(curves, log2=False, marks=()):
             )
     if log2:
         axes[0].set_xscale("log", base=2)
-        powers = 2 ** np.arange(
-            first.bit_length() - 1, (last - 1).bit_length() + 1
-        )  # from at most the first to at least the last
+        powers = 2 ** np.arange(first.bit_length() - 1, (last - 1).bit_length() + 1)  # they enclose all epochs
         axes[0].set_xlim(powers[0] / 1.15, powers[-1] * 1.15)
         axes[0].set_xticks(powers, powers)
         axes[0].minorticks_off()
@@ -196,19 +175,7 @@ def draw_curves(curves, log2=False, marks=()):
         axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         pad = max(0.5, 0.02 * (last - first))
         axes[0].set_xlim(first - pad, last + pad)
-    for mark in sorted({mark for mark in marks if first <= mark <= last}):
-        for axis in axes:
-            axis.axvline(mark, color="0.45", lw=0.9, ls=(0, (4, 3)), zorder=1)
-        axes[0].annotate(
-            f"epoch {mark}",
-            (mark, 1),
-            (0, 3),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color="0.35",
-        )
+    mark_epochs(axes, sorted({mark for mark in marks if first <= mark <= last}))
     axes[0].set_ylabel("training loss")
     axes[0].legend(fontsize=9, edgecolor="none", framealpha=0.85, borderpad=0.1)
     if known:
@@ -221,10 +188,10 @@ def draw_curves(curves, log2=False, marks=()):
 
 
 def with_marker(epochs, first, last, share, log2):
-    """Indices of the epochs that carry a marker: of a short curve all; else powers of two or eighths of the axis, each and a share of
-    the way to the next, and the last.
+    """Indices of the epochs that have a marker: all of a short curve; else the last, and powers of two or eighths.
 
-    The share differs between curves, so that those that coincide can be told apart.
+    share: by how much of the distance to the next marker these are shifted. It differs between curves, so that curves
+    which coincide are distinguishable.
     """
     if len(epochs) <= FEW:
         return list(range(len(epochs)))
@@ -245,28 +212,28 @@ def table_of(curves):
 
 
 def names_of(inputs, labels):
-    """A name for each input, all different. Raises ValueError."""
+    """A different name for each input. Raises DataError."""
     names = labels or short_names([place_of(path) for path in inputs])
     if len(names) != len(inputs):
-        raise ValueError(f"--labels: {len(names)} for {len(inputs)} inputs; give one for each, in their order")
+        raise DataError(f"--labels: {len(names)} for {len(inputs)} inputs; give one for each, in their order")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"--labels: two inputs would be called {twice}; give each a name of its own")
+        raise DataError(f"--labels: two inputs would be called {twice}; give each a name of its own")
     return names
 
 
-def main():
-    parser = Command("analysis.exponential_2_n_training", __doc__.splitlines()[0])
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.exponential_2_n_training")
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="log.txt, folder of a run, TensorBoard's events or CSV; one for each run",
+        help="log.txt, run folder, TensorBoard's events or CSV; one for each run",
     )
     parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="names of the runs; without, those of their folders"
+        "--labels", nargs="+", metavar="NAME", help="names of the runs (default: those of their folders)"
     )
-    parser.add_argument("--log2", action="store_true", help="epochs on a logarithmic axis, ticks at the powers of two")
+    parser.add_argument("--log2", action="store_true", help="logarithmic epoch axis, with ticks at powers of two")
     parser.add_argument(
         "--mark",
         nargs="*",
@@ -275,23 +242,22 @@ def main():
         metavar="EPOCH",
         help="epochs to mark with a line; none without a number",
     )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="figure to write, .png or .svg; both are written"
-    )
+    add_picture_flag(parser)
     parser.add_argument("--table", metavar="CSV", help="also write run, epoch, loss, lr here")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         names, read = names_of(args.inputs, args.labels), [read_curve(path) for path in args.inputs]
         curves = dict(zip(names, (curve for curve, _ in read)))
         write_figure(draw_curves(curves, args.log2, args.mark), args.output)
         if args.table:
             write_table(table_of(curves), args.table, "--table")
-    except ValueError as error:
+    except DataError as error:
         parser.error(str(error))
     for path, (_, skipped) in zip(args.inputs, read):
         if skipped:
             print(
-                f"{parser.prog}: warning: {path}: {skipped} of its entries have no epoch or no finite loss; they are left out",
+                f"{parser.prog}: warning: {path}: {skipped} of its entries have no epoch or no finite loss; they are "
+                "left out",
                 file=sys.stderr,
             )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""How the charts of this folder look, and how they are written: PNG and SVG, in colours that colour-blind people can tell apart.
+"""The style of the charts of this folder, and how they are written: PNG and SVG, colours for colour-blind readers.
 
-Pictures of radar images have a style of their own, `sarwmix.quicklook`.
+Figures of radar images have a style of their own, `sarwmix.quicklook`.
 """
 
 from functools import partial
@@ -12,31 +12,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from analysis.programs import writing
 from common.files import put_in_place
 
-# Okabe and Ito's colours. Lines also differ in marker or dashes, so that they can be told apart in grey.
-GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = (
-    "#999999",
-    "#E69F00",
-    "#0072B2",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-)
+# Colours of Okabe and Ito. Lines also differ in marker or dashes, so that they differ in greyscale.
+GREY, ORANGE, BLUE, GREEN = "#999999", "#E69F00", "#0072B2", "#009E73"
+VERMILION, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def new_chart(width, height):
-    """An empty figure of this size in inches."""
+    """An empty figure; width and height in inches."""
     figure = Figure((width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def entitle(figure, title, note=""):
-    """A title on the left, with a grey note under it. Returns the figure."""
+    """Add a title on the left, with a grey note below it. Returns the figure."""
     figure.suptitle(f"{title}\n" if note else title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     if note:
         below = figure.transFigure + ScaledTranslation(0, -22 / 72, figure.dpi_scale_trans)
@@ -45,18 +39,35 @@ def entitle(figure, title, note=""):
 
 
 def bare(axis):
-    """Without the lines on top and on the right, with a light grid."""
+    """Remove the upper and the right spine, and add a light grid. Returns the axis."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.7)
     axis.set_axisbelow(True)
     return axis
 
 
-def dot_plot(labels, groups, metrics, title="", note=""):
-    """A panel for each metric, a row for each group of runs: a dot for each run, a bar at the mean of several. Returns a Figure.
+def mark_epochs(axes, marks):
+    """Draw a vertical line at each of these epochs in all axes, named above the first of them."""
+    for mark in marks:
+        for axis in axes:
+            axis.axvline(mark, color="0.4", lw=1, ls=":", zorder=1)
+        axes[0].annotate(
+            f"epoch {mark}",
+            (mark, 1),
+            (0, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color="0.3",
+        )
 
-    labels: of the groups, from the top. groups: a DataFrame each, a row for each run, the metrics in its columns, NaN where a run
-    has none; a mean stands only where all have it.
+
+def dot_plot(labels, groups, metrics, title="", note=""):
+    """A panel for each metric with a row for each group of runs: dots are runs, a bar is their mean. Returns a Figure.
+
+    labels: of the groups, from the top. groups: a DataFrame each, with a row for each run and a column for each metric,
+    NaN where undefined; the mean is drawn only if all runs have the metric.
     """
     lines = max(label.count("\n") + 1 for label in labels)
     figure = new_chart(10, 1.2 + (0.5 if title else 0) + len(groups) * max(0.4, 0.19 * lines))
@@ -70,15 +81,8 @@ def dot_plot(labels, groups, metrics, title="", note=""):
                 rows[metric], [place] * len(rows), "o", ms=6, mfc="none", mec=BLUE, mew=1.3, label="a run"
             )
             if len(rows) > 1:
-                (mean,) = axis.plot(
-                    rows[metric].mean(skipna=False),
-                    place,
-                    "|",
-                    ms=17,
-                    mew=2.2,
-                    color=VERMILION,
-                    label="mean over seeds",
-                )
+                mean = rows[metric].mean(skipna=False)
+                (bar,) = axis.plot(mean, place, "|", ms=17, mew=2.2, color=VERMILION, label="mean over seeds")
         axis.set_xlabel(metric)
         axis.margins(x=0.12)
         axis.locator_params(axis="x", nbins=4)
@@ -86,7 +90,7 @@ def dot_plot(labels, groups, metrics, title="", note=""):
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     if any(len(rows) > 1 for rows in groups):
         figure.legend(
-            handles=[dots, mean],
+            handles=[dots, bar],
             loc="outside lower right" if title else "outside upper right",
             ncols=2,
             frameon=False,
@@ -97,21 +101,15 @@ def dot_plot(labels, groups, metrics, title="", note=""):
 
 
 def write_figure(figure, path, flag="--output"):
-    """Write a figure as PNG and SVG, whichever of the two `path` names; returns both paths, each in place only when it is whole.
+    """Write a figure as PNG and SVG, atomically, whichever of the two `path` names. Returns both paths.
 
-    Text stays text in the SVG, so that it can be searched and edited. Raises ValueError, naming the flag, if it cannot be written.
+    Text stays text in the SVG, so that it can be searched and edited. Raises DataError, naming the flag, if a file
+    cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"{flag} {path}: its name must end in .png or .svg; both are written")
-    written = [path.with_suffix(kind) for kind in (".png", ".svg")]
+    written = [Path(path).with_suffix(kind) for kind in (".png", ".svg")]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sarwmix"}):
         for target in written:
             options = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
-            try:
+            with writing(target, flag):
                 put_in_place(target, partial(figure.savefig, format=target.suffix[1:], **options))
-            except OSError as error:
-                raise ValueError(
-                    f"{flag} {target}: {error.strerror}; name a file in a folder that can be written"
-                ) from None
     return written

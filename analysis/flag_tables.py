@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The flags of both main programs as tables, made from their parsers, for docs/FLAGS.md.
+"""Write the flags of both main programs as tables, from their parsers, for docs/FLAGS.md.
 
 python -m analysis.flag_tables --output docs/FLAGS.md
 """
 
-import argparse
 import re
 
 import main_finetune
 import main_pretrain
-from util.checkpoint import write_atomically
+from analysis.programs import write_text
+from common.command_line import Parser, Range
+from common.errors import DataError
 
 PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
 HEAD = """<!-- SPDX-License-Identifier: MIT -->
@@ -22,29 +23,30 @@ reproduce the released code. The programs that prepare data, `python -m sarwmix.
 """
 COLUMNS = ("flag", "values", "default", "meaning")
 KINDS = {int: "integer", float: "number"}
-SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")  # where a help text names the default itself
+SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")  # a default in the help text
 
 
 def groups_of(parser):
-    """(title, remark or "", actions) of every group of a parser that has flags, without --help."""
-    for group in parser._action_groups:  # argparse has no other way to ask
+    """Yields (title, remark or "", actions without --help) of every group of a parser that has flags."""
+    for group in parser._action_groups:  # argparse has no public access
         actions = [action for action in group._group_actions if "--help" not in action.option_strings]
         if actions:
             yield group.title, group.description or "", actions
 
 
 def values_of(action):
-    """What follows a flag: its choices, or a name and a kind of value, the name as often as it is to be given."""
+    """What follows a flag: its choices, or the name and the kind of its value."""
     if action.choices:
         return ", ".join(f"`{choice}`" for choice in action.choices)
-    kind = KINDS.get(action.type, "")
+    limits = action.type if isinstance(action.type, Range) else ""
+    kind = f"{KINDS.get(limits.kind if limits else action.type, '')} {limits}".strip()
     names = action.metavar or ("" if kind else action.dest.upper())
     names = " ".join(names) if isinstance(names, tuple) else f"{names} …" if action.nargs in ("*", "+") else names
     return ", ".join(filter(None, (names, kind)))
 
 
 def row_of(action):
-    """A row of COLUMNS for an action."""
+    """The row of a flag: the cells of COLUMNS."""
     flag = f"`{', '.join(action.option_strings)}`"
     if action.const is False:
         return flag, "switch", "off", f"the opposite of `--{action.dest}`"
@@ -57,13 +59,13 @@ def row_of(action):
 
 
 def table(rows):
-    """A pipe table without padding, so that a row changes only with its flag."""
+    """A pipe table without padding, so that a change of a flag changes only its row."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def section(name, parser):
-    """Markdown: the flags of a program, a table for each group."""
+    """The flags of a program as Markdown, with a table for each group."""
     parts = [f"## {name}\n{parser.description}\n"]
     for title, remark, actions in groups_of(parser):
         remark = f"{remark[0].upper()}{remark[1:]}.\n\n" if remark else ""
@@ -72,20 +74,18 @@ def section(name, parser):
 
 
 def page():
-    """The whole of docs/FLAGS.md."""
+    """The content of docs/FLAGS.md."""
     return "\n".join((HEAD, *(section(name, module.build_parser()) for name, module in PROGRAMS.items())))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.flag_tables")
     parser.add_argument("--output", required=True, metavar="FILE", help="Markdown file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
-        write_atomically(args.output, lambda file: file.write(page().encode()))
-    except OSError as error:
-        parser.exit(
-            2, f"flag_tables: error: --output {args.output}: {error.strerror}; name a file that can be written\n"
-        )
+        write_text(page(), args.output)
+    except DataError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

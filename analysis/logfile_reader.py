@@ -3,8 +3,8 @@
 
     python -m analysis.logfile_reader logs output --output table.csv
 
-Reads console logs of these programs and of the released code, run folders, and tables; see analysis/results.py. What the
-table does not know can be written into the CSV by hand, which this and the programs that draw read in place of the logs.
+Reads console logs of these programs and of the released code, run folders, and tables; see analysis/runs.py. Facts that
+the logs lack can be added to the CSV by hand. This program and those that draw accept the CSV in place of the logs.
 """
 
 import math
@@ -13,21 +13,16 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from analysis.console_log import FLOOD, MULTILABEL
-from analysis.results import account, add_name_flags, log_parser, percent, results_of, write_table
+from analysis import runs
+from analysis.programs import account, add_name_flags, log_parser, percent, results_of, write_table
+from analysis.runs import FLOOD, METRICS, MULTILABEL
 from common.errors import DataError
 
 TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (FLOOD, "Floods"))
 
 
-def short_names(results):
-    """The sources, without the folder that all of them lie in."""
-    folder = commonpath([Path(result.source).absolute().parent for result in results])
-    return [relpath(Path(result.source).absolute(), folder) for result in results]
-
-
 def best_first(results, task, sort_by):
-    """The results of a task in order; those without a value last. sort_by: a metric of it, or its first."""
+    """The results of a task, best first, missing values last. sort_by: a metric; if not of the task, its first."""
     name = sort_by if sort_by in task else next(iter(task))
 
     def key(result):
@@ -38,10 +33,12 @@ def best_first(results, task, sort_by):
 
 
 def table_of(results, task):
-    """A pipe table of results of one task."""
+    """A pipe table of results of one task. Sources are named from the folder that contains all of them."""
+    paths = [Path(result.source).absolute() for result in results]
+    folder = commonpath([path.parent for path in paths])
     rows = [
         (
-            name,
+            relpath(path, folder),
             result.start,
             result.pretraining_epochs,
             None if result.share is None else percent(result.share),
@@ -50,7 +47,7 @@ def table_of(results, task):
             result.split,
             *(None if result.metrics.get(metric) is None else f"{result.metrics[metric]:.4f}" for metric in task),
         )
-        for name, result in zip(short_names(results), results)
+        for path, result in zip(paths, results)
     ]
     return tabulate(
         rows,
@@ -62,13 +59,13 @@ def table_of(results, task):
 
 
 def main(argv=None):
-    parser = log_parser("analysis.logfile_reader", __doc__.splitlines()[0])
+    parser = log_parser("logfile_reader", __doc__.splitlines()[0])
     add_name_flags(parser)
     parser.add_argument(
         "--sort_by",
-        choices=(*MULTILABEL, *FLOOD),
+        choices=METRICS,
         metavar="METRIC",
-        help=f"one of {', '.join((*MULTILABEL, *FLOOD))} (default: ap_macro; floods: accuracy)",
+        help=f"one of {', '.join(METRICS)} (default: ap_macro; floods: accuracy)",
     )
     parser.add_argument(
         "--output", metavar="CSV", help="also write the results here, those of both tasks into one table"
@@ -78,7 +75,7 @@ def main(argv=None):
         results, skipped = results_of(args)
         parts = [(title, task, best_first(results, task, args.sort_by)) for task, title in TITLES]
         if args.output:
-            write_table(args.output, [result for _, _, part in parts for result in part])
+            write_table(runs.table_of([result for _, _, part in parts for result in part]), args.output)
     except DataError as error:
         parser.error(str(error))
     for title, task, part in parts:

@@ -1,52 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""How long trainings took, by their console logs.
+"""Tabulate how long trainings took, from their console logs.
 
     python -m analysis.logfile_time_process logs --gpus 8 --output times.csv
 
-A log that was continued has several parts, each begun by its flags. A finished part says its "Training time"; of another
-it is the time from its first clock to its last, whatever pauses were between the parts.
+A log of a continued training has several parts, each of which begins with its flags. The duration of a part is its
+"Training time" or, if it did not finish, the time from its first clock to its last. Pauses between parts do not count.
 """
 
 import re
 
+import pandas as pd
 from tabulate import tabulate
 
-from analysis.console_log import (
-    EPOCH,
-    JSON_FLAGS,
-    NAMESPACE,
-    TRAINING_TIME,
-    NoResult,
-    NotALog,
-    is_training_log,
-    lines_of,
-    read_text,
-)
-from analysis.results import find_logs, log_parser, write_rows
+from analysis import runs
+from analysis.programs import log_parser, write_table
+from common.command_line import positive_int
 from common.errors import DataError, data_error
 
 HOUR, DAY = 3600, 86400
-# What a program logs before anything else: ours, and those made after MAE.
-BEGINNING = re.compile("|".join((JSON_FLAGS.pattern, NAMESPACE.pattern, "job dir: ", r"\| distributed init")))
+# The first lines of a training: of our programs, and of those derived from MAE.
+BEGINNING = re.compile("|".join((runs.JSON_FLAGS.pattern, runs.NAMESPACE.pattern, "job dir: ", r"\| distributed init")))
 
 
 def parts_of(lines):
-    """The lines of each training in a log: a beginning after an epoch, or after the end, starts another."""
+    """The lines of each part of a log. A beginning after an epoch or after a "Training time" starts another part."""
     parts, trained = [[]], False
     for line in lines:
         if trained and BEGINNING.search(line[1]):
             parts.append([])
             trained = False
-        trained = trained or bool(EPOCH.search(line[1]) or TRAINING_TIME.search(line[1]))
+        trained = trained or bool(runs.EPOCH.search(line[1]) or runs.TRAINING_TIME.search(line[1]))
         parts[-1].append(line)
     return parts
 
 
 def elapsed(clocks):
-    """Seconds between the first and the last of some times of day (seconds since midnight) that follow each other.
+    """Seconds from the first to the last of successive times of day (seconds since midnight).
 
-    Back by more than an hour is the next day; less is another rank's line, or the clock put back in autumn. So a gap of more
-    than 23 hours cannot be told from a shorter one.
+    A step back by more than an hour is the next day; a smaller one is another rank's line, or the end of summer time.
+    A gap of more than 23 hours is therefore underestimated.
     """
     now = latest = 0.0
     for before, clock in zip(clocks, clocks[1:]):
@@ -56,10 +48,10 @@ def elapsed(clocks):
 
 
 def training_time(lines):
-    """(seconds, how that is known) of the lines of a log. Raises NoResult if it does not say."""
+    """(seconds, how they were determined) of the lines of a log. Raises NoResult if there is no time in it."""
     total, said, by_clock = 0.0, 0, 0
     for part in parts_of(lines):
-        times = [match.groups("0") for _, text in part if (match := TRAINING_TIME.search(text))]
+        times = [match.groups("0") for _, text in part if (match := runs.TRAINING_TIME.search(text))]
         clocks = [seconds for seconds, _ in part if seconds is not None]
         if times:
             total += sum(
@@ -75,26 +67,26 @@ def training_time(lines):
         (by_clock, "first to last clock" if by_clock == 1 else f"sum of {by_clock} parts, first to last clock"),
     ]
     if not (said or by_clock):
-        raise NoResult("neither a Training time nor clocks")
+        raise runs.NoResult("neither a Training time nor clocks")
     return total, " + ".join(way for count, way in ways if count)
 
 
 def read_times(paths, pattern):
-    """([(path, seconds, how that is known)], [(path, reason)] of logs that do not say). Raises DataError.
+    """([(path, seconds, how they were determined)], [(path, reason)] of logs without a time). Raises DataError.
 
-    Run folders keep no console log; of folders that are searched, files that are no logs are passed over.
+    Run folders contain no console log. In searched folders, files that are no logs are ignored.
     """
     times, without = [], []
-    for path, named in find_logs(paths, pattern):
+    for path, named in runs.find_inputs(paths, pattern):
         try:
             if path.is_dir():
-                raise NotALog("a run folder, which keeps no clock; name its console log")
-            lines = lines_of(read_text(path))
-            if not is_training_log(lines):
-                raise NotALog("nothing in it is of a training's console log")
+                raise runs.NotALog("a run folder, which keeps no clock; name its console log")
+            lines = runs.lines_of(runs.read_text(path))
+            if not runs.is_training_log(lines):
+                raise runs.NotALog("nothing in it is of a training's console log")
             times.append((str(path), *training_time(lines)))
-        except NoResult as error:
-            if named or not isinstance(error, NotALog):
+        except runs.NoResult as error:
+            if named or not isinstance(error, runs.NotALog):
                 without.append((str(path), str(error)))
     return times, without
 
@@ -106,13 +98,11 @@ def shown(seconds):
 
 
 def main(argv=None):
-    parser = log_parser("analysis.logfile_time_process", __doc__.splitlines()[0])
-    parser.add_argument("--gpus", type=int, metavar="N", help="also state GPU-hours, of trainings on this many GPUs")
+    parser = log_parser("logfile_time_process", __doc__.splitlines()[0])
+    parser.add_argument("--gpus", type=positive_int, metavar="N", help="also print GPU-hours, for this number of GPUs")
     parser.add_argument("--output", metavar="CSV", help="also write the table here")
     args = parser.parse_args(argv)
     try:
-        if args.gpus is not None and args.gpus < 1:
-            raise DataError(f"--gpus {args.gpus}: must be at least 1; leave it out for trainings without a GPU")
         times, without = read_times(args.logs, args.pattern)
         if not times:
             found = [f"{path} ({reason})" for path, reason in without]
@@ -126,20 +116,12 @@ def main(argv=None):
             for path, seconds, way in times
         ]
         if args.output:
-            write_rows(
-                args.output, ["seconds", *header], [[round(seconds), *row] for (_, seconds, _), row in zip(times, rows)]
-            )
+            table = [[round(seconds), *row] for (_, seconds, _), row in zip(times, rows)]
+            write_table(pd.DataFrame(table, columns=["seconds", *header]), args.output)
     except DataError as error:
         parser.error(str(error))
-    print(
-        tabulate(
-            rows,
-            header,
-            tablefmt="pipe",
-            disable_numparse=True,
-            colalign=["left", *["right"] * (len(header) - 2), "left"],
-        )
-    )
+    align = ["left", *["right"] * (len(header) - 2), "left"]
+    print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=align))
     total = sum(seconds for _, seconds, _ in times)
     print(
         f"\nTotal of {len(times)} logs: {shown(total)}, {total / HOUR:.2f} hours"

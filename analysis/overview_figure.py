@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Draw the overview of the method: two simulated scenes through mixing, encoder, decoder and weighted loss.
+"""Draw the overview of the method: mixing, encoder, decoder and weighted loss on two simulated scenes.
 
     python -m analysis.overview_figure --checkpoint output/pretrain_simulated/checkpoint.pth --output overview.png
 
-The reconstructions are those of the checkpoint.
+The predictions are those of the checkpoint.
 """
 
 import numpy as np
@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from analysis.figures import GREEN, VERMILION, write_figure
+from analysis.programs import add_picture_flag
 from batch_preparation import BatchPreparation
-from common.errors import UsageError
+from common.command_line import Parser
+from common.errors import InputError, UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.command import Command
 from sarwmix.quicklook import grey
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
@@ -28,12 +29,12 @@ from util.checkpoint_input import LoadedCheckpoint
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
 COLOURS = (VERMILION, GREEN)  # of the two images
 MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]).view(1, 16, 1).float()
-PIXELS = 128  # side of an image
+PIXELS = 128  # height and width of an image
 WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55  # inches
 
 
 class Canvas:
-    """A figure addressed in inches from its lower left corner."""
+    """A figure whose coordinates are inches from its lower left corner."""
 
     def __init__(self):
         self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=130, facecolor="white")
@@ -43,7 +44,7 @@ class Canvas:
         self.axis.axis("off")
 
     def image(self, x, y, pixels, title, colour="black", owner=None, **options):
-        """An image with its lower left corner at (x, y); owner (4, 4): whose cells to frame in which colour."""
+        """Draw an image with its lower left corner at (x, y). owner: (4, 4), which image each cell comes from."""
         self.axis.imshow(pixels, extent=(x, x + SIDE, y, y + SIDE), interpolation="nearest", zorder=2, **options)
         self.axis.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=colour, linewidth=2, zorder=4))
         if owner is not None:
@@ -85,7 +86,10 @@ class Canvas:
 
 
 def draw_overview(images, result):
-    """images: (2, 2, 128, 128) dB, order VH, VV; result: of `engine_pretrain.reconstruct` under MASK. Returns a Figure."""
+    """The overview as a Figure.
+
+    images: (2, 2, 128, 128) dB, order VH, VV. result: of `engine_pretrain.reconstruct` with MASK.
+    """
     canvas, owner = Canvas(), MASK.view(4, 4).int().numpy()
     high, low, middle = 2.85, 0.45, 1.65
     cells = MASK.view(4, 4).bool().repeat_interleave(32, 0).repeat_interleave(32, 1)
@@ -136,9 +140,9 @@ def draw_overview(images, result):
 
 
 def load_model(path):
-    """(model, preparation) of a pretraining checkpoint, with the statistics of BigEarthNet v2 if it states none.
+    """(model, preparation) of a pretraining checkpoint. Raises UsageError.
 
-    Raises UsageError.
+    A checkpoint that does not state its input gets the statistics of BigEarthNet v2.
     """
     checkpoint = LoadedCheckpoint.load(path, size_of)
     stated = {
@@ -151,31 +155,25 @@ def load_model(path):
     }
     if stated["model"] not in SIZES or stated["input_size"] != PIXELS:
         raise UsageError(
-            f"{path}: is a {stated['model']} of input size {stated['input_size']}; name a pretrained one of ours, of "
-            f"{PIXELS}"
+            f"{path}: is a {stated['model']} of input size {stated['input_size']}; name a model pretrained with "
+            f"main_pretrain.py and input size {PIXELS}"
         )
     model = SIZES[stated["model"]](norm_pix_loss=stated["norm_pix_loss"])
     initialise(model, checkpoint.state, path)
     return model, BatchPreparation(PIXELS, stated["mean"], stated["std"])
 
 
-def main():
-    parser = Command("analysis.overview_figure", __doc__.splitlines()[0])
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.overview_figure")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
-    )
-    args = parser.parse_args()
+    add_picture_flag(parser)
+    args = parser.parse_args(argv)
     try:
         model, prepare = load_model(args.checkpoint)
-        images = torch.stack(
-            [
-                torch.from_numpy(simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0])
-                for seed, landscape in SCENES
-            ]
-        )
+        scenes = [simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0] for seed, landscape in SCENES]
+        images = torch.from_numpy(np.stack(scenes))
         write_figure(draw_overview(images, reconstruct(model, prepare, images, MASK)), args.output)
-    except ValueError as error:
+    except InputError as error:
         parser.error(str(error))
 
 

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Quick check of pretrained encoders: how well do their frozen features tell the labels?
+"""Evaluate pretrained encoders quickly: kNN and logistic regression on their frozen features.
 
     python -m analysis.probe --train train.npz --test test.npz --output probe.json
     python -m analysis.probe --embeddings a.npz b.npz --held_out 0.3 --seed 0      # two encoders, split by groups
 
-The files are what `main_finetune.py --embed` writes. Nothing is tuned on the test samples, and neither a sample nor,
-unless it is asked for, a group (an acquisition, a flood folder) is both trained and tested on.
+The files are those of `main_finetune.py --embed`. Nothing is tuned on the test samples. No sample is in both training
+and test set, and no group (an acquisition, a flood folder) is, unless --allow_shared_groups is given.
 """
 
-import argparse
-import json
-import math
 import sys
 import warnings
 import zipfile
@@ -26,15 +23,17 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
+from analysis.runs import FLOOD, MULTILABEL
+from common.command_line import Parser, Range, positive, positive_int
 from common.errors import DataError, data_error
-from util.checkpoint import write_atomically
+from common.files import write_json
 from util.metrics import flood_metrics, multilabel_metrics
 
-FLOOD_CLASSES = ["no flood", "flood"]  # one of two, evaluated as such; all other classes are labels that go together
-TEMPERATURE = 0.07  # of the votes; Wu et al. 2018
-# Tried on synthetic features (512 of power-law spectrum, 200 to 5000 training samples, frequent and rare labels): AP is
-# best at C = 0.01 to 0.1 and falls towards scikit-learn's 1, which overfits; F1 falls below 0.1, where the penalty keeps
-# rare labels under the threshold.
+FLOOD_CLASSES = ["no flood", "flood"]  # exclusive classes; all others are independent labels
+TEMPERATURE = 0.07  # of the kNN votes; Wu et al. 2018
+# Measured on synthetic features (512, power-law spectrum; 200 to 5000 training samples; frequent and rare labels): AP
+# is best at C = 0.01 to 0.1 and lower at scikit-learn's default 1, which overfits. F1 is lower below 0.1, where the
+# penalty keeps the probabilities of rare labels below the threshold.
 PENALTY = 0.1
 MAX_ITER = 2000
 HELD_OUT = 0.3
@@ -57,7 +56,7 @@ class Embeddings(NamedTuple):
 
     path: str
     ids: np.ndarray  # (N,) str
-    groups: np.ndarray  # (N,) str: what lies side by side
+    groups: np.ndarray  # (N,) str, the acquisition or folder
     labels: np.ndarray  # (N, K) uint8, 0 or 1
     features: np.ndarray  # (N, C) float32
     classes: list  # K names
@@ -69,7 +68,7 @@ class Embeddings(NamedTuple):
 
 
 def read_embeddings(path):
-    """Embeddings of a .npz or .parquet file. Raises DataError for anything else, and for features that are not finite."""
+    """The Embeddings in a .npz or .parquet file. Raises DataError for other files and features that are not finite."""
     try:
         data = Embeddings(str(path), *(_read_parquet if Path(path).suffix == ".parquet" else _read_npz)(path))
     except FileNotFoundError:
@@ -127,9 +126,9 @@ def _read_parquet(path):
 
 
 def hold_out(data, share, seed):
-    """(train, test) of one file; test: a share, in (0, 1), of its groups, drawn by seed.
+    """Split the Embeddings of one file by groups: (train, test), test with a share of the groups, drawn by seed.
 
-    Raises DataError if a side would be empty.
+    Raises DataError if one of them would be empty.
     """
     count = len(set(data.groups.tolist()))
     if count < 2:
@@ -147,7 +146,7 @@ def hold_out(data, share, seed):
 
 
 def refuse_leaks(train, test, allow_shared_groups=False):
-    """DataError unless both are of one encoder and dataset, and no sample (nor group, unless allowed) is on both sides."""
+    """DataError unless both are of one encoder and dataset, without common samples (or groups, if not allowed)."""
     if train.features.shape[1] != test.features.shape[1]:
         raise DataError(
             f"{test.path}: {test.features.shape[1]} features a sample, but {train.features.shape[1]} in "
@@ -167,9 +166,9 @@ def refuse_leaks(train, test, allow_shared_groups=False):
         raise data_error(
             f"{test.path}: {len(shared)} groups are in {train.path} too",
             shared,
-            "patches of one acquisition lie side by side, and tell each other's labels: hold out whole groups "
-            "(--embeddings), or add --allow_shared_groups for splits that are separated on the ground instead, "
-            "as the official ones of BigEarthNet v2 are",
+            "neighbouring patches of one acquisition have similar labels: hold out whole groups (--embeddings), or add "
+            "--allow_shared_groups for splits that are separated on the ground instead, as the official ones of "
+            "BigEarthNet v2 are",
         )
 
 
@@ -178,7 +177,7 @@ def shared_groups(train, test):
 
 
 def refuse_unlike_tests(pairs):
-    """DataError unless all (train, test) pairs are tested on the same samples with the same classes."""
+    """Raises DataError unless all (train, test) pairs are tested on the same samples with the same classes."""
     first = pairs[0][1]
     for _, test in pairs[1:]:
         if test.classes != first.classes or not np.array_equal(np.sort(test.ids), np.sort(first.ids)):
@@ -188,11 +187,14 @@ def refuse_unlike_tests(pairs):
             )
 
 
-# ---- Methods: features (N, C) and labels (N, K) of the training samples, features (M, C) → probabilities (M, K) float64
+# ---- Methods -------------------------------------------------------------------------------------
+
+# From features (N, C) and labels (N, K) of the training samples, and features (M, C) of the queries, to probabilities
+# (M, K), float64.
 
 
 def knn_probabilities(features, labels, queries, neighbours):
-    """The votes of the nearest training samples, by cosine similarity s:  p_k = Σ exp(s/0.07)·label_k / Σ exp(s/0.07).
+    """The vote of the nearest training samples by cosine similarity s: p_k = Σ exp(s/0.07)·label_k / Σ exp(s/0.07).
 
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018,
     arXiv 1805.01978.
@@ -201,13 +203,14 @@ def knn_probabilities(features, labels, queries, neighbours):
     distances, nearest = search.kneighbors(queries)  # (M, neighbours); s = 1 - distance
     votes = np.exp((1 - distances.astype(np.float64)) / TEMPERATURE)
     shares = np.einsum("mn,mnk->mk", votes / votes.sum(1, keepdims=True), labels[nearest])
-    return shares.clip(0, 1)  # a sum of shares may round to above 1
+    return shares.clip(0, 1)  # rounding may exceed 1
 
 
 def linear_probabilities(features, labels, queries, penalty):
     """A logistic regression for each label on standardised features. Returns (probabilities, {k: warning of its fit}).
 
-    penalty: C, the inverse of the strength of the L2 penalty. A label with one value in training has it as probability.
+    penalty: C, the inverse strength of the L2 penalty. The probability of a label that is constant in training is its
+    value.
     """
     scaler = StandardScaler().fit(features.astype(np.float64))
     features, queries = (scaler.transform(part.astype(np.float64)) for part in (features, queries))
@@ -226,7 +229,7 @@ def linear_probabilities(features, labels, queries, penalty):
 
 
 def probe(train, test, method, neighbours, penalty):
-    """Metrics of one method on the test samples, with "undefined" (multi-label) as names; {k: warning}. Raises DataError."""
+    """(metrics of one method on the test samples, {k: warning}). "undefined" has names of classes. Raises DataError."""
     if method == "knn":
         probabilities, complaints = knn_probabilities(train.features, train.labels, test.features, neighbours), {}
     else:
@@ -245,42 +248,26 @@ def probe(train, test, method, neighbours, penalty):
 
 
 def check_flags(args):
-    """DataError naming a flag whose value, or company, cannot be meant. Fills --held_out."""
-
-    def need(ok, message):
-        if not ok:
-            raise DataError(message)
-
-    need(
-        args.embeddings or (args.train and args.test), "--train with --test, or --embeddings alone, must name the files"
-    )
-    need(
-        not (args.embeddings and (args.train or args.test)),
-        "--embeddings contradicts --train and --test: it is both; use one or the other",
-    )
-    need(
-        args.embeddings or len(args.train) == len(args.test),
-        f"--train names {len(args.train or [])} files, but --test {len(args.test or [])}: name one of each for each encoder, "
-        "in one order",
-    )
-    need(
-        not (args.embeddings and args.allow_shared_groups),
-        "--allow_shared_groups: --embeddings holds out whole groups; leave the flag out",
-    )
-    need(
-        args.embeddings or args.held_out is None, "--held_out: --test says already what to test on; leave the flag out"
-    )
-    args.held_out = HELD_OUT if args.held_out is None else args.held_out
-    need(0 < args.held_out < 1, f"--held_out {args.held_out:g}: a share between 0 and 1 is needed")
-    need(0 <= args.seed < 2**32, f"--seed {args.seed}: must be between 0 and 2**32 - 1")
-    need(args.neighbours > 0, f"--neighbours {args.neighbours}: must be at least 1")
-    need(0 < args.C < math.inf, f"--C {args.C:g}: must be above 0, and finite")
+    """Raises DataError for flags that contradict each other."""
+    trained, tested = len(args.train or []), len(args.test or [])
+    if not (args.embeddings or (trained and tested)):
+        raise DataError("--train with --test, or --embeddings alone, must name the files")
+    if args.embeddings and (trained or tested):
+        raise DataError("--embeddings contradicts --train and --test: it is both; use one or the other")
+    if trained != tested:
+        raise DataError(
+            f"--train names {trained} files, but --test {tested}: name one of each for each encoder, in one order"
+        )
+    if args.embeddings and args.allow_shared_groups:
+        raise DataError("--allow_shared_groups: --embeddings holds out whole groups; leave the flag out")
+    if not args.embeddings and args.held_out is not None:
+        raise DataError("--held_out: --test says already what to test on; leave the flag out")
 
 
-def read_pairs(args):
-    """The (train, test) Embeddings of each encoder, checked. Raises DataError."""
+def read_pairs(args, held_out):
+    """The (train, test) Embeddings of each encoder. Raises DataError if they cannot be used or compared."""
     if args.embeddings:
-        pairs = [hold_out(read_embeddings(path), args.held_out, args.seed) for path in args.embeddings]
+        pairs = [hold_out(read_embeddings(path), held_out, args.seed) for path in args.embeddings]
     else:
         pairs = [(read_embeddings(train), read_embeddings(test)) for train, test in zip(args.train, args.test)]
     for train, test in pairs:
@@ -294,7 +281,7 @@ def read_pairs(args):
 
 
 def describe(train, test):
-    """What a row of figures was measured on, for JSON."""
+    """What the metrics were measured on, for JSON."""
     share = train.labels.mean(0)
     return {
         "encoder": train.path,
@@ -310,44 +297,36 @@ def describe(train, test):
     }
 
 
-def write_json(path, document):
-    """Raises DataError if the file cannot be written."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(json.dumps(document, indent=1, allow_nan=False).encode()))
-    except OSError as error:
-        raise DataError(f"--output {path}: {error.strerror}; the table above is complete, name another file") from None
-
-
-def print_table(results, columns):
+def print_table(results, classes):
+    labels = FLOOD if classes == FLOOD_CLASSES else MULTILABEL
     rows = [
         (
             result["encoder"],
             result["method"],
             *result["samples"].values(),
-            *("–" if result[name] is None else f"{result[name]:.4f}" for name in columns),
+            *("–" if result[name] is None else f"{result[name]:.4f}" for name in labels),
         )
         for result in results
     ]
-    print(
-        tabulate(
-            rows, ["encoder", "method", "train", "test", *columns.values()], tablefmt="pipe", disable_numparse=True
-        )
-    )
+    headers = ["encoder", "method", "train", "test", *labels.values()]
+    print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
 
 
-def parse_flags(parser):
+def build_parser():
+    parser = Parser(__doc__.splitlines()[0], "analysis.probe")
     group = parser.add_argument_group("data", "one file, or pair of files, for each encoder to compare")
     group.add_argument("--train", nargs="+", metavar="FILE", help="embeddings to train on, .npz or .parquet")
     group.add_argument("--test", nargs="+", metavar="FILE", help="embeddings to test on, in the order of --train")
     group.add_argument("--embeddings", nargs="+", metavar="FILE", help="embeddings to split by groups")
     group.add_argument(
         "--held_out",
-        type=float,
+        type=Range(float, above=0, below=1),
         metavar="SHARE",
         help=f"with --embeddings: share of the groups to test on (default: {HELD_OUT})",
     )
-    group.add_argument("--seed", type=int, default=0, help="with --embeddings: draws these groups (default: 0)")
+    group.add_argument(
+        "--seed", type=Range(int, at_least=0, below=2**32), default=0, help="with --embeddings: draws these groups"
+    )
     group.add_argument(
         "--allow_shared_groups",
         action="store_true",
@@ -359,24 +338,19 @@ def parse_flags(parser):
         "--method", nargs="+", choices=("knn", "linear"), default=["knn", "linear"], help="(default: both)"
     )
     group.add_argument(
-        "--neighbours", type=int, default=20, metavar="K", help="knn: training samples that vote (default: 20)"
+        "--neighbours", type=positive_int, default=20, metavar="K", help="knn: training samples that vote"
     )
     group.add_argument(
-        "--C",
-        type=float,
-        default=PENALTY,
-        help="linear: inverse strength of the L2 penalty, as in scikit-learn (default: %(default)s)",
+        "--C", type=positive, default=PENALTY, help="linear: inverse strength of the L2 penalty, as in scikit-learn"
     )
-    parser.add_argument(
-        "--output", metavar="JSON", help="file to write with all figures, sizes and settings (default: none)"
-    )
-    return parser.parse_args()
+    parser.add_argument("--output", metavar="JSON", help="file to write with all metrics, sizes and settings")
+    return parser
 
 
 def run(args):
     """Probe, print and write. Raises DataError."""
-    check_flags(args)
-    pairs, results = read_pairs(args), []
+    held_out = HELD_OUT if args.held_out is None else args.held_out
+    pairs, results = read_pairs(args, held_out), []
     for train, test in pairs:
         for method in dict.fromkeys(args.method):
             metrics, complaints = probe(train, test, method, args.neighbours, args.C)
@@ -388,29 +362,33 @@ def run(args):
                     file=sys.stderr,
                 )
     classes = pairs[0][1].classes
-    print_table(results, FLOOD_COLUMNS if classes == FLOOD_CLASSES else MULTILABEL_COLUMNS)
+    print_table(results, classes)
     if args.output:
-        split = {"held_out": args.held_out, "seed": args.seed} if args.embeddings else {"held_out": None, "seed": None}
-        write_json(
-            args.output,
-            {
-                **split,
-                "neighbours": args.neighbours,
-                "temperature": TEMPERATURE,
-                "C": args.C,
-                "classes": classes,
-                "results": results,
-            },
-        )
+        document = {
+            "held_out": held_out if args.embeddings else None,
+            "seed": args.seed if args.embeddings else None,
+            "neighbours": args.neighbours,
+            "temperature": TEMPERATURE,
+            "C": args.C,
+            "classes": classes,
+            "results": results,
+        }
+        try:
+            Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.output, document)
+        except OSError as error:
+            raise DataError(
+                f"--output {args.output}: {error.strerror}; the table above is complete, name another file"
+            ) from None
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="probe", description=__doc__.splitlines()[0])
-    args = parse_flags(parser)
+def main(argv=None):
+    parser = build_parser()
+    args = parser.parse_checked(argv, check_flags)
     try:
         run(args)
     except DataError as error:
-        parser.exit(2, f"probe: error: {error}\n")
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

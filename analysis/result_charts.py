@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the charts of finetuning results share: results gathered into series, panels for the metrics, axes in powers of two."""
+"""Charts of finetuning results: results gathered into series, panels for the metrics, axes in powers of two."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -7,14 +7,13 @@ from statistics import fmean
 from matplotlib.ticker import NullLocator
 from tabulate import tabulate
 
-from analysis.console_log import FLOOD
 from analysis.figures import bare, entitle, new_chart
+from analysis.runs import FLOOD, MAIN_METRICS
 from common.errors import DataError
 
-PANELS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")  # of many labels
 FLOOD_PANELS = ("accuracy", "f1")
-CLOSEST = 0.35  # octaves between labelled ticks
-LETTERS = 13  # of a legend in an inch
+CLOSEST = 0.35  # octaves between tick labels
+LETTERS = 13  # characters of a legend per inch
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,13 @@ class Spread:
 
 
 def spread(results, metric):
-    """The Spread of a metric over results, None if none of them has it."""
+    """The Spread of a metric over results; None if no result has it."""
     values = [result.metrics[metric] for result in results if result.metrics.get(metric) is not None]
     return Spread(fmean(values), min(values), max(values), len(values)) if values else None
 
 
 def gather(results, fact, descending=False):
-    """{value of a fact of Result: [results]}, in the order of the values; None last."""
+    """{value of an attribute of Result: [results]}, sorted by value, None last."""
     groups = {}
     for result in results:
         groups.setdefault(getattr(result, fact), []).append(result)
@@ -46,23 +45,24 @@ def gather(results, fact, descending=False):
 
 
 def metrics_to_draw(results):
-    """{metric: its name} of the panels. Raises DataError unless all results are of one task and of one split."""
+    """{metric: label} of the panels. Raises DataError unless all results are of one task and one split."""
     tasks = {"many labels" if result.task is not FLOOD else "floods": result for result in results}
     splits = {f"split {result.split}": result for result in results if result.split}
     for kinds in (tasks, splits):
         if len(kinds) > 1:
             raise DataError(
-                f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see --pattern"
+                f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see "
+                "--pattern"
             )
     task = results[0].task
-    names = [name for name in (FLOOD_PANELS if task is FLOOD else PANELS) if spread(results, name)]
+    names = [name for name in (FLOOD_PANELS if task is FLOOD else MAIN_METRICS) if spread(results, name)]
     if not names:
         raise DataError(f"{results[0].source}: has none of the metrics that are drawn; choose other logs")
     return {name: task[name] for name in names}
 
 
 def panel_grid(metrics):
-    """(Figure, {metric: axis}): a panel for each metric, named by it, two in a row."""
+    """(Figure, {metric: axis}) with a panel for each metric, two in a row. metrics: {metric: label}."""
     columns, rows = min(len(metrics), 2), (len(metrics) + 1) // 2
     figure = new_chart(5.2 * columns, 2.9 * rows + 1.1)
     axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
@@ -75,16 +75,15 @@ def panel_grid(metrics):
 
 
 def finish(figure, axes, x_label, title, note):
-    """Name the x axis under the lowest panels, and put a title on top and one legend below. Returns the figure."""
+    """Label the x axis of the lowest panels, and add a title and one legend for all panels. Returns the figure."""
     axes = list(axes.values())
     for axis in axes[-2:]:
         axis.set_xlabel(x_label)
         axis.tick_params(labelbottom=True)
     figure.align_ylabels(axes)
     legend = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
-    columns = int(LETTERS * figure.get_figwidth()) // (
-        max(map(len, legend)) + 8
-    )  # 8: about what a handle and a gap take
+    longest = max(map(len, legend)) + 8  # 8: about the width of a handle and a gap
+    columns = int(LETTERS * figure.get_figwidth()) // longest
     figure.legend(
         legend.values(),
         legend.keys(),
@@ -98,9 +97,9 @@ def finish(figure, axes, x_label, title, note):
 
 
 def draw_series(axis, metric, groups, **style):
-    """A line through the means of a metric, with whiskers from minimum to maximum where there are several runs.
+    """Draw a line through the means of a metric, with whiskers from minimum to maximum of several runs.
 
-    groups: {x: [results]}. style: of matplotlib's lines.
+    groups: {x: [results]}. style: keyword arguments of `Axes.plot`.
     """
     found = {x: value for x, results in groups.items() if (value := spread(results, metric))}
     if found:
@@ -122,7 +121,7 @@ def draw_series(axis, metric, groups, **style):
 
 
 def octaves(axis, values, show=str):
-    """Make the x axis logarithmic to base 2, with labelled ticks at these values, those left out that would touch another."""
+    """Make the x axis logarithmic to base 2, with ticks at these values except those whose labels would overlap."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(min(values) / 2**0.3, max(values) * 2**0.3)
     kept = []
@@ -134,25 +133,22 @@ def octaves(axis, values, show=str):
 
 
 def note_on(groups):
-    """What a point is. groups: the lists of results of the points and lines that are drawn."""
+    """The note that says what a point is. groups: the results of each point and line."""
     fewest, most = (choose(map(len, groups)) for choose in (min, max))
     if most == 1:
         return "one run each"
     return f"mean of {most if fewest == most else f'{fewest} to {most}'} runs, with their minimum and maximum"
 
 
-def table_of(rows, headers, metrics):
-    """A pipe table of what is drawn. rows: [(cells, results of a point)]; headers: of the cells; metrics: {metric: its name}."""
-    cells = [
-        (*first, len(results), *(str(spread(results, metric) or "–") for metric in metrics)) for first, results in rows
+def print_points(rows, headers, metrics):
+    """Print the points of a figure as a pipe table. rows: [(cells, results of a point)]. metrics: {metric: label}."""
+    table = [
+        (*cells, len(results), *(str(spread(results, name) or "–") for name in metrics)) for cells, results in rows
     ]
-    return tabulate(cells, [*headers, "runs", *metrics.values()], tablefmt="pipe", disable_numparse=True)
+    print(tabulate(table, [*headers, "runs", *metrics.values()], tablefmt="pipe", disable_numparse=True), end="\n\n")
 
 
 def left_out(results, reason):
-    """Lines to print about results that have no place in a chart."""
-    return (
-        [f"{len(results)} results are not drawn: {reason}", *(f"- {result.source}" for result in results)]
-        if results
-        else []
-    )
+    """Lines to print about results that are not drawn."""
+    names = [f"- {result.source}" for result in results]
+    return [f"{len(results)} results are not drawn: {reason}", *names] if results else []

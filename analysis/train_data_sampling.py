@@ -1,30 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Draw what finetuning comes to against the share of the training labels, pretrained beside random initialisation.
+"""Draw finetuning results against the share of the training labels, pretrained beside random initialisation.
 
     python -m analysis.train_data_sampling logs output/finetune_* --published --output shares.png
     python -m analysis.train_data_sampling --published --output shares.png
 
-Where logs do not say the share, --share_from takes it from their names; or complete the CSV table of
-analysis.logfile_reader by hand, and give that instead of the logs.
+If logs do not state the share, --share_from takes it from their names; or complete the CSV table of
+analysis.logfile_reader by hand, and pass it in place of the logs.
 """
 
+from analysis import result_charts as charts
 from analysis.figures import COLOURS, MARKERS, VERMILION, write_figure
-from analysis.result_charts import (
-    PANELS,
-    draw_series,
-    finish,
-    gather,
-    left_out,
-    metrics_to_draw,
-    note_on,
-    octaves,
-    panel_grid,
-    table_of,
-)
-from analysis.results import Result, account, add_name_flags, log_parser, percent, results_of
+from analysis.programs import account, add_name_flags, add_picture_flag, log_parser, percent, results_of
+from analysis.runs import MAIN_METRICS, Result
 from common.errors import DataError
 
-# BigEarthNet v2 S1, mixmim_base, 64 epochs of pretraining: start → share of the labels → metrics in the order of PANELS.
+# BigEarthNet v2 S1, mixmim_base, 64 epochs of pretraining: start → share of the labels → MAIN_METRICS.
 PUBLISHED_IN = "SAR-W-MixMAE, IEEE JSTARS 2026"
 PUBLISHED = {
     "pretrained": {
@@ -44,7 +34,7 @@ STARTS = {"pretrained": "pretrained", "random": "random initialisation"}
 
 
 def published():
-    """[Result] of PUBLISHED."""
+    """PUBLISHED as a list of Result."""
     return [
         Result(
             PUBLISHED_IN,
@@ -52,7 +42,7 @@ def published():
             pretraining_epochs=64 if start == "pretrained" else None,
             share=share,
             split="test",
-            metrics=dict(zip(PANELS, values)),
+            metrics=dict(zip(MAIN_METRICS, values)),
         )
         for start, shares in PUBLISHED.items()
         for share, values in shares.items()
@@ -64,13 +54,13 @@ def series_of(results):
     kinds = {}
     for start in STARTS:
         of_start = [result for result in results if result.start == start]
-        for epochs, part in gather(of_start, "pretraining_epochs", descending=True).items():
-            kinds[start, epochs] = gather(part, "share", descending=True)
+        for epochs, part in charts.gather(of_start, "pretraining_epochs", descending=True).items():
+            kinds[start, epochs] = charts.gather(part, "share", descending=True)
     return kinds
 
 
 def names_and_styles(kinds):
-    """{(start, epochs): (name, style of its line)}: random initialisation in one colour, pretrained in the others."""
+    """{(start, epochs): (label, style of the line)}. Random initialisation has one colour, pretrained all others."""
     looks = [(colour, marker) for colour, marker in zip(COLOURS, MARKERS) if colour != VERMILION]
     named = {}
     for k, (start, epochs) in enumerate(kinds):
@@ -81,18 +71,18 @@ def names_and_styles(kinds):
 
 
 def draw_shares(series, overlay, metrics):
-    """A Figure with a panel for each metric. series, overlay: of `series_of`; the overlay is published, drawn hollow and dashed."""
-    figure, axes = panel_grid(metrics)
+    """A Figure with a panel for each metric. series: of `series_of`. overlay: published series, hollow and dashed."""
+    figure, axes = charts.panel_grid(metrics)
     shares = {share for groups in (*series.values(), *overlay.values()) for share in groups}
     for metric, axis in axes.items():
-        octaves(axis, shares, percent)
+        charts.octaves(axis, shares, percent)
         for kind, (name, style) in names_and_styles(series).items():
-            draw_series(axis, metric, series[kind], **style, label=name)
+            charts.draw_series(axis, metric, series[kind], **style, label=name)
         for kind, (name, style) in names_and_styles(overlay).items():
-            draw_series(axis, metric, overlay[kind], **style, ls="--", mfc="white", label=f"published: {name}")
-    notes = [note_on([group for groups in series.values() for group in groups.values()])] if series else []
+            charts.draw_series(axis, metric, overlay[kind], **style, ls="--", mfc="white", label=f"published: {name}")
+    notes = [charts.note_on([group for groups in series.values() for group in groups.values()])] if series else []
     notes += [f"published: {PUBLISHED_IN}; BigEarthNet v2 S1, base"] if overlay else []
-    return finish(
+    return charts.finish(
         figure,
         axes,
         "share of the training labels",
@@ -102,14 +92,12 @@ def draw_shares(series, overlay, metrics):
 
 
 def main(argv=None):
-    parser = log_parser("analysis.train_data_sampling", __doc__.splitlines()[0], nargs="*")
+    parser = log_parser("train_data_sampling", __doc__.splitlines()[0], nargs="*")
     add_name_flags(parser)
     parser.add_argument(
-        "--published", action="store_true", help=f"also draw the figures of {PUBLISHED_IN}; they need no logs"
+        "--published", action="store_true", help=f"also draw the results of {PUBLISHED_IN}; no logs are needed"
     )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg: both are written"
-    )
+    add_picture_flag(parser)
     args = parser.parse_args(argv)
     try:
         if not (args.logs or args.published):
@@ -118,14 +106,14 @@ def main(argv=None):
         placed = [result for result in results if result.start and result.share]
         if results and not placed:
             raise DataError(
-                f"{results[0].source}: neither this nor another log says its start and its share of the labels; use --share_from "
-                "and --epochs_from"
+                f"{results[0].source}: neither this nor another log states its start and its share of the labels; use "
+                "--share_from and --epochs_from"
             )
-        overlay = series_of(published() if args.published else [])
-        series = series_of(placed)
-        metrics = metrics_to_draw(placed + (published() if args.published else []))
+        known = published() if args.published else []
+        series, overlay = series_of(placed), series_of(known)
+        metrics = charts.metrics_to_draw(placed + known)
         write_figure(draw_shares(series, overlay, metrics), args.output)
-    except ValueError as error:
+    except DataError as error:
         parser.error(str(error))
     rows = [
         ((f"{origin}{name}", percent(share)), group)
@@ -133,11 +121,11 @@ def main(argv=None):
         for kind, (name, _) in names_and_styles(part).items()
         for share, group in part[kind].items()
     ]
-    print(table_of(rows, ["start", "share"], metrics), end="\n\n")
+    charts.print_points(rows, ["start", "share"], metrics)
     others = [result for result in results if result not in placed]
     print(
-        *left_out(
-            others, "they do not say their start, or their share of the labels; use --share_from and --epochs_from"
+        *charts.left_out(
+            others, "they do not state their start or their share of the labels; use --share_from and --epochs_from"
         ),
         *(account(results, skipped) if args.logs else []),
         sep="\n",

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from analysis.figures import write_figure
+from analysis.programs import add_picture_flag
 from batch_preparation import BatchPreparation
+from common.command_line import Parser, count
+from common.errors import DataError
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.command import Command
 from sarwmix.geotiff import read_band
 from sarwmix.quicklook import RANGES, grey, new_figure
 from sarwmix.simulate.landcover import LANDSCAPES
@@ -23,9 +25,9 @@ CLIP = 99.0
 
 
 def draw_weights(sar_db):
-    """σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels.
+    """A Figure of σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels.
 
-    sar_db: (2, H, W) dB, order VH, VV; resized to 128, with the channel's mean for no data. Returns a matplotlib Figure.
+    sar_db: (2, H, W) dB, order VH, VV. It is resized to 128; pixels without data get the mean of the channel.
     """
     prepare = BatchPreparation(128, BigEarthNetv2.MEAN, BigEarthNetv2.STD)
     sar_db = prepare.resize(prepare.fill(sar_db[None]))
@@ -61,37 +63,33 @@ def draw_weights(sar_db):
 
 
 def read_patch(vh, vv):
-    """(2, H, W) dB of the files of a patch's channels. Raises DataError naming a file, or ValueError."""
+    """The patch (2, H, W) in dB from the files of its two channels. Raises DataError."""
     channels = [
         torch.from_numpy(read_band(path, band=channel, integers=False)) for path, channel in ((vh, "VH"), (vv, "VV"))
     ]
     if channels[0].shape != channels[1].shape:
         sides = ["×".join(map(str, channel.shape)) for channel in channels]
-        raise ValueError(f"--vv {vv}: has {sides[1]} pixels, and --vh {sides[0]}; give both channels of one patch")
+        raise DataError(f"--vv {vv}: has {sides[1]} pixels, and --vh {sides[0]}; give both channels of one patch")
     return torch.stack(channels)
 
 
-def main():
-    parser = Command("analysis.weight_map", __doc__.splitlines()[0])
-    parser.add_argument("--vh", metavar="TIF", help="VH of a patch, dB")
-    parser.add_argument("--vv", metavar="TIF", help="VV of the same patch, dB")
-    parser.add_argument("--simulate", type=int, metavar="SEED", help="a simulated patch instead")
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.weight_map")
+    parser.add_argument("--vh", metavar="TIF", help="VH channel of a patch, dB")
+    parser.add_argument("--vv", metavar="TIF", help="VV channel of the same patch, dB")
+    parser.add_argument("--simulate", type=count, metavar="SEED", help="simulate a patch instead, with this seed")
     parser.add_argument("--landscape", choices=tuple(LANDSCAPES), default="coast", help="of the simulated patch")
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"
-    )
-    args = parser.parse_args()
+    add_picture_flag(parser)
+    args = parser.parse_args(argv)
     if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")
-    if args.simulate is not None and args.simulate < 0:
-        parser.error(f"--simulate {args.simulate}: must be at least 0")
     try:
         if args.simulate is None:
             sar_db = read_patch(args.vh, args.vv)
         else:
             sar_db = torch.from_numpy(simulate_scene(args.simulate, 1, 1, size=128, landscape=args.landscape)[0])
         write_figure(draw_weights(sar_db), args.output)
-    except ValueError as error:
+    except DataError as error:
         parser.error(str(error))
 
 

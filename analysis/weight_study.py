@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The study of the polarization weights: what encoders pretrained with each kind of weights are worth, as a table and a figure.
+"""Tabulate and draw the study of the polarization weights: how good encoders are that were pretrained with each kind.
 
     python -m analysis.weight_study output/weight_study --output weight_study.png --table weight_study.csv
 
-It reads a folder of runs, as scripts/weight_study.sh makes it: pretraining runs with a probe.json of `analysis.probe` in them, and
-flood classifiers finetuned from them. Runs that share a seed share their initialisation and the order of their samples, so
-kinds are compared seed by seed with plain MixMAE, which has no weights.
+Reads the folder of runs that scripts/weight_study.sh makes: pretraining runs, each with a probe.json of
+`analysis.probe`, and flood classifiers finetuned from them. Runs with the same seed share their initialisation and the
+order of their samples, so each kind is compared seed by seed with plain MixMAE, which has no weights.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,14 @@ import pandas as pd
 from scipy import stats
 from tabulate import tabulate
 
-from analysis.compare_runs import write_table
 from analysis.figures import dot_plot, write_figure
-from sarwmix.command import Command
+from analysis.programs import add_picture_flag, write_table
+from analysis.runs import FLOOD, MULTILABEL, NoResult, RunFolder
+from common.command_line import Parser
+from common.errors import DataError
 
-PROBE = {"ap_macro": "probe: AP macro", "ap_micro": "probe: AP micro", "f1_macro": "probe: F1 macro"}
-FLOOD = {"accuracy": "flood: accuracy", "f1": "flood: F1"}
+PROBE_METRICS = {name: f"probe: {MULTILABEL[name]}" for name in ("ap_macro", "ap_micro", "f1_macro")}
+FLOOD_METRICS = {name: f"flood: {FLOOD[name]}" for name in ("accuracy", "f1")}
 KINDS = [
     ("none", "token"),
     ("none", "pixel"),
@@ -32,69 +33,43 @@ KINDS = [
     ("random", ""),
 ]
 PLAIN, RANDOM = "none", "random"
-# Flags of pretraining that all runs of a study share.
+# Flags of pretraining that are the same in all runs of a study.
 SHARED = (
-    "dataset",
-    "data_path",
-    "split",
-    "model",
-    "input_size",
-    "epochs",
-    "stop_epoch",
-    "batch_size",
-    "lr",
-    "mask_ratio",
-    "norm_pix_loss",
-    "weight_domain",
-    "weight_clip",
-    "exp_scale",
+    "dataset data_path split model input_size epochs stop_epoch batch_size lr mask_ratio norm_pix_loss weight_domain "
+    "weight_clip exp_scale".split()
 )
 
 
-def read_json(path):
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise ValueError(
-            f"{path}: cannot be read as what a run leaves; remove that run, or let scripts/weight_study.sh do it again"
-        ) from None
-
-
 def read_run(folder):
-    """(row, flags of its pretraining or None) of a run of the study; (None, None) of a run that is not finished, or of another kind."""
-    record = read_json(folder / "run.json")
+    """(row, flags of its pretraining or None) of a run of the study; (None, None) of an unfinished or another run."""
     try:
-        flags = record["flags"]
-        if "weight_mode" in flags:
+        run = RunFolder(folder)
+        if "weight_mode" in run.flags:
             if not (folder / "probe.json").exists():
                 return None, None
-            origin, shown = flags, PROBE
-            figures = next(
-                result for result in read_json(folder / "probe.json")["results"] if result["method"] == "linear"
-            )
-        elif flags.get("dataset") == "sen12flood" and (folder / "eval_test.json").exists():
-            origin, shown = (record["initialised_from"] or {"flags": None})["flags"], FLOOD
-            figures = read_json(folder / "eval_test.json")
+            origin, labels = run.flags, PROBE_METRICS
+            metrics = next(found for found in run.read("probe.json")["results"] if found["method"] == "linear")
+        elif run.flags.get("dataset") == "sen12flood" and (folder / "eval_test.json").exists():
+            origin, labels = run.origin.get("flags"), FLOOD_METRICS
+            metrics = run.read("eval_test.json")
         else:
             return None, None
         kind = (RANDOM, "") if origin is None else (origin["weight_mode"], origin["weight_level"])
-        row = {
-            "weight_mode": kind[0],
-            "weight_level": kind[1],
-            "seed": flags["seed"],
-            **{name: figures[key] for key, name in shown.items()},
-        }
+        row = {"weight_mode": kind[0], "weight_level": kind[1], "seed": run.flags["seed"]}
+        row |= {label: metrics[name] for name, label in labels.items()}
+    except NoResult as error:
+        raise DataError(f"{folder}/{error}; remove that run, or let scripts/weight_study.sh do it again") from None
     except (KeyError, TypeError, StopIteration) as error:
-        raise ValueError(
+        raise DataError(
             f"{folder}: is no run of the study (no {str(error) or 'linear probe'}); remove it from there"
         ) from None
     return row, origin and {name: origin.get(name) for name in SHARED}
 
 
 def read_study(folder):
-    """The runs in a folder: a DataFrame with weight_mode, weight_level, seed, a column for each metric; NaN where a run has none.
+    """The runs in a folder: a DataFrame with weight_mode, weight_level, seed and the metrics, NaN if absent.
 
-    Raises ValueError where there are none, or where they were pretrained with other flags than their weights and seeds.
+    Raises DataError if there are none, or if they were pretrained with flags that differ in more than weights and seed.
     """
     rows, first = [], None
     for path in sorted(Path(folder).glob("*/run.json")):
@@ -107,11 +82,11 @@ def read_study(folder):
         first = first or (path.parent, shared)
         other = [f"{name} {shared[name]} and {first[1][name]}" for name in SHARED if shared[name] != first[1][name]]
         if other:
-            raise ValueError(
+            raise DataError(
                 f"{path.parent} and {first[0]} are of two studies ({', '.join(other)}); give each a folder of its own"
             )
     if not rows:
-        raise ValueError(f"{folder}: no run of a study is there; scripts/weight_study.sh makes one")
+        raise DataError(f"{folder}: no run of a study is there; scripts/weight_study.sh makes one")
     frame = pd.DataFrame(rows).groupby(["weight_mode", "weight_level", "seed"], as_index=False).mean()
     order = {kind: place for place, kind in enumerate(KINDS)}
     places = [order[kind] for kind in zip(frame["weight_mode"], frame["weight_level"])]
@@ -128,17 +103,17 @@ def groups_of(frame):
 
 
 def metrics_of(frame):
-    return [name for name in (*PROBE.values(), *FLOOD.values()) if name in frame]
+    return [name for name in (*PROBE_METRICS.values(), *FLOOD_METRICS.values()) if name in frame]
 
 
 def spread(values):
-    """ "mean ± standard deviation" over seeds, "–" where a run has no figure."""
+    """Mean and standard deviation over seeds, as text; "–" without values."""
     values = values.dropna()
     return "–" if not len(values) else f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
 
 
 def difference(rows, plain, metric):
-    """Mean difference from plain MixMAE over the seeds both have, with the half-width of its 95 % interval (Student's t)."""
+    """Mean difference from plain MixMAE over common seeds, with the half-width of its 95 % interval (Student's t)."""
     pairs = rows.set_index("seed")[metric].sub(plain.set_index("seed")[metric]).dropna()
     if not len(pairs):
         return "–"
@@ -148,7 +123,7 @@ def difference(rows, plain, metric):
 
 
 def tables(frame):
-    """(means over seeds, differences from plain MixMAE or an empty frame): two DataFrames of text, a row for each kind."""
+    """(means over seeds, differences from plain MixMAE, maybe empty): DataFrames of text with a row for each kind."""
     groups, metrics = groups_of(frame), metrics_of(frame)
     means = [
         {"weights": label, "seeds": len(rows), **{name: spread(rows[name]) for name in metrics}}
@@ -168,18 +143,18 @@ def draw_study(frame, note):
     return dot_plot(labels, groups, metrics_of(frame), "Kinds of polarization weights", note)
 
 
-def main():
-    parser = Command("analysis.weight_study", __doc__.splitlines()[0])
-    parser.add_argument("folder", help="of the runs of one study")
-    parser.add_argument("--output", metavar="FILE", required=True, help="figure, .png or .svg; both are written")
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.weight_study")
+    parser.add_argument("folder", help="folder of the runs of one study")
+    add_picture_flag(parser)
     parser.add_argument("--table", metavar="CSV", required=True, help="table to write, a row for each kind and seed")
     parser.add_argument("--note", default="", metavar="TEXT", help="line under the figure's title: data, model, epochs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         frame = read_study(args.folder)
         write_figure(draw_study(frame, args.note), args.output)
         write_table(frame, args.table, "--table")
-    except ValueError as error:
+    except DataError as error:
         parser.error(str(error))
     means, differences = tables(frame)
     print("Mean and standard deviation over seeds:\n")

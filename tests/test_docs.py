@@ -147,7 +147,8 @@ def python_words(command):
             return word.removesuffix(".py"), words[place + 1 :]
         if word == "-m" and words[place + 1].split(".")[0] in ("sarwmix", "analysis", "benchmarks"):
             module = words[place + 1]
-            return f"{module}.__main__" if module == "benchmarks" else module, words[place + 2 :]
+            is_package = (ROOT / module.replace(".", "/")).is_dir()
+            return f"{module}.__main__" if is_package else module, words[place + 2 :]
     return None
 
 

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from analysis.alignment_figure import draw_alignment, read_folder, stretch, to_g
 from common.errors import DataError
 from sarwmix.quicklook import HIDDEN
 from sarwmix.simulate.flood_archive import RawParameters, simulate_raw_floods
+from tests.helpers.runs import refusal
 from tests.helpers.sen12 import align
 
 
@@ -83,29 +83,21 @@ def test_an_image_that_the_list_lacks_is_named(work, tmp_path):
         ("1", "no/a.png", "--output"),
     ),
 )
-def test_the_program_writes_a_picture_or_one_line(work, tmp_path, monkeypatch, capsys, folder, output, words):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "alignment_figure",
-            "--raw-root",
-            str(work / "raw"),
-            "--aligned",
-            str(work / "aligned"),
-            "--folder",
-            folder,
-            "--output",
-            str(tmp_path / output),
-        ],
-    )
+def test_the_program_writes_a_figure_or_one_line(work, tmp_path, capsys, folder, output, words):
+    flags = [
+        "--raw-root",
+        work / "raw",
+        "--aligned",
+        work / "aligned",
+        "--folder",
+        folder,
+        "--output",
+        tmp_path / output,
+    ]
     if words is None:
-        alignment_figure.main()
-        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG") and b"</svg>" in (
-            tmp_path / "a.svg"
-        ).read_bytes()
-        return
-    with pytest.raises(SystemExit) as end:
-        alignment_figure.main()
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and words in message and message.count("\n") == 1 and not list(tmp_path.iterdir())
+        alignment_figure.main([str(flag) for flag in flags])
+        assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (tmp_path / "a.svg").read_text()
+    else:
+        assert words in refusal(alignment_figure.main, flags, capsys)
+        assert not list(tmp_path.iterdir())

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The analysis programs: what they read, what they refuse, and pictures by the values of their pixels."""
+"""The analysis programs: what they read, what they refuse, and figures by the values of their pixels."""
 
-import importlib
 import json
-import sys
 import warnings
 
 import numpy as np
@@ -12,6 +10,7 @@ import rasterio
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 
+from analysis import compare_reconstructions, compare_runs, overview_figure, weight_map
 from analysis.compare_reconstructions import read_reconstructions
 from analysis.compare_runs import FREE, describe_kinds, draw_runs, group_by_kind, read_run
 from analysis.weight_map import draw_weights, read_patch
@@ -19,8 +18,36 @@ from main_finetune import SAME_RUN, build_parser
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.quicklook import HIDDEN, RANGES, draw_reconstructions, false_colour, grey, new_figure, pixels
-from tests.helpers.analysis_programs import one_line_about, run
+from tests.helpers.runs import refusal
 from util.training import SAME_TRAINING
+
+
+@pytest.fixture
+def run(capsys):
+    """run(program, *flags) → what it prints."""
+
+    def run(program, *flags):
+        program.main([str(flag) for flag in flags])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """refused(program, flags, *words): the program ends with one line that has these words, and writes no figure."""
+
+    def refused(program, flags, *words):
+        line = refusal(program.main, flags, capsys)
+        assert all(str(word) in line for word in words), line
+        assert not list(tmp_path.glob("*x.*"))
+
+    return refused
+
+
+def table(text):
+    """The cells of all lines of a text that are not empty."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line]
 
 
 def both(path):
@@ -39,8 +66,11 @@ def write_band(path, values):
     return path
 
 
-def test_weight_map_of_a_simulated_patch(tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, capsys, "weight_map", "--simulate", 1, "--output", tmp_path / "w.svg")[0] == 0
+# ---- weight_map, overview_figure -----------------------------------------------------------------
+
+
+def test_weight_map_of_a_simulated_patch(tmp_path, run):
+    run(weight_map, "--simulate", 1, "--output", tmp_path / "w.svg")
     assert both(tmp_path / "w.svg")
 
 
@@ -55,56 +85,39 @@ def test_weight_map_shows_both_channels_and_takes_no_data_for_the_mean(tmp_path)
         (shown,) = figure.axes[4 * row].images
         np.testing.assert_allclose(shown.get_array(), grey(values, channel), atol=1e-6)
         weight = figure.axes[4 * row + 1].images[0].get_array()
-        assert (
-            weight.argmin() == values.argmax()
-            and weight.max() == pytest.approx(np.e)
-            and weight.min() == pytest.approx(1, abs=1e-3)
-        )
+        assert weight.argmin() == values.argmax()
+        assert weight.max() == pytest.approx(np.e) and weight.min() == pytest.approx(1, abs=1e-3)
 
 
-def test_weight_map_of_what_it_cannot_draw_is_one_line(tmp_path, monkeypatch, capsys):
+def test_weight_map_refuses_what_it_cannot_draw(tmp_path, refused):
     small, large = (write_band(tmp_path / f"{side}.tif", np.full((side, side), -15.0)) for side in (8, 9))
-    output = ("--output", tmp_path / "x.png")
-    for flags, words in (
-        (("--vh", "no.tif", "--vv", "no.tif"), ("no.tif",)),
-        (("--vh", small, "--vv", large), (str(large), "9×9", "8×8")),
-        (("--vh", small), ("--vv",)),
-        (("--simulate", 1, "--vh", small), ("either",)),
-        (("--simulate", -1), ("--simulate -1",)),
-        (("--simulate", "x"), ("--simulate",)),
+    for flags, *words in (
+        (("--vh", "no.tif", "--vv", "no.tif"), "no.tif"),
+        (("--vh", small, "--vv", large), large, "9×9", "8×8"),
+        (("--vh", small), "--vv"),
+        (("--simulate", 1, "--vh", small), "either"),
+        (("--simulate", -1), "--simulate -1"),
+        (("--simulate", "x"), "--simulate"),
+        (("--simulate", 1, "--output", tmp_path / "x.pdf"), "x.pdf", ".png or .svg"),
     ):
-        one_line_about(run(monkeypatch, capsys, "weight_map", *flags, *output), *words)
-    one_line_about(
-        run(monkeypatch, capsys, "weight_map", "--simulate", 1, "--output", tmp_path / "x.pdf"), "x.pdf", ".png or .svg"
-    )
-    assert not list(tmp_path.glob("*x.*"))
+        refused(weight_map, ("--output", tmp_path / "x.png", *flags), *words)
 
 
-def test_overview_needs_a_checkpoint_and_draws_it(tmp_path, monkeypatch, capsys):
+def test_overview_needs_a_checkpoint_and_draws_it(tmp_path, run, refused):
     model = mixmim_tiny().state_dict()
-    torch.save({"model": model, "args": {"model": "mixmim_tiny"}}, tmp_path / "c.pth")
-    assert (
-        run(monkeypatch, capsys, "overview_figure", "--checkpoint", tmp_path / "c.pth", "--output", tmp_path / "o.png")[
-            0
-        ]
-        == 0
-    )
+    for name, args in (
+        ("c", {"model": "mixmim_tiny"}),
+        ("giant", {"model": "mixmim_giant"}),
+        ("256", {"model": "mixmim_tiny", "input_size": 256}),
+    ):
+        torch.save({"model": model, "args": args}, tmp_path / f"{name}.pth")
+    run(overview_figure, "--checkpoint", tmp_path / "c.pth", "--output", tmp_path / "o.png")
     assert both(tmp_path / "o.png")
-    torch.save({"model": model, "args": {"model": "mixmim_giant"}}, tmp_path / "giant.pth")
-    torch.save({"model": model, "args": {"model": "mixmim_tiny", "input_size": 256}}, tmp_path / "256.pth")
-    output = ("--output", tmp_path / "x.png")
-    one_line_about(run(monkeypatch, capsys, "overview_figure", "--checkpoint", "no.pth", *output), "no.pth")
-    one_line_about(
-        run(monkeypatch, capsys, "overview_figure", "--checkpoint", tmp_path / "giant.pth", *output),
-        "giant.pth",
-        "mixmim_giant",
-    )
-    one_line_about(
-        run(monkeypatch, capsys, "overview_figure", "--checkpoint", tmp_path / "256.pth", *output),
-        "256.pth",
-        "input size 256",
-    )
-    assert not list(tmp_path.glob("x.*"))
+    for name, *words in (("no.pth", "no.pth"), ("giant.pth", "mixmim_giant"), ("256.pth", "input size 256")):
+        refused(overview_figure, ("--checkpoint", tmp_path / name, "--output", tmp_path / "x.png"), name, *words)
+
+
+# ---- compare_reconstructions, sarwmix.quicklook --------------------------------------------------
 
 
 def saved(path, ids, title):
@@ -118,29 +131,12 @@ def saved(path, ids, title):
     return path
 
 
-def test_reconstructions_of_the_same_samples_are_compared(tmp_path, monkeypatch, capsys):
+def test_reconstructions_of_the_same_samples_are_compared(tmp_path, run):
     one, other = saved(tmp_path / "1.npz", ["p", "q"], "run/a"), saved(tmp_path / "2.npz", ["p", "q"], "run/b")
     names, results = read_reconstructions([one, other])
-    assert (
-        names == ["p", "q"]
-        and list(results) == ["run/a", "run/b"]
-        and results["run/b"]["original"].shape == (2, 2, 32, 32)
-    )
-    assert (
-        run(
-            monkeypatch,
-            capsys,
-            "compare_reconstructions",
-            "--input",
-            one,
-            other,
-            "--samples",
-            1,
-            "--output",
-            tmp_path / "c.png",
-        )[0]
-        == 0
-    )
+    assert names == ["p", "q"] and list(results) == ["run/a", "run/b"]
+    assert results["run/b"]["original"].shape == (2, 2, 32, 32)
+    run(compare_reconstructions, "--input", one, other, "--samples", 1, "--output", tmp_path / "c.png")
     assert both(tmp_path / "c.png") and b">original<" in (tmp_path / "c.svg").read_bytes()
 
 
@@ -153,49 +149,32 @@ def test_checkpoints_of_one_name_are_told_apart_by_their_runs(tmp_path):
         read_reconstructions([paths[0], paths[0]])
 
 
-def test_reconstructions_that_cannot_be_drawn_are_one_line(tmp_path, monkeypatch, capsys):
+def test_reconstructions_that_cannot_be_drawn_are_one_line(tmp_path, refused):
     good, foreign = saved(tmp_path / "1.npz", ["p", "q"], "a"), saved(tmp_path / "3.npz", ["p", "r"], "c")
-    arrays = dict(np.load(good))
+    arrays, whole = dict(np.load(good)), good.read_bytes()
     np.savez(tmp_path / "part.npz", **{name: array for name, array in arrays.items() if name != "a/predicted"})
     np.savez(tmp_path / "shape.npz", **{**arrays, "a/predicted": arrays["a/predicted"][:1]})
     np.savez(tmp_path / "ids.npz", ids=arrays["ids"])
     np.save(tmp_path / "array.npy", arrays["ids"])
-    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
-    (tmp_path / "empty.npz").write_bytes(b"")
-    (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:-200])
-    whole = good.read_bytes()
     middle = whole.index(b"NUMPY", len(whole) // 2) + 200
-    (tmp_path / "flipped.npz").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    damaged = {
+        "bad.npz": b"PK nothing",
+        "empty.npz": b"",
+        "cut.npz": whole[:-200],
+        "flipped.npz": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+    }
+    for name, content in damaged.items():
+        (tmp_path / name).write_bytes(content)
     output = ("--output", tmp_path / "x.png")
-    for name in (
-        "part.npz",
-        "shape.npz",
-        "ids.npz",
-        "array.npy",
-        "bad.npz",
-        "empty.npz",
-        "cut.npz",
-        "flipped.npz",
-        "no.npz",
+    for name in ("part.npz", "shape.npz", "ids.npz", "array.npy", *damaged, "no.npz"):
+        refused(compare_reconstructions, ("--input", tmp_path / name, *output), f"error: {tmp_path / name}: ")
+    for flags, *words in (
+        ((good, foreign, *output), "3.npz", "other samples"),
+        ((good, "--samples", 2, *output), "--samples 2", "there are 2"),
+        ((good, "--samples", -1, *output), "--samples -1"),
+        ((good, "--output", tmp_path / "x.jpg"), "x.jpg", ".png or .svg"),
     ):
-        one_line_about(
-            run(monkeypatch, capsys, "compare_reconstructions", "--input", tmp_path / name, *output),
-            f"error: {tmp_path / name}: ",
-        )
-    one_line_about(
-        run(monkeypatch, capsys, "compare_reconstructions", "--input", good, foreign, *output), "3.npz", "other samples"
-    )
-    one_line_about(
-        run(monkeypatch, capsys, "compare_reconstructions", "--input", good, "--samples", 2, *output),
-        "--samples 2",
-        "there are 2",
-    )
-    one_line_about(
-        run(monkeypatch, capsys, "compare_reconstructions", "--input", good, "--output", tmp_path / "x.jpg"),
-        "x.jpg",
-        ".png or .svg",
-    )
-    assert not list(tmp_path.glob("x.*"))
+        refused(compare_reconstructions, ("--input", *flags), *words)
 
 
 def test_grey_runs_from_black_to_white_over_each_channels_range():
@@ -222,6 +201,9 @@ def test_reconstruction_figure_has_a_panel_for_each_picture():
     assert shown.dtype == np.uint8 and shown.ndim == 3 and (shown == 255).all()
 
 
+# ---- compare_runs ---------------------------------------------------------------------------------
+
+
 def finetuned(folder, score, seed=0, finetune="", split="test", flags=(), global_batch=8, earlier=None, **metrics):
     """What a run of main_finetune.py leaves, in short. earlier: the flag finetune of the part that it continues."""
     folder.mkdir()
@@ -238,36 +220,24 @@ def finetuned(folder, score, seed=0, finetune="", split="test", flags=(), global
     return folder
 
 
-def test_finetuned_runs_are_compared_best_first_with_means_over_seeds(tmp_path, monkeypatch, capsys):
-    folders = [
+@pytest.fixture
+def folders(tmp_path):
+    """Two kinds of runs with two seeds each."""
+    return [
         finetuned(tmp_path / f"{name}{seed}", score, seed, start)
-        for name, start, scores in (("random", "", (0.2, 0.4)), ("tuned", "pre.pth", (0.6, 0.5)))
+        for name, start, scores in (("random", "", (0.2, 0.4)), ("tuned", "x/pre.pth", (0.6, 0.5)))
         for seed, score in enumerate(scores)
     ]
-    monkeypatch.setattr(
-        sys, "argv", ["compare_runs", "--runs", *map(str, folders), "--output", str(tmp_path / "t.csv")]
-    )
-    importlib.import_module("analysis.compare_runs").main()
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line
-    ]
+
+
+def test_finetuned_runs_are_compared_best_first_with_means_over_seeds(tmp_path, folders, run):
+    rows = table(run(compare_runs, "--runs", *folders, "--output", tmp_path / "t.csv"))
     assert [row[0] for row in rows[2:6]] == ["tuned0", "tuned1", "random1", "random0"]
-    assert rows[0][:5] == ["run", "start", "training samples", "epoch", "AP macro"] and rows[2][1:5] == [
-        "pre.pth",
-        "9",
-        "3",
-        "0.6000",
-    ]
-    assert rows[8][:4] == ["2 seeds", "pre.pth", "9", "0.5500 ± 0.0707"] and rows[9][1:4] == [
-        "random",
-        "9",
-        "0.3000 ± 0.1414",
-    ]
-    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("tuned0,pre.pth,9,3,0.6")
-
-
-def kinds_of(*folders):
-    return [rows["run"].to_list() for _, rows in group_by_kind([read_run(folder, "test") for folder in folders])]
+    assert rows[0][:5] == ["run", "start", "training samples", "epoch", "AP macro"]
+    assert rows[2][1:5] == ["x/pre.pth", "9", "3", "0.6000"]
+    assert rows[8][:4] == ["2 seeds", "x/pre.pth", "9", "0.5500 ± 0.0707"]
+    assert rows[9][1:4] == ["random", "9", "0.3000 ± 0.1414"]
+    assert (tmp_path / "t.csv").read_text().splitlines()[1].startswith("tuned0,x/pre.pth,9,3,0.6")
 
 
 def test_runs_of_one_kind_differ_in_seeds_or_in_how_they_were_computed(tmp_path):
@@ -275,7 +245,8 @@ def test_runs_of_one_kind_differ_in_seeds_or_in_how_they_were_computed(tmp_path)
     ranks = finetuned(tmp_path / "ranks", 0.4, seed=1, flags={"device": "cuda", "accum_iter": 1, "walltime": 60})
     more = finetuned(tmp_path / "more", 0.6, flags={"accum_iter": 2}, global_batch=16)
     decay = finetuned(tmp_path / "decay", 0.1, flags={"layer_decay": 1.0})
-    assert kinds_of(alone, ranks, more, decay) == [["more"], ["alone", "ranks"], ["decay"]]
+    kinds = group_by_kind([read_run(folder, "test") for folder in (alone, ranks, more, decay)])
+    assert [rows["run"].to_list() for _, rows in kinds] == [["more"], ["alone", "ranks"], ["decay"]]
 
 
 def test_a_continued_run_started_from_what_its_first_part_did(tmp_path):
@@ -286,8 +257,8 @@ def test_a_continued_run_started_from_what_its_first_part_did(tmp_path):
 def test_free_flags_are_those_of_where_and_how_and_of_no_continued_run():
     parser = build_parser()
     groups = {group.title: {action.dest for action in group._group_actions} for group in parser._action_groups}
-    assert set(FREE) <= set(vars(parser.parse_args([])))
-    assert set(FREE) & {*SAME_TRAINING, *SAME_RUN} == {"seed", "draw_seed"}
+    assert FREE <= set(vars(parser.parse_args([])))
+    assert FREE & {*SAME_TRAINING, *SAME_RUN} == {"seed", "draw_seed"}
     assert groups["run"] | groups["speed and memory"] | groups["distributed"] <= {*FREE, "start_epoch"}
 
 
@@ -304,73 +275,49 @@ def test_kinds_are_described_by_what_differs():
     ]
 
 
-def test_dot_plot_has_a_row_for_each_kind_the_best_on_top(tmp_path, monkeypatch, capsys):
-    folders = [
-        finetuned(tmp_path / f"{name}{seed}", score, seed, start)
-        for name, start, scores in (("random", "", (0.2, 0.4)), ("tuned", "x/pre.pth", (0.6, 0.5)))
-        for seed, score in enumerate(scores)
-    ]
+def test_dot_plot_has_a_row_for_each_kind_the_best_on_top(tmp_path, folders, run, refused):
     figure = draw_runs([read_run(folder, "test") for folder in folders])
     first = figure.axes[0]
     assert [axis.get_xlabel() for axis in figure.axes] == ["AP macro", "AP micro", "F1 macro", "F1 micro"]
-    assert [label.get_text() for label in first.get_yticklabels()] == [
-        "from pre.pth",
-        "random initialisation",
-    ] and first.yaxis_inverted()
-    assert [(line.get_xdata().tolist(), line.get_ydata()[0]) for line in first.lines[::2]] == [
-        ([0.6, 0.5], 0),
-        ([0.2, 0.4], 1),
-    ]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["from pre.pth", "random initialisation"]
+    assert first.yaxis_inverted()
+    dots = [(line.get_xdata().tolist(), line.get_ydata()[0]) for line in first.lines[::2]]
+    assert dots == [([0.6, 0.5], 0), ([0.2, 0.4], 1)]
     assert [line.get_xdata()[0] for line in first.lines[1::2]] == pytest.approx([0.55, 0.3])
-    assert run(monkeypatch, capsys, "compare_runs", "--runs", *folders, "--figure", tmp_path / "d.png")[0] == 0
+    run(compare_runs, "--runs", *folders, "--figure", tmp_path / "d.png")
     assert both(tmp_path / "d.png")
-    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", *folders, "--figure", "d.gif"), "--figure d.gif")
-    one_line_about(
-        run(monkeypatch, capsys, "compare_runs", "--runs", *folders, "--output", tmp_path / "no/t.csv"),
-        "--output",
-        "No such file",
-    )
+    refused(compare_runs, ("--runs", *folders, "--figure", "d.gif"), "--figure d.gif")
+    refused(compare_runs, ("--runs", *folders, "--output", tmp_path / "no/t.csv"), "--output", "No such file")
 
 
-def test_an_undefined_metric_is_no_dot_and_no_mean(tmp_path, monkeypatch, capsys):
+def test_an_undefined_metric_is_no_dot_and_no_mean(tmp_path, run):
     folders = [
         finetuned(tmp_path / f"r{seed}", None, seed, accuracy=0.5, precision=0.5, recall=recall, f1=None)
         for seed, recall in enumerate((0.25, None))
     ]
     axes = draw_runs([read_run(folder, "test") for folder in folders]).axes
     assert [np.isfinite(axis.lines[0].get_xdata()).sum() for axis in axes] == [2, 2, 1, 0]
-    assert np.isnan(axes[2].lines[1].get_xdata()).all() and [
-        label.get_text() for label in axes[0].get_yticklabels()
-    ] == ["2 seeds"]
-    monkeypatch.setattr(sys, "argv", ["compare_runs", "--runs", *map(str, folders)])
-    importlib.import_module("analysis.compare_runs").main()
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines() if line
-    ]
+    assert np.isnan(axes[2].lines[1].get_xdata()).all()
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["2 seeds"]
+    rows = table(run(compare_runs, "--runs", *folders))
     assert [row[4:] for row in rows[2:4]] == [["0.5000", "0.5000", "0.2500", "–"], ["0.5000", "0.5000", "–", "–"]]
     assert rows[-1][3:] == ["0.5000 ± 0.0000", "0.5000 ± 0.0000", "–", "–"]
 
 
-def test_runs_that_cannot_be_compared_are_one_line(tmp_path, monkeypatch, capsys):
+def test_runs_that_cannot_be_compared_are_one_line(tmp_path, refused):
     one = finetuned(tmp_path / "one", 0.5)
     flood = finetuned(tmp_path / "flood", None, accuracy=0.5, precision=0.5, recall=None, f1=None)
-    other = tmp_path / "other"
-    other.mkdir()
-    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one, flood), "apart")
-    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one, other), "run.json: does not exist")
-    one_line_about(
-        run(monkeypatch, capsys, "compare_runs", "--runs", one, "--split", "val"), "eval_val.json: does not exist"
-    )
-    (one / "eval_test.json").write_text("{")
-    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one), "eval_test.json: not JSON")
-    (one / "eval_test.json").write_text("{}")
-    one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one), "not a run of main_finetune.py")
-    for damaged in (
-        "[]",
-        "3",
-        '{"epoch": 1, "ap_macro": "x", "ap_micro": 1, "f1_macro": 1, "f1_micro": 1}',
-        "[" * 100_000,
+    (tmp_path / "other").mkdir()
+    refused(compare_runs, ("--runs", one, flood), "apart")
+    refused(compare_runs, ("--runs", one, tmp_path / "other"), "run.json: does not exist")
+    refused(compare_runs, ("--runs", one, "--split", "val"), "eval_val.json: does not exist")
+    for damaged, said in (
+        ("{", "eval_test.json: not a JSON object"),
+        ("{}", "not a run of main_finetune.py"),
+        ("[]", "not a run of main_finetune.py"),
+        ("3", "eval_test.json: not a JSON object"),
+        ('{"epoch": 1, "ap_macro": "x", "ap_micro": 1, "f1_macro": 1, "f1_micro": 1}', "is not what main_finetune.py"),
+        ("[" * 100_000, "eval_test.json: not a JSON object"),
     ):
         (one / "eval_test.json").write_text(damaged)
-        one_line_about(run(monkeypatch, capsys, "compare_runs", "--runs", one), str(one))
-    assert run(monkeypatch, capsys, "compare_runs", "--runs", flood)[0] == 0
+        refused(compare_runs, ("--runs", one), one, said)

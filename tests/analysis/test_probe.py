@@ -257,7 +257,7 @@ def test_refused_in_one_line(case, files, program, monkeypatch):
     flags, *words = REFUSED[case]
     monkeypatch.chdir(files)
     status, _, error = program(probe, *flags.split())
-    assert status == 2 and error.startswith("probe: error: ") and len(error.splitlines()) == 1, error
+    assert status == 2 and error.startswith("python -m analysis.probe: error: ") and len(error.splitlines()) == 1, error
     assert all(word in error for word in words), error
 
 

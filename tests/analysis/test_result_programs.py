@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from analysis import exponential_2_n_epoch, logfile_reader, logfile_time_process, train_data_sampling
-from analysis.console_log import lines_of
 from analysis.logfile_time_process import elapsed, shown, training_time
 from analysis.result_charts import metrics_to_draw, octaves, panel_grid, spread
-from analysis.results import Result
+from analysis.runs import Result, lines_of
 from tests.helpers.result_logs import FLOOD_SCORES, PIPE, SCORES, clocked, ours, released, run_folder, written
 from tests.helpers.runs import refusal
 
@@ -54,12 +53,8 @@ def test_results_are_tabulated_best_first_and_accounted_for(tmp_path, capsys):
     assert [row[0] for row in by_micro[1:]] == ["a.log", "b.log", "none.log"]
     with open(tmp_path / "t.csv") as file:
         table = list(csv.DictReader(file))
-    assert [row["accuracy"] for row in table] == ["", "", "", "0.91"] and [row["ap_macro"] for row in table] == [
-        "0.7141",
-        "0.5",
-        "",
-        "",
-    ]
+    assert [row["accuracy"] for row in table] == ["", "", "", "0.91"]
+    assert [row["ap_macro"] for row in table] == ["0.7141", "0.5", "", ""]
     assert rows_of(printed(logfile_reader, capsys, tmp_path / "t.csv"))[1:4] == [[*row] for row in rows[1:4]]
 
 
@@ -77,17 +72,21 @@ def test_what_names_alone_know_is_taken_from_them(tmp_path, capsys):
 
 
 def test_no_result_is_one_line(tmp_path, capsys):
-    assert f"{tmp_path}: holds no log of a finetuning; name" in refusal(logfile_reader.main, [tmp_path], capsys)
-    cut = written(tmp_path, "cut.log", clocked("Epoch [0/2]"))
-    assert f"no result in 1 logs: {cut} (no Best Results Summary: not finished); name" in refusal(
-        logfile_reader.main, [tmp_path], capsys
-    )
-    assert "nowhere: does not exist; name" in refusal(logfile_reader.main, [tmp_path / "nowhere"], capsys)
-    good = written(tmp_path, "a.log", ours())
-    line = refusal(logfile_reader.main, [good, "--output", tmp_path / "none/t.csv"], capsys)
-    assert f"--output {tmp_path}/none/t.csv: No such file or directory; choose" in line
-    refusal(logfile_reader.main, [good, "--sort_by", "beauty"], capsys)
-    refusal(logfile_reader.main, [], capsys)
+    for words in (f"{tmp_path}: holds no log of a finetuning; name", "no result in 1 logs"):
+        assert words in refusal(logfile_reader.main, [tmp_path], capsys)
+        cut = written(tmp_path, "cut.log", clocked("Epoch [0/2]"))
+    good = written(tmp_path, "good/a.log", ours())
+    for flags, words in (
+        ([cut], f"no result in 1 logs: {cut} (no Best Results Summary: not finished); name"),
+        ([tmp_path / "nowhere"], "nowhere: does not exist; name"),
+        (
+            [good, "--output", tmp_path / "none/t.csv"],
+            f"--output {tmp_path}/none/t.csv: No such file or directory; name",
+        ),
+        ([good, "--sort_by", "beauty"], "--sort_by"),
+        ([], "logs"),
+    ):
+        assert words in refusal(logfile_reader.main, flags, capsys)
 
 
 # ---- Logfile_time_process ------------------------------------------------------------------------
@@ -109,33 +108,34 @@ def test_clocks_pass_midnight_and_step_back(clocks, hours):
     assert elapsed([clock * 3600 for clock in clocks]) == pytest.approx(hours * 3600)
 
 
-def test_training_times_are_summed_over_the_parts_of_a_log():
-    def time(text):
-        return training_time(lines_of(text))
+FINISHED = clocked("flags: {}\nEpoch [0/2]\nTraining time 1:00:10\nBest Results Summary: Epoch 1")
+KILLED = clocked("flags: {}\nEpoch [0/2]\nEpoch [1/2]", start="23:30:00.0", step=1800)
+MAE = clocked(f"job dir: /x\nNamespace(a=1,\nb=2)\nEpoch: [0]  [0/9]\n{'x' * 9}")  # job dir and flags begin one part
+RANK_1 = "\n[1,1]<stdout>:[09:00:00.0] Training time 9:00:00\n"
 
-    finished = clocked("flags: {}\nEpoch [0/2]\nTraining time 1:00:10\nBest Results Summary: Epoch 1")
-    killed = clocked("flags: {}\nEpoch [0/2]\nEpoch [1/2]", start="23:30:00.0", step=1800)
-    assert time(finished) == (3610, "Training time")
-    assert time(clocked("Training time 1 day, 2:03:04")) == (93784, "Training time")
-    assert time(clocked("Training time 2 days, 2:03:04"))[0] == 93784 + 86400
-    assert time(finished + finished) == (7220, "sum of 2 Training times")
-    assert time(killed) == (3600, "first to last clock")
-    assert time(killed + killed) == (7200, "sum of 2 parts, first to last clock")  # the pause does not count
-    assert time(killed + finished) == (7210, "Training time + first to last clock")
-    mae = clocked(f"job dir: /x\nNamespace(a=1,\nb=2)\nEpoch: [0]  [0/9]\n{'x' * 9}")
-    assert time(mae + mae) == (8, "sum of 2 parts, first to last clock")  # job dir and flags begin one part
-    assert time(killed.replace("\n", "\n[1,1]<stdout>:[09:00:00.0] Training time 9:00:00\n")) == (
-        3600,
-        "first to last clock",
-    )
-    with pytest.raises(ValueError, match="neither"):
-        time("Epoch [0/2]\n[10:00:00] one clock")
+
+@pytest.mark.parametrize(
+    "text, seconds, way",
+    (
+        (FINISHED, 3610, "Training time"),
+        (clocked("Training time 1 day, 2:03:04"), 93784, "Training time"),
+        (clocked("Training time 2 days, 2:03:04"), 93784 + 86400, "Training time"),
+        (FINISHED + FINISHED, 7220, "sum of 2 Training times"),
+        (KILLED, 3600, "first to last clock"),
+        (KILLED + KILLED, 7200, "sum of 2 parts, first to last clock"),  # without the pause
+        (KILLED + FINISHED, 7210, "Training time + first to last clock"),
+        (MAE + MAE, 8, "sum of 2 parts, first to last clock"),
+        (KILLED.replace("\n", RANK_1), 3600, "first to last clock"),
+    ),
+)
+def test_training_times_are_summed_over_the_parts_of_a_log(text, seconds, way):
+    assert training_time(lines_of(text)) == (seconds, way)
 
 
 def test_training_times_of_a_folder(tmp_path, capsys):
     written(tmp_path, "a.log", released(PIPE))
     written(tmp_path, "b.log", clocked('flags: {"mask_ratio": 0.5}\nEpoch [0/2]', step=100 * 3600 / 10))
-    written(tmp_path, "none.log", "Epoch [0/2]\n")
+    written(tmp_path, "none.log", "Epoch [0/2]\n[10:00:00] one clock\n")
     written(tmp_path, "README", "a text\n")
     run_folder(tmp_path / "run")
     out = printed(logfile_time_process, capsys, tmp_path, "--gpus", 8, "--output", tmp_path / "t.csv")
@@ -149,9 +149,8 @@ def test_training_times_of_a_folder(tmp_path, capsys):
         "1 logs without a time:",
         f"- {tmp_path}/none.log: neither a Training time nor clocks",
     ]
-    assert (tmp_path / "t.csv").read_text().splitlines()[
-        1
-    ] == f"11420,{tmp_path}/a.log,3:10:20,3.172,25.378,Training time"
+    row = (tmp_path / "t.csv").read_text().splitlines()[1]
+    assert row == f"11420,{tmp_path}/a.log,3:10:20,3.172,25.378,Training time"
     assert "GPU" not in printed(logfile_time_process, capsys, tmp_path / "a.log")
     assert shown(100 * 3600 + 61.6) == "100:01:02"
     assert "--gpus 0: must be at least 1" in refusal(logfile_time_process.main, [tmp_path, "--gpus", 0], capsys)
@@ -224,10 +223,8 @@ def test_shares_are_lines_of_their_own():
         "pretrained, 25 % of the labels",
         "random initialisation, 25 % of the labels",
     ]
-    assert (
-        lines["pretrained, 25 % of the labels"].get_color()
-        == lines["random initialisation, 25 % of the labels"].get_color()
-    )
+    pretrained, random = (lines[f"{start}, 25 % of the labels"] for start in ("pretrained", "random initialisation"))
+    assert pretrained.get_color() == random.get_color()
     alone = exponential_2_n_epoch.draw_epochs(
         exponential_2_n_epoch.arrange(results[1:])[0], metrics_to_draw(results), ()
     )

@@ -11,11 +11,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from analysis.compare_runs import short_names
-from analysis.exponential_2_n_training import draw_curves, names_of, read_curve
-from tests.helpers.analysis_programs import one_line_about, run
-
-PROGRAM = "exponential_2_n_training"
+from analysis.exponential_2_n_training import draw_curves, main, names_of, read_curve
+from analysis.programs import short_names
+from tests.helpers.runs import refusal
 
 
 def log_text(losses, rate=0.5):
@@ -54,14 +52,8 @@ def test_of_a_log_the_later_line_counts_and_damaged_lines_are_counted(tmp_path):
 def test_events_are_averaged_over_each_epoch_and_a_continued_run_replaces_what_it_repeats(tmp_path):
     write_events(
         tmp_path,
-        [
-            ("train_loss", 500, 4.0),
-            ("lr", 500, 0.1),
-            ("train_loss", 1000, 2.0),
-            ("lr", 1000, 0.2),
-            ("train_loss", 1500, 9.0),
-            ("test_loss", 1000, 7.0),
-        ],
+        [("train_loss", 500, 4.0), ("train_loss", 1000, 2.0), ("train_loss", 1500, 9.0), ("test_loss", 1000, 7.0)]
+        + [("lr", 500, 0.1), ("lr", 1000, 0.2)],
         ".0",
     )
     write_events(
@@ -124,14 +116,11 @@ def curve_of(last, rate=0.001):
 def test_figure_has_ticks_at_powers_of_two_marks_within_and_a_panel_for_known_rates():
     figure = draw_curves({"a": curve_of(100), "b": curve_of(3, math.nan)}, log2=True, marks=(40, 600))
     loss, rate = figure.axes
-    assert [line.get_label() for line in loss.lines[:2]] == ["a", "b"] and list(loss.lines[0].get_ydata()[:2]) == [
-        1,
-        0.5,
-    ]
+    assert [line.get_label() for line in loss.lines[:2]] == ["a", "b"]
+    assert list(loss.lines[0].get_ydata()[:2]) == [1, 0.5]
     assert [int(tick) for tick in loss.get_xticks()] == [1, 2, 4, 8, 16, 32, 64, 128] and loss.get_xscale() == "log"
-    assert [line.get_xdata()[0] for line in rate.lines[2:]] == [40] and [text.get_text() for text in loss.texts] == [
-        "epoch 40"
-    ]
+    assert [line.get_xdata()[0] for line in rate.lines[2:]] == [40]
+    assert [text.get_text() for text in loss.texts] == ["epoch 40"]
     low, high = rate.get_ylim()
     assert low == 0 and high > 0.001
     (alone,) = draw_curves({"b": curve_of(3, math.nan)}).axes
@@ -142,48 +131,25 @@ def test_curves_that_coincide_have_markers_at_different_epochs():
     for log2 in (False, True):
         lines = draw_curves({name: curve_of(256) for name in "ab"}, log2).axes[0].lines
         first, other = (set(line.get_markevery()) for line in lines)
-        assert (
-            {index for index in first & other if index > 3} == {255}
-            and len(first) > 7
-            and lines[0].get_marker() != lines[1].get_marker()
-        )
+        assert {index for index in first & other if index > 3} == {255} and len(first) > 7
+        assert lines[0].get_marker() != lines[1].get_marker()
     assert {2**n - 1 for n in range(9)} == first
 
 
-def test_program_writes_both_pictures_and_the_table_and_says_what_it_left_out(tmp_path, monkeypatch, capsys):
-    (tmp_path / "ours").mkdir()
-    (tmp_path / "ours/log.txt").write_text(log_text([3.0, 2.0]) + "{")
-    theirs = tmp_path / "theirs.csv"
+def test_program_writes_both_figures_and_the_table_and_says_what_it_left_out(tmp_path, capsys):
+    ours, theirs, table = tmp_path / "ours", tmp_path / "theirs.csv", tmp_path / "t.csv"
+    ours.mkdir()
+    (ours / "log.txt").write_text(log_text([3.0, 2.0]) + "{")
     theirs.write_text("Wall time,Step,Value\n1,1000,4\n")
-    assert (
-        run(
-            monkeypatch,
-            capsys,
-            PROGRAM,
-            tmp_path / "ours",
-            theirs,
-            "--mark",
-            "--output",
-            tmp_path / "l.svg",
-            "--table",
-            tmp_path / "t.csv",
-        )[0]
-        == 0
-    )
+    main([str(ours), str(theirs), "--mark", "--output", str(tmp_path / "l.svg"), "--table", str(table)])
     (warning,) = capsys.readouterr().err.splitlines()
-    assert f"warning: {tmp_path / 'ours'}: 1 of its entries" in warning
-    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG") and b"training loss" in (
-        tmp_path / "l.svg"
-    ).read_bytes()
-    assert (tmp_path / "t.csv").read_text().splitlines() == [
-        "run,epoch,loss,lr",
-        "ours,1,3.0,0.5",
-        "ours,2,2.0,0.5",
-        "theirs,1,4.0,",
-    ]
+    assert f"warning: {ours}: 1 of its entries" in warning
+    assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")
+    assert "training loss" in (tmp_path / "l.svg").read_text()
+    assert table.read_text().splitlines() == ["run,epoch,loss,lr", "ours,1,3.0,0.5", "ours,2,2.0,0.5", "theirs,1,4.0,"]
 
 
-def test_what_cannot_be_drawn_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_drawn_is_one_line_and_nothing_is_written(tmp_path, capsys):
     good, bad, events = tmp_path / "log.txt", tmp_path / "bad.txt", tmp_path / "events"
     good.write_text(log_text([1.0]))
     bad.write_text("nothing\n{}\n")
@@ -192,20 +158,18 @@ def test_what_cannot_be_drawn_is_one_line_and_nothing_is_written(tmp_path, monke
     (tmp_path / "empty").mkdir()
     before = set(tmp_path.rglob("*"))
     figure = tmp_path / "l.png"
-    for flags, words in (
-        ([bad, "--output", figure], (str(bad), "no epoch", "2 of its lines")),
-        ([tmp_path / "no", "--output", figure], (str(tmp_path / "no"), "No such file")),
-        ([tmp_path / "empty", "--output", figure], ("neither log.txt nor events",)),
-        ([events, "--output", figure], (str(events), "no train_loss, but psnr")),
-        ([good, "--labels", "a", "b", "--output", figure], ("--labels: 2 for 1",)),
-        ([good, "--mark", "x", "--output", figure], ("--mark",)),
-        ([good, "--output", tmp_path / "l.pdf"], ("l.pdf", ".png or .svg")),
-        ([good, "--output", tmp_path / "no/l.png"], ("--output", "No such file")),
+    for flags, *words in (
+        ([bad, "--output", figure], bad, "no epoch", "2 of its lines"),
+        ([tmp_path / "no", "--output", figure], tmp_path / "no", "No such file"),
+        ([tmp_path / "empty", "--output", figure], "neither log.txt nor events"),
+        ([events, "--output", figure], events, "no train_loss, but psnr"),
+        ([good, "--labels", "a", "b", "--output", figure], "--labels: 2 for 1"),
+        ([good, "--output", figure, "--mark", "x"], "--mark"),
+        ([good, "--output", tmp_path / "l.pdf"], "l.pdf", ".png or .svg"),
+        ([good, "--output", tmp_path / "no/l.png"], "--output", "No such file"),
     ):
-        one_line_about(run(monkeypatch, capsys, PROGRAM, *flags), f"{PROGRAM}: error: ", *words)
+        line = refusal(main, flags, capsys)
+        assert all(str(word) in line for word in ("exponential_2_n_training: error: ", *words)), line
     assert set(tmp_path.rglob("*")) == before
-    one_line_about(
-        run(monkeypatch, capsys, PROGRAM, good, "--output", figure, "--table", tmp_path / "no/t.csv"),
-        "--table",
-        "No such file",
-    )
+    line = refusal(main, [good, "--output", figure, "--table", tmp_path / "no/t.csv"], capsys)
+    assert "--table" in line and "No such file" in line

@@ -4,7 +4,6 @@
 import json
 import shlex
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -12,6 +11,8 @@ import pytest
 from analysis import weight_study
 from analysis.weight_study import difference, groups_of, read_study, tables
 from tests.helpers import ROOT
+from tests.helpers.result_logs import written
+from tests.helpers.runs import refusal
 
 SETTINGS = {
     "dataset": "benv2",
@@ -31,26 +32,18 @@ SETTINGS = {
 }
 
 
-def write(path, document):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
-
-
 def add_run(folder, mode, level, seed, score, accuracy, **changed):
     """A pretraining run with its probe, and a flood classifier from it, in short; mode "random": the classifier alone."""
     flags = {**SETTINGS, "weight_mode": mode, "weight_level": level, "seed": seed, **changed}
-    origin = None
+    origin, files = None, {}
     if mode != "random":
-        run = folder / f"pretrain_{mode}_{level}_{seed}"
-        write(run / "run.json", {"flags": flags})
-        write(
-            run / "probe.json",
-            {"results": [{"method": "linear", "ap_macro": score, "ap_micro": 0.5, "f1_macro": 0.25}]},
-        )
         origin = {"checkpoint": "c", "epochs": 11, "flags": flags}
-    run = folder / f"finetune_{mode}_{level}_{seed}"
-    write(run / "run.json", {"flags": {"dataset": "sen12flood", "seed": seed}, "initialised_from": origin})
-    write(run / "eval_test.json", {"accuracy": accuracy, "f1": None if mode == "random" else 0.75})
+        probed = {"method": "linear", "ap_macro": score, "ap_micro": 0.5, "f1_macro": 0.25}
+        files = {"pretrain/run.json": {"flags": flags}, "pretrain/probe.json": {"results": [probed]}}
+    files["finetune/run.json"] = {"flags": {"dataset": "sen12flood", "seed": seed}, "initialised_from": origin}
+    files["finetune/eval_test.json"] = {"accuracy": accuracy, "f1": None if mode == "random" else 0.75}
+    for name, content in files.items():
+        written(folder, name.replace("/", f"_{mode}_{level}_{seed}/"), json.dumps(content))
 
 
 @pytest.fixture
@@ -59,10 +52,8 @@ def study(tmp_path):
         add_run(tmp_path, "per_channel", "token", seed, 0.5 + shift + 0.01 * (seed + 1), 0.9)
         add_run(tmp_path, "none", "token", seed, 0.5 + shift, 0.8)
     add_run(tmp_path, "random", "", 0, None, 0.6)
-    write(
-        tmp_path / "unfinished" / "run.json",
-        {"flags": {**SETTINGS, "weight_mode": "none", "weight_level": "pixel", "seed": 7}},
-    )
+    unfinished = {"flags": {**SETTINGS, "weight_mode": "none", "weight_level": "pixel", "seed": 7}}
+    written(tmp_path, "unfinished/run.json", json.dumps(unfinished))
     return tmp_path
 
 
@@ -95,24 +86,17 @@ def test_means_and_differences_seed_by_seed(study):
     assert difference(one, pd.DataFrame({"seed": [4], "m": [0.1]}), "m") == "–"
 
 
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["weight_study", *map(str, words)])
-    try:
-        weight_study.main()
-        return 0, capsys.readouterr()
-    except SystemExit as end:
-        return end.code, capsys.readouterr()
-
-
-def test_the_program_writes_both_figures_and_the_table(study, tmp_path, monkeypatch, capsys):
-    status, said = run(
-        monkeypatch, capsys, study, "--output", tmp_path / "s.png", "--table", tmp_path / "s.csv", "--note", "tiny"
+def test_the_program_writes_both_figures_and_the_table(study, tmp_path, capsys):
+    figure, table = tmp_path / "s.png", tmp_path / "s.csv"
+    weight_study.main([str(study), "--output", str(figure), "--table", str(table), "--note", "tiny"])
+    assert "+0.020 ± 0.025" in capsys.readouterr().out
+    assert (
+        figure.read_bytes().startswith(b"\x89PNG") and "random initialisation" in figure.with_suffix(".svg").read_text()
     )
-    assert status == 0 and "+0.020 ± 0.025" in said.out
-    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG") and "random initialisation" in (
-        tmp_path / "s.svg"
-    ).read_text()
-    assert len(pd.read_csv(tmp_path / "s.csv")) == 7
+    assert len(pd.read_csv(table)) == 7
+
+
+PROBE = "pretrain_none_token_0/probe.json"
 
 
 @pytest.mark.parametrize(
@@ -122,19 +106,17 @@ def test_the_program_writes_both_figures_and_the_table(study, tmp_path, monkeypa
             lambda at: add_run(at, "shared_avg", "token", 0, 0.5, 0.5, mask_ratio=0.75),
             ("of two studies", "mask_ratio 0.75 and 0.5"),
         ),
-        (lambda at: (at / "pretrain_none_token_0" / "probe.json").write_text("{"), ("probe.json: cannot be read",)),
-        (
-            lambda at: write(at / "pretrain_none_token_0" / "probe.json", {"results": []}),
-            ("pretrain_none_token_0", "no linear probe"),
-        ),
+        (lambda at: written(at, PROBE, "{"), (f"{PROBE}: not a JSON object", "scripts/weight_study.sh")),
+        (lambda at: written(at, PROBE, '{"results": []}'), ("pretrain_none_token_0", "no linear probe")),
         (lambda at: [path.unlink() for path in at.glob("*/run.json")], ("no run of a study",)),
     ],
 )
-def test_what_is_no_study_is_one_line(study, tmp_path, monkeypatch, capsys, spoil, words):
+def test_what_is_no_study_is_one_line(study, tmp_path, capsys, spoil, words):
     spoil(study)
-    status, said = run(monkeypatch, capsys, study, "--output", tmp_path / "s.png", "--table", tmp_path / "s.csv")
-    assert status == 2 and len(said.err.splitlines()) == 1 and all(word in said.err for word in words), said.err
-    assert not (tmp_path / "s.png").exists() and not (tmp_path / "s.csv").exists()
+    figure, table = tmp_path / "s.png", tmp_path / "s.csv"
+    line = refusal(weight_study.main, [study, "--output", figure, "--table", table], capsys)
+    assert all(word in line for word in words), line
+    assert not figure.exists() and not table.exists()
 
 
 def dry_run(*flags):

@@ -86,7 +86,7 @@ def ours(scores=SCORES, epoch=1, start="random initialisation", split="test", **
 
 def written(folder, name, text):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return folder / name
 
 
