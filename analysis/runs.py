@@ -58,7 +58,6 @@ MOST_LINES = 300  # of a table or a Namespace, if its end is missing
 CLOCK = re.compile(r"\[([01]\d|2[0-3]):([0-5]\d):([0-5]\d(?:\.\d{1,6})?)\] ?")
 RANK = re.compile(r"\s*\[\S*,(\d{1,9})\]<std(?:out|err)>: ?")  # mpirun --tag-output
 JSON_FLAGS = re.compile(r"\bflags: (\{.*)")
-SETTLED = re.compile(r"\bconfiguration: (\{.*)")  # what a later line says of flags that were left open
 NAMESPACE = re.compile(r"\bNamespace\((.*)")
 NAMESPACE_FLAG = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,()]+)""")
 START = re.compile(
@@ -305,12 +304,6 @@ def read_console_log(text, source):
             # '' is the default of --finetune in the released code, so there a continued run does not say how it began.
             if ours or flags.get("finetune") or not flags.get("resume"):
                 facts |= start_from(flags.get("finetune"))
-        elif found := SETTLED.search(line):
-            try:
-                flags |= dict(json.loads(found[1]))
-            except (ValueError, TypeError, RecursionError):
-                malformed += 1
-            facts |= facts_in(flags)
         elif found := START.search(line):
             facts |= start_from(found["ours"] or found["theirs"], found["epochs"] and int(found["epochs"]))
         elif line.strip() == RANDOM_START and not flags:  # otherwise the flags say it
