@@ -69,10 +69,8 @@ def test_rows_of_known_flags():
     assert pretrain["norm_pix_loss"][:2] == finetune["eval"][:2] == ("switch", "off")
     assert finetune["dist_eval"][:2] == ("switch", "on")
     assert finetune["no_dist_eval"] == ("switch", "off", "the opposite of `--dist_eval`")
-    assert (
-        pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
-        and pretrain["save_epochs"][0] == "N …, integer"
-    )
+    assert pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
+    assert pretrain["save_epochs"][0] == "N …, integer"
     assert pretrain["resume"][0] == "auto\\|PATH"
     assert pretrain["inference"][2] == "do not train: draw what these checkpoints reconstruct of the same samples"
 

@@ -3,7 +3,6 @@
 
 import json
 import shlex
-import subprocess
 
 import pandas as pd
 import pytest
@@ -12,7 +11,7 @@ from analysis import weight_study
 from analysis.weight_study import difference, groups_of, read_study, tables
 from tests.helpers import ROOT
 from tests.helpers.result_logs import written
-from tests.helpers.runs import refusal
+from tests.helpers.runs import launch, refusal, words
 
 SETTINGS = {
     "dataset": "benv2",
@@ -66,14 +65,14 @@ def test_runs_become_rows_by_what_their_flags_say(study):
     ]
     assert frame["seed"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert frame["probe: AP macro"].tolist()[:6] == pytest.approx([0.5, 0.6, 0.7, 0.51, 0.62, 0.73])
-    assert frame["flood: accuracy"].tolist() == [0.8] * 3 + [0.9] * 3 + [0.6] and pd.isna(
-        frame["probe: AP macro"].iloc[-1]
-    )
+    assert frame["flood: accuracy"].tolist() == [0.8] * 3 + [0.9] * 3 + [0.6]
+    assert pd.isna(frame["probe: AP macro"].iloc[-1])
 
 
 def test_means_and_differences_seed_by_seed(study):
     means, differences = tables(read_study(study))
-    assert means["probe: AP macro"].tolist() == ["0.600 ± 0.100", "0.620 ± 0.110", "–"] and means["seeds"].tolist() == [
+    assert means["probe: AP macro"].tolist() == ["0.600 ± 0.100", "0.620 ± 0.110", "–"]
+    assert means["seeds"].tolist() == [
         3,
         3,
         1,
@@ -88,11 +87,10 @@ def test_means_and_differences_seed_by_seed(study):
 
 def test_the_program_writes_both_figures_and_the_table(study, tmp_path, capsys):
     figure, table = tmp_path / "s.png", tmp_path / "s.csv"
-    weight_study.main([str(study), "--output", str(figure), "--table", str(table), "--note", "tiny"])
+    weight_study.main(words(study, "--output", figure, "--table", table, "--note tiny"))
     assert "+0.020 ± 0.025" in capsys.readouterr().out
-    assert (
-        figure.read_bytes().startswith(b"\x89PNG") and "random initialisation" in figure.with_suffix(".svg").read_text()
-    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "random initialisation" in figure.with_suffix(".svg").read_text()
     assert len(pd.read_csv(table)) == 7
 
 
@@ -120,10 +118,7 @@ def test_what_is_no_study_is_one_line(study, tmp_path, capsys, spoil, words):
 
 
 def dry_run(*flags):
-    result = subprocess.run(
-        ["bash", ROOT / "scripts" / "weight_study.sh", "--dry_run", *flags], cwd=ROOT, text=True, capture_output=True
-    )
-    assert result.returncode == 0, result.stderr
+    result = launch(["bash", ROOT / "scripts" / "weight_study.sh", "--dry_run", flags])
     return [shlex.split(line) for line in result.stdout.splitlines()]
 
 
@@ -133,23 +128,8 @@ def value(words, flag):
 
 def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out():
     lines = dry_run(
-        "--data_path",
-        "/d",
-        "--flood_path",
-        "/f",
-        "--seeds",
-        "3 4",
-        "--models_path",
-        "/m",
-        "--model",
-        "large",
-        "--epoch",
-        "32",
-        "--ranks",
-        "4",
-        "--",
-        "--weight_clip",
-        "99",
+        "--data_path /d --flood_path /f --seeds '3 4' --models_path /m --model large --epoch 32 --ranks 4",
+        "-- --weight_clip 99",
     )
     runs = [words for words in lines if "scripts/run_local.sh" in words]
     assert all(value(words, "--ranks") == "4" for words in runs)
@@ -157,11 +137,8 @@ def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out
     kinds = {
         (value(words, "--weight_mode"), value(words, "--weight_level"), value(words, "--seed")) for words in pretrained
     }
-    assert (
-        len(pretrained) == len(kinds) == 10
-        and {kind[2] for kind in kinds} == {"3", "4"}
-        and ("none", "pixel", "3") not in kinds
-    )
+    assert len(pretrained) == len(kinds) == 10
+    assert {kind[2] for kind in kinds} == {"3", "4"} and ("none", "pixel", "3") not in kinds
     assert all(
         words[-3:] == ["--", "--weight_clip", "99"] and value(words, "--data_path") == "/d" for words in pretrained
     )
@@ -169,12 +146,9 @@ def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out
     assert len(floods) == 12 and all(value(words, "--data_path") == "/f" for words in floods)
     assert sum("random" in words for words in floods) == 2
     embedded = [value(words, "--finetune") for words in lines if "--embed" in words]
-    assert (
-        embedded.count("/m/pretrain_benv2_large_shared_avg_pixel_seed4/checkpoint_32.pth") == 2 and len(embedded) == 20
-    )
+    assert embedded.count("/m/pretrain_benv2_large_shared_avg_pixel_seed4/checkpoint_32.pth") == 2
+    assert len(embedded) == 20
     # What the runs are called is the runner's to say.
-    shown = subprocess.run(
-        [*pretrained[0][:2], "--dry_run", *pretrained[0][2:]], cwd=ROOT, text=True, capture_output=True
-    ).stdout
+    shown = launch([pretrained[0][:2], "--dry_run", pretrained[0][2:]]).stdout
     assert value(shlex.split(shown, comments=True), "--output_dir") == "/m/pretrain_benv2_large_none_token_seed3"
     assert lines[-1][2:4] == ["analysis.weight_study", "/m"]

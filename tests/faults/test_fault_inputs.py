@@ -61,72 +61,37 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import digests
+from tests.helpers.runs import digests, words
 from tests.helpers.sen12 import S, align, image_name, write_raw
 from tests.helpers.zips import GOOD, HOSTILE, make, patch
 from util.checkpoint import load_checkpoint
 
 TINY = (
-    "--model",
-    "mixmim_tiny",
-    "--batch_size",
-    2,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    0,
-    "--lr",
-    1e-3,
-    "--epochs",
-    1,
-    "--device",
-    "cpu",
-    "--output_dir",
-    "{out}",
+    "--model mixmim_tiny --batch_size 2 --num_workers 0 --warmup_epochs 0 --lr 1e-3 --epochs 1 "
+    "--device cpu --output_dir {out}"
 )
-SMALL = (*TINY, "--input_size", 64)
-PRETRAIN = (main_pretrain, *SMALL, "--data_path", "{data}", "--split", "all", "--save_epochs")
-FINETUNE = (main_finetune, *SMALL, "--data_path", "{data}", "--finetune", "")
-STEP = ("--workers", 1, "--out", "{out}")
+SMALL = (TINY, "--input_size 64")
+PRETRAIN = (main_pretrain, SMALL, "--data_path {data} --split all --save_epochs")
+FINETUNE = (main_finetune, SMALL, "--data_path {data} --finetune ''")
+STEP = "--workers 1 --out {out}"
 
 # What is run on an input: program and flags.
 USES = {
-    "pretrain v2": (*PRETRAIN, "--dataset", "benv2"),
-    "finetune v2": (*FINETUNE, "--dataset", "benv2"),
-    "pretrain v1": (*PRETRAIN, "--dataset", "benv1", "--split", "train_val"),
-    "pretrain v1, id_col": (*PRETRAIN, "--dataset", "benv1", "--split", "train_val", "--id_col", 9),
-    "pretrain v2, id_col": (*PRETRAIN, "--dataset", "benv2", "--id_col", 0),
-    "finetune floods": (main_finetune, *TINY, "--data_path", "{data}", "--finetune", "", "--dataset", "sen12flood"),
-    "verify store": (pack, "--verify", "{data}", "--workers", 1),
-    "statistics": (
-        statistics,
-        "--dataset",
-        "benv2",
-        "--data_path",
-        "{data}",
-        "--split",
-        "all",
-        "--out",
-        "{out}.json",
-        "--workers",
-        1,
-    ),
-    "csv": (benv2_csv, "--metadata", "{data}/metadata.parquet", "--out", "{out}"),
-    "zarr": (
-        benv1_to_zarr,
-        "--root",
-        "{data}",
-        "--train",
-        "{data}/benv1_train.csv",
-        "--val",
-        "{data}/benv1_val.csv",
-        *STEP,
-    ),
-    "list": (sen12_data_prep, "--list-only", "--s1-list", "{data}/S1list.json", *STEP),
-    "prepare": (sen12_data_prep, "--aligned", "{data}/aligned", *STEP),
-    "prune": (sen12_prune_partial_pairs, "--aligned", "{data}/aligned", "--pairs", "{data}/pairs", "--size", S, *STEP),
-    "verify floods": (sen12_prune_partial_pairs, "--verify", "--out", "{data}/final", "--workers", 1),
-    "unzip": (sen12_unzip, "--zip", "{data}/data.zip", *STEP),
+    "pretrain v2": (*PRETRAIN, "--dataset benv2"),
+    "finetune v2": (*FINETUNE, "--dataset benv2"),
+    "pretrain v1": (*PRETRAIN, "--dataset benv1 --split train_val"),
+    "pretrain v1, id_col": (*PRETRAIN, "--dataset benv1 --split train_val --id_col 9"),
+    "pretrain v2, id_col": (*PRETRAIN, "--dataset benv2 --id_col 0"),
+    "finetune floods": (main_finetune, TINY, "--data_path {data} --finetune '' --dataset sen12flood"),
+    "verify store": (pack, "--verify {data} --workers 1"),
+    "statistics": (statistics, "--dataset benv2 --data_path {data} --split all --out {out}.json --workers 1"),
+    "csv": (benv2_csv, "--metadata {data}/metadata.parquet --out {out}"),
+    "zarr": (benv1_to_zarr, "--root {data} --train {data}/benv1_train.csv --val {data}/benv1_val.csv", STEP),
+    "list": (sen12_data_prep, "--list-only --s1-list {data}/S1list.json", STEP),
+    "prepare": (sen12_data_prep, "--aligned {data}/aligned", STEP),
+    "prune": (sen12_prune_partial_pairs, "--aligned {data}/aligned --pairs {data}/pairs --size", S, STEP),
+    "verify floods": (sen12_prune_partial_pairs, "--verify --out {data}/final --workers 1"),
+    "unzip": (sen12_unzip, "--zip {data}/data.zip", STEP),
 }
 
 
@@ -136,10 +101,10 @@ def start(program, capsys):
 
     def run(use, **places):
         module, *flags = use
-        flags = [str(flag).format(**places) for flag in flags]
+        flags = [word.format(**places) for word in words(flags)]
         try:
             if module in (main_pretrain, main_finetune):
-                return program(module, *flags)
+                return program(module, flags)
             capsys.readouterr()
             status = 0
             try:
@@ -192,9 +157,7 @@ def write_lists(root, columns=2):
 
 def write_store(root):
     write_v2(root.with_name("source"))
-    pack.main(
-        ["--dataset", "benv2", "--data_path", str(root.with_name("source")), "--out", str(root), "--workers", "1"]
-    )
+    pack.main(words("--dataset benv2 --data_path", root.with_name("source"), "--out", root, "--workers 1"))
 
 
 def write_pairs(root):
@@ -1212,25 +1175,20 @@ def test_hostile_zips_are_one_line_and_leave_nothing(case, start, tmp_path, coun
 
 # ---- Checkpoints ---------------------------------------------------------------------------------
 
-WITH_DATA = ("--data_path", "{data}", "--device", "cpu", "--num_workers", 0)
+WITH_DATA = "--data_path {data} --device cpu --num_workers 0"
 CHECKPOINT_USES = {
-    "pretrain --finetune": (*PRETRAIN, "--epochs", 2, "--finetune", "{checkpoint}"),
-    "pretrain --resume": (*PRETRAIN, "--epochs", 2, "--resume", "{checkpoint}"),
+    "pretrain --finetune": (*PRETRAIN, "--epochs 2 --finetune {checkpoint}"),
+    "pretrain --resume": (*PRETRAIN, "--epochs 2 --resume {checkpoint}"),
     "pretrain --inference": (
         main_pretrain,
-        *WITH_DATA,
-        "--output_dir",
-        "{out}",
-        "--inference_samples",
-        2,
-        "--inference",
-        "{checkpoint}",
+        WITH_DATA,
+        "--output_dir {out} --inference_samples 2 --inference {checkpoint}",
     ),
-    "finetune --finetune": (main_finetune, *SMALL, *WITH_DATA, "--dataset", "benv2", "--finetune", "{checkpoint}"),
-    "finetune --resume": (*FINETUNE, "--dataset", "benv2", "--epochs", 2, "--resume", "{checkpoint}"),
-    "finetune --eval": (main_finetune, *WITH_DATA, "--output_dir", "{out}", "--eval", "--finetune", "{checkpoint}"),
-    "finetune --embed": (main_finetune, *WITH_DATA, "--embed", "{out}.npz", "--finetune", "{checkpoint}"),
-    "finetune --export": (main_finetune, "--export", "{out}", "--finetune", "{checkpoint}"),
+    "finetune --finetune": (main_finetune, SMALL, WITH_DATA, "--dataset benv2 --finetune {checkpoint}"),
+    "finetune --resume": (*FINETUNE, "--dataset benv2 --epochs 2 --resume {checkpoint}"),
+    "finetune --eval": (main_finetune, WITH_DATA, "--output_dir {out} --eval --finetune {checkpoint}"),
+    "finetune --embed": (main_finetune, WITH_DATA, "--embed {out}.npz --finetune {checkpoint}"),
+    "finetune --export": (main_finetune, "--export {out} --finetune {checkpoint}"),
 }
 # Those that need a classifier, or go on with a run of one; the others take a checkpoint of pretraining.
 OF_CLASSIFIER = ("finetune --resume", "finetune --eval", "finetune --embed", "finetune --export")
@@ -1240,7 +1198,7 @@ def run_here(module, *flags):
     """A run in this process to its good end, for what several tests need."""
     handlers, on_sigterm = logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as change:
-        change.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
+        change.setattr(sys, "argv", [f"{module.__name__}.py", *words(flags)])
         try:
             module.main()
         finally:
@@ -1252,16 +1210,9 @@ def run_here(module, *flags):
 def begun(base, tmp_path_factory):
     """{program: folder of a run that was stopped after the first of two epochs}."""
     folders = {name: tmp_path_factory.mktemp("begun") / name for name in ("pretrain", "finetune")}
-    for name, flags in (("pretrain", PRETRAIN), ("finetune", (*FINETUNE, "--dataset", "benv2"))):
-        module, *flags = flags
-        run_here(
-            module,
-            *(str(flag).format(data=base("v2"), out=folders[name]) for flag in flags),
-            "--epochs",
-            2,
-            "--stop_epoch",
-            1,
-        )
+    for name, (module, *flags) in (("pretrain", PRETRAIN), ("finetune", (*FINETUNE, "--dataset benv2"))):
+        flags = [word.format(data=base("v2"), out=folders[name]) for word in words(flags, "--epochs 2 --stop_epoch 1")]
+        run_here(module, *flags)
         shutil.copy(folders[name] / "checkpoint.pth", folders[name].with_suffix(".pth"))
         resaved(folders[name].with_suffix(".pth"), optimizer=...)
     return folders
