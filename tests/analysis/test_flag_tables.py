@@ -59,7 +59,7 @@ def test_flags_of_the_released_code_are_there():
 
 def test_rows_of_known_flags():
     pretrain, finetune = map(rows_of, sections(flag_tables.page()).values())
-    assert pretrain["batch_size"][:2] == ("integer", "`64`") and finetune["batch_size"][:2] == ("integer", "`128`")
+    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`") and finetune["batch_size"][:2] == ("integer", "`128`")
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
     assert pretrain["stop_epoch"][:2] == ("N, integer", "--epochs")
     assert finetune["input_size"][1:] == (
