@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay
 
-from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
-from common.command_line import Parser
+from batch_preparation import WEIGHT_DOMAINS, BatchPreparation, Weighting
+from common.command_line import Parser, positive_share
 from common.errors import DataError, UsageError
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
@@ -72,6 +72,7 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
+    "crop_scale",  # absent from the checkpoints of older runs, which therefore continue
 )
 PICTURE_SAMPLES = 4
 
@@ -101,6 +102,13 @@ def build_parser():
     )
     group.add_argument(
         "--drop_path", type=float, default=0.0, metavar="RATE", help="stochastic depth of the last block"
+    )
+    group.add_argument(
+        "--crop_scale",
+        type=positive_share,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole images)",
     )
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
@@ -177,6 +185,8 @@ def check_flags(args):
             f"--mask_ratio {args.mask_ratio} and --range_mask_ratio {args.range_mask_ratio}: both at least 0, and "
             f"together at most 1"
         )
+    if args.crop_scale and args.crop_scale[0] > args.crop_scale[1]:
+        raise UsageError(f"--crop_scale {args.crop_scale[0]:g} {args.crop_scale[1]:g}: MIN must not be above MAX")
     if not 0 < args.weight_clip <= 100:
         raise UsageError(f"--weight_clip {args.weight_clip}: a percentile above 0 and up to 100 is needed")
     if args.save_epochs is None:
@@ -231,10 +241,8 @@ def build_preparation(args):
         args.mean,
         args.std,
         args.seed,
-        args.weight_mode,
-        args.weight_domain,
-        args.exp_scale,
-        args.weight_clip,
+        Weighting(args.weight_mode, args.weight_domain, args.exp_scale, args.weight_clip),
+        args.crop_scale,
     )
 
 

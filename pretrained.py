@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import models_mixmim_ft
 import models_sen12_ft
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting
 from common.errors import UsageError
 from models_mixmim import size_of
 from sarwmix.registry import DATASETS
@@ -97,7 +97,7 @@ def build_model(args, meta=False):
 
 
 def build_preparation(args):
-    return BatchPreparation(args.input_size, args.mean, args.std, args.seed, weight_mode="none")
+    return BatchPreparation(args.input_size, args.mean, args.std, args.seed, Weighting("none"))
 
 
 def has_head(state):

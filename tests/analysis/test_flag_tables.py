@@ -19,7 +19,7 @@ data_path output_dir log_dir device seed resume finetune start_epoch num_workers
 eval dist_eval mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode smoothing patch_op world_size local_rank dist_on_itp dist_url
 port""".split()
 ADDED = """dataset weight_mode weight_level weight_domain weight_clip exp_scale stop_epoch save_epochs amp train_fraction mean std patch_cut
-val_fraction save_every_steps save_every_minutes walltime compile grad_checkpointing data_cache""".split()
+crop_scale val_fraction save_every_steps save_every_minutes walltime compile grad_checkpointing data_cache""".split()
 
 
 def flags_in(text):
