@@ -19,7 +19,6 @@ CPU = {
     "scaling": ["--ranks", "1", "2"],
     "memory": [],
     "parity": ["--model", "mixmim_tiny"],
-    "startup": [],
     "data": [],
 }
 GPU_STEP = [
@@ -51,7 +50,6 @@ GPU = {
     "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"],
     "memory": ["--batch_size", "64"],
     "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"],
-    "startup": [],
     "data": [],
 }
 

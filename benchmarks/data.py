@@ -11,7 +11,6 @@ Writes data.json and prints a table; asserts nothing.
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -20,8 +19,8 @@ import zarr
 from safetensors.numpy import save
 from tabulate import tabulate
 
-from benchmarks.report import machine
-from common.files import write_csv, write_json
+from benchmarks.report import benchmark_parser, write_report
+from common.files import write_csv
 from common.workers import Crew
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -187,7 +186,7 @@ def loader_rate(dataset, workers, size, seconds):
 
 def measure(args):
     """[one row of the table as a dict]."""
-    folder = Path(args.out)
+    folder = args.out
     geotiff = write_layouts(folder, args.samples, args.seed)
     torch.set_num_threads(1)
     rng, rows = np.random.default_rng(args.seed), []
@@ -247,14 +246,7 @@ def table(rows, workers):
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description="Throughput of random batches by data layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--out", default="output/benchmarks", help="folder for the data and data.json; used again when it is there"
-    )
+    parser = benchmark_parser("data", "Throughput of random batches by data layout.")
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
@@ -262,16 +254,13 @@ def get_args_parser():
     parser.add_argument(
         "--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes, batches and turns")
     return parser
 
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     rows = measure(args)
-    write_json(
-        Path(args.out) / "data.json", {"benchmark": "data", "flags": vars(args), "machine": machine(), "rows": rows}
-    )
+    write_report("data", args, rows)
     print(table(rows, args.workers))
 
 

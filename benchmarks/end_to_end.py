@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
-from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp, wait
+from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp, wait
 from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import MANIFEST, PackedDataset
@@ -31,8 +31,6 @@ from sarwmix.simulate import patches as simulate
 from util.datasets import ImagesWithIds, build_loader, fill_cache
 from util.distributed import Launch, Ranks, pick_device
 from util.misc import keep_freed_memory
-from util.optimization import AMP_DTYPES
-from util.program import COMPILE_MODES
 
 
 def write_data(args):
@@ -144,11 +142,6 @@ def main(argv=None):
         "end_to_end", "Speed of pretraining with its data, beside the original approach.", timed=True
     )
     add_path_flags(parser)
-    parser.add_argument(
-        "--amp",
-        choices=tuple(AMP_DTYPES),
-        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)",
-    )
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
@@ -156,12 +149,12 @@ def main(argv=None):
     parser.add_argument(
         "--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)"
     )
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
+    add_execution_flags(parser)
     args = parser.parse_args(argv)
     if (args.skip + args.steps) * args.batch_size > args.samples:
         parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")
     device, ends = pick_device(args.device, 0), deadline(args)
-    args.amp = args.amp or usual_amp(device)
+    args = changed(args, amp=args.amp or usual_amp(device))
     if device.type == "cpu":
         keep_freed_memory()
     ways = build_ways(args, device, *write_data(args))

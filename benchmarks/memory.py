@@ -20,12 +20,11 @@ import time
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference, noise, usual_amp
+from benchmarks.report import benchmark_parser, changed, report
+from benchmarks.step import Ours, Reference, add_amp_flag, add_batch_flags, noise, usual_amp
 from models_mixmim import SIZES, Block
 from util.distributed import pick_device
 from util.misc import peak_memory
-from util.optimization import AMP_DTYPES
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
 COUNTED = (2, 4)  # images, few, so that counting does not decide the peak
@@ -69,12 +68,12 @@ def per_image(path):
     return whole, max(blocks, default=None), many[0] - whole * COUNTED[1]
 
 
-def measure(args):
-    """One case, in this process: a row of the table."""
+def measure(args, model, case):
+    """One case, in this process: a row of the table. model: key of SIZES. case: of CASES."""
     device = pick_device(args.device, 0)
-    checkpointing = args.case == CASES[-1]
+    checkpointing = case == CASES[-1]
     batches = [noise(size, device, args.seed, 1)[0] for size in (*COUNTED, args.batch_size)]
-    path = (Reference if args.case == CASES[0] else Ours)(args, batches, device, args.amp)
+    path = (Reference if case == CASES[0] else Ours)(changed(args, model=model), batches, device, args.amp)
     kept, block, once = per_image(path)
     if checkpointing:
         path.model.execute_with(grad_checkpointing=True)
@@ -92,8 +91,8 @@ def measure(args):
         p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters()
     )  # weight, gradient, two moments
     return {
-        "model": args.model,
-        "path": args.case,
+        "model": model,
+        "path": case,
         "amp": path.amp,
         "batch_size": args.batch_size,
         "parameters_m": parameters / 1e6,
@@ -117,10 +116,8 @@ def get_args_parser():
         default=["mixmim_base", "mixmim_large", "mixmim_huge"],
         help="sizes",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
-    parser.add_argument(
-        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
-    )
+    add_batch_flags(parser, batch_size=8)
+    add_amp_flag(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument(
         "--memory",
@@ -130,7 +127,6 @@ def get_args_parser():
         metavar="GB",
         help="of the GPUs to say the batch size for",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # model and case, in this process
     return parser
 
@@ -138,10 +134,10 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.one:
-        args.model, args.case = args.one
-        print(json.dumps(measure(args)))
+        model, case = args.one
+        print(json.dumps(measure(args, model, case)))
         return
-    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
+    args = changed(args, amp=args.amp or usual_amp(pick_device(args.device, 0)))
     rows = []
     for model in args.models:
         for case in CASES:

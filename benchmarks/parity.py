@@ -15,12 +15,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.report import benchmark_parser, deadline, report
-from benchmarks.step import SIDE, Ours, Reference, add_path_flags, usual_amp
+from benchmarks.report import benchmark_parser, changed, deadline, report
+from benchmarks.step import SIDE, Ours, Reference, add_more_executions, add_path_flags, usual_amp
 from common.workers import Crew
 from sarwmix.simulate.patches import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
-from util.program import COMPILE_MODES
 
 LAST_BITS = 1e-6  # relative change of the weights of the control
 
@@ -89,14 +88,12 @@ def main(argv=None):
     add_path_flags(parser)
     parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
-    parser.add_argument(
-        "--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too"
-    )
-    parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
+    add_more_executions(parser)
     args = parser.parse_args(argv)
     device, ends = pick_device(args.device, 0), deadline(args)
     rows, found = [], ways(args, simulated_batches(args, device), device)
-    args.steps = steps_within(None if ends is None else ends - time.monotonic(), found.values(), args.steps)
+    left = None if ends is None else ends - time.monotonic()
+    args = changed(args, steps=steps_within(left, found.values(), args.steps))
     for name, build in found.items():
         path = build()
         path.run(args.steps)

@@ -14,6 +14,7 @@ from statistics import median, quantiles
 import torch
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.files import write_json
 
 
@@ -75,23 +76,24 @@ def shown(value, digits=2):
 
 
 def benchmark_parser(name, description, timed=False):
-    """A parser with the flags of every benchmark. timed: it has --seconds, which `deadline` understands."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """A parser with the flags of all benchmarks. timed: with --seconds, which `deadline` reads."""
+    parser = Parser(description, f"benchmarks.{name}" if name else "benchmarks")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("output/benchmarks"),
         metavar="DIR",
-        help=f"folder for {name}.json, and for data",
+        help=f"folder for {name or 'NAME'}.json, and for data that are used again",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, the order of turns included")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers and of the order of turns")
     if timed:
-        parser.add_argument("--seconds", type=float, help="do less, if all of it would take longer than about this")
+        parser.add_argument("--seconds", type=float, help="limit of the time, about; fewer rounds and steps if needed")
     return parser
+
+
+def changed(args, **values):
+    """A copy of the flags with some of the values replaced."""
+    return argparse.Namespace(**{**vars(args), **values})
 
 
 def deadline(args):
@@ -99,21 +101,22 @@ def deadline(args):
     return None if args.seconds is None else time.monotonic() + args.seconds
 
 
+def write_report(name, args, rows, **more):
+    """Write --out/NAME.json: the command, its flags, the machine, the rows (dicts), and what else is given."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = {
+        "benchmark": name,
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "machine": machine(),
+        "rows": rows,
+    }
+    write_json(args.out / f"{name}.json", written | more)
+
+
 def report(name, args, rows, headers, **more):
     """Write --out/NAME.json and print the rows as a table. rows: dicts; headers: {key of a row: heading}."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    write_json(
-        args.out / f"{name}.json",
-        {
-            "benchmark": name,
-            "command": command,
-            "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-            "machine": machine(),
-            "rows": rows,
-            **more,
-        },
-    )
+    write_report(name, args, rows, **more)
     cells = [
         [
             f"{row[key]:,.2f}" if isinstance(row[key], float) else "" if row[key] is None else str(row[key])

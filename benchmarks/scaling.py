@@ -20,11 +20,9 @@ import torch
 import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp
+from benchmarks.report import benchmark_parser, changed, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp
 from util.distributed import distribute, pick_device, start_ranks
-from util.optimization import AMP_DTYPES
-from util.program import COMPILE_MODES
 
 MARK = "scaling: "  # the line of rank 0 that holds the result begins so
 
@@ -86,19 +84,16 @@ def main(argv=None):
     parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
     add_path_flags(parser)
-    parser.add_argument(
-        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
-    )
+    add_execution_flags(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each")
     parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="of torch.compile")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         measure(args)
         return
-    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
+    args = changed(args, amp=args.amp or usual_amp(pick_device(args.device, 0)))
     rows = []
     for count in args.ranks:
         flags = sys.argv[1:] if argv is None else argv

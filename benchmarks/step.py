@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batch_preparation import BatchPreparation
 from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
-from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup, spread
+from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from util.distributed import pick_device
@@ -260,11 +260,42 @@ def measure(args, device, amp):
     return rows
 
 
-def add_path_flags(parser):
-    """Flags of what a `Path` is: model, batch, device."""
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a step of one rank, an even number")
+def add_batch_flags(parser, batch_size=16):
+    parser.add_argument(
+        "--batch_size", type=int, default=batch_size, help="images of a step of one rank, an even number"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def add_path_flags(parser):
+    """Flags that define a `Path`: model, batch, device."""
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    add_batch_flags(parser)
+
+
+def add_amp_flag(parser):
+    parser.add_argument(
+        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
+    )
+
+
+def add_execution_flags(parser):
+    """Flags of the one execution that is measured."""
+    add_amp_flag(parser)
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
+
+
+def add_more_executions(parser):
+    """Flags of executions that are measured besides the eager one."""
+    parser.add_argument(
+        "--compile",
+        choices=COMPILE_MODES[1:],
+        nargs="*",
+        default=[],
+        metavar="MODE",
+        help="compile ours in these modes too",
+    )
+    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
 
 
 def usual_amp(device):
@@ -289,15 +320,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each path")
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
-    parser.add_argument(
-        "--compile",
-        choices=COMPILE_MODES[1:],
-        nargs="*",
-        default=[],
-        metavar="MODE",
-        help="compile ours in these modes too",
-    )
-    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    add_more_executions(parser)
     parser.add_argument(
         "--attention",
         action="store_true",
@@ -305,8 +328,8 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
-    args.amp = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
-    args.seconds = args.seconds and args.seconds / len(args.amp)
+    amps = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
+    args = changed(args, amp=amps, seconds=args.seconds and args.seconds / len(amps))
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
     report(
         "step",
