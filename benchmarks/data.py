@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How fast random samples come from each layout of the same data: GeoTIFF, LMDB, Zarr, the packed store, plain arrays.
+"""Throughput of random samples by layout of the same data: GeoTIFF, LMDB, Zarr, packed store, plain arrays.
 
     python -m benchmarks.data --out output/benchmark_data --samples 2000
 
-Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, the layouts taking
-turns in an order that is drawn anew for every round. Files are warm: they come from the page cache, not from a disk.
-Writes data.json and prints a table; asserts nothing.
+Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, all layouts in a new
+random order every round. Files are read from the page cache, not from a disk. Writes data.json and prints a table.
 """
 
 import argparse
@@ -37,7 +36,7 @@ SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 
 
 def write_layouts(folder, samples, seed):
-    """Simulated patches as GeoTIFFs, LMDB, Zarr and packed; what is there already stays. Returns the first."""
+    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones. Returns the dataset of GeoTIFFs."""
     scenes = folder / "geotiff"
     simulate.simulate_dataset(scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Crew(2))
     dataset = BigEarthNetv2(scenes, split="train")
@@ -76,12 +75,12 @@ def write_layouts(folder, samples, seed):
         plain = folder / f"plain_{dtype}" / "images.bin"
         plain.parent.mkdir(exist_ok=True)
         if not plain.exists():
-            images.astype(dtype).tofile(plain)  # for uint16 the numbers mean nothing, but there are as many bytes
+            images.astype(dtype).tofile(plain)  # as uint16 the values are meaningless, but the number of bytes is right
     return dataset
 
 
 def write_lmdb(path, ids, images, metadata):
-    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV. It lies beside the metadata."""
+    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV; with the metadata beside it."""
     with lmdb.open(str(path), map_size=4 * images.nbytes + 2**24) as env, env.begin(write=True) as transaction:
         for name, image in zip(ids.tolist(), images):
             transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
@@ -101,7 +100,7 @@ def write_zarr(path, dataset, images):
 
 
 def disk_bytes(folder):
-    """(bytes of the files' contents, bytes that the file system has given them)."""
+    """(bytes of the files, bytes that they occupy in the file system)."""
     sizes = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(s.st_size for s in sizes), sum(s.st_blocks * 512 for s in sizes)
 
@@ -147,7 +146,7 @@ def methods(folder, geotiff):
 
 
 def rate(batch, samples, size, seconds, rng):
-    """Samples a second of random batches, for about so long."""
+    """Samples per second of random batches, measured for about this many seconds."""
     started, done = time.perf_counter(), 0
     while True:
         batch(rng.integers(0, samples, size))
@@ -158,7 +157,7 @@ def rate(batch, samples, size, seconds, rng):
 
 
 def loader_rate(dataset, workers, size, seconds):
-    """Samples a second from the loader that training uses, labels included, its start left out."""
+    """Samples per second of the loader of training, with labels, without its start."""
     args = argparse.Namespace(
         batch_size=size,
         accum_iter=1,

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What memory a pretraining step takes, beside the original approach, restated, and what gradient checkpointing saves of it.
+"""Memory of a pretraining step, compared with our plain re-implementation, with and without gradient checkpointing.
 
     python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
 
-Each case runs in a process of its own: its peak is that of the GPU, or on a CPU the most that the process ever held. The
-bytes that autograd keeps from forward to backward are counted besides (each tensor once, parameters left out), and what of
-them is kept within the largest block, which is what gradient checkpointing has to make again at a time. That is done at two
-batch sizes, which parts what grows with the batch from what does not (weights in 16 bits). So it tells about how large a batch
-a GPU holds, a tenth of its memory being left for the rest.
+Each case runs in its own process. The peak is that of the GPU, or of the process on a CPU. In addition, the bytes that
+autograd keeps from forward to backward are counted (each tensor once, without parameters), in all and within the largest
+block, which gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that grows with the
+batch from the constant part (weights in 16 bits). The table estimates the batch size that fits a GPU from this, leaving a
+tenth of its memory free.
 Writes memory.json and prints a table.
 """
 
@@ -27,11 +27,11 @@ from util.distributed import pick_device
 from util.misc import peak_memory
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
-COUNTED = (2, 4)  # images, few, so that counting does not decide the peak
+COUNTED = (2, 4)  # images; few, so that counting does not determine the peak
 
 
 def kept_for_backward(path, batch):
-    """Bytes that a forward pass keeps for the backward pass, besides parameters: [in all, within each block]."""
+    """Bytes that a forward pass keeps for the backward pass, without parameters: [in all, within each block]."""
     own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
     hooks = [
         hook
@@ -51,7 +51,7 @@ def kept_for_backward(path, batch):
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = path.loss(batch, path.mask())
-    loss.backward()  # what was kept lives until here, so that no two tensors had the same place
+    loss.backward()  # the kept tensors live until here, so no two of them have the same address
     path.model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()
@@ -59,9 +59,9 @@ def kept_for_backward(path, batch):
 
 
 def per_image(path):
-    """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once.
+    """Kept bytes: (per image, per image within the block that keeps most, constant).
 
-    path: its first batches are of COUNTED images.
+    path: its first two batches have COUNTED images.
     """
     few, many = (kept_for_backward(path, batch) for batch in path.batches[:2])
     whole, *blocks = [(b - a) / (COUNTED[1] - COUNTED[0]) for a, b in zip(few, many)]
@@ -160,7 +160,7 @@ def main(argv=None):
 
 
 def write(args, rows):
-    """memory.json and the table, of rows that `measure` gave."""
+    """Write memory.json and print the table. rows: of `measure`."""
     report(
         "memory",
         args,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every benchmark does alike: turns in shuffled order, ratios of the same round, the machine, a table and a JSON."""
+"""Common parts of the benchmarks: flags, shuffled turns, ratios within a round, the machine, JSON and table."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from common.files import write_json
 
 
 def machine():
-    """What the figures hold for: processor, cores and threads, memory, GPU, versions."""
+    """The environment of the measurement: processor, cores and threads, memory, GPU, versions."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -39,11 +39,11 @@ def machine():
 
 
 def in_turns(variants, rounds, seed=0, until=None):
-    """Time callables that take turns: every round runs each once, in an order drawn anew.
+    """Time callables in turn: every round runs each of them once, in a new random order.
 
-    variants: {name: callable}. Returns {name: [seconds, one a round]}. What disturbs the machine for longer than a round
-    disturbs all alike, so that ratios within a round say more than the times do. until: a time of time.monotonic(); no round
-    begins, but the first, that would end after it if it takes as long as the longest so far.
+    variants: {name: callable}. Returns {name: [seconds, one per round]}. A disturbance that lasts longer than a round
+    affects all variants, so ratios within a round are more reliable than times. until: a time of time.monotonic(); after
+    the first round, none begins that would end later than this if it takes as long as the longest so far.
     """
     order, rng, seconds, longest = list(variants), random.Random(seed), {name: [] for name in variants}, 0.0
     for number in range(rounds):
@@ -60,18 +60,18 @@ def in_turns(variants, rounds, seed=0, until=None):
 
 
 def spread(values):
-    """{"median", "low", "high"} of some values, low and high being the quartiles (the extremes of fewer than four)."""
+    """{"median", "low", "high"} of values; low and high are the quartiles, or the extremes of fewer than four values."""
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), None, max(values))
     return {"median": median(values), "low": low, "high": high}
 
 
 def speedup(base, other):
-    """How many times faster `other` is than `base`, of seconds round by round: as `spread`."""
+    """Speed-up of `other` over `base`, as `spread` of the ratios in each round. base, other: seconds, one per round."""
     return spread([a / b for a, b in zip(base, other)])
 
 
 def shown(value, digits=2):
-    """A `spread` as text: median, and the quartiles."""
+    """A `spread` as text: median (low–high)."""
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
@@ -97,12 +97,12 @@ def changed(args, **values):
 
 
 def deadline(args):
-    """The time of time.monotonic() at which --seconds are over, or None."""
+    """The time of time.monotonic() at which --seconds end, or None."""
     return None if args.seconds is None else time.monotonic() + args.seconds
 
 
 def write_report(name, args, rows, **more):
-    """Write --out/NAME.json: the command, its flags, the machine, the rows (dicts), and what else is given."""
+    """Write --out/NAME.json: command, flags, machine, rows (dicts), and the entries of `more`."""
     args.out.mkdir(parents=True, exist_ok=True)
     written = {
         "benchmark": name,
