@@ -14,8 +14,8 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import engine_pretrain
-from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
-from common.command_line import Parser, Range, positive_int, rate, share
+from batch_preparation import WEIGHT_DOMAINS, BatchPreparation, Weighting
+from common.command_line import Parser, Range, positive_int, positive_share, rate, share
 from common.errors import InputError, UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
@@ -69,6 +69,7 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
+    "crop_scale",  # absent from the checkpoints of older runs, which therefore continue
 )
 PICTURE_SAMPLES = 4
 
@@ -97,6 +98,13 @@ def build_parser():
         help="standardise the target of each token by its own mean and variance (the published recipe)",
     )
     group.add_argument("--drop_path", type=rate, default=0.0, metavar="RATE", help="stochastic depth of the last block")
+    group.add_argument(
+        "--crop_scale",
+        type=positive_share,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole images)",
+    )
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
         "--weight_mode",
@@ -175,6 +183,10 @@ def check_flags(flags):
         most <= 1,
         f"--mask_ratio {flags.mask_ratio} and --range_mask_ratio {flags.range_mask_ratio}: at most 1 together",
     )
+    need(
+        not flags.crop_scale or flags.crop_scale[0] <= flags.crop_scale[1],
+        f"--crop_scale {flags.crop_scale and '{:g} {:g}'.format(*flags.crop_scale)}: MIN must not be above MAX",
+    )
     if flags.inference is not None:
         need(
             flags.inference or flags.resume not in ("", "auto"),
@@ -225,14 +237,8 @@ def build_model(config, meta=False):
 
 def build_preparation(config):
     return BatchPreparation(
-        config.input_size,
-        config.mean,
-        config.std,
-        config.seed,
-        config.weight_mode,
-        config.weight_domain,
-        config.exp_scale,
-        config.weight_clip,
+        Weighting(config.weight_mode, config.weight_domain, config.exp_scale, config.weight_clip),
+        config.crop_scale,
     )
 
 

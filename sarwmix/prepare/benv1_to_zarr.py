@@ -224,13 +224,7 @@ def _check_left_out(out, skip_bad):
 def _prepare(out, target, patches):
     """The groups above the patches; what an interrupted run left half-done is removed. Raises DataError if room lacks."""
     target.folder.mkdir(parents=True, exist_ok=True)
-    with os.scandir(target.folder) as entries:
-        left = [
-            entry.path
-            for entry in entries
-            if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_dir()
-        ]
-    for path in left:
+    for path in [path for path in target.folder.glob(".*.tmp") if path.is_dir()]:
         shutil.rmtree(path)
     check_room([("--out", out, DISK_BYTES * (patches - len(target.patches())))])
     files = {}

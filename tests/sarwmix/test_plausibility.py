@@ -8,7 +8,7 @@ import pytest
 import rasterio
 import torch
 
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -483,7 +483,7 @@ def test_a_bad_flood_image_is_named_when_it_is_read(read, tmp_path):
     ),
 )
 def test_prepare_refuses_what_is_not_db(change, words):
-    prepare = BatchPreparation(128, *V2, weight_mode="none")
+    prepare = BatchPreparation(128, *V2, weighting=Weighting("none"))
     good = torch.from_numpy(np.stack(SCENES))
     prepare(good)
     bad = torch.from_numpy(np.stack([change(image) for image in SCENES]))
