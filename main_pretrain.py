@@ -237,6 +237,10 @@ def build_model(config, meta=False):
 
 def build_preparation(config):
     return BatchPreparation(
+        config.input_size,
+        config.mean,
+        config.std,
+        config.seed,
         Weighting(config.weight_mode, config.weight_domain, config.exp_scale, config.weight_clip),
         config.crop_scale,
     )
