@@ -19,8 +19,8 @@ from common.command_line import Parser
 from common.errors import DataError, UsageError
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
+from sarwmix.listing import SPLITS
 from sarwmix.quicklook import draw_reconstructions, pixels
-from sarwmix.registry import SPLITS
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
 from util.checkpoint_input import add_force_flag, flags_of, settle_input
@@ -32,8 +32,8 @@ from util.datasets import (
     check_data,
     drop_missing,
     fill_statistics,
+    high_contrast_ids,
     take_statistics,
-    telling_ids,
 )
 from util.distributed import distribute, start_ranks
 from util.ending import leave, run_program
@@ -292,7 +292,7 @@ def run_inference(args, ranks):
     not say; the numbers go into an .npz.
     """
     dataset = drop_missing(build_dataset(args), args)
-    ids = telling_ids(dataset, args.inference_samples)
+    ids = high_contrast_ids(dataset, args.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
     paths = [find_checkpoint(path) for path in args.inference]
@@ -344,7 +344,7 @@ def rehearsal(args, ranks):
 def run_epochs(args, ranks, training, loader, dataset, directory, start, facts, pauses):
     """Train from the start to args.stop_epoch; after each epoch a checkpoint and a log line, at save epochs a picture."""
     wrapped, steps = distribute(training.model, ranks, rehearsal(args, ranks)), loader.batch_sampler.steps
-    shown = ranks.on_main(lambda: telling_ids(dataset, PICTURE_SAMPLES))
+    shown = ranks.on_main(lambda: high_contrast_ids(dataset, PICTURE_SAMPLES))
 
     def save(epoch, progress=None, entry=None, names=()):
         directory.save(training.state(epoch, args, facts, training.filled(ranks), progress), entry, names)

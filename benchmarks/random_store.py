@@ -14,7 +14,6 @@ from common.workers import Crew
 from sarwmix.prepare.distinct_images import DistinctImages
 from sarwmix.prepare.pack import Part, Source, finish, write_part
 from sarwmix.registry import DATASETS
-from sarwmix.sen12flood_loader import FloodDataset
 
 PART_IMAGES = 512
 DATES = 4  # images of a place of SEN12-FLOOD, the first of which is paired with each of the others
@@ -41,7 +40,7 @@ class RandomImages:
 
 def sample_names(kind, split, count):
     """(ids (count,), image names (count, k)) in the form that the dataset has."""
-    if DATASETS[kind] is not FloodDataset:
+    if DATASETS[kind].task != "flood":
         ids = np.array(
             [f"S1A_IW_GRDH_1SDV_20000101T{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)]
         )
@@ -56,7 +55,7 @@ def sample_names(kind, split, count):
 def draw_labels(kind, count, rng):
     """(count, K) uint8; every sample has a label, and floods exactly one."""
     classes = len(DATASETS[kind].CLASSES)
-    labels = rng.random((count, classes)) < (LABEL_SHARE if DATASETS[kind] is not FloodDataset else 0)
+    labels = rng.random((count, classes)) < (LABEL_SHARE if DATASETS[kind].task != "flood" else 0)
     labels[np.arange(count), np.arange(count) % classes] = True
     return labels.astype(np.uint8)
 
@@ -77,8 +76,8 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
         "units": dataset.UNITS,
         "shape": [2, size, size],
         "classes": list(dataset.CLASSES),
-        "floor_db": getattr(dataset, "FLOOR_DB", None),
-        "images_per_sample": sources[0].rows.shape[1],
+        "floor_db": dataset.FLOOR_DB,
+        "images_per_sample": dataset.images_per_sample,
     }
     parts = [
         Part(number, source.split, images)

@@ -28,10 +28,11 @@ import torch
 import main_pretrain
 from benchmarks.report import benchmark_parser, in_turns, report, shown, spread
 from common.files import sha256_of, write_csv, write_json
-from sarwmix import packed
-from sarwmix.bigearthnet import CHANNELS, CLASSES
+from sarwmix import packed, packed_store
+from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import IMAGES, OFFICIAL, BigEarthNetv2
+from sarwmix.listing import CHANNELS
 from sarwmix.prepare import pack
 from sarwmix.prepare.benv2_csv import COLUMNS
 from sarwmix.simulate.patches import METADATA_SCHEMA, Parameters, simulate_dataset
@@ -107,9 +108,9 @@ def write_packed_index(folder, dataset):
     folder.mkdir()
     count = np.arange(len(dataset))
     splits = np.array(("train", "val", "test"))[count % 3]
-    pack.write_table(folder / packed.IMAGES, {"name": dataset.ids, "nonfinite": np.zeros_like(count)})
+    pack.write_table(folder / packed_store.IMAGES, {"name": dataset.ids, "nonfinite": np.zeros_like(count)})
     pack.write_table(
-        folder / packed.SAMPLES,
+        folder / packed_store.SAMPLES,
         {
             "id": dataset.ids,
             "split": splits,
@@ -118,7 +119,7 @@ def write_packed_index(folder, dataset):
             **dict(zip(CLASSES, dataset.label_table().T)),
         },
     )
-    for name in (packed.STATISTICS, packed.BAD):
+    for name in (packed_store.STATISTICS, packed_store.BAD):
         (folder / name).write_text("")
     side, parts = BigEarthNetv2.SIZE, []
     for start in range(0, len(count), PART_IMAGES):
@@ -134,8 +135,8 @@ def write_packed_index(folder, dataset):
             }
         )
     manifest = {
-        "format": packed.FORMAT,
-        "version": packed.VERSION,
+        "format": packed_store.FORMAT,
+        "version": packed_store.VERSION,
         "dataset": "benv2",
         "dtype": "uint16",
         "shape": [2, side, side],
@@ -147,10 +148,11 @@ def write_packed_index(folder, dataset):
         "splits": {name: int((splits == name).sum()) for name in ("train", "val", "test")},
         "statistics": dict.fromkeys(("train", "val", "test"), {}),
         "files": {
-            name: sha256_of(folder / name) for name in (packed.SAMPLES, packed.IMAGES, packed.STATISTICS, packed.BAD)
+            name: sha256_of(folder / name)
+            for name in (packed_store.SAMPLES, packed_store.IMAGES, packed_store.STATISTICS, packed_store.BAD)
         },
     }
-    write_json(folder / packed.MANIFEST, manifest | {"sha256": packed.manifest_checksum(manifest)})
+    write_json(folder / packed_store.MANIFEST, manifest | {"sha256": packed_store.manifest_checksum(manifest)})
     return folder
 
 

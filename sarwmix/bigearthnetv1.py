@@ -12,28 +12,22 @@ import numpy as np
 from common.errors import DataError, data_error
 from common.files import read_json
 from common.packages import PACK_ELSEWHERE, load
-from sarwmix.bigearthnet import (
+from sarwmix.bigearthnet import CLASSES, CLC43, SIZE, BigEarthNet, PatchFolders, labelled, multi_hot
+from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
+from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
+from sarwmix.listing import (
     CHANNELS,
-    CLASSES,
-    CLC43,
-    SIZE,
-    BigEarthNet,
     Listing,
-    PatchFolders,
     as_paths,
     check_names,
     check_root,
     check_split,
     in_threads,
     join_listings,
-    labelled,
-    multi_hot,
     place_name,
     read_csv_rows,
     split_lists,
 )
-from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
-from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
 
 INNER = "BigEarthNet-S1-v1.0"
 S2_START = re.compile(r"S2[A-Z]_")
@@ -66,11 +60,11 @@ class BigEarthNetv1(BigEarthNet):
     def __init__(self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01):
         root, split = check_root(root), check_split(split)
         store = open_store(root)
-        self.metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
-        if self.metadata:
+        metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
+        if metadata:
             by_s2_name = cache(lambda: patches_by_s2_name(store))  # the same for all lists, if any needs it
             listing = join_listings([
-                _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in self.metadata
+                _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in metadata
             ])  # fmt: skip
         else:
             listing = every_patch(store)
@@ -78,20 +72,26 @@ class BigEarthNetv1(BigEarthNet):
         if not keep_unlabelled:
             listing.labels, absent = _read_all_labels(store, listing.ids.tolist(), logging.WARNING)
             listing = labelled(listing, store.folder, absent)
-        super().__init__(root, split, store, listing, max_nonfinite)
+        super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
     def check_files(self, start=0, step=1):
-        """As in BigEarthNet; also the labels of these samples, where they have not been read yet."""
+        """Also reads the labels of these samples, if they have not been read yet."""
         super().check_files(start, step)
-        if self._listing.labels is None:
-            rows = range(len(self))[start::step]
-            _read_all_labels(self._store, [str(self.ids[i]) for i in rows])
+        if self.listing.labels is None:
+            _read_all_labels(self.store, self.ids[start::step].tolist())
 
-    def _labels(self, i):
-        if self._listing.labels is None:
-            labels = self._store.labels(str(self.ids[i]))
-            return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
-        return super()._labels(i)
+    def label_rows(self, rows):
+        if self.listing.labels is not None:
+            return super().label_rows(rows)
+        rows = np.arange(len(self))[rows]
+        return np.stack(in_threads(self._read_labels, rows)) if rows.ndim else self._read_labels(rows)
+
+    def _read_labels(self, i):
+        try:
+            labels = self.store.labels(str(self.ids[i]))
+        except DataError as error:
+            raise DataError(f"{error} ({self.where(i)})") from error
+        return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
 
 
 # ---- Where the patches are -----------------------------------------------------------------------

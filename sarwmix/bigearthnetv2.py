@@ -9,31 +9,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DataError, data_error, quoted
-from sarwmix.bigearthnet import (
-    CLASSES,
+from sarwmix.bigearthnet import CLASSES, BigEarthNet, PatchFolders, labelled, multi_hot, parse_labels
+from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
+from sarwmix.listing import (
+    PARTS,
     S1_NAME,
-    BigEarthNet,
     Listing,
-    PatchFolders,
     as_paths,
     check_names,
     check_root,
     check_split,
     join_listings,
-    labelled,
-    multi_hot,
-    parse_labels,
     place_name,
     read_csv_rows,
     split_lists,
 )
-from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
 from sarwmix.lmdb_store import LmdbStore, is_lmdb
 
 IMAGES = "BigEarthNet-S1"
 OFFICIAL, SNOW_CLOUD = "metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
-PARTS = {split: (split,) for split in ("train", "val", "test")}
-PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
 
 log = logging.getLogger(__name__)
 
@@ -67,20 +61,20 @@ class BigEarthNetv2(BigEarthNet):
         root, split = check_root(root), check_split(split)
         store = _find_store(root)
         if metadata is None:
-            self.metadata = _default_metadata(root, store, split, include_snow_cloud)
+            metadata = _default_metadata(root, store, split, include_snow_cloud)
         elif include_snow_cloud:
             raise DataError(
                 "--include_snow_cloud goes with the default metadata; name its file with --metadata as well"
             )
         else:
-            self.metadata = as_paths(metadata)
+            metadata = as_paths(metadata)
         if store is None:
             raise DataError(
                 f"{root / IMAGES}: no such folder, no folder with patches is in {root}, and no LMDB (data.mdb); "
                 f"{_content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
             )
         parts, listed, counts = [], Counter(), []
-        for path in self.metadata:
+        for path in metadata:
             listing, splits = read_metadata(path, place_name(path, root), id_col, need_labels=not keep_unlabelled)
             listed.update(splits)
             counts.append(len(listing.ids))
@@ -88,21 +82,21 @@ class BigEarthNetv2(BigEarthNet):
         listing = join_listings(parts)
         if len(listing.ids) == 0:
             raise DataError(
-                f"{', '.join(map(str, self.metadata))}: no row of split '{split}' (rows: "
+                f"{', '.join(map(str, metadata))}: no row of split '{split}' (rows: "
                 f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
                 "choose another split, or give other metadata"
             )
-        empty = [str(path) for path, count in zip(self.metadata, counts) if count == 0]
+        empty = [str(path) for path, count in zip(metadata, counts) if count == 0]
         if empty:
             raise data_error(
                 f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again"
             )
         unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
         if unlabelled and not keep_unlabelled:
-            listing = labelled(listing, ", ".join(map(str, self.metadata)))
+            listing = labelled(listing, ", ".join(map(str, metadata)))
         elif unlabelled:
             log.info("%d of %d patches have no label, and stay", unlabelled, len(listing.ids))
-        super().__init__(root, split, store, listing, max_nonfinite)
+        super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
 
 # ---- Where images and metadata are ---------------------------------------------------------------

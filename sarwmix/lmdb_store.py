@@ -10,8 +10,9 @@ from safetensors.numpy import load
 from common.errors import DataError
 from common.packages import PACK_ELSEWHERE
 from common.packages import load as load_package
-from sarwmix.bigearthnet import CHANNELS, Store
+from sarwmix.bigearthnet import Store
 from sarwmix.geotiff import check_nonfinite
+from sarwmix.listing import CHANNELS
 
 DATA = "data.mdb"
 MOST_BYTES = 2**22  # of a patch; all its bands together have fewer than 2**19

@@ -22,8 +22,8 @@ import logging
 import numpy as np
 
 from common.errors import DataError
+from sarwmix.listing import CHANNELS
 
-CHANNELS = ("VH", "VV")
 FIRST_LOOK = ("mean", "std", "min", "max")  # what a run records of the figures
 
 # of a pixel
@@ -139,7 +139,7 @@ def _beyond(name, channel, which, limit, value, unit):
 def judge(source, figures, expected=None, histogram=None):
     """Decide whether figures over whole images can be those of Sentinel-1. Raises DataError; logs what may be wrong.
 
-    source: what messages call the images. figures, histogram: of `Tally.summary` and `Tally.histogram_dict`. expected:
+    source: what messages call the images. figures, histogram: of `Moments.summary` and `Moments.histogram_dict`. expected:
     (mean, std) that the images will be standardised with, (2,) each.
     """
     fault = find_fault(figures, expected)

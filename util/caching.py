@@ -38,11 +38,11 @@ MARGIN, RESERVE = (
 MEMORY_SHARE = 0.5  # of a node's free memory that --data_cache auto takes at most
 
 
-def step_bytes(args, pairs=False):
-    """About what a training step of the flags takes on a GPU, with a margin. pairs: of floods, two images to a sample."""
+def step_bytes(args, images_per_sample=1):
+    """Estimates the bytes that a training step with these flags takes on a GPU, with a margin."""
     parameters, kept, kept_checkpointing, block = STEP_MEMORY[args.model]
     each = (kept_checkpointing + block if args.grad_checkpointing else kept) * 1e6 * (2 if args.amp == "off" else 1)
-    images = args.batch_size * (1 + pairs) * (args.input_size / MEASURED_SIZE) ** 2
+    images = args.batch_size * images_per_sample * (args.input_size / MEASURED_SIZE) ** 2
     return int(MARGIN * (parameters * 1e6 * PARAMETER_BYTES + images * each) + RESERVE)
 
 
@@ -99,8 +99,8 @@ def available_memory():
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank is, and what is free there. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
+class RankMemory:
+    """The free memory of a rank. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
 
     node: str
     processes: int  # ranks with the same can open each other's files in /proc
@@ -108,10 +108,10 @@ class Place:
     gpu: int | None
 
 
-def place_of(device):
-    """The Place of this rank."""
+def memory_of(device):
+    """The RankMemory of this rank."""
     node = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Place(
+    return RankMemory(
         f"{platform.node()} {node}",
         os.stat("/proc/self/ns/pid").st_ino,
         available_memory(),
@@ -164,7 +164,7 @@ def fill_cache(dataset, cache, ranks, step=lambda: 0):
     """
     if cache == "none":
         return
-    need, places = dataset.cache_bytes(), ranks.gather(place_of(ranks.device))
+    need, places = dataset.cache_bytes(), ranks.gather(memory_of(ranks.device))
     asked = cache
     if asked == "auto":
         cache, why = choose_cache(places, need, step)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From any layout of any dataset to a packed store (`sarwmix.packed` says what it holds), and the check of one.
+"""From any layout of any dataset to a packed store (`sarwmix.packed_store` says what it holds), and the check of one.
 
     python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE --workers 16
     mpirun -np 4 python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE
@@ -23,31 +23,29 @@ import torch
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, put_in_place, sha256_of, write_csv, write_json
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.moments import Tally
-from sarwmix.packed import (
+from sarwmix.moments import Moments
+from sarwmix.packed_codec import DTYPES, NO_DATA, as_tensor, decode, encode
+from sarwmix.packed_store import (
     BAD,
-    DTYPES,
+    EVERY,
     FORMAT,
     IMAGES,
     MANIFEST,
     SAMPLES,
     STATISTICS,
+    STORED_SPLITS,
     VERSION,
-    as_tensor,
-    decode,
-    encode,
     is_packed,
     manifest_checksum,
     verify,
 )
 from sarwmix.plausibility import find_fault, judge
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
-from sarwmix.prepare.statistics import log_tally
-from sarwmix.registry import DATASETS, add_source_flags, open_dataset
+from sarwmix.prepare.statistics import log_moments
+from sarwmix.registry import DATASETS, add_source_flags, open_dataset, source_options
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test", "every")
 RECORD = "packing.json"
 
 
@@ -88,15 +86,8 @@ def open_sources(args):
     sources, known = [], {}
     for split in args.splits:
         metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
-        dataset = open_dataset(
-            args.dataset,
-            args.data_path,
-            "all" if split == "every" else split,
-            metadata,
-            args.id_col,
-            args.include_snow_cloud,
-            args.max_nonfinite,
-        )
+        wanted = "all" if split == EVERY else split
+        dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
         images = DistinctImages(dataset)
         shape = (len(dataset.CHANNELS), dataset.size, dataset.size)
         per_part = max(1, int(args.part_mb * 2**20 / (np.prod(shape) * np.dtype(args.dtype).itemsize)))
@@ -108,8 +99,8 @@ def open_sources(args):
             "units": dataset.UNITS,
             "shape": list(shape),
             "classes": list(dataset.CLASSES),
-            "floor_db": getattr(dataset, "FLOOR_DB", None),
-            "images_per_sample": images.rows.shape[1],
+            "floor_db": dataset.FLOOR_DB,
+            "images_per_sample": dataset.images_per_sample,
         }
     names = np.concatenate([source.ids for source in sources])
     unique, counts = np.unique(names, return_counts=True)
@@ -130,9 +121,7 @@ def joint_order(args, ids):
     if args.dataset == "benv2" and not (args.val_metadata or args.test_metadata):
         for split in ("all", "train_val"):
             try:
-                whole = open_dataset(
-                    args.dataset, args.data_path, split, args.metadata, args.id_col, args.include_snow_cloud
-                )
+                whole = open_dataset(args.dataset, args.data_path, split, args.metadata, **source_options(args))
             except DataError:
                 continue  # no list of the test split, perhaps
             place = {name: i for i, name in enumerate(whole.ids.tolist())}
@@ -153,7 +142,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     done = read_report(out / part.report, out / part.file)
     if done is not None:
         return done
-    total, bad, images = Tally(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
+    total, bad, images = Moments(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
     for m in range(len(part.images)):
         try:
             image = part.images.read(m)
@@ -250,10 +239,10 @@ def write_tables(out, sources, positions, reports, classes):
 
 
 def write_statistics(out, reports, floor_db):
-    """statistics.json: {split: figures and histogram}. Returns the Tally of each split."""
+    """statistics.json: {split: figures and histogram}. Returns the Moments of each split."""
     tallies = {}
     for report in reports:
-        tallies.setdefault(report["part"]["split"], Tally(floor_db)).merge(Tally.from_dict(report["tally"]))
+        tallies.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
     write_json(
         out / STATISTICS,
         {split: {**tally.summary(), "histogram": tally.histogram_dict()} for split, tally in tallies.items()},
@@ -268,14 +257,14 @@ def finish(out, sources, positions, reports, known, dtype):
     tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
     for split, tally in tallies.items():
         log.info("split %s, %d samples", split, splits[split])
-        log_tally(tally, known["channels"])
+        log_moments(tally, known["channels"])
         judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         **known,
         "dtype": dtype,
-        "no_data": 65535 if dtype == "uint16" else "NaN",
+        "no_data": NO_DATA if dtype == "uint16" else "NaN",
         "largest_error_db": max(report["largest_error_db"] for report in reports),
         "splits": splits,
         "samples": sum(splits.values()),
@@ -385,7 +374,7 @@ def get_args_parser():
     group.add_argument(
         "--splits",
         nargs="+",
-        choices=SPLITS,
+        choices=STORED_SPLITS,
         metavar="SPLIT",
         help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, for "
         "sen12flood train test)",
@@ -425,7 +414,7 @@ def check_flags(args):
     splits = list(
         dict.fromkeys(args.splits or (("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")))
     )
-    if "every" in splits and (args.dataset != "benv1" or len(splits) > 1):
+    if EVERY in splits and (args.dataset != "benv1" or len(splits) > 1):
         raise DataError("--splits every: only for --dataset benv1, and alone")
     return splits
 

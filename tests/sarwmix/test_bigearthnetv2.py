@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.errors import DataError
-from sarwmix import bigearthnet
+from sarwmix import listing
 from sarwmix.bigearthnet import CLASSES, CLC43, parse_labels
 from sarwmix.bigearthnetv2 import SNOW_CLOUD, BigEarthNetv2
 from tests.helpers.dataset_fixtures import (
@@ -92,7 +92,7 @@ def test_a_real_sample_equals_rasterio(tmp_path):
 def test_the_official_parquet_is_read():
     data = BigEarthNetv2(sample_path("benv2"), split="all")
     assert len(data) == 18
-    assert all(data._labels(i).any() for i in range(18))
+    assert data.label_table().any(1).all()
 
 
 def test_snow_and_cloud_patches_come_after_the_others_of_their_split(root):
@@ -438,7 +438,7 @@ def test_the_pickle_holds_arrays_not_objects(root):
 @pytest.mark.parametrize("at_once", [0.0, 60.0])
 def test_in_threads_keeps_the_order_and_the_first_error(at_once, monkeypatch):
     """Whether the file system is quick, so that nothing is handed to threads, or slow."""
-    monkeypatch.setattr(bigearthnet, "AT_ONCE", at_once)
+    monkeypatch.setattr(listing, "AT_ONCE", at_once)
     threads = set()
 
     def square(i):
@@ -447,7 +447,7 @@ def test_in_threads_keeps_the_order_and_the_first_error(at_once, monkeypatch):
             raise ValueError("900")
         return i * i
 
-    assert bigearthnet.in_threads(square, range(700)) == [i * i for i in range(700)]
+    assert listing.in_threads(square, range(700)) == [i * i for i in range(700)]
     assert (len(threads) > 1) == (at_once == 0)
     with pytest.raises(ValueError, match="900"):
-        bigearthnet.in_threads(square, range(2000))
+        listing.in_threads(square, range(2000))

@@ -10,7 +10,7 @@ import pytest
 from common.errors import DataError
 from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.moments import Tally
+from sarwmix.moments import Moments
 from sarwmix.prepare import statistics
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import one_line, s1_name, write_v2
@@ -22,7 +22,7 @@ def images(count=24, size=15, seed=0):
 
 
 def tally_of(batch, floor_db=None):
-    total = Tally(floor_db)
+    total = Moments(floor_db)
     for image in batch:
         total.add(image)
     return total
@@ -40,7 +40,7 @@ def test_figures_are_those_of_all_pixels_at_once():
 
 def test_it_is_not_a_mean_of_means():
     small, large = np.full((2, 1, 1), -30, np.float32), np.full((2, 3, 3), -10, np.float32)
-    total = Tally()
+    total = Moments()
     total.add(small)
     total.add(large)
     assert total.summary()["mean"] == pytest.approx([-12, -12])
@@ -48,9 +48,9 @@ def test_it_is_not_a_mean_of_means():
 
 @pytest.mark.parametrize("cuts", ([12], [1, 2, 23], [0, 24]))
 def test_joined_parts_equal_the_whole(cuts):
-    batch, total = images(), Tally()
+    batch, total = images(), Moments()
     for part in np.split(batch, cuts):
-        total.merge(Tally.from_dict(json.loads(json.dumps(tally_of(part).to_dict()))))
+        total.merge(Moments.from_dict(json.loads(json.dumps(tally_of(part).to_dict()))))
     whole = tally_of(batch).summary()
     for name, values in total.summary().items():
         assert values == pytest.approx(whole[name], rel=1e-12), name
@@ -84,7 +84,7 @@ def test_histogram_bins_are_where_they_say():
 
 
 def measure(dataset):
-    return statistics.measure(statistics.chunks_of(dataset), getattr(dataset, "FLOOR_DB", None), Crew())
+    return statistics.measure(statistics.chunks_of(dataset), dataset.FLOOR_DB, Crew())
 
 
 # ---- Datasets ------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ import main_pretrain
 from common.errors import DataError, UsageError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import CODES, NO_DATA, PackedDataset, as_tensor, decode, encode
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_codec import CODES, NO_DATA, as_tensor, decode, encode
 from sarwmix.prepare import benv1_to_zarr, pack, statistics
 from sarwmix.registry import open_dataset
 from sarwmix.sen12flood_loader import FloodDataset
@@ -555,7 +556,7 @@ def test_decoding_elsewhere_gives_the_same_bits(stores, dtype):
     dataset, ids = PackedDataset(stores[dtype], "train_val"), [40, 3, 3, 17]
     codes = dataset.codes(ids)
     assert codes[0].dtype == {"uint16": torch.int16}.get(dtype, getattr(torch, dtype))
-    assert torch.equal(dataset.decode(codes, ids)[0], dataset.images(ids)[0])
+    assert torch.equal(dataset.images(ids, codes=codes)[0], dataset.images(ids)[0])
     dataset.cache()
     assert torch.equal(dataset.codes(ids)[0], codes[0])
 
@@ -569,7 +570,7 @@ def test_missing_pixels_are_decoded_alike_everywhere(tmp_path):
     dataset, ids = PackedDataset(store, "all"), [0, 1, 2]
     (expected,) = dataset.images(ids)
     assert np.flatnonzero(np.isnan(expected.numpy())).tolist() == [(2 * 1 + 1) * 14400 + 600 + x for x in range(60)]
-    assert torch.equal(dataset.decode(dataset.codes(ids), ids)[0].nan_to_num(99), expected.nan_to_num(99))
+    assert torch.equal(dataset.images(ids, codes=dataset.codes(ids))[0].nan_to_num(99), expected.nan_to_num(99))
     for device in (None, "cpu"):
         held = PackedDataset(store, "all")
         held.cache(device)

@@ -12,7 +12,7 @@ from batch_preparation import BatchPreparation
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.moments import Tally
+from sarwmix.moments import Moments
 from sarwmix.packed import PackedDataset
 from sarwmix.plausibility import check_batch, check_decibels, check_linear, find_doubts, find_fault, judge
 from sarwmix.prepare import pack, statistics
@@ -52,7 +52,7 @@ def linear(image):
 
 
 def tally(images, floor_db=None):
-    total = Tally(floor_db)
+    total = Moments(floor_db)
     for image in images:
         total.add(np.asarray(image, np.float32))
     return total
@@ -250,8 +250,8 @@ def test_nothing_is_said_of_what_is_usual(expected, simulated):
 
 
 def test_a_sample_without_a_pixel_is_no_fault_of_the_units():
-    empty = Tally().summary()
-    assert find_fault(empty) is None and list(find_doubts(empty, V2, Tally().histogram_dict())) == []
+    empty = Moments().summary()
+    assert find_fault(empty) is None and list(find_doubts(empty, V2, Moments().histogram_dict())) == []
 
 
 # ---- Where images are read -----------------------------------------------------------------------
@@ -533,7 +533,7 @@ def test_real_images_in_db_pass():
 @needs_samples
 def test_real_linear_images_pass():
     paths = sorted(sample_path("opera_rtc_s1").glob("dist_s1_cropped/**/*_VH.tif"))[::6]
-    total = Tally(-60.0)
+    total = Moments(-60.0)
     for path in paths:
         image = np.concatenate([bands(path, 1), bands(path.with_name(path.name.replace("_VH", "_VV")), 1)])
         check_linear(image, str)

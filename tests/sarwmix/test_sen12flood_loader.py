@@ -99,7 +99,7 @@ def test_items_are_db_in_the_order_vh_vv(root):
                 image, torch.tensor(decibels(name), dtype=torch.float32).view(2, 1, 1).expand(2, S, S)
             )
         assert found.dtype == torch.int64 and found.shape == () and found == label
-        assert torch.equal(torch.stack(data.images(i)), torch.stack(images))
+        assert torch.equal(torch.stack([data.image(i, 0), data.image(i, 1)]), torch.stack(images))
     assert data[0][0][0, 0, 0] == pytest.approx(-20) and data[0][0][1, 0, 0] == pytest.approx(-6.9897, abs=1e-4)
     assert data.nonfinite.value == 0
 
@@ -136,7 +136,7 @@ def test_what_is_not_positive_or_not_finite_is_minus_60_db_and_counted(root):
     assert image[0, 0, :5].tolist() == [-60] * 5 and image[0, 0, 5] == pytest.approx(-70, abs=1e-4)
     assert torch.equal(image[0, 1:].unique(), image[0, 1, :1]) and torch.equal(image[1].unique(), image[1, 0, :1])
     assert data.nonfinite.value == 3
-    data.images(0)
+    data[0]
     assert data.nonfinite.value == 6 == data.subset([0]).nonfinite.value
     assert data.check_units()["nonfinite"] == 3 and data.nonfinite.value == 6
     share = 3 / (2 * S * S)

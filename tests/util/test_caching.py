@@ -22,12 +22,12 @@ from tests.helpers import ROOT
 from tests.helpers.forked import signalled_at_step, start_ranks
 from util.caching import (
     STEP_MEMORY,
-    Place,
+    RankMemory,
     available_memory,
     choose_cache,
     control_group_room,
     fill_cache,
-    place_of,
+    memory_of,
     step_bytes,
 )
 from util.datasets import SamplesWithIds, build_loader, check_data
@@ -35,7 +35,7 @@ from util.distributed import Launch, Ranks
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 GB = 10**9
-GPU = Place("node", 1, 200 * GB, 80 * GB)
+GPU = RankMemory("node", 1, 200 * GB, 80 * GB)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_where_a_store_goes(places, need, step, kind):
 
 
 def test_what_a_step_takes_grows_with_what_it_holds():
-    def of(pairs=False, **changes):
+    def of(images_per_sample=1, **changes):
         return step_bytes(
             SimpleNamespace(
                 **{
@@ -99,7 +99,7 @@ def test_what_a_step_takes_grows_with_what_it_holds():
                     **changes,
                 }
             ),
-            pairs,
+            images_per_sample,
         )
 
     # As in docs/PERFORMANCE.md: 2.0 GB whatever the batch, 42.7 MB an image; a third more, and 2 GB.
@@ -110,7 +110,7 @@ def test_what_a_step_takes_grows_with_what_it_holds():
         < of()
         < of(amp="off")
         < of(input_size=256)
-        < of(pairs=True, input_size=256)
+        < of(images_per_sample=2, input_size=256)
     )
     assert of(model="mixmim_tiny") < of() < of(model="mixmim_large") < of(model="mixmim_huge")
 
@@ -167,7 +167,7 @@ def test_the_lesser_of_machine_and_limit_is_free(monkeypatch):
     monkeypatch.setattr(util.caching, "control_group_room", lambda: 12345)
     assert available_memory() == 12345
     monkeypatch.setattr(util.caching, "control_group_room", lambda: None)
-    assert available_memory() > 12345 and place_of(torch.device("cpu")).gpu is None
+    assert available_memory() > 12345 and memory_of(torch.device("cpu")).gpu is None
 
 
 # ---- What is done --------------------------------------------------------------------------------
@@ -209,11 +209,13 @@ def flags(**changes):
 def test_batches_are_the_same_wherever_they_come_from(store, monkeypatch, caplog, place, said):
     caplog.set_level(logging.INFO)
     expected = list(build_loader(SamplesWithIds(PackedDataset(store, "train")), flags(), ALONE))
-    monkeypatch.setattr(util.caching, "place_of", lambda device: place)
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: place)
     dataset = PackedDataset(store, "train")
     check_data(dataset, flags(), ALONE)
     found = list(build_loader(SamplesWithIds(dataset), flags(), ALONE))
-    assert f"--data_cache auto: the images of split train {said}" in caplog.text and dataset.on_device == (place is GPU)
+    assert f"--data_cache auto: the images of split train {said}" in caplog.text and dataset.source.on_device == (
+        place is GPU
+    )
     assert len(found) == len(expected) > 1
     for (ids, images, labels), (own, theirs, label) in zip(found, expected):
         assert torch.equal(ids, own) and torch.equal(labels, label) and all(map(torch.equal, images, theirs))
@@ -221,12 +223,12 @@ def test_batches_are_the_same_wherever_they_come_from(store, monkeypatch, caplog
 
 def test_what_is_read_once_is_not_kept(store, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(util.caching, "place_of", lambda device: GPU)
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: GPU)
     dataset = PackedDataset(store, "val")
     check_data(dataset, flags(), ALONE, read_once=True)
-    assert "data_cache" not in caplog.text and not dataset.on_device
+    assert "data_cache" not in caplog.text and not dataset.source.on_device
     check_data(dataset, flags(data_cache="device"), ALONE, read_once=True)
-    assert dataset.on_device
+    assert dataset.source.on_device
 
 
 def test_other_data_is_left_alone_without_a_word(simulated, program, tmp_path):
@@ -261,7 +263,7 @@ def test_memory_that_cannot_be_shared_is_an_error_or_a_warning(store, monkeypatc
         UsageError, match="--data_cache ram: .* the ranks do not see each other's processes; choose another"
     ):
         fill_cache(dataset, "ram", ALONE)
-    monkeypatch.setattr(util.caching, "place_of", lambda device: replace(GPU, gpu=0))
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: replace(GPU, gpu=0))
     fill_cache(dataset, "auto", ALONE)
     assert "no memory can be shared" in caplog.text and len(dataset.images([0])) == 1
 

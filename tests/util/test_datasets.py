@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from sarwmix.dataset import RadarDataset
 from sarwmix.registry import DATASETS
 from tests.helpers.dataset_fixtures import write_v2
 from util.datasets import (
@@ -17,12 +18,12 @@ from util.datasets import (
     build_loader,
     build_test_loader,
     fill_statistics,
-    telling_ids,
+    high_contrast_ids,
 )
 from util.distributed import Launch, Ranks
 
 
-class Steps:
+class Steps(RadarDataset):
     """Images with a step whose height is given, and their number as value."""
 
     def __init__(self, *heights):
@@ -143,7 +144,7 @@ def test_samples_of_one_image_and_of_two_have_one_form(tmp_path):
     assert number == 2 and len(images) == 1 and images[0].shape == (2, 120, 120) and label.shape == (19,)
 
 
-def test_telling_samples_are_those_with_contrast_and_even_in_number():
-    assert telling_ids(Steps(0, 5, 1, 9, 2), 2) == [1, 3]
-    assert telling_ids(Steps(0, 5, 1), 4) == [0, 1, 2, 2]
-    assert telling_ids(Steps(7), 4) == [0, 0]
+def test_pictures_show_samples_of_high_contrast_and_an_even_number_of_them():
+    assert high_contrast_ids(Steps(0, 5, 1, 9, 2), 2) == [1, 3]
+    assert high_contrast_ids(Steps(0, 5, 1), 4) == [0, 1, 2, 2]
+    assert high_contrast_ids(Steps(7), 4) == [0, 0]
