@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sarwmix.listing import CHANNELS, UNITS
 from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
 from util.crop import random_flips
@@ -24,7 +25,7 @@ class BatchPreparation(nn.Module):
     Raises ValueError for an unknown choice or statistics that cannot be.
     """
 
-    CHANNELS, UNITS = ("VH", "VV"), "dB"
+    CHANNELS, UNITS = CHANNELS, UNITS
 
     def __init__(
         self,
