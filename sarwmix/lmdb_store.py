@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The LMDB in which BigEarthNet's authors give version 2: key = name of a patch, value = safetensors of its bands."""
+"""The LMDB of BigEarthNet v2, as its authors publish it: key = name of a patch, value = safetensors of its bands."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ from sarwmix.listing import CHANNELS
 DATA = "data.mdb"
 MOST_BYTES = 2**22  # of a patch; all its bands together have fewer than 2**19
 
-_opened = {}  # {folder: (process, environment)}: LMDB must be opened once in each process, and not be used across a fork
+_opened = {}  # {folder: (process id, environment)}: LMDB must be opened once per process, and not be used after a fork
 _opening = threading.Lock()
 
 
@@ -26,12 +26,12 @@ def _lmdb():
 
 
 def is_lmdb(folder):
-    """Whether this folder is an LMDB. There may be no lock.mdb: nobody writes to it."""
+    """Whether this folder is an LMDB. lock.mdb may be absent, because nobody writes to it."""
     return (folder / DATA).is_file()
 
 
 class LmdbStore(Store):
-    """Patches in an LMDB: the values' float32 arrays VH and VV, 120x120 dB. Whatever else it holds is left alone."""
+    """Patches in an LMDB: the float32 arrays VH and VV of each value, 120x120, in dB. Other entries are ignored."""
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -41,7 +41,7 @@ class LmdbStore(Store):
         return f"{self.folder}:{patch}/{channel}"
 
     def missing(self, patch):
-        there = self._get(patch, lambda value: value is not None)  # a view: nothing is read of the value
+        there = self._get(patch, lambda value: value is not None)  # a view: the value is not read
         return [] if there else list(CHANNELS)
 
     def require(self):
@@ -73,7 +73,7 @@ class LmdbStore(Store):
             raise DataError(f"{self.folder}: has no key {patch}; copy the LMDB again, or remove the patch's row")
         try:
             return load(value)
-        except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy lacks
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
             raise DataError(
                 f"{self.folder}: the value of key {patch} cannot be read as safetensors ({' '.join(str(error).split())}); "
                 "copy the LMDB again, or remove the patch's row"
@@ -81,13 +81,13 @@ class LmdbStore(Store):
 
     @staticmethod
     def _copied(view):
-        # Reading mapped pages that the file does not have would kill the process.
+        # Reading mapped pages beyond the end of the file would kill the process.
         if view is not None and len(view) > MOST_BYTES:
             raise _lmdb().CorruptedError(f"a value of {len(view):,} bytes")
         return view if view is None else bytes(view)
 
     def _get(self, patch, take):
-        """take(view of the value of a patch, or None where there is none). Raises DataError, which names LMDB and key."""
+        """Returns take(view of the value of a patch, or None if there is none). Raises DataError, which names LMDB and key."""
         try:
             with _environment(self._real).begin(buffers=True) as transaction:
                 return take(transaction.get(patch.encode()))
@@ -98,12 +98,12 @@ class LmdbStore(Store):
 
 
 def _environment(folder):
-    """The LMDB, opened by this process when it first needs it. Raises DataError if it cannot be read."""
+    """The LMDB, opened when this process first needs it. Raises DataError if it cannot be read."""
     with _opening:
         process, environment = _opened.get(folder, (None, None))
         if process != os.getpid():
             if environment is not None:
-                environment.close()  # this process's copy of what its parent opened; it would count as opened here
+                environment.close()  # the copy of the parent's environment, which LMDB would count as opened by this process
             environment = _open(folder)
             _opened[folder] = os.getpid(), environment
         return environment
@@ -115,7 +115,7 @@ def _open(folder):
         environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False)
     except lmdb.Error as error:
         raise DataError(f"{data}: cannot be read as an LMDB ({error}); copy it again") from None
-    # Reading mapped pages that the file does not have would kill the process.
+    # Reading mapped pages beyond the end of the file would kill the process.
     size, need = os.path.getsize(data), (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if size < need:
         environment.close()

@@ -169,7 +169,7 @@ class PackedDataset(RadarDataset):
             )
         if len(_stored(split)) > 1:
             table = table.sort_values("position", kind="stable")
-        labels = table[list(self.CLASSES)].to_numpy(np.uint8)
+        labels = table[list(self.CLASSES)].to_numpy(np.uint8, copy=True)  # writable, as PyTorch wants it
         listing = Listing(table["id"].to_numpy(dtype=str), labels, (f"{SAMPLES}: row ",), line=table.index.to_numpy())
         return listing, table[images].to_numpy(np.int64)
 
