@@ -20,7 +20,6 @@ from common.errors import DataError, UsageError
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
 from sarwmix.listing import SPLITS
-from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
 from util.checkpoint_input import add_force_flag, flags_of, settle_input
@@ -46,6 +45,7 @@ from util.program import (
     add_speed_flags,
     check_common_flags,
 )
+from util.quicklook import draw_reconstructions, pixels
 from util.run_directory import RunDirectory
 from util.stopping import Pauses
 from util.training import (

@@ -14,7 +14,7 @@ import numpy as np
 from analysis.compare_runs import short_names
 from analysis.figures import write_figure
 from sarwmix.command import Command
-from sarwmix.quicklook import draw_reconstructions
+from util.quicklook import draw_reconstructions
 
 IMAGES, MASK = ("original", "predicted", "completed"), "visible"
 

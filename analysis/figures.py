@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How the charts of this folder look, and how they are written: PNG and SVG, in colours that colour-blind people can tell apart.
 
-Pictures of radar images have a style of their own, `sarwmix.quicklook`.
+Pictures of radar images have a style of their own, `util.quicklook`.
 """
 
 from functools import partial

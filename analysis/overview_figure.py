@@ -19,11 +19,11 @@ from engine_pretrain import reconstruct
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.command import Command
-from sarwmix.quicklook import grey
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
 from util.checkpoint import initialise, load_checkpoint
 from util.checkpoint_input import facts_of
+from util.quicklook import grey
 
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
 COLOURS = (VERMILION, GREEN)  # of the two images

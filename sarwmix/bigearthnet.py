@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v1 and v2: classes, multi-hot labels, folders of patches, and the base class of the two datasets.
+"""BigEarthNet v1 and v2: classes, multi-hot labels, stores of patches, and the base class of the two datasets.
 
 Classes: the 43 CORINE Land Cover level-3 classes and the 19-class nomenclature of Sumbul et al., BigEarthNet-MM, IEEE
-GRSM 2021; datasets/README.md.
+GRSM 2021; datasets/README.md. The LMDB is the one that the authors of version 2 publish (Clasen et al., reBEN, arXiv
+2407.03653): key = name of a patch, value = safetensors of its bands.
 """
 
 import csv
@@ -10,19 +11,25 @@ import logging
 import os
 import re
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 
 from common.errors import DataError, quoted
+from common.packages import PACK_ELSEWHERE, load
 from sarwmix.dataset import RadarDataset
-from sarwmix.geotiff import load_rasterio, read_band
+from sarwmix.geotiff import check_nonfinite, load_rasterio, read_band
 from sarwmix.layouts import whereabouts
 from sarwmix.listing import CHANNELS, acquisitions_of, refuse_duplicates
 from sarwmix.plausibility import check_decibels
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
 SIZE = 120  # pixels a side of a patch
+LMDB_FILE = "data.mdb"  # in the folder of an LMDB
+MOST_BYTES = 2**22  # of a patch in an LMDB; all its bands together have fewer than 2**19
 
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 _EMPTY_LIST = re.compile(r"\[[\s,]*\]")
@@ -145,6 +152,114 @@ def _has_content(path):
     except OSError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size > 0
+
+
+# ---- The LMDB of version 2 ----------------------------------------------------------------------
+
+_opened = {}  # {folder: (process id, environment)}: LMDB must be opened once per process, and not be used after a fork
+_opening = threading.Lock()
+
+
+def _lmdb():
+    return load("lmdb", "reading an LMDB", PACK_ELSEWHERE)
+
+
+def is_lmdb(folder):
+    """Whether this folder is an LMDB. lock.mdb may be absent, because nobody writes to it."""
+    return (folder / LMDB_FILE).is_file()
+
+
+class LmdbStore(Store):
+    """Patches in an LMDB: the float32 arrays VH and VV of each value, 120x120, in dB. Other entries are ignored."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self._real = os.path.realpath(folder)
+
+    def path(self, patch, channel):
+        return f"{self.folder}:{patch}/{channel}"
+
+    def missing(self, patch):
+        there = self._get(patch, lambda value: value is not None)  # a view: the value is not read
+        return [] if there else list(CHANNELS)
+
+    def require(self):
+        _lmdb()
+
+    def whereabouts(self, patch, channel):
+        return f"{self.folder} has no key {patch}"
+
+    def bands(self, patch, max_nonfinite):
+        arrays, found = self._arrays(patch), []
+        for channel in CHANNELS:
+            path = self.path(patch, channel)
+            if channel not in arrays:
+                raise DataError(
+                    f"{path}: is not there, only {', '.join(sorted(arrays)) or 'nothing'}; "
+                    "copy the LMDB again, or remove the patch's row"
+                )
+            band = arrays[channel]
+            if band.dtype != "float32":
+                raise DataError(f"{path}: is {band.dtype}, not float32; copy the LMDB again, or remove the patch's row")
+            check_nonfinite(band, path, max_nonfinite)
+            found.append(band)
+        return found
+
+    def _arrays(self, patch):
+        """{name: array} of a patch. Raises DataError, which names LMDB and key."""
+        value = self._get(patch, self._copied)
+        if value is None:
+            raise DataError(f"{self.folder}: has no key {patch}; copy the LMDB again, or remove the patch's row")
+        try:
+            return load_arrays(value)
+        except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
+            raise DataError(
+                f"{self.folder}: the value of key {patch} cannot be read as safetensors ({' '.join(str(error).split())}); "
+                "copy the LMDB again, or remove the patch's row"
+            ) from None
+
+    @staticmethod
+    def _copied(view):
+        # Reading mapped pages beyond the end of the file would kill the process.
+        if view is not None and len(view) > MOST_BYTES:
+            raise _lmdb().CorruptedError(f"a value of {len(view):,} bytes")
+        return view if view is None else bytes(view)
+
+    def _get(self, patch, take):
+        """Returns take(view of the value of a patch, or None if there is none). Raises DataError, which names LMDB and key."""
+        try:
+            with _environment(self._real).begin(buffers=True) as transaction:
+                return take(transaction.get(patch.encode()))
+        except _lmdb().Error as error:
+            raise DataError(
+                f"{self._real}/{LMDB_FILE}: is damaged where key {patch} is looked for ({error}); copy it again"
+            ) from None
+
+
+def _environment(folder):
+    """The LMDB, opened when this process first needs it. Raises DataError if it cannot be read."""
+    with _opening:
+        process, environment = _opened.get(folder, (None, None))
+        if process != os.getpid():
+            if environment is not None:
+                environment.close()  # the copy of the parent's environment, which LMDB would count as opened by this process
+            environment = _open(folder)
+            _opened[folder] = os.getpid(), environment
+        return environment
+
+
+def _open(folder):
+    lmdb, data = _lmdb(), f"{folder}/{LMDB_FILE}"
+    try:
+        environment = lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False)
+    except lmdb.Error as error:
+        raise DataError(f"{data}: cannot be read as an LMDB ({error}); copy it again") from None
+    # Reading mapped pages beyond the end of the file would kill the process.
+    size, need = os.path.getsize(data), (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if size < need:
+        environment.close()
+        raise DataError(f"{data}: is truncated, {size:,} bytes of {need:,}; copy it again")
+    return environment
 
 
 # ---- The dataset ---------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DataError, data_error, quoted
-from sarwmix.bigearthnet import CLASSES, BigEarthNet, PatchFolders, labelled, multi_hot, parse_labels
+from sarwmix.bigearthnet import (
+    CLASSES,
+    BigEarthNet,
+    LmdbStore,
+    PatchFolders,
+    is_lmdb,
+    labelled,
+    multi_hot,
+    parse_labels,
+)
 from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
 from sarwmix.listing import (
     PARTS,
@@ -24,7 +33,6 @@ from sarwmix.listing import (
     read_csv_rows,
     split_lists,
 )
-from sarwmix.lmdb_store import LmdbStore, is_lmdb
 
 IMAGES = "BigEarthNet-S1"
 OFFICIAL, SNOW_CLOUD = "metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet"

@@ -18,8 +18,8 @@ from analysis.weight_map import draw_weights, read_patch
 from main_finetune import SAME_RUN, build_parser
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.quicklook import HIDDEN, RANGES, draw_reconstructions, false_colour, grey, new_figure, pixels
 from tests.helpers.analysis_programs import one_line_about, run
+from util.quicklook import HIDDEN, RANGES, draw_reconstructions, false_colour, grey, new_figure, pixels
 from util.training import SAME_TRAINING
 
 

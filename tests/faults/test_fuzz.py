@@ -27,12 +27,11 @@ import main_pretrain
 from common.errors import DataError, UsageError
 from common.launchers import LAUNCHERS
 from common.safe_zip import open_archive
-from sarwmix.bigearthnet import CLASSES, parse_labels
+from sarwmix.bigearthnet import CLASSES, LmdbStore, parse_labels
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import read_metadata
 from sarwmix.geotiff import read_band
 from sarwmix.listing import read_csv_rows
-from sarwmix.lmdb_store import LmdbStore
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import manifest_checksum, read_manifest
 from sarwmix.prepare import pack
