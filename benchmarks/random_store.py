@@ -12,7 +12,7 @@ import numpy as np
 
 from common.workers import Crew
 from sarwmix.prepare.distinct_images import DistinctImages
-from sarwmix.prepare.pack import Part, Source, finish, write_part
+from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_part
 from sarwmix.registry import DATASETS
 
 PART_IMAGES = 512
@@ -69,24 +69,11 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
         images = DistinctImages(RandomImages(kind, names, size, seed))
         ranges = [images.part(start, start + PART_IMAGES) for start in range(0, len(images), PART_IMAGES)]
         sources.append(Source(split, ids, draw_labels(kind, count, rng), images.rows, images.names, ranges))
-    dataset = DATASETS[kind]
-    known = {
-        "dataset": kind,
-        "channels": list(dataset.CHANNELS),
-        "units": dataset.UNITS,
-        "shape": [2, size, size],
-        "classes": list(dataset.CLASSES),
-        "floor_db": dataset.FLOOR_DB,
-        "images_per_sample": dataset.images_per_sample,
-    }
-    parts = [
-        Part(number, source.split, images)
-        for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
-    ]
+    known = store_facts(kind, DATASETS[kind], size)
     write = partial(
         write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
     )
-    reports = crew.map(write, parts, "parts")
+    reports = crew.map(write, parts_of(sources), "parts")
     finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
     for path in out.glob("part_*.json"):
         path.unlink()

@@ -19,7 +19,6 @@ import pretrained
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.dataset import RadarDataset
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
 from tests.helpers.forked import finish, finish_ranks
@@ -773,7 +772,7 @@ def test_a_best_checkpoint_of_another_run_is_not_reported(finished, data, pretra
 # ---- A stored result, against accidents ----------------------------------------------------------
 
 
-class Stripes(RadarDataset):
+class Stripes(torch.utils.data.Dataset):
     """Images with stripes of three kinds, the labels, that no other code of the project has a part in."""
 
     CLASSES, MEAN, STD = CLASSES, [-20.0, -12.0], [5.0, 4.0]

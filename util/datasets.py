@@ -285,7 +285,7 @@ def _loader(samples, sampler, args, ranks, persistent):
     if workers is None:
         workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
     timeout = 60 * args.data_timeout
-    if samples.dataset.is_packed:
+    if getattr(samples.dataset, "is_packed", False):  # any map-style dataset of PyTorch can be loaded
         return Watched(PackedLoader(samples, sampler, ranks.device, workers, timeout, args.pin_mem))
     if workers:
         check_temporary_folder()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Mean, standard deviation and histogram of a dataset's backscatter in dB: exact, in one pass over any number of images.
+"""Exact mean, standard deviation and histogram of a dataset's backscatter in dB, in one pass over its images.
 
     python -m sarwmix.prepare.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
 
-Every pixel counts alike (this is no mean of the means of files). Of each part, count, mean and sum of squared deviations
-are kept, and joined as by Chan, Golub and LeVeque (1979), in the same order always, so that the figures do not depend on
-how many processes took part.
+All pixels have the same weight (the result is not a mean of means of files). Count, mean and sum of squared deviations of
+the parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not depend
+on the number of processes.
 """
 
 import logging
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def moments_of(images, floor_db):
-    """(Moments, as a dict, of the images that can be read; what is wrong with the others, one line each)."""
+    """Returns (the Moments of all images that can be read, as a dict; the errors of the others, one line each)."""
     total, bad = Moments(floor_db), []
     for m in range(len(images)):
         try:
@@ -48,13 +48,13 @@ def moments_of(images, floor_db):
 
 
 def chunks_of(dataset):
-    """The distinct images of a dataset in parts that can be sent to other processes."""
+    """The distinct images of a dataset, in parts that can be sent to other processes."""
     images = DistinctImages(dataset)
     return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
 def measure(chunks, floor_db, crew):
-    """The Moments of all images of these parts. Raises DataError if some cannot be read: count and the first five."""
+    """The Moments of all images of these parts. Raises DataError if some cannot be read: the count and the first five."""
     results = crew.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
@@ -70,7 +70,7 @@ def measure(chunks, floor_db, crew):
 
 
 def log_moments(total, channels):
-    """A table of the figures, one column for each channel."""
+    """Logs a table with a column for each channel."""
 
     def shown(value):
         return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from sarwmix.dataset import RadarDataset
 from sarwmix.registry import DATASETS
 from tests.helpers.dataset_fixtures import write_v2
 from util.datasets import (
@@ -23,7 +22,7 @@ from util.datasets import (
 from util.distributed import Launch, Ranks
 
 
-class Steps(RadarDataset):
+class Steps:
     """Images with a step whose height is given, and their number as value."""
 
     def __init__(self, *heights):
