@@ -16,6 +16,8 @@ import zarr
 from rasterio.errors import NotGeoreferencedWarning
 from safetensors.numpy import save
 
+from common.errors import DataError
+
 SAMPLE_DATA = os.environ.get("SARWMIX_SAMPLE_DATA")
 needs_samples = pytest.mark.skipif(not SAMPLE_DATA, reason="set SARWMIX_SAMPLE_DATA to a folder of real samples")
 
@@ -60,6 +62,13 @@ def one_line(error, *parts):
     assert "\n" not in message
     for part in parts:
         assert part in message, f"{part!r} not in {message!r}"
+
+
+def fails_with(work, *parts):
+    """Checks that work() raises a DataError whose message is one line and holds these parts."""
+    with pytest.raises(DataError) as error:
+        work()
+    one_line(error, *parts)
 
 
 # v2 -----------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import DataError
 from sarwmix.prepare import pack
 from sarwmix.registry import DATASETS
 from tests.helpers import ROOT
-from tests.helpers.dataset_fixtures import one_line, write_csv
+from tests.helpers.dataset_fixtures import fails_with, write_csv
 from util.datasets import SamplesWithIds, build_dataset, build_loader
 from util.distributed import Launch, Ranks
 
@@ -68,6 +67,4 @@ def test_the_example_names_what_is_missing(scenes):
     (scenes / "scene2.npy").unlink()
     assert data.missing() == [2]
     for use in (data.check_files, lambda: data[2]):
-        with pytest.raises(DataError) as error:
-            use()
-        one_line(error, "scene2.npy", "samples.csv:4")
+        fails_with(use, "scene2.npy", "samples.csv:4")

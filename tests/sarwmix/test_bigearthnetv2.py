@@ -22,6 +22,7 @@ from tests.helpers.dataset_fixtures import (
     AGRICULTURE,
     V2_CLASSES,
     classes_of,
+    fails_with,
     needs_samples,
     one_line,
     s1_name,
@@ -42,9 +43,7 @@ def root(tmp_path):
 
 
 def fails(*parts, **arguments):
-    with pytest.raises(DataError) as error:
-        BigEarthNetv2(**arguments)
-    one_line(error, *parts)
+    fails_with(lambda: BigEarthNetv2(**arguments), *parts)
 
 
 def rows_of(*labels, split="train"):
@@ -344,9 +343,7 @@ def test_check_files_names_the_missing_half(root):
         data.check_files()
     one_line(error, "2 of 4 samples", f"{s1_name(1)} VV (metadata.parquet: row 1)", f"{s1_name(3)} VH (", str(root))
     data.check_files(start=0, step=2)  # samples 0 and 2 are whole
-    with pytest.raises(DataError) as error:
-        data.check_files(start=1, step=2)
-    one_line(error, "2 of 2 samples")
+    fails_with(lambda: data.check_files(start=1, step=2), "2 of 2 samples")
 
 
 def test_check_files_shows_five_of_many(tmp_path):
@@ -369,26 +366,25 @@ def test_check_units(root):
 
     for k in range(4):
         write_v2_patch(root, k, vv=0.1)
-    with pytest.raises(DataError) as error:
-        BigEarthNetv2(root, "all").check_units()
-    one_line(error, "VV is never negative", "looks linear", "10*log10", "--dataset", "_VV.tif")
+    fails_with(
+        lambda: BigEarthNetv2(root, "all").check_units(),
+        "VV is never negative",
+        "looks linear",
+        "10*log10",
+        "--dataset",
+        "_VV.tif",
+    )
 
 
 def test_faulty_images_are_named_with_their_row(root):
     data = BigEarthNetv2(root, "all")
     vh, vv = data.files(2)
     write_tif(root / vv, np.zeros((119, 120), np.float32))
-    with pytest.raises(DataError) as error:
-        data[2]
-    one_line(error, vv, "119x120", "not 120x120", "metadata.parquet: row 2")
+    fails_with(lambda: data[2], vv, "119x120", "not 120x120", "metadata.parquet: row 2")
     (root / vh).write_bytes(b"II*\0")
-    with pytest.raises(DataError) as error:
-        data[2]
-    one_line(error, vh, "truncated", "metadata.parquet: row 2")
+    fails_with(lambda: data[2], vh, "truncated", "metadata.parquet: row 2")
     write_tif(root / data.files(3)[0], np.full((120, 120), np.nan, np.float32))
-    with pytest.raises(DataError) as error:
-        data[3]
-    one_line(error, data.files(3)[0], "--max_nonfinite")
+    fails_with(lambda: data[3], data.files(3)[0], "--max_nonfinite")
     assert BigEarthNetv2(root, "all", max_nonfinite=1.0)[3][0][0].isnan().all()
 
 

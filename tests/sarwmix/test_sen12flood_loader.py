@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import DataError
 from sarwmix.sen12flood_loader import FloodDataset
-from tests.helpers.dataset_fixtures import one_line, write_csv
+from tests.helpers.dataset_fixtures import fails_with, write_csv
 
 HEADER = ["folder", "first", "second", "label"]
 S = 128
@@ -80,9 +80,7 @@ def root(request):
 
 
 def fails(*parts, call=FloodDataset, **options):
-    with pytest.raises(DataError) as error:
-        call(**options)
-    one_line(error, *parts)
+    fails_with(lambda: call(**options), *parts)
 
 
 # items --------------------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ import main_pretrain
 import util.caching
 from common.errors import UsageError
 from sarwmix.packed import PackedDataset
-from sarwmix.prepare import pack
 from tests.helpers import ROOT
 from tests.helpers.forked import signalled_at_step, start_ranks
+from tests.helpers.stores import argv, packed
 from util.caching import (
     STEP_MEMORY,
     RankMemory,
@@ -36,27 +36,13 @@ from util.distributed import Launch, Ranks
 ALONE = Ranks(Launch(), torch.device("cpu"))
 GB = 10**9
 GPU = RankMemory("node", 1, 200 * GB, 80 * GB)
+TINY = argv("--model mixmim_tiny --input_size 32 --epochs 1 --warmup_epochs 0")
 
 
 @pytest.fixture(scope="module")
 def store(simulated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "store"
-    pack.main(
-        [
-            "--workers",
-            "1",
-            "--dataset",
-            "benv2",
-            "--data_path",
-            str(simulated),
-            "--out",
-            str(folder),
-            "--splits",
-            "train",
-            "val",
-        ]
-    )
-    return folder
+    return packed(folder, "benv2", simulated, "--splits train val")
 
 
 # ---- The decision --------------------------------------------------------------------------------
@@ -232,27 +218,8 @@ def test_what_is_read_once_is_not_kept(store, monkeypatch, caplog):
 
 
 def test_other_data_is_left_alone_without_a_word(simulated, program, tmp_path):
-    status, out, _ = program(
-        main_pretrain,
-        "--data_path",
-        simulated,
-        "--model",
-        "mixmim_tiny",
-        "--input_size",
-        32,
-        "--batch_size",
-        8,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-        "--save_epochs",
-        99,
-        "--num_workers",
-        0,
-        "--output_dir",
-        tmp_path,
-    )
+    flags = argv("--batch_size 8 --num_workers 0 --save_epochs 99 --data_path", simulated, "--output_dir", tmp_path)
+    status, out, _ = program(main_pretrain, *TINY, *flags)
     assert status == 0 and "data_cache" not in out.split("flags:", 1)[1].split("\n", 1)[1]
 
 
@@ -290,31 +257,10 @@ def digest(dataset):
 def test_two_ranks_share_one_copy_and_nothing_of_it_is_left(store, tmp_path):
     """Each reads a half; and both are killed."""
     before = set(os.listdir("/dev/shm"))
-    flags = (
-        "--data_path",
-        store,
-        "--data_cache",
-        "ram",
-        "--split",
-        "train",
-        "--model",
-        "mixmim_tiny",
-        "--input_size",
-        32,
-        "--batch_size",
-        4,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-        "--num_workers",
-        1,
-        "--output_dir",
-        tmp_path / "run",
-    )
+    flags = argv("--data_cache ram --split train --batch_size 4 --num_workers 1 --data_path", store)
     runs = start_ranks(
         "main_pretrain",
-        flags,
+        (*TINY, *flags, "--output_dir", tmp_path / "run"),
         tmp_path / "output",
         hurt={rank: (noting_memory, tmp_path / f"memory_{rank}") for rank in range(2)},
     )
