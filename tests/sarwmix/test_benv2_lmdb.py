@@ -45,7 +45,7 @@ def with_patch(folder, value):
     return BigEarthNetv2(folder)
 
 
-# values ---------------------------------------------------------------------------------------------------------------
+# ---- Values --------------------------------------------------------------------------------------
 
 
 def check_items(data):
@@ -112,7 +112,7 @@ def test_the_real_lmdb_equals_the_real_geotiffs(tmp_path):
     fails_with(BigEarthNetv2(sample_path("benv2", "lmdb"), metadata=other).check_files, "1 of 1 samples lack data")
 
 
-# faults ---------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_missing_keys_are_counted_and_located(root):
@@ -184,7 +184,7 @@ def test_what_is_no_lmdb(root):
     fails_with(lambda: BigEarthNetv2(root)[0], "data.mdb", "cannot be read as an LMDB")
 
 
-# processes ------------------------------------------------------------------------------------------------------------
+# ---- Processes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])

@@ -49,7 +49,7 @@ def classes(data):
     return [classes_of(labels) for _, labels in data]
 
 
-# values -------------------------------------------------------------------------------------------------------------
+# ---- Values --------------------------------------------------------------------------------------
 
 
 def check_items(data):
@@ -122,7 +122,7 @@ def test_unlabelled_patches_stay_or_are_dropped_and_counted(root, store, caplog)
     fails("none of the 1 patches has a 19-class label", root=root, metadata=only, keep_unlabelled=False)
 
 
-# split lists --------------------------------------------------------------------------------------------------------
+# ---- Split lists ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0)])
@@ -185,7 +185,7 @@ def test_without_lists_every_patch_is_taken_and_said_so(root, caplog):
     fails("benv1_train.csv", "--metadata", root=root, split="train")
 
 
-# faults -------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_what_does_not_exist_or_is_empty(root, tmp_path):
@@ -298,7 +298,7 @@ def test_nan_in_zarr(store):
     fails_with(lambda: BigEarthNetv1(store, "all")[1], f"{s1_name(1)}/VH", "1.67%", "--max_nonfinite")
 
 
-# workers ------------------------------------------------------------------------------------------------------------
+# ---- Workers -------------------------------------------------------------------------------------
 
 
 def test_two_workers_read_a_store_that_the_trainer_has_read_before(store):

@@ -51,7 +51,7 @@ def rows_of(*labels, split="train"):
     return [[f"S2A_{k}", text, split, "Austria", s1_name(k)] for k, text in enumerate(labels)]
 
 
-# values -------------------------------------------------------------------------------------------------------------
+# ---- Values --------------------------------------------------------------------------------------
 
 
 def test_items_are_vh_then_vv_with_their_labels(root):
@@ -135,7 +135,7 @@ def test_class_table():
     assert CLASSES[CLC43["Sparsely vegetated areas"]] == "Natural grassland and sparsely vegetated areas"
 
 
-# CSV dumps ----------------------------------------------------------------------------------------------------------
+# ---- CSV dumps -----------------------------------------------------------------------------------
 
 PRINTED = {
     "python": f"['Arable land', '{AGRICULTURE}', 'Transitional woodland, shrub']",
@@ -217,7 +217,7 @@ def test_several_files_and_a_byte_order_mark(root):
     assert [classes_of(data[i][1]) for i in range(2)] == [(10,), (4,)]
 
 
-# faults -------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_what_does_not_exist(root, tmp_path):
@@ -388,7 +388,7 @@ def test_faulty_images_are_named_with_their_row(root):
     assert BigEarthNetv2(root, "all", max_nonfinite=1.0)[3][0][0].isnan().all()
 
 
-# records and workers ------------------------------------------------------------------------------------------------
+# ---- Records and workers -------------------------------------------------------------------------
 
 
 def test_describe_is_json_and_follows_the_ids(root):

@@ -191,7 +191,7 @@ def test_detecting_a_layout_looks_into_a_few_folders_only(tmp_path, monkeypatch)
     assert found == layouts.Layout(tmp_path, False, ".TIF") and len(looked) < 12
 
 
-# missing ones ---------------------------------------------------------------------------------------------------------
+# ---- Missing ones --------------------------------------------------------------------------------
 
 
 def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):

@@ -83,7 +83,7 @@ def fails(*parts, call=FloodDataset, **options):
     fails_with(lambda: call(**options), *parts)
 
 
-# items --------------------------------------------------------------------------------------------------------------
+# ---- Items ---------------------------------------------------------------------------------------
 
 
 def test_items_are_db_in_the_order_vh_vv(root):
@@ -159,7 +159,7 @@ def test_two_workers_count_non_finite_pixels_together(store):
     assert torch.cat([batch[2] for batch in batches]).tolist() == [0, 1, 1, 0, 1, 0]
 
 
-# records ------------------------------------------------------------------------------------------------------------
+# ---- Records -------------------------------------------------------------------------------------
 
 
 def test_names_labels_and_places(curated, store):
@@ -219,7 +219,7 @@ def test_check_units(store):
     fails("a9.npy", "mostly negative", "looks like dB", "10**(dB/10)", call=FloodDataset(store, "test").check_units)
 
 
-# splits -------------------------------------------------------------------------------------------------------------
+# ---- Splits --------------------------------------------------------------------------------------
 
 
 def test_validation_takes_whole_training_folders(root):
@@ -267,7 +267,7 @@ def test_a_part_that_is_not_asked_for_may_be_absent(root, tmp_path):
     fails("test", "cannot be", root=root, split="all")
 
 
-# faults -------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_a_dataset(root, tmp_path):

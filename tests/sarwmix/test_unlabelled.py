@@ -112,7 +112,7 @@ def test_a_zarr_group_without_its_metadata_is_damaged(tmp_path):
     fails_with(BigEarthNetv1(root, "all").check_files, s1_name(1), "cannot be read as JSON")
 
 
-# programs -------------------------------------------------------------------------------------------------------------
+# ---- Programs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataset", ["benv1", "benv2"])
