@@ -86,8 +86,8 @@ def labelled(listing, source, unknown=False):
     log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
     if not keep.any():
         raise DataError(
-            f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels: pretraining, --embed "
-            "and sarwmix.prepare.statistics alone do without them"
+            f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels: pretraining, "
+            "--embed and sarwmix.prepare.statistics alone do without them"
         )
     return listing.take(keep)
 
@@ -96,7 +96,7 @@ def labelled(listing, source, unknown=False):
 
 
 class Store:
-    """The images of patches under one folder, a file for each channel. Subclasses for other formats override all but `image`."""
+    """The images of patches under one folder, a file for each channel. Other formats override all but `image`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -122,7 +122,7 @@ class Store:
         return [read_band(self.path(patch, channel), max_nonfinite, channel, integers=False) for channel in CHANNELS]
 
     def image(self, patch, max_nonfinite):
-        """(2, 120, 120) float32 in dB. Raises DataError, which names what cannot be read, has another size or is not dB."""
+        """(2, 120, 120) float32 in dB. Raises DataError for what cannot be read, has another size or is not dB."""
         bands = self.bands(patch, max_nonfinite)
         for channel, band in zip(CHANNELS, bands):
             if band.shape != (SIZE, SIZE):
@@ -214,7 +214,8 @@ class LmdbStore(Store):
             return load_arrays(value)
         except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
             raise DataError(
-                f"{self.folder}: the value of key {patch} cannot be read as safetensors ({' '.join(str(error).split())}); "
+                f"{self.folder}: the value of key {patch} cannot be read as safetensors "
+                f"({' '.join(str(error).split())}); "
                 "copy the LMDB again, or remove the patch's row"
             ) from None
 
@@ -226,7 +227,7 @@ class LmdbStore(Store):
         return view if view is None else bytes(view)
 
     def _get(self, patch, take):
-        """Returns take(view of the value of a patch, or None if there is none). Raises DataError, which names LMDB and key."""
+        """Returns take(view of the value of a patch, or None). Raises DataError, which names LMDB and key."""
         try:
             with _environment(self._real).begin(buffers=True) as transaction:
                 return take(transaction.get(patch.encode()))
@@ -242,7 +243,7 @@ def _environment(folder):
         process, environment = _opened.get(folder, (None, None))
         if process != os.getpid():
             if environment is not None:
-                environment.close()  # the copy of the parent's environment, which LMDB would count as opened by this process
+                environment.close()  # the parent's, which LMDB would count as opened by this process
             environment = _open(folder)
             _opened[folder] = os.getpid(), environment
         return environment
@@ -268,8 +269,8 @@ def _open(folder):
 class BigEarthNet(RadarDataset):
     """Sentinel-1 patches with 19-class labels: the common part of BigEarthNetv1 and BigEarthNetv2.
 
-    Item i is (image, labels): (2, 120, 120) float32 in dB, order VH, VV; (19,) float32, 1 for each class that is present.
-    Samples are in the order of the metadata. NaN in the files stays in the items.
+    Item i is (image, labels): (2, 120, 120) float32 in dB, order VH, VV; (19,) float32, 1 for each class that is
+    present. Samples are in the order of the metadata. NaN in the files stays in the items.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     """
 

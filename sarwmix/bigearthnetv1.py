@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 class BigEarthNetv1(BigEarthNet):
     """BigEarthNet v1: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder of patch folders, or the one with BigEarthNet-S1-v1.0 in it (other layouts: `find_layout`); or a Zarr
-    store (format 2 or 3) with groups sentinel1/<patch>, which have arrays VH and VV and the attribute `labels`.
+    root: the folder of patch folders, or the one with BigEarthNet-S1-v1.0 in it (other layouts: `find_layout`); or a
+    Zarr store (format 2 or 3) with groups sentinel1/<patch>, which have arrays VH and VV and the attribute `labels`.
     split: train, val (or validation), test, train_val, all. metadata: one or several lists of patches, all of which are
     used; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
     Lists are the official ones (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col
     (0-based; by default the second column, else the first with such names). S2 names are looked up in the JSON files,
     all of which are read: lists with S1 names open faster. Without lists, the splits all and train_val are all patches
     that exist, sorted.
-    keep_unlabelled: keeps patches without a 19-class label or without a JSON file, for pretraining; labels are then read
-    per item. False drops them, for supervised training, and reads all labels first.
+    keep_unlabelled: keeps patches without a 19-class label or without a JSON file, for pretraining; labels are then
+    read per item. False drops them, for supervised training, and reads all labels first.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for lists and labels that cannot be used; `check_files` and `check_units` look at the images.
     Source: Sumbul et al., BigEarthNet-MM, IEEE GRSM 2021.
@@ -272,8 +272,8 @@ def _of_each(read, patches):
 def _read_all_labels(store, patches, level=logging.INFO):
     """Returns (labels (N, 19) uint8, 0 for patches without any; (N,) bool, which patches do not exist).
 
-    level: log level for patches without labels. Raises DataError for labels that cannot be read: the count and the first
-    five.
+    level: log level for patches without labels. Raises DataError for labels that cannot be read: the count and the
+    first five.
     """
     labels = _of_each(store.labels, patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
@@ -287,7 +287,8 @@ def _read_all_labels(store, patches, level=logging.INFO):
     unsaid = [patch for patch, label, gone in zip(patches, labels, absent) if label is None and not gone]
     if unsaid:
         log.log(
-            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their JSON files",
+            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their "
+            "JSON files",
             store.folder, len(unsaid), len(patches), unsaid[0],
         )  # fmt: skip
     nothing = np.zeros(len(CLASSES), np.uint8)
@@ -368,7 +369,8 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
         raise data_error(
             f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
             lost,
-            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which --skip_missing "
+            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which "
+            "--skip_missing "
             "leaves out what is missing",
         )
     return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))

@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 class BigEarthNetv2(BigEarthNet):
     """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder with BigEarthNet-S1/ in it (other layouts: `find_layout`), or the authors' LMDB, or a folder with one.
-    split: train, val (or validation), test, train_val, all.
+    root: the folder with BigEarthNet-S1/ in it (other layouts: `find_layout`), or the authors' LMDB, or a folder with
+    one. split: train, val (or validation), test, train_val, all.
     metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
-    in root, else the split's benv2_*.csv in root. These may also be in the folder of images or the LMDB, and, if root is
-    that folder, beside it. Files with a `split` column are filtered by it, also those given here; split="all" takes all
-    rows. All rows of a CSV without that column are used, for any split.
-    keep_unlabelled: keeps patches without a label, whose 19 labels are then 0; the column of labels may be absent. False
-    drops them, for supervised training.
+    in root, else the split's benv2_*.csv in root. These may also be in the folder of images or the LMDB, and, if root
+    is that folder, beside it. Files with a `split` column are filtered by it, also those given here; split="all" takes
+    all rows. All rows of a CSV without that column are used, for any split.
+    keep_unlabelled: keeps patches without a label, whose 19 labels are then 0; the column of labels may be absent.
+    False drops them, for supervised training.
     include_snow_cloud: appends the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which is in the
     folder of metadata.parquet.
     id_col: number (0-based) of the column with the S1 names, if it is not named s1_name.
@@ -143,7 +143,8 @@ def _default_metadata(root, store, split, include_snow_cloud):
             return chosen + ([snow_cloud_beside(official)] if include_snow_cloud else [])
     beside = " or beside it" if store is not None and store.folder == root else ""
     raise DataError(
-        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, or name "
+        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, "
+        "or name "
         "them with --metadata"
     )
 
@@ -195,7 +196,8 @@ def _columns(path, header, id_col, need_labels):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
     if id_col is not None and S1_NAME.fullmatch(header[id_col]):
         raise DataError(
-            f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it"
+            f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns "
+            "above it"
         )
     for name in (*(("s1_name",) if id_col is None else ()), *(("labels",) if need_labels else ())):
         if name not in header:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The dataset protocol: what a program may ask of a dataset of Sentinel-1 images. docs/ADDING_A_DATASET.md has an example."""
+"""The protocol of all datasets of Sentinel-1 images. docs/ADDING_A_DATASET.md has an example."""
 
 import copy
 import hashlib
@@ -21,8 +21,8 @@ from sarwmix.plausibility import FIRST_LOOK, judge
 class RadarDataset(Dataset):
     """Base class of all datasets. Item i is (image, label), or (first image, second image, label) for pairs of images.
 
-    Images are (2, S, S) float32 tensors in dB, in the order of CHANNELS. The label is (K,) float32, 1 for each class that
-    is present, or, if `task` is "flood", the number of the class as a 0-d int64 tensor.
+    Images are (2, S, S) float32 tensors in dB, in the order of CHANNELS. The label is (K,) float32, 1 for each class
+    that is present, or, if `task` is "flood", the number of the class as a 0-d int64 tensor.
 
     A subclass sets CLASSES, MEAN and STD, reads its list of samples into a `Listing`, hands it to `__init__`, and
     implements `files` and `read_image`. It sets the other attributes where they differ from the defaults here, and
@@ -106,7 +106,7 @@ class RadarDataset(Dataset):
         return self.label_rows(slice(None))
 
     def where(self, i):
-        """Where sample i is named, for messages: "train.csv:312" (1-based line), "metadata.parquet: row 17" (0-based)."""
+        """Where sample i is named, for messages: "train.csv:312" (1-based), "metadata.parquet: row 17" (0-based)."""
         return self.listing.where(i)
 
     def subset(self, rows):
@@ -116,7 +116,7 @@ class RadarDataset(Dataset):
         return part
 
     def portable(self, rows):
-        """As `subset`, but it can be pickled for a process that is running already: it has no counter, only `read_image`."""
+        """As `subset`, without the counter, so that `read_image` can be used in a process that is running already."""
         part = self.subset(rows)
         vars(part).pop("nonfinite", None)
         return part
@@ -164,13 +164,13 @@ class RadarDataset(Dataset):
         return [(i, lost) for i, lost in zip(rows, in_threads(self.lacking, rows)) if lost]
 
     def check_files(self, start=0, step=1):
-        """Raises DataError if samples, of every step-th from `start`, are not complete: the count and the first five."""
+        """Raises DataError if samples, of every step-th from `start`, are not complete: count and first five."""
         missing = self._incomplete(start, step)
         if missing:
             i, lost = missing[0]
             raise data_error(
-                f"{len(missing)} of {len(range(len(self))[start::step])} samples lack data (--skip_missing leaves them out, "
-                "--skip_bad when they are packed)",
+                f"{len(missing)} of {len(range(len(self))[start::step])} samples lack data (--skip_missing leaves them "
+                "out, --skip_bad when they are packed)",
                 [f"{self.ids[i]} {' and '.join(lost)} ({self.where(i)})" for i, lost in missing],
                 f"{self.whereabouts(i, lost[0])}, or remove these rows",
             )

@@ -16,7 +16,7 @@ MOST_PIXELS = 2**26  # of an image; a damaged header may claim more
 
 
 def check_nonfinite(values, source, max_nonfinite):
-    """Raises DataError, which names `source`, if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
+    """Raises DataError, which names `source`, if more than `max_nonfinite` of the values are NaN or infinite."""
     fraction = (values.size - np.count_nonzero(np.isfinite(values))) / max(values.size, 1)
     if fraction > max_nonfinite:
         raise DataError(

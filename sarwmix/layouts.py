@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Detects the folder layout of the GeoTIFFs of BigEarthNet, which depends on how the archives were unpacked.
 
-The layout is detected once, when a dataset is opened, by listing a few folders. Names of patches come from the metadata.
+The layout is detected once, when a dataset is opened, by listing a few folders. Names of patches come from the
+metadata.
 """
 
 import logging
@@ -43,9 +44,9 @@ class Layout(NamedTuple):
 def find_layout(root, name, acquisitions):
     """The Layout of the images under a folder, or None if there are no images.
 
-    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Searched in
-    this order, until images are found: root/name, root/name/name (extracted twice), root itself, and the first two in
-    each folder of root. A folder with the official layout is not searched for others.
+    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Searched
+    in this order, until images are found: root/name, root/name/name (extracted twice), root itself, and the first two
+    in each folder of root. A folder with the official layout is not searched for others.
     Raises DataError if there are several layouts.
     """
 
@@ -133,7 +134,7 @@ def places_of_lists(root, images, name):
 
 
 def whereabouts(path):
-    """For a message about a missing or empty file: its path, and the content of the nearest folder above it that exists."""
+    """For a message about a missing or empty file: its path, and what the nearest existing folder holds."""
     path = Path(path)
     if path.is_file():
         return f"{path} is empty"

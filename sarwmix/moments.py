@@ -11,9 +11,9 @@ class Moments:
     """Statistics of the pixels of images in dB, for each of two channels.
 
     floor_db: value of pixels without backscatter, which count as no data; None if there is none.
-    Attributes, (2,) each: count, the number of pixels in the statistics; mean and m2 (sum of squared deviations from the
-    mean), float64; lowest; highest; nodata (NaN or floor_db) and infinite, the numbers of other pixels. histogram is
-    (2, BINS + 2).
+    Attributes, (2,) each: count, the number of pixels in the statistics; mean and m2 (sum of squared deviations from
+    the mean), float64; lowest; highest; nodata (NaN or floor_db) and infinite, the numbers of other pixels. histogram
+    is (2, BINS + 2).
     """
 
     FIELDS = ("count", "mean", "m2", "lowest", "highest", "nodata", "infinite", "histogram")

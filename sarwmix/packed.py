@@ -40,8 +40,8 @@ class ImageSource:
     def in_memory(self, rows, memory=None, share=(0, 1)):
         """A source with a copy of these images, sorted, in memory.
 
-        memory: a buffer for the copy; None allocates one. share (k, n): if n processes share the buffer, process k fills
-        its part of it, and the copy is complete when all of them have.
+        memory: a buffer for the copy; None allocates one. share (k, n): if n processes share the buffer, process k
+        fills its part of it, and the copy is complete when all of them have.
         """
         shape, (own, of) = (len(rows), *self.parts.shape), share
         if memory is None:
@@ -60,7 +60,7 @@ class ImageSource:
         return ImageSource(self.parts, self.nonfinite, rows, copy)
 
     def codes(self, rows, pin_memory=False):
-        """The codes of images as `as_tensor` has them, (n, 2, S, S), on the CPU or the device of the copy. For `batch`."""
+        """The codes of images, an `as_tensor` (n, 2, S, S) on the CPU or the device of the copy. For `batch`."""
         if self.on_device:
             slots = torch.from_numpy(np.searchsorted(self._rows, rows)).to(self._codes.device, non_blocking=True)
             return self._codes.index_select(0, slots)
@@ -71,8 +71,8 @@ class ImageSource:
     def batch(self, rows, device=None, codes=None):
         """Images in dB, (n, 2, S, S) float32, in the order of `rows` (n,), NaN for no data.
 
-        device: where to; by default the CPU, or the device of the copy. codes: those of `codes(rows)`, if they are read.
-        The bits do not depend on the device.
+        device: where to; by default the CPU, or the device of the copy. codes: those of `codes(rows)`, if they are
+        read. The bits do not depend on the device.
         """
         if codes is None:
             if self.parts.dtype == np.uint16 and not self.on_device and device in (None, torch.device("cpu")):
@@ -83,7 +83,7 @@ class ImageSource:
         return decode(codes, scale, offset)
 
     def _decoded_on_cpu(self, rows):
-        """As `decode`, several times faster: in place, block by block, and looking for NO_DATA only where there is some."""
+        """As `decode`, but faster: in place, block by block, and NO_DATA only for images that have some."""
         images, (scale, offset) = np.empty((len(rows), *self.parts.shape), np.float32), self.parts.coding(rows)
         for start in range(0, len(rows), BLOCK):
             block = slice(start, start + BLOCK)
@@ -125,8 +125,8 @@ class PackedDataset(RadarDataset):
         self.manifest = read_manifest(root)
         if dataset not in (None, self.manifest["dataset"]):
             raise DataError(
-                f"{root}: is a packed store of {self.manifest['dataset']}; say --dataset {self.manifest['dataset']}, or give "
-                f"the folder of {dataset}"
+                f"{root}: is a packed store of {self.manifest['dataset']}; say --dataset {self.manifest['dataset']}, "
+                f"or give the folder of {dataset}"
             )
         self.CLASSES, self.FLOOR_DB = tuple(self.manifest["classes"]), self.manifest["floor_db"]
         self.images_per_sample, self.size = self.manifest["images_per_sample"], self.manifest["shape"][-1]
@@ -164,8 +164,8 @@ class PackedDataset(RadarDataset):
         if len(table) == 0:
             raise DataError(
                 f"{root}: has no sample of split '{split}' (it has "
-                f"{', '.join(f'{name} {count}' for name, count in self.manifest['splits'].items())}); choose another split"
-                + (", or give --val_fraction" if flood and split == "val" else "")
+                f"{', '.join(f'{name} {count}' for name, count in self.manifest['splits'].items())}); choose another "
+                "split" + (", or give --val_fraction" if flood and split == "val" else "")
             )
         if len(_stored(split)) > 1:
             table = table.sort_values("position", kind="stable")
@@ -240,7 +240,7 @@ class PackedDataset(RadarDataset):
         )
 
     def codes(self, ids, pin_memory=False):
-        """Codes of the same images as `images`, which reads them faster from codes in pinned memory on their way to a GPU."""
+        """The codes of the same images, for `images` on another device: codes in pinned memory are copied faster."""
         return tuple(self.source.codes(rows, pin_memory) for rows in self._rows[ids].T)
 
     def _filled(self, images, rows):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """How a packed store codes values in dB.
 
-float32 is exact; float16 rounds, by up to 0.008 dB between 16 and 32 dB; uint16 is affine, with a scale and an offset for
-each part and channel, from its least to its greatest value, so that nothing is clipped and the error is at most half a
-step (about 0.001 dB over 100 dB). NaN stands for no data and for values that are not finite; its uint16 code is NO_DATA.
+float32 is exact; float16 rounds, by up to 0.008 dB between 16 and 32 dB; uint16 is affine, with a scale and an offset
+for each part and channel, from its least to its greatest value, so that nothing is clipped and the error is at most
+half a step (about 0.001 dB over 100 dB). NaN stands for no data and for values that are not finite; its uint16 code is
+NO_DATA.
 """
 
 import numpy as np
@@ -41,7 +42,7 @@ def as_tensor(codes):
 
 
 def decode(codes, scale, offset):
-    """Decodes a tensor of `as_tensor` on its device: (n, 2, S, S) float32 in dB. scale, offset: (n, 2, 1, 1) float32."""
+    """Decodes an `as_tensor` on its device: (n, 2, S, S) float32 in dB. scale, offset: (n, 2, 1, 1) float32."""
     if codes.dtype != torch.int16:
         return codes.float()
     values = (codes.int() & 0xFFFF).float()

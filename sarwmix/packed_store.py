@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The files of a packed store: all images of a dataset one after the other in a few large files, for fast training.
 
-    manifest.json       what it is: dataset, shape, coding, units, channel order, classes, statistics, checksums of all files
+    manifest.json       dataset, shape, coding, units, channel order, classes, statistics, checksums of all files
     part_00000.bin …    images, contiguous (n, 2, S, S), little-endian, without a header; a part belongs to one split
     images.parquet      name, and nonfinite: the number of its pixels without a finite value
-    samples.parquet     id, split, position (among the samples of several splits read as one), image_0 (and image_1 of a pair):
-                        rows of images.parquet; one column of 0/1 per class
+    samples.parquet     id, split, position (among the samples of several splits read as one), image_0 (and image_1 of a
+                        pair): rows of images.parquet; one column of 0/1 per class
     statistics.json     mean, std, range, counts and histogram of each split, before coding
     bad.csv             images that were left out, and why
 
@@ -118,7 +118,7 @@ def read_table(root, name, manifest, columns=None):
 
 
 class Parts:
-    """The part files of a store, memory-mapped when they are first read. An image is addressed by its row in images.parquet.
+    """The part files of a store, memory-mapped when first read. An image is addressed by its row in images.parquet.
 
     shape: (2, S, S) of an image; dtype: of its codes.
     """

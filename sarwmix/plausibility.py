@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Checks whether values can be Sentinel-1 backscatter in dB: all limits, and their sources.
 
-Limits of pixels apply to every image that is read (`check_decibels`, `check_linear`). Limits of statistics apply to whole
-images (`judge`): to samples of a dataset before training, a part of a packed store, a split. Values that Sentinel-1 cannot
-measure are an error; values that it hardly ever measures are a warning.
+Limits of pixels apply to every image that is read (`check_decibels`, `check_linear`). Limits of statistics apply to
+whole images (`judge`): to samples of a dataset before training, a part of a packed store, a split. Values that
+Sentinel-1 cannot measure are an error; values that it hardly ever measures are a warning.
 
-Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 12 chips; SEN12MS-CR, 2; TerraMind, 5; others,
-3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of them sea;
-others, 5), and on simulated scenes and floods, which lie within these ranges:
+Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 12 chips; SEN12MS-CR, 2; TerraMind, 5;
+others, 3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of
+them sea; others, 5), and on simulated scenes and floods, which lie within these ranges:
     mean of an image    VH -31.7 (calm sea) … -14.1 (forest), VV -31.0 (calm sea) … -7.9 (town)
     VV above VH         4.8 … 10.6 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
     standard deviation  1.9 … 7.5 dB of an image
@@ -69,7 +69,8 @@ def check_decibels(
 ):
     """Raises DataError if an image (2, …), a NumPy array in dB, has values that no pixel can have.
 
-    NaN and infinite values are ignored. name: function from a channel to its name in messages. remedy: for linear values.
+    NaN and infinite values are ignored. name: function from a channel to its name in messages. remedy: for linear
+    values.
     """
     pixels = tuple(range(1, image.ndim))
     for channel, values, lowest, highest in zip(CHANNELS, image, image.min(pixels), image.max(pixels)):
@@ -107,7 +108,8 @@ def check_linear(image, name):
         values = values[np.isfinite(values)]
         if np.count_nonzero(values < 0) > values.size / 2:
             raise DataError(
-                f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
+                f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; "
+                "store "
                 "10**(dB/10)"
             )
         low, high = values < LEAST_LINEAR, values > most
@@ -125,10 +127,12 @@ def _beyond(name, channel, which, limit, value, unit):
     cause = (
         f"they look like {unit}"
         if which.mean() > 0.5
-        else f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store NaN in its place"
+        else f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store "
+        "NaN in its place"
     )
     return DataError(
-        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter cannot be; {cause}"
+        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter "
+        f"cannot be; {cause}"
     )
 
 
@@ -138,8 +142,8 @@ def _beyond(name, channel, which, limit, value, unit):
 def judge(source, figures, expected=None, histogram=None):
     """Checks whether statistics over whole images can be those of Sentinel-1. Raises DataError; logs warnings.
 
-    source: name of the images in messages. figures, histogram: of `Moments.summary` and `Moments.histogram_dict`. expected:
-    (mean, std), (2,) each, with which the images will be standardised.
+    source: name of the images in messages. figures, histogram: of `Moments.summary` and `Moments.histogram_dict`.
+    expected: (mean, std), (2,) each, with which the images will be standardised.
     """
     fault = find_fault(figures, expected)
     if fault:
@@ -179,7 +183,8 @@ def find_fault(figures, expected=None):
             )
         if mean[k] is not None and not DARKEST_MEAN <= mean[k] <= brightest:
             return (
-                f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and {brightest:g} dB; "
+                f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and "
+                f"{brightest:g} dB; "
                 f"{_reading(figures, expected) or 'check the units of the files'}"
             )
         if figures["nodata"][k] > figures["pixels"][k]:
@@ -202,7 +207,8 @@ def find_doubts(figures, expected=None, histogram=None):
             "them with --mean and --std"
         )
         yield (
-            f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std {_pair(expected[1])} that "
+            f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std "
+            f"{_pair(expected[1])} that "
             f"the input is standardised with; {remedy}"
         )
     if max(map(abs, figures["max"])) < 1e-6:
@@ -210,7 +216,8 @@ def find_doubts(figures, expected=None, histogram=None):
     common = [_common_value(k, figures, histogram) for k in range(len(CHANNELS))] if histogram else []
     if any(common):
         yield (
-            f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE FILE) or store "
+            f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE "
+            "FILE) or store "
             "NaN in its place"
         )
 
@@ -233,7 +240,7 @@ def _reading(figures, expected):
 
 
 def _common_value(k, figures, histogram):
-    """ "10.0% of the VH pixels are …": a value that far more pixels of channel k have than any value near it; or None."""
+    """ "10.0% of the VH pixels are …": a value that is far more common in channel k than those near it; or None."""
     counts = np.array([histogram["below"][k], *histogram["counts"][k], histogram["above"][k]])
     padded = np.pad(counts, AROUND)
     around = np.max([padded[b : b + len(counts)] for b in range(2 * AROUND + 1) if b != AROUND], axis=0)

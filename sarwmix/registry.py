@@ -28,7 +28,8 @@ def add_source_flags(group):
     group.add_argument(
         "--data_path",
         metavar="DIR",
-        help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the authors' LMDB; "
+        help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
+        "authors' LMDB; "
         "benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and test/ with "
         "pair files, or of images/ and pairs_*.csv",
     )
@@ -62,7 +63,8 @@ def add_skip_missing_flag(group):
         "--skip_missing",
         action="store_true",
         default=None,
-        help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with an "
+        help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with "
+        "an "
         "error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
     )
 
@@ -78,7 +80,8 @@ def leave_out(dataset, missing):
     part.left_out = len(missing)
     if missing:
         log.warning(
-            "%d of %d samples of split '%s' are left out, as their images are missing, the first is %s; restore them to use them",
+            "%d of %d samples of split '%s' are left out, as their images are missing, the first is %s; restore them "
+            "to use them",
             len(missing),
             len(dataset),
             dataset.split,
@@ -109,8 +112,9 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
     if kind is PackedDataset:
         if metadata or snow or id_col is not None:
             raise DataError(
-                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, and give "
-                "them to sarwmix.prepare.pack"
+                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, "
+                "and "
+                "give them to sarwmix.prepare.pack"
             )
         options["dataset"] = dataset
     opened = kind(root, **{name: options[name] for name in signature(kind).parameters if name in options})
@@ -119,7 +123,7 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
 
 
 def is_simulated(dataset):
-    """Whether a dataset holds simulated images: the record of the generator is in its folder, or it has simulated dates.
+    """Whether a dataset holds simulated images: its folder has the record of the generator, or its dates are simulated.
 
     The dates are in the names of samples, which packing, conversion and split lists keep.
     """

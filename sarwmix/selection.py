@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Model selection: which epoch of a finetuning run is best, by the published rules on validation metrics.
 
-A rule decides whether a new epoch replaces the best one so far; it must be strictly better. An undefined metric (None) is
-worse than any value and equal to another undefined one. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
+A rule decides whether a new epoch replaces the best one so far; it must be strictly better. An undefined metric (None)
+is worse than any value and equal to another undefined one. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
 """
 
 MACRO = ("ap_macro", "f1_macro", "precision_macro")
@@ -24,7 +24,7 @@ def _by_score(**weights):
 
 
 def _most_best(new, incumbent):
-    """The rule "most best results": the epoch that is better on more of the six metrics; in a tie, on more macro metrics."""
+    """The rule "most best results": better on more of the six metrics; in a tie, on more macro metrics."""
 
     def lead(names):
         return sum(_greater(new[name], incumbent[name]) - _greater(incumbent[name], new[name]) for name in names)
@@ -54,7 +54,7 @@ class Selection:
         self.held = {}  # {rule: {"epoch", "metrics"}}; all rules or none
 
     def update(self, epoch, metrics):
-        """Compares an epoch with the best ones. Returns the names of the rules by which it is now the best; at first, all.
+        """Compares an epoch with the best ones. Returns the names of the rules by which it is now the best.
 
         metrics: as `util.metrics` returns them; those per class are not kept. Raises KeyError if a metric is missing.
         """
@@ -78,10 +78,11 @@ class Selection:
         return {rule: dict(entry) for rule, entry in self.held.items()}
 
     def load_state_dict(self, state):
-        """Restores what `state_dict` returned. Raises ValueError for rules of another task or metrics that they lack."""
+        """Restores a `state_dict`. Raises ValueError for rules of another task or for metrics that are missing."""
         if state and state.keys() != self.rules.keys():
             raise ValueError(
-                f"this selection has the rules {', '.join(self.rules)}; the state to load has {', '.join(map(str, state))}"
+                f"this selection has the rules {', '.join(self.rules)}; the state to load has "
+                f"{', '.join(map(str, state))}"
             )
         for rule, entry in state.items():
             try:

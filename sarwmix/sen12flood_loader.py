@@ -39,18 +39,18 @@ log = logging.getLogger(__name__)
 
 
 class FloodDataset(RadarDataset):
-    """Pairs of Sentinel-1 images: item i is (img1, img2, label), images (2, S, S) float32 in dB, order VH, VV; S = `size`.
+    """Pairs of Sentinel-1 images: item i is (img1, img2, label), images (2, S, S) float32 in dB, order VH, VV.
 
-    label: 0-d int64, 1 if img2 shows a flood. The files hold linear σ⁰; values that are not positive or not finite become
-    FLOOR_DB. root has one of two layouts:
-      train/ and test/ with <folder>__<first>__<second>__<label>.npy, (2, 2, S, S) float32: image, VH and VV, row, column;
-      images/<folder>/<name>.npy, (2, S, S) float32, with pairs_train.csv and pairs_test.csv (folder,first,second,label).
+    label: 0-d int64, 1 if img2 shows a flood. The files hold linear σ⁰; values that are not positive or not finite
+    become FLOOR_DB. root has one of two layouts:
+      train/ and test/ with <folder>__<first>__<second>__<label>.npy, (2, 2, S, S) float32: image, channel, row, column;
+      images/<folder>/<name>.npy, (2, S, S) float32; pairs_train.csv and pairs_test.csv (folder,first,second,label).
     split: train, val, test, train_val, all. val consists of whole training folders, the share `val_fraction` of them,
     drawn from `seed`; train then lacks them.
     metadata: one or several CSV lists of folders, one per row, no header: the split consists of the pairs of these
     folders, in whatever part they lie; train and val divide them if val_fraction > 0.
-    max_nonfinite: share of NaN and infinite pixels above which reading an image fails. `nonfinite.value` counts those of
-    all items, over all DataLoader workers, which must be started by the default method of multiprocessing.
+    max_nonfinite: share of NaN and infinite pixels above which reading an image fails. `nonfinite.value` counts those
+    of all items, over all DataLoader workers, which must be started by the default method of multiprocessing.
     Raises DataError for data that cannot be used; `check_files` and `check_units` look at the images.
     """
 
@@ -142,14 +142,16 @@ class FloodDataset(RadarDataset):
             raise data_error(
                 f"{len(bad)} of {len(files)} image files cannot be used",
                 [f"{place_name(path, self.root)} {fault}{self._named(first_row[path])}" for path, fault in bad],
-                f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves those out that do not exist",
+                f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves those out that "
+                "do not "
+                "exist",
             )
 
     def _array(self, path):
         return _open_array(path, 3 if self._one_file_each else 4)
 
     def _open(self, i, which):
-        """(path, memory-mapped array) of the file with image `which` of pair i. Raises DataError, which names the file."""
+        """(path, memory-mapped array) of the file with image `which` of pair i. Raises DataError with the path."""
         path = self.files(i)[which if self._one_file_each else 0]
         try:
             return path, self._array(path)
@@ -174,13 +176,13 @@ class FloodDataset(RadarDataset):
 
 
 def to_db(values):
-    """10·log10 of linear σ⁰, a float32 array of any shape, as a tensor; FLOOR_DB where σ⁰ is not positive or not finite."""
+    """10·log10 of linear σ⁰, a float32 array, as a tensor; FLOOR_DB where σ⁰ is not positive or not finite."""
     values = torch.from_numpy(values)
     return torch.where((values > 0) & (values < np.inf), 10 * torch.log10(values), FLOOR_DB)
 
 
 def _is_store(root):
-    """Whether there is a file per image, with lists of pairs, rather than a file per pair. Raises DataError if unclear."""
+    """Whether there is a file per image, not a file per pair. Raises DataError if it is unclear."""
     store = [name for name in ("images", "pairs_train.csv", "pairs_test.csv") if (root / name).exists()]
     curated = [name for name in ("train", "test") if (root / name).is_dir()]
     if bool(store) == bool(curated):
@@ -332,7 +334,7 @@ def draw_folders(groups, share, seed, source):
 
 
 def drawn_for(split, groups, val_fraction, seed, source):
-    """(N,) bool: which samples of these folders are in the split, if `val_fraction` of the folders is drawn for "val"."""
+    """(N,) bool: which samples are in the split, if a share `val_fraction` of their folders is drawn for "val"."""
     if not val_fraction or split not in ("train", "val"):
         return np.ones(len(groups), bool)
     held_out = np.isin(groups, draw_folders(groups, val_fraction, seed, source))

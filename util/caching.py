@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """--data_cache: keeps the images of a packed store on the GPU, in memory that the ranks of a node share, or on disk.
 
-Shared memory is an anonymous file (memfd_create(2)) that one rank of a node creates and the others open through /proc. It
-is in no folder, is not limited by the size of /dev/shm, and is freed when the last process that holds it ends.
+Shared memory is an anonymous file (memfd_create(2)) that one rank of a node creates and the others open through /proc.
+It is in no folder, is not limited by the size of /dev/shm, and is freed when the last process that holds it ends.
 """
 
 import logging
@@ -20,8 +20,8 @@ from common.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# Memory of a training step in 16 bits, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB of
-# activations kept per image, without and with --grad_checkpointing; MB within the largest block.
+# Memory of a training step in 16 bits, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB
+# of activations kept per image, without and with --grad_checkpointing; MB within the largest block.
 STEP_MEMORY = {
     "mixmim_tiny": (2.7, 5.0, 1.0, 2.0),
     "mixmim_base": (113.7, 42.7, 3.8, 4.7),
@@ -143,11 +143,13 @@ def choose_cache(places, need, step):
     taken = need * _copies(places)
     if taken <= MEMORY_SHARE * memory:
         return "ram", (
-            f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are free; on the GPU "
+            f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are "
+            "free; on the GPU "
             f"{gpu / 1e9:.1f} GB are free, less than {short}"
         )
     return "none", (
-        f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory that are free, and "
+        f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory "
+        "that are free, and "
         f"on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
     )
 
@@ -200,7 +202,8 @@ def _check_room(dataset, cache, need, places):
         free, copies = min(place.memory for place in places), _copies(places) if cache == "ram" else len(places)
     if need * copies > free:
         raise UsageError(
-            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB{f' in each of {copies} copies' if copies > 1 else ''}, "
+            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} "
+            f"GB{f' in each of {copies} copies' if copies > 1 else ''}, "
             f"and {free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is"
         )
 
@@ -224,7 +227,7 @@ def share_memory(dataset, need, ranks, places):
 
 
 def _new_file(name, size):
-    """An anonymous file in memory, allocated at once, so that too little memory is an error here and not a signal later."""
+    """An anonymous file in memory, allocated at once: too little memory is an error here, not a signal later."""
     file = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(file, 0, size)

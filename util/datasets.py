@@ -169,8 +169,8 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 def drop_missing(dataset, args, ranks=None):
     """The dataset without the samples whose images are missing, if --skip_missing is given; the same on every rank.
 
-    All ranks must call this, as each checks a share of the files; without `ranks` this process checks all of them. Raises
-    UsageError for a packed store, which lacks no images, and DataError if no sample is left.
+    All ranks must call this, as each checks a share of the files; without `ranks` this process checks all of them.
+    Raises UsageError for a packed store, which lacks no images, and DataError if no sample is left.
     """
     if not args.skip_missing:
         return dataset
@@ -188,8 +188,8 @@ def drop_missing(dataset, args, ranks=None):
 def check_data(dataset, args, ranks, read_once=False):
     """Checks all files and some values, and fills the cache. Returns what a run records about the data.
 
-    read_once: every image is read only once, so that --data_cache auto does not keep them. Raises DataError, and UsageError
-    for a cache that does not fit.
+    read_once: every image is read only once, so that --data_cache auto does not keep them. Raises DataError, and
+    UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
         ranks.together(lambda: dataset.check_files(ranks.rank, ranks.world_size))
@@ -258,7 +258,7 @@ def build_loader(samples, args, ranks):
 
 
 def _batch_that_fits(samples, accum_iter, world_size):
-    """For a message: the flags of the largest global batch that `samples` fill. Batches are even, as images are mixed in pairs."""
+    """For a message: flags of the largest global batch that `samples` fill; even, as images are mixed in pairs."""
     for micro_batches in (accum_iter, 1):
         size = samples // (micro_batches * world_size)
         if size >= 2:
@@ -272,7 +272,7 @@ def _batch_that_fits(samples, accum_iter, world_size):
 
 
 def build_test_loader(dataset, args, ranks, spread=True):
-    """A loader of (ids, images, labels), every sample once and in order. spread: over the ranks; otherwise all on rank 0."""
+    """A loader of (ids, images, labels), every sample once and in order. spread: over the ranks, else on rank 0."""
     if spread:
         sampler = InOrderSampler(len(dataset), args.batch_size, ranks.rank, ranks.world_size)
     else:
@@ -305,9 +305,9 @@ def _loader(samples, sampler, args, ranks, persistent):
 class PackedLoader:
     """The batches of a packed store, read by threads of this process: they need copying, but little computing.
 
-    samples: ImagesWithIds or SamplesWithIds of a PackedDataset. batch_sampler: yields lists of ids. threads: each reads up
-    to two batches ahead; 0 reads in the caller's thread. timeout: seconds after which a batch that was not read is an
-    error, as in a DataLoader. pin_memory: of what is copied to a GPU. Images are decoded on `device`.
+    samples: ImagesWithIds or SamplesWithIds of a PackedDataset. batch_sampler: yields lists of ids. threads: each reads
+    up to two batches ahead; 0 reads in the caller's thread. timeout: seconds after which a batch that was not read is
+    an error, as in a DataLoader. pin_memory: of what is copied to a GPU. Images are decoded on `device`.
     """
 
     def __init__(self, samples, batch_sampler, device, threads=0, timeout=None, pin_memory=False):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packs a dataset, in any layout, into a packed store (`sarwmix.packed_store` describes the files); or verifies a store.
+"""Packs a dataset, in any layout, into a packed store (`sarwmix.packed_store` describes it); or verifies a store.
 
     python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE --workers 16
     mpirun -np 4 python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE
@@ -146,8 +146,8 @@ def joint_order(args, ids):
 def write_part(part, out, dtype, shape, floor_db, skip_bad):
     """Reads, codes and writes the images of a part. Returns its report.
 
-    The report is also written beside the part, which marks the part as finished; it is not written if there are bad images
-    that are not to be skipped. A bad image keeps its place and is filled with NaN.
+    The report is also written beside the part, which marks the part as finished; it is not written if there are bad
+    images that are not to be skipped. A bad image keeps its place and is filled with NaN.
     """
     done = read_report(out / part.report, out / part.file)
     if done is not None:
@@ -158,7 +158,8 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
             image = part.images.read(m)
             if image.shape != shape:
                 raise DataError(
-                    f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it out of "
+                    f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it "
+                    "out of "
                     "the lists"
                 )
         except DataError as error:
@@ -383,7 +384,8 @@ def get_args_parser():
         nargs="+",
         choices=STORED_SPLITS,
         metavar="SPLIT",
-        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, for "
+        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, "
+        "for "
         "sen12flood train test)",
     )
     group.add_argument(
@@ -395,7 +397,8 @@ def get_args_parser():
         "--dtype",
         choices=DTYPES,
         default="uint16",
-        help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; float32: exact, "
+        help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; "
+        "float32: exact, "
         "twice the size",
     )
     group.add_argument(

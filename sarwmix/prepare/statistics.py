@@ -3,9 +3,9 @@
 
     python -m sarwmix.prepare.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
 
-All pixels have the same weight (the result is not a mean of means of files). Count, mean and sum of squared deviations of
-the parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not depend
-on the number of processes.
+All pixels have the same weight (the result is not a mean of means of files). Count, mean and sum of squared deviations
+of the parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not
+depend on the number of processes.
 """
 
 import logging
@@ -54,7 +54,7 @@ def chunks_of(dataset):
 
 
 def measure(chunks, floor_db, crew):
-    """The Moments of all images of these parts. Raises DataError if some cannot be read: the count and the first five."""
+    """The Moments of all images of these parts. Raises DataError if some cannot be read: count and first five."""
     results = crew.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
@@ -103,7 +103,8 @@ def work(args, crew):
             raise DataError("--data_path is missing: the folder of the data")
         if is_packed(args.data_path):
             raise DataError(
-                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
+                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give "
+                "the data that "
                 "it was made of"
             )
         dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, **source_options(args))
