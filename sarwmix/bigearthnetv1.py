@@ -370,8 +370,7 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
             f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
             lost,
             f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which "
-            "--skip_missing "
-            "leaves out what is missing",
+            "--skip_missing leaves out what is missing",
         )
     return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))
 

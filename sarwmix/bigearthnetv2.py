@@ -144,8 +144,7 @@ def _default_metadata(root, store, split, include_snow_cloud):
     beside = " or beside it" if store is not None and store.folder == root else ""
     raise DataError(
         f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, "
-        "or name "
-        "them with --metadata"
+        "or name them with --metadata"
     )
 
 

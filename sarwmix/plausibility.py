@@ -109,8 +109,7 @@ def check_linear(image, name):
         if np.count_nonzero(values < 0) > values.size / 2:
             raise DataError(
                 f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; "
-                "store "
-                "10**(dB/10)"
+                "store 10**(dB/10)"
             )
         low, high = values < LEAST_LINEAR, values > most
         if low.any():
@@ -184,8 +183,7 @@ def find_fault(figures, expected=None):
         if mean[k] is not None and not DARKEST_MEAN <= mean[k] <= brightest:
             return (
                 f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and "
-                f"{brightest:g} dB; "
-                f"{_reading(figures, expected) or 'check the units of the files'}"
+                f"{brightest:g} dB; {_reading(figures, expected) or 'check the units of the files'}"
             )
         if figures["nodata"][k] > figures["pixels"][k]:
             return f"{channel} has no data, or nothing above 0, in most pixels; restore the images"
@@ -208,8 +206,7 @@ def find_doubts(figures, expected=None, histogram=None):
         )
         yield (
             f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std "
-            f"{_pair(expected[1])} that "
-            f"the input is standardised with; {remedy}"
+            f"{_pair(expected[1])} that the input is standardised with; {remedy}"
         )
     if max(map(abs, figures["max"])) < 1e-6:
         yield "the greatest value of VH and of VV is exactly 0 dB, or 1, as if scaled or clipped to [0, 1]; store calibrated backscatter"
@@ -217,8 +214,7 @@ def find_doubts(figures, expected=None, histogram=None):
     if any(common):
         yield (
             f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE "
-            "FILE) or store "
-            "NaN in its place"
+            "FILE) or store NaN in its place"
         )
 
 

@@ -64,8 +64,7 @@ def add_skip_missing_flag(group):
         action="store_true",
         default=None,
         help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with "
-        "an "
-        "error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
+        "an error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
     )
 
 
@@ -104,19 +103,20 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
     or, for SEN12-FLOOD, val_fraction and seed; each class gets those that it takes. Raises DataError for data, or a
     combination of arguments, that cannot be used.
     """
-    kind = PackedDataset if is_packed(root) else DATASETS[dataset]
-    snow, id_col = options.get("include_snow_cloud"), options.get("id_col")
-    if snow and DATASETS[dataset] is not BigEarthNetv2:
+    snow, takes = options.get("include_snow_cloud"), signature(DATASETS[dataset]).parameters
+    if snow and "include_snow_cloud" not in takes:
         raise DataError(f"--include_snow_cloud: --dataset {dataset} has no such patches; leave the flag out")
+    if metadata and "metadata" not in takes:
+        raise DataError(f"--metadata: --dataset {dataset} has no lists to choose from; leave the flag out")
     options |= {"split": split, "metadata": metadata, "supervised": supervised, "keep_unlabelled": not supervised}
-    if kind is PackedDataset:
-        if metadata or snow or id_col is not None:
+    kind = DATASETS[dataset]
+    if is_packed(root):
+        if metadata or snow or options.get("id_col") is not None:
             raise DataError(
                 f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, "
-                "and "
-                "give them to sarwmix.prepare.pack"
+                "and give them to sarwmix.prepare.pack"
             )
-        options["dataset"] = dataset
+        kind, options["dataset"] = PackedDataset, dataset
     opened = kind(root, **{name: options[name] for name in signature(kind).parameters if name in options})
     opened.require()
     return opened

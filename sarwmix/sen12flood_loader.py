@@ -143,8 +143,7 @@ class FloodDataset(RadarDataset):
                 f"{len(bad)} of {len(files)} image files cannot be used",
                 [f"{place_name(path, self.root)} {fault}{self._named(first_row[path])}" for path, fault in bad],
                 f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves those out that "
-                "do not "
-                "exist",
+                "do not exist",
             )
 
     def _array(self, path):

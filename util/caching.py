@@ -144,13 +144,11 @@ def choose_cache(places, need, step):
     if taken <= MEMORY_SHARE * memory:
         return "ram", (
             f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are "
-            "free; on the GPU "
-            f"{gpu / 1e9:.1f} GB are free, less than {short}"
+            f"free; on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
         )
     return "none", (
         f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory "
-        "that are free, and "
-        f"on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
+        f"that are free, and on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
     )
 
 

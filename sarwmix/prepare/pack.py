@@ -159,8 +159,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
             if image.shape != shape:
                 raise DataError(
                     f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it "
-                    "out of "
-                    "the lists"
+                    "out of the lists"
                 )
         except DataError as error:
             bad.append((part.images.name(m), str(error)))
@@ -385,8 +384,7 @@ def get_args_parser():
         choices=STORED_SPLITS,
         metavar="SPLIT",
         help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, "
-        "for "
-        "sen12flood train test)",
+        "for sen12flood train test)",
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave images that cannot be used out, instead of ending with an error"
@@ -398,8 +396,7 @@ def get_args_parser():
         choices=DTYPES,
         default="uint16",
         help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; "
-        "float32: exact, "
-        "twice the size",
+        "float32: exact, twice the size",
     )
     group.add_argument(
         "--part_mb",

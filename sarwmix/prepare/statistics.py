@@ -104,8 +104,7 @@ def work(args, crew):
         if is_packed(args.data_path):
             raise DataError(
                 f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give "
-                "the data that "
-                "it was made of"
+                "the data that it was made of"
             )
         dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, **source_options(args))
         if args.skip_missing:

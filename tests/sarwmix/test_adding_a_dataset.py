@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sarwmix.prepare import pack
-from sarwmix.registry import DATASETS
+from sarwmix.registry import DATASETS, open_dataset
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import fails_with, write_csv
 from util.datasets import SamplesWithIds, build_dataset, build_loader
@@ -62,9 +62,10 @@ def test_the_example_trains_from_files_and_from_a_store(scenes, tmp_path, layout
     assert labels[:, 0].tolist() == (ids % 2).tolist()
 
 
-def test_the_example_names_what_is_missing(scenes):
+def test_the_example_names_what_is_missing_or_cannot_be_chosen(scenes):
     data = DATASETS["scenes"](scenes, "train")
     (scenes / "scene2.npy").unlink()
     assert data.missing() == [2]
     for use in (data.check_files, lambda: data[2]):
         fails_with(use, "scene2.npy", "samples.csv:4")
+    fails_with(lambda: open_dataset("scenes", scenes, "train", metadata=["other.csv"]), "--metadata", "scenes")
