@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sarwmix.listing import CHANNELS, UNITS
 from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
 from util.crop import random_resized_crop
@@ -59,7 +60,7 @@ class BatchPreparation(nn.Module):
     Raises ValueError for impossible statistics or crops.
     """
 
-    CHANNELS, UNITS = ("VH", "VV"), "dB"
+    CHANNELS, UNITS = CHANNELS, UNITS
 
     def __init__(self, input_size, mean, std, seed=0, weighting=Weighting(), crop_scale=None):
         super().__init__()

@@ -19,8 +19,8 @@ from common.command_line import Parser, Range, positive_int, positive_share, rat
 from common.errors import InputError, UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
-from sarwmix.quicklook import draw_reconstructions, pixels
-from sarwmix.registry import DATASETS, SPLITS
+from sarwmix.listing import SPLITS
+from sarwmix.registry import DATASETS
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, write_atomically
 from util.checkpoint_input import LoadedCheckpoint, add_force_flag, flags_of
@@ -40,7 +40,7 @@ from util.datasets import (
     build_loader,
     check_data,
     drop_missing,
-    telling_ids,
+    high_contrast_ids,
 )
 from util.distributed import start_ranks
 from util.ending import leave, run_program
@@ -52,6 +52,7 @@ from util.program import (
     add_speed_flags,
     check_common_flags,
 )
+from util.quicklook import draw_reconstructions, pixels
 from util.run import Run
 from util.sampling import Place
 from util.training import Training, run_identity, sample_counts
@@ -272,7 +273,7 @@ class Pretraining(Run):
 
     def __init__(self, config, ranks, training, loader, identity, dataset):
         super().__init__(config, ranks, training, loader, identity)
-        self.dataset, self.shown = dataset, ranks.on_main(telling_ids, dataset, PICTURE_SAMPLES)
+        self.dataset, self.shown = dataset, ranks.on_main(high_contrast_ids, dataset, PICTURE_SAMPLES)
 
     def warm_up_loss(self, model):
         return engine_pretrain.warm_up_loss(model, self.warm_up_images, self.config)
@@ -355,7 +356,7 @@ def run_inference(flags, device, amp):
     into an .npz.
     """
     dataset = drop_missing(build_dataset(flags), flags)
-    ids = telling_ids(dataset, flags.inference_samples)
+    ids = high_contrast_ids(dataset, flags.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
     checkpoints = [find_checkpoint(path) for path in flags.inference or [flags.resume]]

@@ -23,7 +23,8 @@ from common.files import write_csv
 from common.workers import Crew
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import DTYPES, PackedDataset
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_codec import DTYPES
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from util.datasets import SamplesWithIds, build_loader

@@ -25,7 +25,8 @@ from benchmarks.report import benchmark_parser, changed, deadline, in_turns, rep
 from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp, wait
 from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import MANIFEST, PackedDataset
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_store import MANIFEST
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from util.datasets import ImagesWithIds, build_loader, fill_cache

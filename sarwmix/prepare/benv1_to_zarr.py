@@ -27,9 +27,10 @@ import numpy as np
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, put_in_place, sha256_of, write_csv
 from common.packages import load
-from sarwmix.bigearthnet import CHANNELS, SIZE, check_root, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.bigearthnet import SIZE
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
 from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.listing import CHANNELS, check_root, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
 
