@@ -1,52 +1,77 @@
 # SPDX-License-Identifier: MIT
-"""From a batch of dB images to the model's input: the only place where that is done."""
+"""The preparation of a batch of dB images as model input, the same for all programs."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sarwmix.listing import CHANNELS, UNITS
 from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
-from util.crop import random_flips
+from util.crop import random_resized_crop
+from util.sampling import random_bits
 
 WEIGHT_DOMAINS = ("linear", "standardized")
 
 
-class BatchPreparation(nn.Module):
-    """Resize, flip, weigh and standardise a batch, in this order, on the device it lies on.
+@dataclass(frozen=True)
+class Weighting:
+    """How the pixel weights are computed. mode, exp_scale, clip: as in `compute_weights`.
 
-    input_size: side of the model's input in pixels. mean, std: dB, in the order of CHANNELS. seed: of the flips.
-    weight_mode, exp_scale, weight_clip: as in `compute_weights`. weight_domain: "linear", weights from backscatter as
-    the papers say; "standardized", the standardised values are taken for dB, as the released code does.
-    Pixels that are NaN or infinite (no data) become the channel's mean, and are counted in `filled`.
-    Batches that cannot be dB of Sentinel-1 are refused, where no ids are given: datasets look at what they read themselves.
-    On a GPU that is the first batch only, as a look has to wait for it.
-    Raises ValueError for an unknown choice or statistics that cannot be.
+    domain: "linear", from backscatter, as in the papers; "standardized", the standardised values are taken for dB, as in
+    the released code. Raises ValueError for an unknown choice.
     """
 
-    CHANNELS, UNITS = ("VH", "VV"), "dB"
+    mode: str = "per_channel"
+    domain: str = "linear"
+    exp_scale: float = 1.0
+    clip: float = 100.0
 
-    def __init__(
-        self,
-        input_size,
-        mean,
-        std,
-        seed=0,
-        weight_mode="per_channel",
-        weight_domain="linear",
-        exp_scale=1.0,
-        weight_clip=100.0,
-    ):
+    def __post_init__(self):
+        for name, choices in (("mode", WEIGHT_MODES), ("domain", WEIGHT_DOMAINS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"weight {name} '{getattr(self, name)}' is unknown; choose one of {', '.join(choices)}"
+                )
+
+
+def random_flips(x, seed, epoch, ids):
+    """Flip each image left–right and top–bottom, each with probability ½.
+
+    x: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. Returns (B, C, H, W).
+    """
+    bits = random_bits(seed, epoch, ids)
+    for bit, axis in ((0, -1), (1, -2)):
+        flip = ((bits >> bit) & 1).bool()[:, None, None, None]
+        x = torch.where(flip, x.flip(axis), x)
+    return x
+
+
+class BatchPreparation(nn.Module):
+    """Resize or crop, flip, weigh and standardise a batch, in this order, on its device.
+
+    input_size: side of the model's input in pixels. mean, std: dB, in the order of CHANNELS. seed: of flips and crops.
+    crop_scale: smallest and largest area of a random crop in training, as shares of the image; None: whole images.
+    Pixels that are NaN or infinite (no data) become the channel's mean, and are counted in `filled`.
+    Without ids, as in evaluation, batches that cannot be Sentinel-1 in dB are refused; datasets check what they read for
+    training. On a GPU only the first batch is checked, as the check synchronises.
+    Raises ValueError for impossible statistics or crops.
+    """
+
+    CHANNELS, UNITS = CHANNELS, UNITS
+
+    def __init__(self, input_size, mean, std, seed=0, weighting=Weighting(), crop_scale=None):
         super().__init__()
         if len(mean) != len(self.CHANNELS) or len(std) != len(self.CHANNELS) or min(std) <= 0:
             raise ValueError(f"mean {tuple(mean)}, std {tuple(std)}: two values each (VH, VV) are needed, std above 0")
-        for name, value, choices in (("mode", weight_mode, WEIGHT_MODES), ("domain", weight_domain, WEIGHT_DOMAINS)):
-            if value not in choices:
-                raise ValueError(f"weight {name} '{value}' is unknown; choose one of {', '.join(choices)}")
-        self.input_size, self.seed = input_size, seed
-        self.weight_mode, self.weight_domain = weight_mode, weight_domain
-        self.exp_scale, self.weight_clip = exp_scale, weight_clip
-        self._looked = False
+        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise ValueError(
+                f"crop_scale {tuple(crop_scale)}: two shares above 0 and up to 1 are needed, in this order"
+            )
+        self.input_size, self.seed, self.weighting, self.crop_scale = input_size, seed, weighting, crop_scale
+        self._checked = False
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
@@ -62,7 +87,7 @@ class BatchPreparation(nn.Module):
         }
 
     def fill(self, sar_db):
-        """Replace no-data pixels by the channel's mean and count them; before resizing, which would spread them."""
+        """Replace no-data pixels by the channel's mean and count them; done before resizing, which would spread them."""
         finite = sar_db.isfinite()
         self.filled += finite.numel() - finite.sum()
         return torch.where(finite, sar_db, self.mean)
@@ -85,29 +110,32 @@ class BatchPreparation(nn.Module):
 
     def weights(self, sar_db):
         """Pixel weights of resized dB images (B, 2, H, W); None for weight mode "none"."""
-        if self.weight_mode == "none":
+        how = self.weighting
+        if how.mode == "none":
             return None
-        taken_for_db = sar_db if self.weight_domain == "linear" else self.standardize(sar_db)
-        return compute_weights(taken_for_db, self.weight_mode, self.exp_scale, self.weight_clip)
+        taken_for_db = sar_db if how.domain == "linear" else self.standardize(sar_db)
+        return compute_weights(taken_for_db, how.mode, how.exp_scale, how.clip)
 
     @torch.no_grad()
     def forward(self, sar_db, ids=None, epoch=None):
         """(B, 2, h, w) float, dB → (x, weights), both (B, 2, input_size, input_size), float32.
 
-        x is standardised; weights is None for weight mode "none". With ids (B,) int64 and the epoch, the images are
-        flipped at random as in training; without, they are not. Raises ValueError for another number of channels, and
-        DataError, which is one, for images that cannot be dB.
+        x is standardised; weights is None for weight mode "none". ids (B,) int64 and epoch: augment the images, as in
+        training; without them the images are only resized. Raises ValueError for another number of channels, and
+        DataError for images that cannot be in dB.
         """
         if sar_db.ndim != 4 or sar_db.shape[1] != len(self.CHANNELS):
             raise ValueError(f"batch of shape {tuple(sar_db.shape)}; (B, 2, h, w) with VH, VV is needed")
         with torch.autocast(sar_db.device.type, enabled=False):
             sar_db = self.fill(sar_db.float())
-            if ids is None and (sar_db.device.type == "cpu" or not self._looked):
-                check_batch(
-                    sar_db.transpose(0, 1).cpu().numpy(), (self.mean.flatten().tolist(), self.std.flatten().tolist())
-                )
-                self._looked = True
-            sar_db = self.resize(sar_db)
+            if ids is None and (sar_db.device.type == "cpu" or not self._checked):
+                statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
+                check_batch(sar_db.transpose(0, 1).cpu().numpy(), statistics)
+                self._checked = True
+            if ids is None or self.crop_scale is None:
+                sar_db = self.resize(sar_db)
+            else:
+                sar_db = random_resized_crop(sar_db, self.input_size, self.seed, epoch, ids, self.crop_scale)
             if ids is not None:
                 sar_db = random_flips(sar_db, self.seed, epoch, ids)
             return self.standardize(sar_db), self.weights(sar_db)

@@ -26,7 +26,8 @@ from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import FLOOD, TASKS, build_model, build_preparation, classifier_defaults, load_weights
 from sarwmix.helper import FILES, Selection
-from sarwmix.registry import DATASETS, SPLITS
+from sarwmix.listing import SPLITS
+from sarwmix.registry import DATASETS
 from util.checkpoint import load_checkpoint
 from util.checkpoint_input import STARTED_WITH, LoadedCheckpoint, add_force_flag, flags_of
 from util.configuration import (

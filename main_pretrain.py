@@ -14,13 +14,13 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import engine_pretrain
-from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
-from common.command_line import Parser, Range, positive_int, rate, share
+from batch_preparation import WEIGHT_DOMAINS, BatchPreparation, Weighting
+from common.command_line import Parser, Range, positive_int, positive_share, rate, share
 from common.errors import InputError, UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
-from sarwmix.quicklook import draw_reconstructions, pixels
-from sarwmix.registry import DATASETS, SPLITS
+from sarwmix.listing import SPLITS
+from sarwmix.registry import DATASETS
 from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise, write_atomically
 from util.checkpoint_input import LoadedCheckpoint, add_force_flag, flags_of
@@ -40,7 +40,7 @@ from util.datasets import (
     build_loader,
     check_data,
     drop_missing,
-    telling_ids,
+    high_contrast_ids,
 )
 from util.distributed import start_ranks
 from util.ending import leave, run_program
@@ -52,6 +52,7 @@ from util.program import (
     add_speed_flags,
     check_common_flags,
 )
+from util.quicklook import draw_reconstructions, pixels
 from util.run import Run
 from util.sampling import Place
 from util.training import Training, run_identity, sample_counts
@@ -69,6 +70,7 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
+    "crop_scale",  # absent from the checkpoints of older runs, which therefore continue
 )
 PICTURE_SAMPLES = 4
 
@@ -97,6 +99,13 @@ def build_parser():
         help="standardise the target of each token by its own mean and variance (the published recipe)",
     )
     group.add_argument("--drop_path", type=rate, default=0.0, metavar="RATE", help="stochastic depth of the last block")
+    group.add_argument(
+        "--crop_scale",
+        type=positive_share,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole images)",
+    )
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
         "--weight_mode",
@@ -175,6 +184,10 @@ def check_flags(flags):
         most <= 1,
         f"--mask_ratio {flags.mask_ratio} and --range_mask_ratio {flags.range_mask_ratio}: at most 1 together",
     )
+    need(
+        not flags.crop_scale or flags.crop_scale[0] <= flags.crop_scale[1],
+        f"--crop_scale {flags.crop_scale and '{:g} {:g}'.format(*flags.crop_scale)}: MIN must not be above MAX",
+    )
     if flags.inference is not None:
         need(
             flags.inference or flags.resume not in ("", "auto"),
@@ -229,10 +242,8 @@ def build_preparation(config):
         config.mean,
         config.std,
         config.seed,
-        config.weight_mode,
-        config.weight_domain,
-        config.exp_scale,
-        config.weight_clip,
+        Weighting(config.weight_mode, config.weight_domain, config.exp_scale, config.weight_clip),
+        config.crop_scale,
     )
 
 
@@ -262,7 +273,7 @@ class Pretraining(Run):
 
     def __init__(self, config, ranks, training, loader, identity, dataset):
         super().__init__(config, ranks, training, loader, identity)
-        self.dataset, self.shown = dataset, ranks.on_main(telling_ids, dataset, PICTURE_SAMPLES)
+        self.dataset, self.shown = dataset, ranks.on_main(high_contrast_ids, dataset, PICTURE_SAMPLES)
 
     def warm_up_loss(self, model):
         return engine_pretrain.warm_up_loss(model, self.warm_up_images, self.config)
@@ -345,7 +356,7 @@ def run_inference(flags, device, amp):
     into an .npz.
     """
     dataset = drop_missing(build_dataset(flags), flags)
-    ids = telling_ids(dataset, flags.inference_samples)
+    ids = high_contrast_ids(dataset, flags.inference_samples)
     names = dataset.ids[ids].tolist()
     results, standardised = {}, False
     checkpoints = [find_checkpoint(path) for path in flags.inference or [flags.resume]]

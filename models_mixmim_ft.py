@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Multi-label classifier: the pretrained encoder, the mean over its tokens, one linear layer.
 
-Parameter names and shapes are those of the released finetuned checkpoints. Source: SAR-W-MixMAE, arXiv 2503.01181.
+Names and shapes of the parameters are those of the released finetuned checkpoints. Source: SAR-W-MixMAE, arXiv 2503.01181.
 """
 
 from torch import nn
 
-from models_mixmim import CHANNELS, ENCODERS, MixMIMEncoder
+from models_mixmim import ENCODERS, MixMIMEncoder
 
 
 class MixMIMClassifier(MixMIMEncoder):
-    """Encoder and linear head. drop_path_rate and the other arguments of the encoder are passed on.
+    """Encoder and linear head. encoder: arguments of MixMIMEncoder, which raises ValueError for an impossible img_size."""
 
-    Raises ValueError for an impossible img_size.
-    """
-
-    def __init__(self, img_size=128, num_classes=19, **encoder):
-        super().__init__(img_size, **encoder)
+    def __init__(self, num_classes=19, **encoder):
+        super().__init__(**encoder)
         self.head = nn.Linear(self.num_features, num_classes)
         self.apply(self._init_weights)
 
@@ -25,10 +22,7 @@ class MixMIMClassifier(MixMIMEncoder):
 
         Raises ValueError for another shape.
         """
-        if x.ndim != 4 or x.shape[1:] != (CHANNELS, self.img_size, self.img_size):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})"
-            )
+        self.check_input(x)
         return self.encode(x).mean(1)
 
     def forward(self, x):
@@ -56,9 +50,4 @@ def mixmim_huge(**kwargs):
     return MixMIMClassifier(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
-SIZES = {
-    "mixmim_tiny": mixmim_tiny,
-    "mixmim_base": mixmim_base,
-    "mixmim_large": mixmim_large,
-    "mixmim_huge": mixmim_huge,
-}
+SIZES = {make.__name__: make for make in (mixmim_tiny, mixmim_base, mixmim_large, mixmim_huge)}

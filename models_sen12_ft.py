@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Flood classifier of image pairs: both images through one encoder, patch by patch, and the difference of their features.
 
-Parameter names and shapes are those of the released flood checkpoint. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
+Names and shapes of the parameters are those of the released flood checkpoint. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
 """
 
 import torch
@@ -12,20 +12,24 @@ from models_mixmim_ft import MixMIMClassifier
 PATCH_CUTS, PATCH_OPS = ("vhvv", "released"), ("avg", "max")
 
 
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} '{value}' is unknown; choose {' or '.join(choices)}")
+
+
 class MixMIMFloodPair(MixMIMClassifier):
     """Two logits (no flood, flood) from two images of one place.
 
-    img_size: side of the patches the images are cut into. patch_cut: "vhvv", each patch has its VH and its VV;
-    "released", as the released code cuts: (B, 2, n, n, S, S) is taken for (B·n², 2, S, S) without moving the channel
-    axis, so that inputs are pairs of VH patches, then pairs of VV patches. Its checkpoint was trained that way.
-    patch_op: the default of `forward`. Raises ValueError for an unknown choice.
+    patch_cut: how images are cut into patches. "vhvv": a patch consists of VH and VV. "released": as in the released
+    code, which views (B, 2, n, n, S, S) as (B·n², 2, S, S) without moving the channel axis, so that the inputs are pairs
+    of VH patches, then pairs of VV patches; its checkpoint was trained in this way. patch_op: the default of `forward`.
+    encoder: arguments of MixMIMEncoder; img_size is the side of the patches. Raises ValueError for an unknown choice.
     """
 
-    def __init__(self, patch_cut="vhvv", patch_op="avg", img_size=128, num_classes=2, **encoder):
-        for name, value, choices in (("patch_cut", patch_cut, PATCH_CUTS), ("patch_op", patch_op, PATCH_OPS)):
-            if value not in choices:
-                raise ValueError(f"{name} '{value}' is unknown; choose {' or '.join(choices)}")
-        super().__init__(img_size, num_classes, **encoder)
+    def __init__(self, patch_cut="vhvv", patch_op="avg", num_classes=2, **encoder):
+        _check_choice("patch_cut", patch_cut, PATCH_CUTS)
+        _check_choice("patch_op", patch_op, PATCH_OPS)
+        super().__init__(num_classes, **encoder)
         self.patch_cut, self.patch_op = patch_cut, patch_op
 
     def cut(self, images):
@@ -46,12 +50,10 @@ class MixMIMFloodPair(MixMIMClassifier):
         if img1.shape != img2.shape:
             raise ValueError(f"images of shapes {tuple(img1.shape)} and {tuple(img2.shape)}; a pair has equal ones")
         patch_op = patch_op or self.patch_op
-        if patch_op not in PATCH_OPS:
-            raise ValueError(f"patch_op '{patch_op}' is unknown; choose {' or '.join(PATCH_OPS)}")
-        first, second = (
-            super().forward_features(self.cut(torch.cat([img1, img2]))).view(2, len(img1), -1, self.num_features)
-        )
-        change = (first - second).abs()  # (B, patches, C₄)
+        _check_choice("patch_op", patch_op, PATCH_OPS)
+        features = super().forward_features(self.cut(torch.cat([img1, img2])))  # (2·B·n, C₄)
+        first, second = features.view(2, len(img1), -1, self.num_features)
+        change = (first - second).abs()  # (B, n, C₄)
         return change.mean(1) if patch_op == "avg" else change.amax(1)
 
     def forward(self, img1, img2, patch_op=None):
@@ -79,9 +81,4 @@ def mixmim_huge(**kwargs):
     return MixMIMFloodPair(**{**ENCODERS["mixmim_huge"], **kwargs})
 
 
-SIZES = {
-    "mixmim_tiny": mixmim_tiny,
-    "mixmim_base": mixmim_base,
-    "mixmim_large": mixmim_large,
-    "mixmim_huge": mixmim_huge,
-}
+SIZES = {make.__name__: make for make in (mixmim_tiny, mixmim_base, mixmim_large, mixmim_huge)}

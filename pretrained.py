@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import models_mixmim_ft
 import models_sen12_ft
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting
 from common.errors import UsageError
 from models_mixmim import size_of
 from sarwmix.registry import DATASETS
@@ -110,7 +110,7 @@ def build_model(config, meta=False):
 
 def build_preparation(config):
     """The preparation of a classifier's input, without weights."""
-    return BatchPreparation(config.input_size, config.mean, config.std, config.seed, weight_mode="none")
+    return BatchPreparation(config.input_size, config.mean, config.std, config.seed, Weighting("none"))
 
 
 def check_classes(checkpoint, dataset):

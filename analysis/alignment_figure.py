@@ -16,9 +16,9 @@ from analysis.programs import add_picture_flag
 from common.command_line import Parser
 from common.errors import DataError
 from sarwmix.geotiff import read_band
-from sarwmix.quicklook import HIDDEN, grey, new_figure
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import ALIGNED, S1_LIST, read_s1_list
+from util.quicklook import HIDDEN, grey, new_figure
 
 MOST = 5  # acquisitions in a figure
 MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))  # shares of height and width

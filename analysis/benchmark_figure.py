@@ -8,7 +8,6 @@ python -m analysis.benchmark_figure output/gpu_report
 import re
 import textwrap
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -58,66 +57,6 @@ def draw_step(figure, data):
         bars(axis, paths, rates, [colour_of(path) for path in paths], "images/s", 1 if rates.max() < 100 else 0)
         axis.set_title(kind if kind == "float32" else ", ".join(dict.fromkeys(row["amp"] for row in rows)), loc="left")
     return f"A pretraining step, {data['flags']['model']}, batch {data['flags']['batch_size']}"
-
-
-def draw_end_to_end(figure, data):
-    """Milliseconds of a step; the part that waits for data has another colour."""
-    axis, rows = figure.subplots(), data["rows"]
-    place = np.arange(len(rows))[::-1]
-    whole, waited = ([1e3 * median(row[name]) for row in rows] for name in ("seconds", "waited"))
-    axis.barh(place, np.subtract(whole, waited), color=[colour_of(row["way"]) for row in rows], height=0.7)
-    axis.barh(place, waited, left=np.subtract(whole, waited), color=VERMILION, height=0.7, label="waiting for data")
-    for y, value, row in zip(place, whole, rows):
-        label_bar(axis, value, y, f"{row['images_per_s']:,.1f} images/s, {row['ratio']['median']:.2f}×")
-    axis.set_yticks(place, [row["way"] for row in rows])
-    axis.set_xlabel("ms a step")
-    axis.set_xlim(0, max(whole) * 1.45)
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    return f"Training with its data, {data['flags']['model']}, batch {data['flags']['batch_size']}"
-
-
-def draw_scaling(figure, data):
-    """Images per second of N ranks, and what is lost to N times the speed of one rank."""
-    axis, rows = figure.subplots(), data["rows"]
-    place, ideal = np.arange(len(rows)), np.array([row["ranks"] * row["alone"] for row in rows])
-    real, together = (np.array([row[name] for row in rows]) for name in ("exchanging", "together"))
-    parts = (
-        ("achieved", real, BLUE),
-        ("lost to the exchange of gradients", np.maximum(together - real, 0), ORANGE),
-        ("lost to what ranks share", np.maximum(ideal - np.maximum(together, real), 0), GREY),
-    )
-    bottom = np.zeros(len(rows))
-    for name, height, colour in parts:
-        axis.bar(place, height, bottom=bottom, color=colour, width=0.6, label=name)
-        bottom += height
-    for x, value, row in zip(place, real, rows):
-        axis.annotate(
-            f"{value:,.1f}",
-            (x, value),
-            (0, -4),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            color="white",
-            fontsize=9,
-        )
-        axis.annotate(
-            f"{row['efficiency'].split()[0]} of N × alone",
-            (x, bottom[int(x)]),
-            (0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
-
-    def number(row, name):
-        return f"{row[name]} {name if row[name] > 1 else name.removesuffix('s')}"
-
-    axis.set_xticks(place, [f"{number(row, 'ranks')}, {number(row, 'threads')} each" for row in rows])
-    axis.set_ylabel("images/s")
-    axis.set_ylim(0, bottom.max() * 1.3)
-    axis.legend(frameon=False, loc="upper left")
-    return f"Several ranks, {data['flags']['model']}, batch {data['flags']['batch_size']} each"
 
 
 def draw_parity(figure, data):
@@ -179,18 +118,6 @@ def draw_memory(figure, data):
     left.margins(y=0.3 if len(models) < 3 else 0.05)
     left.legend(frameon=False)
     return "Memory and time of a step, by size of the model"
-
-
-def draw_startup(figure, data):
-    """Seconds of each part of the start of a training."""
-    rows = data["rows"]
-    names = [
-        row["what"] if row["count"] is None or "extrapolated" in row["what"] else f"{row['what']} ({row['count']:,})"
-        for row in rows
-    ]
-    colours = [GREY if row["what"].startswith("reference") else BLUE for row in rows]
-    bars(figure.subplots(), names, quartiles(row["seconds"] for row in rows), colours, "seconds", 2)
-    return "Before the first step"
 
 
 def draw_data(figure, data):
@@ -275,11 +202,8 @@ def draw_gpu_report(figure, data):
 
 DRAWINGS = {
     "step": (draw_step, (11, 3)),
-    "end_to_end": (draw_end_to_end, (9, 3)),
-    "scaling": (draw_scaling, (6, 4)),
     "parity": (draw_parity, (8, 5)),
     "memory": (draw_memory, (9, 3.5)),
-    "startup": (draw_startup, (10, 7)),
     "data": (draw_data, (9, 6)),
     "gpu_report": (draw_gpu_report, (15, 12)),
 }

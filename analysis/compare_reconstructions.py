@@ -17,7 +17,7 @@ from analysis.figures import write_figure
 from analysis.programs import add_picture_flag, short_names
 from common.command_line import Parser, count
 from common.errors import DataError
-from sarwmix.quicklook import draw_reconstructions
+from util.quicklook import draw_reconstructions
 
 IMAGES, MASK = ("original", "predicted", "completed"), "visible"
 

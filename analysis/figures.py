@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The style of the charts of this folder, and how they are written: PNG and SVG, colours for colour-blind readers.
 
-Figures of radar images have a style of their own, `sarwmix.quicklook`.
+Figures of radar images have a style of their own, `util.quicklook`.
 """
 
 from functools import partial

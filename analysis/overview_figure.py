@@ -20,11 +20,11 @@ from common.errors import InputError, UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.quicklook import grey
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
 from util.checkpoint import initialise
 from util.checkpoint_input import LoadedCheckpoint
+from util.quicklook import grey
 
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
 COLOURS = (VERMILION, GREEN)  # of the two images

@@ -15,10 +15,10 @@ from common.command_line import Parser, count
 from common.errors import DataError
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.geotiff import read_band
-from sarwmix.quicklook import RANGES, grey, new_figure
 from sarwmix.simulate.landcover import LANDSCAPES
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
+from util.quicklook import RANGES, grey, new_figure
 
 TOKEN = 32
 CLIP = 99.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""All benchmarks, one after the other, with settings for the machine they find: `python -m benchmarks --out DIR`.
+"""All benchmarks in turn, with settings for this machine: `python -m benchmarks --out DIR`.
 
-On a machine with GPUs: base at batch 256 in bf16, eager and compiled, 1 to all GPUs; on a CPU: base at batch 16. Each writes
-its JSON into --out; `python -m analysis.benchmark_figure DIR` draws them. One that fails does not keep the others from running.
+With GPUs: base at batch 256 in bf16, eager and compiled, on 1 to all GPUs; on a CPU: base at batch 16. Each benchmark writes
+its JSON to --out; `python -m analysis.benchmark_figure DIR` draws them. A failed benchmark does not stop the others.
 """
 
 import subprocess
@@ -19,7 +19,6 @@ CPU = {
     "scaling": ["--ranks", "1", "2"],
     "memory": [],
     "parity": ["--model", "mixmim_tiny"],
-    "startup": [],
     "data": [],
 }
 GPU_STEP = [
@@ -51,25 +50,21 @@ GPU = {
     "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"],
     "memory": ["--batch_size", "64"],
     "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"],
-    "startup": [],
     "data": [],
 }
 
 
 def main(argv=None):
-    parser = benchmark_parser("", "All benchmarks, with settings for the machine they find.")
-    parser.add_argument("--only", nargs="+", choices=tuple(GPU), default=list(GPU), metavar="NAME", help="these alone")
+    parser = benchmark_parser("", "All benchmarks, with settings for this machine.")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(GPU), default=list(GPU), metavar="NAME", help="only these benchmarks"
+    )
     args = parser.parse_args(argv)
     gpus, failed = torch.cuda.device_count(), []
     for name in args.only:
-        flags = [
-            *(GPU if gpus else CPU)[name],
-            *(
-                ["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
-                if gpus and name == "scaling"
-                else []
-            ),
-        ]
+        flags = list((GPU if gpus else CPU)[name])
+        if gpus and name == "scaling":
+            flags += ["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
         print(f"\n== {name} ==", flush=True)
         started = time.monotonic()
         if subprocess.run(

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Functions in processes of their own, which start in a moment and end in time, with all that they have started; and a report
-whose parts are run so, one after the other, each within its share of the time.
+"""Functions in separate processes with a time limit, and a report whose parts run in this way one after the other.
 
-A process is forked from this one, which therefore must have imported what is needed, and must have computed nothing: neither
-CUDA nor the threads of a computation outlive a fork.
+A process is forked from this one, which must have imported what is needed but must not have computed anything: neither CUDA
+nor threads survive a fork.
 """
 
 import json

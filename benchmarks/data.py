@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""How fast random samples come from each layout of the same data: GeoTIFF, LMDB, Zarr, the packed store, plain arrays.
+"""Throughput of random samples by layout of the same data: GeoTIFF, LMDB, Zarr, packed store, plain arrays.
 
     python -m benchmarks.data --out output/benchmark_data --samples 2000
 
-Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, the layouts taking
-turns in an order that is drawn anew for every round. Files are warm: they come from the page cache, not from a disk.
-Writes data.json and prints a table; asserts nothing.
+Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, all layouts in a new
+random order every round. Files are read from the page cache, not from a disk. Writes data.json and prints a table.
 """
 
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -20,12 +18,13 @@ import zarr
 from safetensors.numpy import save
 from tabulate import tabulate
 
-from benchmarks.report import machine
-from common.files import write_csv, write_json
+from benchmarks.report import benchmark_parser, write_report
+from common.files import write_csv
 from common.workers import Crew
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import DTYPES, PackedDataset
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_codec import DTYPES
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from util.datasets import SamplesWithIds, build_loader
@@ -38,7 +37,7 @@ SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 
 
 def write_layouts(folder, samples, seed):
-    """Simulated patches as GeoTIFFs, LMDB, Zarr and packed; what is there already stays. Returns the first."""
+    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones. Returns the dataset of GeoTIFFs."""
     scenes = folder / "geotiff"
     simulate.simulate_dataset(scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Crew(2))
     dataset = BigEarthNetv2(scenes, split="train")
@@ -77,12 +76,12 @@ def write_layouts(folder, samples, seed):
         plain = folder / f"plain_{dtype}" / "images.bin"
         plain.parent.mkdir(exist_ok=True)
         if not plain.exists():
-            images.astype(dtype).tofile(plain)  # for uint16 the numbers mean nothing, but there are as many bytes
+            images.astype(dtype).tofile(plain)  # as uint16 the values are meaningless, but the number of bytes is right
     return dataset
 
 
 def write_lmdb(path, ids, images, metadata):
-    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV. It lies beside the metadata."""
+    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV; with the metadata beside it."""
     with lmdb.open(str(path), map_size=4 * images.nbytes + 2**24) as env, env.begin(write=True) as transaction:
         for name, image in zip(ids.tolist(), images):
             transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
@@ -102,7 +101,7 @@ def write_zarr(path, dataset, images):
 
 
 def disk_bytes(folder):
-    """(bytes of the files' contents, bytes that the file system has given them)."""
+    """(bytes of the files, bytes that they occupy in the file system)."""
     sizes = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(s.st_size for s in sizes), sum(s.st_blocks * 512 for s in sizes)
 
@@ -148,7 +147,7 @@ def methods(folder, geotiff):
 
 
 def rate(batch, samples, size, seconds, rng):
-    """Samples a second of random batches, for about so long."""
+    """Samples per second of random batches, measured for about this many seconds."""
     started, done = time.perf_counter(), 0
     while True:
         batch(rng.integers(0, samples, size))
@@ -159,7 +158,7 @@ def rate(batch, samples, size, seconds, rng):
 
 
 def loader_rate(dataset, workers, size, seconds):
-    """Samples a second from the loader that training uses, labels included, its start left out."""
+    """Samples per second of the loader of training, with labels, without its start."""
     args = argparse.Namespace(
         batch_size=size,
         accum_iter=1,
@@ -187,7 +186,7 @@ def loader_rate(dataset, workers, size, seconds):
 
 def measure(args):
     """[one row of the table as a dict]."""
-    folder = Path(args.out)
+    folder = args.out
     geotiff = write_layouts(folder, args.samples, args.seed)
     torch.set_num_threads(1)
     rng, rows = np.random.default_rng(args.seed), []
@@ -247,14 +246,7 @@ def table(rows, workers):
 
 
 def get_args_parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data",
-        description="Throughput of random batches by data layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--out", default="output/benchmarks", help="folder for the data and data.json; used again when it is there"
-    )
+    parser = benchmark_parser("data", "Throughput of random batches by data layout.")
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
@@ -262,16 +254,13 @@ def get_args_parser():
     parser.add_argument(
         "--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes, batches and turns")
     return parser
 
 
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     rows = measure(args)
-    write_json(
-        Path(args.out) / "data.json", {"benchmark": "data", "flags": vars(args), "machine": machine(), "rows": rows}
-    )
+    write_report("data", args, rows)
     print(table(rows, args.workers))
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Pretraining with its data: loader and step together, by layout of the data, beside the original approach, restated.
+"""Speed of pretraining with its loader, by layout of the data, compared with our plain re-implementation.
 
     python -m benchmarks.end_to_end --out output/benchmarks
 
-Simulates patches once, in --out, and packs them; without rasterio, a packed store has random images, and the ways that read
-GeoTIFFs are left out. Every way to train takes its turn in every round, in an order drawn anew;
-a turn starts the loader, makes some steps that are not timed, and then some that are. "batch in hand" trains on images that
-lie in memory already: what the others need beyond that is what their loader costs, the CPU time it takes from the step
-included. Files are warm: they come from the page cache. Writes end_to_end.json and prints a table; asserts nothing.
+Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants that
+read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes some steps
+that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time of the others is
+the cost of their loader, including the CPU time that it takes from the step. Files are read from the page cache. Writes
+end_to_end.json and prints a table.
 """
 
 import argparse
@@ -21,22 +21,21 @@ from torch.utils.data import DataLoader
 
 from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
-from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp, wait
+from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp, wait
 from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import MANIFEST, PackedDataset
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_store import MANIFEST
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from util.datasets import ImagesWithIds, build_loader, fill_cache
 from util.distributed import Launch, Ranks, pick_device
 from util.misc import keep_freed_memory
-from util.optimization import AMP_DTYPES
-from util.program import COMPILE_MODES
 
 
 def write_data(args):
-    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images). What is there stays."""
+    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images). Keeps existing data."""
     crew = Crew(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"
@@ -55,14 +54,14 @@ def write_data(args):
 
 
 class Way:
-    """A path to train with and where its batches come from. loader() → an iterable of batches that starts anew."""
+    """A path and the source of its batches. loader() returns a new iterable of batches."""
 
     def __init__(self, path, loader, to_batch, turn):
         self.path, self.loader, self.to_batch, self.turn = path, loader, to_batch, turn
         self.seconds, self.waited = [], []
 
     def __call__(self):
-        """A turn; notes the seconds of its timed steps, and those of them spent waiting for a batch."""
+        """One turn; records the seconds of a timed step and the part of them spent waiting for a batch."""
         skipped, steps = self.turn
         batches, waited = iter(self.loader()), 0.0
         for i in range(skipped + steps):
@@ -141,14 +140,9 @@ def build_ways(args, device, scenes, packed):
 
 def main(argv=None):
     parser = benchmark_parser(
-        "end_to_end", "Speed of pretraining with its data, beside the original approach.", timed=True
+        "end_to_end", "Speed of pretraining with its data, compared with our plain re-implementation.", timed=True
     )
     add_path_flags(parser)
-    parser.add_argument(
-        "--amp",
-        choices=tuple(AMP_DTYPES),
-        help="precision; for bf16 the reference uses fp16 on a GPU (default: bf16; off where the processor emulates it)",
-    )
     parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
     parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
@@ -156,12 +150,12 @@ def main(argv=None):
     parser.add_argument(
         "--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)"
     )
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
+    add_execution_flags(parser)
     args = parser.parse_args(argv)
     if (args.skip + args.steps) * args.batch_size > args.samples:
         parser.error(f"--samples {args.samples}: a turn needs {(args.skip + args.steps) * args.batch_size}")
     device, ends = pick_device(args.device, 0), deadline(args)
-    args.amp = args.amp or usual_amp(device)
+    args = changed(args, amp=args.amp or usual_amp(device))
     if device.type == "cpu":
         keep_freed_memory()
     ways = build_ways(args, device, *write_data(args))

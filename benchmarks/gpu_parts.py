@@ -477,9 +477,9 @@ def compare_losses(found, settings, seconds):
         )
 
 
-def measure_one(args, path):
+def measure_one(args, model, case, path):
     """A case of benchmarks.memory, in its own process."""
-    path.write_text(json.dumps(memory.measure(args)))
+    path.write_text(json.dumps(memory.measure(args, model, case)))
 
 
 def measure_memory(found, settings, seconds):
@@ -487,15 +487,15 @@ def measure_memory(found, settings, seconds):
     sys.argv = ["memory.py", *settings.flags(model=None), "--models", *settings.larger]
     args = memory.get_args_parser().parse_args()
     rows, path, started, longest = [], settings.out / "case.json", time.monotonic(), 0.0
-    for args.model in settings.larger:
-        for args.case in settings.cases:
+    for model in settings.larger:
+        for case in settings.cases:
             begun = time.monotonic()
             if begun - started + longest > seconds:
-                found.add(f"{args.model}, {args.case}: left out, as time is short")
+                found.add(f"{model}, {case}: left out, as time is short")
                 continue
-            process = Apart(measure_one, args, path, log=settings.out / "memory.log")
+            process = Apart(measure_one, args, model, case, path, log=settings.out / "memory.log")
             if process.wait():
-                found.add(f"{args.model}, {args.case}: failed: {process.last_line()}")
+                found.add(f"{model}, {case}: failed: {process.last_line()}")
                 continue
             row = json.loads(path.read_text())
             path.unlink()

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What memory a pretraining step takes, beside the original approach, restated, and what gradient checkpointing saves of it.
+"""Memory of a pretraining step, compared with our plain re-implementation, with and without gradient checkpointing.
 
     python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
 
-Each case runs in a process of its own: its peak is that of the GPU, or on a CPU the most that the process ever held. The
-bytes that autograd keeps from forward to backward are counted besides (each tensor once, parameters left out), and what of
-them is kept within the largest block, which is what gradient checkpointing has to make again at a time. That is done at two
-batch sizes, which parts what grows with the batch from what does not (weights in 16 bits). So it tells about how large a batch
-a GPU holds, a tenth of its memory being left for the rest.
+Each case runs in its own process. The peak is that of the GPU, or of the process on a CPU. In addition, the bytes that
+autograd keeps from forward to backward are counted (each tensor once, without parameters), in all and within the largest
+block, which gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that grows with the
+batch from the constant part (weights in 16 bits). The table estimates the batch size that fits a GPU from this, leaving a
+tenth of its memory free.
 Writes memory.json and prints a table.
 """
 
@@ -20,19 +20,18 @@ import time
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.report import benchmark_parser, report
-from benchmarks.step import Ours, Reference, noise, usual_amp
+from benchmarks.report import benchmark_parser, changed, report
+from benchmarks.step import Ours, Reference, add_amp_flag, add_batch_flags, noise, usual_amp
 from models_mixmim import SIZES, Block
 from util.distributed import pick_device
 from util.misc import peak_memory
-from util.optimization import AMP_DTYPES
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
-COUNTED = (2, 4)  # images, few, so that counting does not decide the peak
+COUNTED = (2, 4)  # images; few, so that counting does not determine the peak
 
 
 def kept_for_backward(path, batch):
-    """Bytes that a forward pass keeps for the backward pass, besides parameters: [in all, within each block]."""
+    """Bytes that a forward pass keeps for the backward pass, without parameters: [in all, within each block]."""
     own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
     hooks = [
         hook
@@ -52,7 +51,7 @@ def kept_for_backward(path, batch):
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = path.loss(batch, path.mask())
-    loss.backward()  # what was kept lives until here, so that no two tensors had the same place
+    loss.backward()  # the kept tensors live until here, so no two of them have the same address
     path.model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()
@@ -60,21 +59,21 @@ def kept_for_backward(path, batch):
 
 
 def per_image(path):
-    """Bytes kept that come with every image: (in all, within the block that keeps most); and those that are there once.
+    """Kept bytes: (per image, per image within the block that keeps most, constant).
 
-    path: its first batches are of COUNTED images.
+    path: its first two batches have COUNTED images.
     """
     few, many = (kept_for_backward(path, batch) for batch in path.batches[:2])
     whole, *blocks = [(b - a) / (COUNTED[1] - COUNTED[0]) for a, b in zip(few, many)]
     return whole, max(blocks, default=None), many[0] - whole * COUNTED[1]
 
 
-def measure(args):
-    """One case, in this process: a row of the table."""
+def measure(args, model, case):
+    """One case, in this process: a row of the table. model: key of SIZES. case: of CASES."""
     device = pick_device(args.device, 0)
-    checkpointing = args.case == CASES[-1]
+    checkpointing = case == CASES[-1]
     batches = [noise(size, device, args.seed, 1)[0] for size in (*COUNTED, args.batch_size)]
-    path = (Reference if args.case == CASES[0] else Ours)(args, batches, device, args.amp)
+    path = (Reference if case == CASES[0] else Ours)(changed(args, model=model), batches, device, args.amp)
     kept, block, once = per_image(path)
     if checkpointing:
         path.model.execute_with(grad_checkpointing=True)
@@ -92,8 +91,8 @@ def measure(args):
         p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters()
     )  # weight, gradient, two moments
     return {
-        "model": args.model,
-        "path": args.case,
+        "model": model,
+        "path": case,
         "amp": path.amp,
         "batch_size": args.batch_size,
         "parameters_m": parameters / 1e6,
@@ -117,10 +116,8 @@ def get_args_parser():
         default=["mixmim_base", "mixmim_large", "mixmim_huge"],
         help="sizes",
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="images of a step, an even number")
-    parser.add_argument(
-        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
-    )
+    add_batch_flags(parser, batch_size=8)
+    add_amp_flag(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
     parser.add_argument(
         "--memory",
@@ -130,7 +127,6 @@ def get_args_parser():
         metavar="GB",
         help="of the GPUs to say the batch size for",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # model and case, in this process
     return parser
 
@@ -138,10 +134,10 @@ def get_args_parser():
 def main(argv=None):
     args = get_args_parser().parse_args(argv)
     if args.one:
-        args.model, args.case = args.one
-        print(json.dumps(measure(args)))
+        model, case = args.one
+        print(json.dumps(measure(args, model, case)))
         return
-    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
+    args = changed(args, amp=args.amp or usual_amp(pick_device(args.device, 0)))
     rows = []
     for model in args.models:
         for case in CASES:
@@ -164,7 +160,7 @@ def main(argv=None):
 
 
 def write(args, rows):
-    """memory.json and the table, of rows that `measure` gave."""
+    """Write memory.json and print the table. rows: of `measure`."""
     report(
         "memory",
         args,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Whether training in bf16, compiled, or with gradient checkpointing learns as training in float32 does: losses over some steps.
+"""Losses of training in bf16, compiled, or with gradient checkpointing, compared with training in float32.
 
     python -m benchmarks.parity --model mixmim_tiny --steps 200
 
-Every way trains from the same weights on the same images under the same masks. A second float32 training, from weights that
-differ in their last bits, shows how far apart two trainings drift that ought to be one. Writes parity.json, with the losses
-of every step, for analysis/benchmark_figure.py, and prints a table.
+All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the last
+bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
+analysis/benchmark_figure.py, and prints a table.
 """
 
 import os
@@ -15,12 +15,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.report import benchmark_parser, deadline, report
-from benchmarks.step import SIDE, Ours, Reference, add_path_flags, usual_amp
+from benchmarks.report import benchmark_parser, changed, deadline, report
+from benchmarks.step import SIDE, Ours, Reference, add_more_executions, add_path_flags, usual_amp
 from common.workers import Crew
 from sarwmix.simulate.patches import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
-from util.program import COMPILE_MODES
 
 LAST_BITS = 1e-6  # relative change of the weights of the control
 
@@ -44,7 +43,7 @@ def simulated_batches(args, device):
 
 
 def steps_within(seconds, built, most):
-    """How many steps each of these paths can make, if all together are to take so many seconds: at least 2, and at most `most`."""
+    """The number of steps, 2 to `most`, that all these paths together can make in the given seconds."""
     if seconds is None:
         return most
     begun, each = time.perf_counter(), 0.0
@@ -54,7 +53,7 @@ def steps_within(seconds, built, most):
         started = time.perf_counter()
         path.run(2)
         each += (time.perf_counter() - started) / 2
-    spent = time.perf_counter() - begun  # and once more, as each is built anew
+    spent = time.perf_counter() - begun  # counted twice below, as each path is built again
     return int(min(most, max(2, (seconds - 2 * spent) / each)))
 
 
@@ -89,14 +88,12 @@ def main(argv=None):
     add_path_flags(parser)
     parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
-    parser.add_argument(
-        "--compile", choices=COMPILE_MODES[1:], nargs="*", default=[], metavar="MODE", help="compile in these modes too"
-    )
-    parser.add_argument("--grad_checkpointing", action="store_true", help="train with it too")
+    add_more_executions(parser)
     args = parser.parse_args(argv)
     device, ends = pick_device(args.device, 0), deadline(args)
     rows, found = [], ways(args, simulated_batches(args, device), device)
-    args.steps = steps_within(None if ends is None else ends - time.monotonic(), found.values(), args.steps)
+    left = None if ends is None else ends - time.monotonic()
+    args = changed(args, steps=steps_within(left, found.values(), args.steps))
     for name, build in found.items():
         path = build()
         path.run(args.steps)

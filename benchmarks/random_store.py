@@ -12,9 +12,8 @@ import numpy as np
 
 from common.workers import Crew
 from sarwmix.prepare.distinct_images import DistinctImages
-from sarwmix.prepare.pack import Part, Source, finish, write_part
+from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_part
 from sarwmix.registry import DATASETS
-from sarwmix.sen12flood_loader import FloodDataset
 
 PART_IMAGES = 512
 DATES = 4  # images of a place of SEN12-FLOOD, the first of which is paired with each of the others
@@ -41,7 +40,7 @@ class RandomImages:
 
 def sample_names(kind, split, count):
     """(ids (count,), image names (count, k)) in the form that the dataset has."""
-    if DATASETS[kind] is not FloodDataset:
+    if DATASETS[kind].task != "flood":
         ids = np.array(
             [f"S1A_IW_GRDH_1SDV_20000101T{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)]
         )
@@ -56,7 +55,7 @@ def sample_names(kind, split, count):
 def draw_labels(kind, count, rng):
     """(count, K) uint8; every sample has a label, and floods exactly one."""
     classes = len(DATASETS[kind].CLASSES)
-    labels = rng.random((count, classes)) < (LABEL_SHARE if DATASETS[kind] is not FloodDataset else 0)
+    labels = rng.random((count, classes)) < (LABEL_SHARE if DATASETS[kind].task != "flood" else 0)
     labels[np.arange(count), np.arange(count) % classes] = True
     return labels.astype(np.uint8)
 
@@ -70,24 +69,11 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
         images = DistinctImages(RandomImages(kind, names, size, seed))
         ranges = [images.part(start, start + PART_IMAGES) for start in range(0, len(images), PART_IMAGES)]
         sources.append(Source(split, ids, draw_labels(kind, count, rng), images.rows, images.names, ranges))
-    dataset = DATASETS[kind]
-    known = {
-        "dataset": kind,
-        "channels": list(dataset.CHANNELS),
-        "units": dataset.UNITS,
-        "shape": [2, size, size],
-        "classes": list(dataset.CLASSES),
-        "floor_db": getattr(dataset, "FLOOR_DB", None),
-        "images_per_sample": sources[0].rows.shape[1],
-    }
-    parts = [
-        Part(number, source.split, images)
-        for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
-    ]
+    known = store_facts(kind, DATASETS[kind], size)
     write = partial(
         write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
     )
-    reports = crew.map(write, parts, "parts")
+    reports = crew.map(write, parts_of(sources), "parts")
     finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
     for path in out.glob("part_*.json"):
         path.unlink()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The original approach, restated plainly, for the benchmarks to compare with: same numbers, none of the work on speed.
+"""Our plain re-implementation of the original approach, for the benchmarks: the same numbers without optimisations.
 
-What it does as that approach does, from its description: tokens lie in raster order, and every block cuts them into windows
-and puts them together again; attention is a product, a softmax and a product, with a bias that is looked up and a mask that
-is made anew in every block; images are mixed after the patch embedding; two GeoTIFFs are read for every sample, and resized,
-flipped, weighed and standardised there, one by one; AdamW as PyTorch has it by default; fp16 with a scaled loss on a GPU;
-the loss is read after every step. Written for this purpose from the papers (2205.13137, 2103.14030, 2503.01181); it computes
-with the parameters of a `MixMIM`, so that both can be told to be equal (tests/benchmarks/test_benchmarks.py).
+It follows the description of that approach: tokens are in raster order, and every block partitions them into windows and
+reverses this; attention is a product, a softmax and a product, and every block looks up the bias and builds the mask; images
+are mixed after the patch embedding; each sample is read from two GeoTIFFs and resized, flipped, weighted and standardised on
+its own; AdamW has PyTorch's defaults; fp16 with a scaled loss on a GPU; the loss is read after every step. Written from the
+papers (2205.13137, 2103.14030, 2503.01181). It uses the parameters of a `MixMIM`, so that tests can compare both
+(tests/benchmarks/test_benchmarks.py).
 """
 
 import random

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What every benchmark does alike: turns in shuffled order, ratios of the same round, the machine, a table and a JSON."""
+"""Common parts of the benchmarks: flags, shuffled turns, ratios within a round, the machine, JSON and table."""
 
 import argparse
 import os
@@ -14,11 +14,12 @@ from statistics import median, quantiles
 import torch
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.files import write_json
 
 
 def machine():
-    """What the figures hold for: processor, cores and threads, memory, GPU, versions."""
+    """The environment of the measurement: processor, cores and threads, memory, GPU, versions."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -38,11 +39,11 @@ def machine():
 
 
 def in_turns(variants, rounds, seed=0, until=None):
-    """Time callables that take turns: every round runs each once, in an order drawn anew.
+    """Time callables in turn: every round runs each of them once, in a new random order.
 
-    variants: {name: callable}. Returns {name: [seconds, one a round]}. What disturbs the machine for longer than a round
-    disturbs all alike, so that ratios within a round say more than the times do. until: a time of time.monotonic(); no round
-    begins, but the first, that would end after it if it takes as long as the longest so far.
+    variants: {name: callable}. Returns {name: [seconds, one per round]}. A disturbance that lasts longer than a round
+    affects all variants, so ratios within a round are more reliable than times. until: a time of time.monotonic(); after
+    the first round, none begins that would end later than this if it takes as long as the longest so far.
     """
     order, rng, seconds, longest = list(variants), random.Random(seed), {name: [] for name in variants}, 0.0
     for number in range(rounds):
@@ -59,61 +60,63 @@ def in_turns(variants, rounds, seed=0, until=None):
 
 
 def spread(values):
-    """{"median", "low", "high"} of some values, low and high being the quartiles (the extremes of fewer than four)."""
+    """{"median", "low", "high"} of values; low and high are the quartiles, or the extremes of fewer than four values."""
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), None, max(values))
     return {"median": median(values), "low": low, "high": high}
 
 
 def speedup(base, other):
-    """How many times faster `other` is than `base`, of seconds round by round: as `spread`."""
+    """Speed-up of `other` over `base`, as `spread` of the ratios in each round. base, other: seconds, one per round."""
     return spread([a / b for a, b in zip(base, other)])
 
 
 def shown(value, digits=2):
-    """A `spread` as text: median, and the quartiles."""
+    """A `spread` as text: median (low–high)."""
     return f"{value['median']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
 
 
 def benchmark_parser(name, description, timed=False):
-    """A parser with the flags of every benchmark. timed: it has --seconds, which `deadline` understands."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{name}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    """A parser with the flags of all benchmarks. timed: with --seconds, which `deadline` reads."""
+    parser = Parser(description, f"benchmarks.{name}" if name else "benchmarks")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("output/benchmarks"),
         metavar="DIR",
-        help=f"folder for {name}.json, and for data",
+        help=f"folder for {name or 'NAME'}.json, and for data that are used again",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random, the order of turns included")
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers and of the order of turns")
     if timed:
-        parser.add_argument("--seconds", type=float, help="do less, if all of it would take longer than about this")
+        parser.add_argument("--seconds", type=float, help="limit of the time, about; fewer rounds and steps if needed")
     return parser
 
 
+def changed(args, **values):
+    """A copy of the flags with some of the values replaced."""
+    return argparse.Namespace(**{**vars(args), **values})
+
+
 def deadline(args):
-    """The time of time.monotonic() at which --seconds are over, or None."""
+    """The time of time.monotonic() at which --seconds end, or None."""
     return None if args.seconds is None else time.monotonic() + args.seconds
+
+
+def write_report(name, args, rows, **more):
+    """Write --out/NAME.json: command, flags, machine, rows (dicts), and the entries of `more`."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = {
+        "benchmark": name,
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "machine": machine(),
+        "rows": rows,
+    }
+    write_json(args.out / f"{name}.json", written | more)
 
 
 def report(name, args, rows, headers, **more):
     """Write --out/NAME.json and print the rows as a table. rows: dicts; headers: {key of a row: heading}."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    write_json(
-        args.out / f"{name}.json",
-        {
-            "benchmark": name,
-            "command": command,
-            "flags": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-            "machine": machine(),
-            "rows": rows,
-            **more,
-        },
-    )
+    write_report(name, args, rows, **more)
     cells = [
         [
             f"{row[key]:,.2f}" if isinstance(row[key], float) else "" if row[key] is None else str(row[key])

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What several ranks give, and where the rest goes, beside the original approach, restated.
+"""Speed of several ranks on one node and its losses, compared with our plain re-implementation.
 
     python -m benchmarks.scaling --ranks 1 2
 
-Each number of ranks is started anew by torchrun, on one node. The batch of a rank is the same for all. In turns, in an order
-drawn anew for every round (the same on all ranks): rank 0 trains while the others wait; all train, each by itself; all train
-as DDP does; and so does the reference, with DDP as it is by default. What the first two differ by is lost to what ranks share
-(memory, caches, power), what the third needs beyond the second to the exchange and to waiting for the slowest. On a CPU the
-cores are dealt to the ranks, so that alone means with as many. Writes scaling.json and prints a table; asserts nothing.
+torchrun starts each number of ranks, with the same batch size per rank. Every round measures, in a new random order that is
+the same on all ranks: rank 0 alone while the others wait; all ranks without exchange; all ranks with DDP; the reference with
+DDP and its default settings. The difference of the first two is lost to shared resources (memory, caches, power), that of the
+next two to the exchange of gradients and to waiting for the slowest rank. On a CPU the cores are divided among the ranks, so
+"alone" has as many cores as one of several. Writes scaling.json and prints a table.
 """
 
 import argparse
@@ -20,13 +20,11 @@ import torch
 import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.report import benchmark_parser, in_turns, report, shown, speedup
-from benchmarks.step import Ours, Reference, add_path_flags, noise, usual_amp
+from benchmarks.report import benchmark_parser, changed, in_turns, report, shown, speedup
+from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp
 from util.distributed import distribute, pick_device, start_ranks
-from util.optimization import AMP_DTYPES
-from util.program import COMPILE_MODES
 
-MARK = "scaling: "  # the line of rank 0 that holds the result begins so
+MARK = "scaling: "  # beginning of the line of rank 0 that contains the result
 
 
 def measure(args):
@@ -83,22 +81,19 @@ def measure(args):
 
 
 def main(argv=None):
-    parser = benchmark_parser("scaling", "Speed of several ranks on one node, and what takes from it.")
+    parser = benchmark_parser("scaling", "Speed of several ranks on one node, and its losses.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of ranks")
     add_path_flags(parser)
-    parser.add_argument(
-        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
-    )
+    add_execution_flags(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each")
     parser.add_argument("--warmup", type=int, default=2, help="turns that are not counted")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="of torch.compile")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         measure(args)
         return
-    args.amp = args.amp or usual_amp(pick_device(args.device, 0))
+    args = changed(args, amp=args.amp or usual_amp(pick_device(args.device, 0)))
     rows = []
     for count in args.ranks:
         flags = sys.argv[1:] if argv is None else argv

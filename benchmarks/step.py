@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""How fast a pretraining step is, beside the original approach, restated (benchmarks/reference.py).
+"""Speed of a pretraining step, compared with our plain re-implementation (benchmarks/reference.py).
 
     python -m benchmarks.step --out output/benchmarks
     python -m benchmarks.step --batch_size 256 --steps 20 --compile default max-autotune-no-cudagraphs
 
-All paths train in one process, each its own model from the same weights, on the same images under the same masks; they take
-turns in an order drawn anew for every round. One stands there twice ("reference, again"): what those two differ by is what
-the measurement cannot tell apart. Ours takes dB images and prepares them in the step; the reference is given prepared ones,
-as its loader prepares them, so that its work on the CPU is not in these figures (benchmarks/end_to_end.py has it). On a CPU
-our programs keep freed memory (`util.misc.keep_freed_memory`); each path is measured with and without. bf16 is left out
-where the processor emulates it, unless --amp asks for it.
-Writes step.json and prints a table; asserts nothing.
+All paths train in one process, each its own model with the same weights, images and masks, in turns in a new random order
+every round. The reference is measured twice ("reference, again"); the difference of the two is the noise of the measurement.
+Ours prepares dB images within the step. The reference gets prepared images, as its loader prepares them on the CPU; that
+cost is part of benchmarks/end_to_end.py. On a CPU our programs keep freed memory (`util.misc.keep_freed_memory`); each path
+is measured with and without it. bf16 is skipped if the processor emulates it, unless --amp requests it.
+Writes step.json and prints a table.
 """
 
 import ctypes
@@ -22,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batch_preparation import BatchPreparation
 from benchmarks.reference import ReferenceMixMIM, reference_loss, reference_optimizer, reference_step
-from benchmarks.report import benchmark_parser, deadline, in_turns, report, shown, speedup, spread
+from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup, spread
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from util.distributed import pick_device
@@ -31,10 +30,13 @@ from util.optimization import AMP_DTYPES, autocast, emulates_16_bits, optimizer_
 from util.program import COMPILE_MODES
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}  # dense, 16 bits, of the data sheets
-LARGEST_PRODUCT = 8192  # side of the matrices that show what the machine gives at best
-PRODUCT_SECONDS = 2  # that the largest products may take together
+LARGEST_PRODUCT = 8192  # largest side of the matrices whose product measures the peak rate
+PRODUCT_SECONDS = 2  # time limit of the largest matrix products together
 SIDE = 120  # of a patch as it is stored, pixels
-USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2**25, 2**26  # bytes; where glibc ends up by itself (mallopt(3))
+USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = (
+    2**25,
+    2**26,
+)  # bytes; the values that glibc adapts to by itself (mallopt(3))
 
 
 def training_flop(size):
@@ -46,7 +48,7 @@ def training_flop(size):
 
 
 def product_seconds(side, device, dtype):
-    """Seconds of a product of square matrices, the shortest of three after a first one."""
+    """Seconds of a product of square matrices: the shortest of three, after one that is not timed."""
     a, seconds = torch.randn(side, side, device=device).to(dtype), []
     for _ in range(4):
         started = time.perf_counter()
@@ -57,9 +59,9 @@ def product_seconds(side, device, dtype):
 
 
 def product_rate(device, amp):
-    """(FLOP/s of a large square matrix product in the type of --amp: what the machine gives at best; the side of the matrices).
+    """(FLOP/s of a large square matrix product in the dtype of --amp, the side of the matrices).
 
-    The side is doubled as long as the next product, which takes eight times as long, stays within PRODUCT_SECONDS.
+    The side is doubled while the next product, which takes eight times as long, stays within PRODUCT_SECONDS.
     """
     side = 128
     while True:
@@ -70,7 +72,7 @@ def product_rate(device, amp):
 
 
 def give_memory_back():
-    """Undo `keep_freed_memory`."""
+    """Undoes `keep_freed_memory`."""
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(M_MMAP_THRESHOLD, USUAL_MMAP_THRESHOLD)
     mallopt(M_TRIM_THRESHOLD, USUAL_TRIM_THRESHOLD)
@@ -82,17 +84,17 @@ def wait(device):
 
 
 def noise(size, device, seed, count=4):
-    """Batches (size, 2, 120, 120) of images that have the dataset's statistics and nothing in them."""
+    """Batches (size, 2, 120, 120) of Gaussian noise with the statistics of the dataset, dB."""
     generator = torch.Generator().manual_seed(seed)
     mean, std = (torch.tensor(values).view(1, 2, 1, 1) for values in (BigEarthNetv2.MEAN, BigEarthNetv2.STD))
     return [(torch.randn(size, 2, SIDE, SIDE, generator=generator) * std + mean).to(device) for _ in range(count)]
 
 
 class Path:
-    """A way to train: a model with its optimizer, and how many steps it has made. losses: of every step, numbers or tensors.
+    """One way to train: a model with its optimizer. losses: of all steps so far, numbers or tensors.
 
-    batches: dB images, taken in turn; the mask of step i is a function of (seed, i). So all paths see the same.
-    trained: what is called with images, DDP may take its place. keeps_memory: whether freed memory is kept, on a CPU.
+    batches: dB images, used in turn; the mask of step i is a function of (seed, i), so all paths see the same input.
+    trained: the module that is called with images; may be a DDP wrapper. keeps_memory: keep freed memory, on a CPU.
     """
 
     keeps_memory = True
@@ -117,7 +119,7 @@ class Path:
 
 
 class Reference(Path):
-    """batches: dB images, prepared beforehand; None where `step` is called with prepared ones."""
+    """batches: dB images, which are prepared here; None if `step` is called with prepared images."""
 
     def __init__(self, args, batches, device, amp):
         super().__init__(args, batches, device, "fp16" if device.type == "cuda" and amp == "bf16" else amp)
@@ -159,7 +161,7 @@ class Ours(Path):
 
 
 def build_paths(args, device, amp):
-    """{name: Path}: eager, then compiled, which take long to start."""
+    """{name: Path}: the eager paths, then the compiled ones, which start slowly."""
     batches = noise(args.batch_size, device, args.seed)
     paths = {
         "reference": Reference(args, batches, device, amp),
@@ -188,7 +190,7 @@ def build_paths(args, device, amp):
 
 
 def warm_up_all(paths, args, device, ends):
-    """`warm_up` of each path: {name: what it gave}. Paths are left out, by taking them away, once half of the time is over."""
+    """{name: result of `warm_up`}. Removes the compiled paths that are left once half of the time is over."""
     first, half = {}, None if ends is None else (time.monotonic() + ends) / 2
     for name in list(paths):
         if half is not None and "compile" in name and time.monotonic() > half:
@@ -200,7 +202,7 @@ def warm_up_all(paths, args, device, ends):
 
 
 def warm_up(path, steps, device):
-    """Steps that are not timed with the others: (seconds of the first ones, peak bytes of the GPU in one more, beyond what lies there)."""
+    """Steps before the timing: (seconds of these steps, peak bytes on the GPU during one more, above those in use before)."""
     started = time.perf_counter()
     path.run(steps)
     seconds = time.perf_counter() - started
@@ -260,15 +262,46 @@ def measure(args, device, amp):
     return rows
 
 
-def add_path_flags(parser):
-    """Flags of what a `Path` is: model, batch, device."""
-    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
-    parser.add_argument("--batch_size", type=int, default=16, help="images of a step of one rank, an even number")
+def add_batch_flags(parser, batch_size=16):
+    parser.add_argument(
+        "--batch_size", type=int, default=batch_size, help="images of a step of one rank, an even number"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
+def add_path_flags(parser):
+    """Flags that define a `Path`: model, batch, device."""
+    parser.add_argument("--model", choices=tuple(SIZES), default="mixmim_base", help="size of the model")
+    add_batch_flags(parser)
+
+
+def add_amp_flag(parser):
+    parser.add_argument(
+        "--amp", choices=tuple(AMP_DTYPES), help="precision (default: bf16; off where the processor emulates it)"
+    )
+
+
+def add_execution_flags(parser):
+    """Flags of the one execution that is measured."""
+    add_amp_flag(parser)
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
+
+
+def add_more_executions(parser):
+    """Flags of executions that are measured besides the eager one."""
+    parser.add_argument(
+        "--compile",
+        choices=COMPILE_MODES[1:],
+        nargs="*",
+        default=[],
+        metavar="MODE",
+        help="compile ours in these modes too",
+    )
+    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+
+
 def usual_amp(device):
-    """--amp where it is not given: bf16, but what has instructions where the device emulates it, which is said."""
+    """The default of --amp: bf16; fp16 on a GPU or off on a CPU that emulate bf16, with a message."""
     if not emulates_16_bits(device, torch.bfloat16):
         return "bf16"
     amp = "fp16" if device.type == "cuda" else "off"
@@ -277,7 +310,9 @@ def usual_amp(device):
 
 
 def main(argv=None):
-    parser = benchmark_parser("step", "Speed of a pretraining step, beside the original approach.", timed=True)
+    parser = benchmark_parser(
+        "step", "Speed of a pretraining step, compared with our plain re-implementation.", timed=True
+    )
     add_path_flags(parser)
     parser.add_argument(
         "--amp",
@@ -289,15 +324,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, default=1, help="steps of a turn")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each path")
     parser.add_argument("--warmup", type=int, default=2, help="first steps, not timed")
-    parser.add_argument(
-        "--compile",
-        choices=COMPILE_MODES[1:],
-        nargs="*",
-        default=[],
-        metavar="MODE",
-        help="compile ours in these modes too",
-    )
-    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    add_more_executions(parser)
     parser.add_argument(
         "--attention",
         action="store_true",
@@ -305,8 +332,8 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)
-    args.amp = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
-    args.seconds = args.seconds and args.seconds / len(args.amp)
+    amps = args.amp or list(dict.fromkeys((usual_amp(device), "off")))
+    args = changed(args, amp=amps, seconds=args.seconds and args.seconds / len(amps))
     rows = [row for amp in args.amp for row in measure(args, device, amp)]
     report(
         "step",

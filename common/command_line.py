@@ -79,10 +79,13 @@ class Parser(argparse.ArgumentParser):
         self.register("type", int, integer)
 
     def parse_checked(self, argv, check):
-        """Parses the flags. Returns check(flags), which raises InputError for flags that contradict each other."""
+        """Parses the flags. check(flags) raises InputError for those that contradict each other.
+
+        Returns what `check` returns, and the flags if that is None.
+        """
         flags = self.parse_args(argv)
         try:
-            return check(flags)
+            return check(flags) or flags
         except InputError as error:
             self.error(str(error))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v1 (BigEarthNet-MM), Sentinel-1: patch folders with their JSON files, or one Zarr group per patch."""
+"""BigEarthNet v1 (BigEarthNet-MM), Sentinel-1: patch folders with JSON files, or a Zarr group per patch."""
 
 import logging
 import os
@@ -12,28 +12,22 @@ import numpy as np
 from common.errors import DataError, data_error
 from common.files import read_json
 from common.packages import PACK_ELSEWHERE, load
-from sarwmix.bigearthnet import (
+from sarwmix.bigearthnet import CLASSES, CLC43, SIZE, BigEarthNet, PatchFolders, labelled, multi_hot
+from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
+from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
+from sarwmix.listing import (
     CHANNELS,
-    CLASSES,
-    CLC43,
-    SIZE,
-    BigEarthNet,
     Listing,
-    PatchFolders,
     as_paths,
     check_names,
     check_root,
     check_split,
     in_threads,
     join_listings,
-    labelled,
-    multi_hot,
     place_name,
     read_csv_rows,
     split_lists,
 )
-from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
-from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
 
 INNER = "BigEarthNet-S1-v1.0"
 S2_START = re.compile(r"S2[A-Z]_")
@@ -45,16 +39,16 @@ log = logging.getLogger(__name__)
 class BigEarthNetv1(BigEarthNet):
     """BigEarthNet v1: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder of patch folders, or that holds BigEarthNet-S1-v1.0 (for other layouts see `find_layout`); or a Zarr
-    store (format 2 or 3) with groups sentinel1/<patch>, their arrays VH and VV and attribute `labels`.
-    split: train, val (or validation), test, train_val, all. metadata: one list of patches or several, which are taken
-    whole; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
+    root: the folder of patch folders, or the one with BigEarthNet-S1-v1.0 in it (other layouts: `find_layout`); or a
+    Zarr store (format 2 or 3) with groups sentinel1/<patch>, which have arrays VH and VV and the attribute `labels`.
+    split: train, val (or validation), test, train_val, all. metadata: one or several lists of patches, all of which are
+    used; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
     Lists are the official ones (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col
-    (0-based; by default the second one, else the first that holds such names). S2 names are looked up in the JSON
-    files, which reads all of them: lists with S1 names start faster. Without any list, the splits all and train_val are
-    every patch there is, sorted.
-    keep_unlabelled: a patch without a 19-class label, or without any JSON file that says one, stays (pretraining; labels
-    are then read per item), or is dropped (supervised work; reads all labels first).
+    (0-based; by default the second column, else the first with such names). S2 names are looked up in the JSON files,
+    all of which are read: lists with S1 names open faster. Without lists, the splits all and train_val are all patches
+    that exist, sorted.
+    keep_unlabelled: keeps patches without a 19-class label or without a JSON file, for pretraining; labels are then
+    read per item. False drops them, for supervised training, and reads all labels first.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for lists and labels that cannot be used; `check_files` and `check_units` look at the images.
     Source: Sumbul et al., BigEarthNet-MM, IEEE GRSM 2021.
@@ -66,11 +60,11 @@ class BigEarthNetv1(BigEarthNet):
     def __init__(self, root, split="train_val", metadata=None, id_col=None, keep_unlabelled=True, max_nonfinite=0.01):
         root, split = check_root(root), check_split(split)
         store = open_store(root)
-        self.metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
-        if self.metadata:
-            by_s2_name = cache(lambda: patches_by_s2_name(store))  # the same for all lists, if any needs it
+        metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
+        if metadata:
+            by_s2_name = cache(lambda: patches_by_s2_name(store))  # read once, and only if a list has S2 names
             listing = join_listings([
-                _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in self.metadata
+                _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in metadata
             ])  # fmt: skip
         else:
             listing = every_patch(store)
@@ -78,20 +72,26 @@ class BigEarthNetv1(BigEarthNet):
         if not keep_unlabelled:
             listing.labels, absent = _read_all_labels(store, listing.ids.tolist(), logging.WARNING)
             listing = labelled(listing, store.folder, absent)
-        super().__init__(root, split, store, listing, max_nonfinite)
+        super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
     def check_files(self, start=0, step=1):
-        """As in BigEarthNet; also the labels of these samples, where they have not been read yet."""
+        """Also reads the labels of these samples, if they have not been read yet."""
         super().check_files(start, step)
-        if self._listing.labels is None:
-            rows = range(len(self))[start::step]
-            _read_all_labels(self._store, [str(self.ids[i]) for i in rows])
+        if self.listing.labels is None:
+            _read_all_labels(self.store, self.ids[start::step].tolist())
 
-    def _labels(self, i):
-        if self._listing.labels is None:
-            labels = self._store.labels(str(self.ids[i]))
-            return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
-        return super()._labels(i)
+    def label_rows(self, rows):
+        if self.listing.labels is not None:
+            return super().label_rows(rows)
+        rows = np.arange(len(self))[rows]
+        return np.stack(in_threads(self._read_labels, rows)) if rows.ndim else self._read_labels(rows)
+
+    def _read_labels(self, i):
+        try:
+            labels = self.store.labels(str(self.ids[i]))
+        except DataError as error:
+            raise DataError(f"{error} ({self.where(i)})") from error
+        return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
 
 
 # ---- Where the patches are -----------------------------------------------------------------------
@@ -99,7 +99,7 @@ class BigEarthNetv1(BigEarthNet):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the JSON file or the attributes of a patch say. path: where, for messages. Raises DataError for what is amiss."""
+    """The JSON file or the attributes of a patch. path: for messages. Methods raise DataError for wrong content."""
 
     path: str
     content: dict
@@ -133,7 +133,7 @@ class FolderStore(PatchFolders):
     """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json, or as the Layout says."""
 
     def patches(self):
-        """Sorted names of the patches there are."""
+        """Sorted names of all patches that exist."""
         if not self._layout.acquisitions:
             return sorted(_names_in(self.folder))
         return sorted(
@@ -146,7 +146,7 @@ class FolderStore(PatchFolders):
         return Metadata(path, _read_object(path))
 
     def labels(self, patch):
-        """(19,) uint8 of a patch, or None where nothing says them: no file, or no labels in it. Raises DataError for the rest."""
+        """(19,) uint8 of a patch; None if it has no JSON file or no labels in it. Raises DataError for wrong labels."""
         try:
             metadata = self.metadata(patch)
         except DataError as error:
@@ -156,19 +156,19 @@ class FolderStore(PatchFolders):
         return None if metadata.content.get("labels") is None else metadata.labels()
 
     def has(self, patch):
-        """Whether there is a folder of a patch."""
+        """Whether the folder of a patch exists."""
         return os.path.isdir(self._layout.folder_of(patch))
 
     def _can_lack_metadata(self, patch):
-        """Whether a patch without metadata is not damaged."""
+        """Whether a patch without metadata is valid, not damaged."""
         return True
 
 
 class ZarrStore(FolderStore):
     """A Zarr store in a folder: groups sentinel1/<patch> with arrays VH and VV and attributes.
 
-    Metadata are read as the JSON files that they are in formats 2 and 3, by the format's definition: through the zarr
-    package it would take 20 minutes for the whole dataset. Arrays are read through the package.
+    Attributes are read as JSON files, which formats 2 and 3 define them to be, because the zarr package would take 20
+    minutes for the whole dataset. Arrays are read with the package.
     """
 
     def __init__(self, root):
@@ -185,7 +185,7 @@ class ZarrStore(FolderStore):
         return Metadata(path, _read_object(path))
 
     def _can_lack_metadata(self, patch):
-        # In format 2 attributes are a file of their own.
+        # In format 2, attributes are a separate file.
         return os.path.exists(f"{self.folder}/{patch}/.zgroup") or not self.has(patch)
 
     def missing(self, patch):
@@ -203,7 +203,7 @@ def _zarr():
 
 
 def _names_in(folder):
-    """Names of the folders in a folder that are called as patches or acquisitions are."""
+    """Names of the folders in a folder that have names of patches or acquisitions."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir()]
@@ -212,7 +212,7 @@ def _names_in(folder):
 
 
 def _has_chunk(path):
-    """Whether the array at this path exists and has a chunk. One without chunks reads as its fill value."""
+    """Whether the array at this path exists and has a chunk. An array without chunks reads as its fill value."""
     try:
         names = set(os.listdir(path))
     except OSError:
@@ -221,14 +221,14 @@ def _has_chunk(path):
 
 
 def _read_array(path, max_nonfinite):
-    """The array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
+    """Reads an array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
     zarr = _zarr()
     try:
         array = zarr.open_array(path, mode="r")
         held = f"{array.dtype} of shape {array.shape}"
         usable = array.dtype.kind == "f" and array.size <= MOST_PIXELS
         values = array[:].astype(np.float32, copy=False) if usable else None
-    except Exception as error:  # of damaged metadata, the package raises whatever comes to pass
+    except Exception as error:  # for damaged metadata, the package raises errors of many types
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
     if values is None:
@@ -238,7 +238,7 @@ def _read_array(path, max_nonfinite):
 
 
 def open_store(root):
-    """Where the patches are: a Zarr store, or folders. Raises DataError for a Zarr store without them."""
+    """The ZarrStore or FolderStore under a folder. Raises DataError for a Zarr store without patches."""
     if any((root / marker).exists() for marker in ("zarr.json", ".zgroup", ".zmetadata", "sentinel1")):
         if not (root / "sentinel1").is_dir():
             raise DataError(f"{root}: this Zarr store has no group sentinel1; check --data_path")
@@ -270,10 +270,10 @@ def _of_each(read, patches):
 
 
 def _read_all_labels(store, patches, level=logging.INFO):
-    """((N, 19) uint8, all 0 where nothing says them; (N,) bool, which patches are absent).
+    """Returns (labels (N, 19) uint8, 0 for patches without any; (N,) bool, which patches do not exist).
 
-    Raises DataError for labels that cannot be read: count and the first five. level: at which those are logged that nothing
-    says.
+    level: log level for patches without labels. Raises DataError for labels that cannot be read: the count and the
+    first five.
     """
     labels = _of_each(store.labels, patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
@@ -287,7 +287,8 @@ def _read_all_labels(store, patches, level=logging.INFO):
     unsaid = [patch for patch, label, gone in zip(patches, labels, absent) if label is None and not gone]
     if unsaid:
         log.log(
-            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their JSON files",
+            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their "
+            "JSON files",
             store.folder, len(unsaid), len(patches), unsaid[0],
         )  # fmt: skip
     nothing = np.zeros(len(CLASSES), np.uint8)
@@ -298,7 +299,7 @@ def _read_all_labels(store, patches, level=logging.INFO):
 
 
 def every_patch(store):
-    """Listing of all patches there are, sorted by name. Raises DataError if there are none."""
+    """The Listing of all patches that exist, sorted by name. Raises DataError if there are none."""
     names = store.patches()
     place = f"{store.folder.name}/"
     if not names:
@@ -310,7 +311,7 @@ def every_patch(store):
 
 
 def _default_lists(root, store, split):
-    """Paths of the split's lists; none if there are no lists at all and the split can do without."""
+    """Paths of the split's lists; [] if there are no lists and the split does not need them."""
     for folder in places_of_lists(root, root if isinstance(store, ZarrStore) else store.folder, INNER):
         if any((folder / f"benv1_{part}.csv").exists() for part in ("train", "val", "test", "train_val")):
             lists = split_lists(folder, "benv1", split)
@@ -325,9 +326,9 @@ def _default_lists(root, store, split):
 
 
 def read_list(path, place, id_col=None):
-    """(Listing by the names of one split list, whether they are S2 names); place: what messages call it.
+    """Reads a split list. Returns (Listing, whether its names are S2 names). place: its name in messages.
 
-    Raises DataError for a list that cannot be read, holds no patch, or holds names that cannot be names.
+    Raises DataError for a list that cannot be read, has no patches, or has invalid names.
     """
     lines, names, are_s2 = _read_names(path, id_col)
     if not names:
@@ -337,9 +338,9 @@ def read_list(path, place, id_col=None):
 
 
 def patches_by_s2_name(store, unreadable=None):
-    """{S2 name: S1 name} of every patch, from their metadata: one cannot be derived from the other.
+    """{S2 name: S1 name} of all patches, from their metadata, because the names cannot be derived from each other.
 
-    unreadable: a list that takes the DataErrors of metadata that cannot be read; without, the first one is raised.
+    unreadable: a list to which DataErrors of unreadable metadata are added; None raises the first one.
     """
     patches = store.patches()
     log.info("%s: reading the metadata of %d patches for their S2 names", store.folder, len(patches))
@@ -359,7 +360,7 @@ def patches_by_s2_name(store, unreadable=None):
 
 
 def _by_s1_name(listing, are_s2, store, by_s2_name):
-    """A listing by S1 names. by_s2_name() → {S2 name: S1 name} of every patch."""
+    """Converts a listing to S1 names. by_s2_name: function that returns {S2 name: S1 name} of all patches."""
     if not are_s2:
         return listing
     pairs, names = by_s2_name(), listing.ids.tolist()
@@ -368,15 +369,15 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
         raise data_error(
             f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
             lost,
-            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which --skip_missing "
-            "leaves out what is missing",
+            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which "
+            "--skip_missing leaves out what is missing",
         )
     return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))
 
 
 def _read_names(path, id_col):
     """(1-based lines, names, whether they are S2 names) of a split list."""
-    # Tuples, as the garbage collector would visit half a million lists again and again.
+    # Tuples, because the garbage collector would visit half a million lists repeatedly.
     rows = [(line, tuple(row)) for line, row in read_csv_rows(path)]
     column = _name_column(path, rows[:2], id_col)
     if rows and not any(S1_START.match(cell) or S2_START.match(cell) for cell in _cells(rows[0])):
@@ -395,7 +396,7 @@ def _cells(numbered_row):
 
 
 def _name_column(path, first_rows, id_col):
-    """The column with the patch names: the given one; else, in the first two rows, the one with S1 or else S2 names."""
+    """The column of the patch names: id_col, else the column with S1 names, else S2 names, in the first two rows."""
     if id_col is not None:
         if id_col < 0:
             raise DataError(f"{path}: has no column {id_col}; --id_col counts from 0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v2 (reBEN), Sentinel-1: folders or the LMDB; metadata as the official parquet files or CSV dumps of them."""
+"""BigEarthNet v2 (reBEN), Sentinel-1: folders or the LMDB, with the official parquet files or CSV dumps of them."""
 
 import logging
 from collections import Counter
@@ -11,29 +11,31 @@ import pyarrow.parquet as pq
 from common.errors import DataError, data_error, quoted
 from sarwmix.bigearthnet import (
     CLASSES,
-    S1_NAME,
     BigEarthNet,
-    Listing,
+    LmdbStore,
     PatchFolders,
+    is_lmdb,
+    labelled,
+    multi_hot,
+    parse_labels,
+)
+from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
+from sarwmix.listing import (
+    PARTS,
+    S1_NAME,
+    Listing,
     as_paths,
     check_names,
     check_root,
     check_split,
     join_listings,
-    labelled,
-    multi_hot,
-    parse_labels,
     place_name,
     read_csv_rows,
     split_lists,
 )
-from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
-from sarwmix.lmdb_store import LmdbStore, is_lmdb
 
 IMAGES = "BigEarthNet-S1"
 OFFICIAL, SNOW_CLOUD = "metadata.parquet", "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
-PARTS = {split: (split,) for split in ("train", "val", "test")}
-PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +43,17 @@ log = logging.getLogger(__name__)
 class BigEarthNetv2(BigEarthNet):
     """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder that holds BigEarthNet-S1/ (for other layouts see `find_layout`), else the authors' LMDB or a folder
-    that holds one.
-    split: train, val (or validation), test, train_val, all.
+    root: the folder with BigEarthNet-S1/ in it (other layouts: `find_layout`), or the authors' LMDB, or a folder with
+    one. split: train, val (or validation), test, train_val, all.
     metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
-    in root, else the split's benv2_*.csv there; they may also lie in the folder of images or the LMDB, and, if root is
-    that folder, beside it. Files with a `split` column are filtered by it, also those given here: split="all" takes every
-    row. A CSV without that column is taken whole, for whatever split it is given.
-    keep_unlabelled: a patch without a label stays, all its 19 labels 0, and the column of labels may be absent; or it is
-    dropped (supervised work).
-    include_snow_cloud: the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which lies where
-    metadata.parquet does, come after those of the official metadata.
-    id_col: number (0-based) of the column with the S1 names, for files that do not call it s1_name.
+    in root, else the split's benv2_*.csv in root. These may also be in the folder of images or the LMDB, and, if root
+    is that folder, beside it. Files with a `split` column are filtered by it, also those given here; split="all" takes
+    all rows. All rows of a CSV without that column are used, for any split.
+    keep_unlabelled: keeps patches without a label, whose 19 labels are then 0; the column of labels may be absent.
+    False drops them, for supervised training.
+    include_snow_cloud: appends the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which is in the
+    folder of metadata.parquet.
+    id_col: number (0-based) of the column with the S1 names, if it is not named s1_name.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for metadata that cannot be used; `check_files` and `check_units` look at the images.
     Source: Clasen et al., reBEN: Refined BigEarthNet, 2025.
@@ -67,20 +68,20 @@ class BigEarthNetv2(BigEarthNet):
         root, split = check_root(root), check_split(split)
         store = _find_store(root)
         if metadata is None:
-            self.metadata = _default_metadata(root, store, split, include_snow_cloud)
+            metadata = _default_metadata(root, store, split, include_snow_cloud)
         elif include_snow_cloud:
             raise DataError(
                 "--include_snow_cloud goes with the default metadata; name its file with --metadata as well"
             )
         else:
-            self.metadata = as_paths(metadata)
+            metadata = as_paths(metadata)
         if store is None:
             raise DataError(
                 f"{root / IMAGES}: no such folder, no folder with patches is in {root}, and no LMDB (data.mdb); "
                 f"{_content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
             )
         parts, listed, counts = [], Counter(), []
-        for path in self.metadata:
+        for path in metadata:
             listing, splits = read_metadata(path, place_name(path, root), id_col, need_labels=not keep_unlabelled)
             listed.update(splits)
             counts.append(len(listing.ids))
@@ -88,30 +89,30 @@ class BigEarthNetv2(BigEarthNet):
         listing = join_listings(parts)
         if len(listing.ids) == 0:
             raise DataError(
-                f"{', '.join(map(str, self.metadata))}: no row of split '{split}' (rows: "
+                f"{', '.join(map(str, metadata))}: no row of split '{split}' (rows: "
                 f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
                 "choose another split, or give other metadata"
             )
-        empty = [str(path) for path, count in zip(self.metadata, counts) if count == 0]
+        empty = [str(path) for path, count in zip(metadata, counts) if count == 0]
         if empty:
             raise data_error(
                 f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again"
             )
         unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
         if unlabelled and not keep_unlabelled:
-            listing = labelled(listing, ", ".join(map(str, self.metadata)))
+            listing = labelled(listing, ", ".join(map(str, metadata)))
         elif unlabelled:
             log.info("%d of %d patches have no label, and stay", unlabelled, len(listing.ids))
-        super().__init__(root, split, store, listing, max_nonfinite)
+        super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
 
 # ---- Where images and metadata are ---------------------------------------------------------------
 
 
 def _find_store(root):
-    """The folders if BigEarthNet-S1 is there, else the LMDB, else folders in another layout; None if there is nothing.
+    """The store under a folder: BigEarthNet-S1, else an LMDB, else folders in another layout; None if there is none.
 
-    Raises DataError for more than one.
+    Raises DataError if there are several.
     """
     if not (root / IMAGES).is_dir():
         found = [root] if is_lmdb(root) else [folder for folder in folders_in(root) if is_lmdb(folder)]
@@ -123,7 +124,7 @@ def _find_store(root):
             return LmdbStore(found[0])
     layout = find_layout(root, IMAGES, acquisitions=True)
     if layout is None and (root / IMAGES).is_dir():
-        layout = Layout(root / IMAGES, acquisitions=True)  # without any patch, which check_files will say
+        layout = Layout(root / IMAGES, acquisitions=True)  # it has no patch, which check_files reports
     return layout and PatchFolders(layout)
 
 
@@ -133,7 +134,7 @@ def _content_of(root):
 
 
 def _default_metadata(root, store, split, include_snow_cloud):
-    """metadata.parquet, else the CSV dumps of the split; then the snow and cloud patches. Raises DataError if one lacks."""
+    """Paths of metadata.parquet, else the split's CSV dumps; then of the snow and cloud patches. Raises DataError."""
     for folder in [root] if store is None else places_of_lists(root, store.folder, IMAGES):
         official = folder / OFFICIAL
         chosen = [official] if official.exists() else split_lists(folder, "benv2", split)
@@ -142,13 +143,13 @@ def _default_metadata(root, store, split, include_snow_cloud):
             return chosen + ([snow_cloud_beside(official)] if include_snow_cloud else [])
     beside = " or beside it" if store is not None and store.folder == root else ""
     raise DataError(
-        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, or name "
-        "them with --metadata"
+        f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, "
+        "or name them with --metadata"
     )
 
 
 def snow_cloud_beside(official):
-    """Path of the second metadata file, in the folder of the official one. Raises DataError if it is not there."""
+    """Path of the second metadata file, beside the official one. Raises DataError if it does not exist."""
     path = official.parent / SNOW_CLOUD
     if not path.exists():
         raise DataError(f"{path}: does not exist; copy it there, or leave --include_snow_cloud out")
@@ -163,9 +164,9 @@ def is_parquet(path):
 
 
 def read_metadata(path, place, id_col, need_labels=True):
-    """(Listing of every row, split of every row or () if the file has no such column); place: its name in messages.
+    """Reads a metadata file. Returns (Listing of all rows, their splits, or () if the file has no such column).
 
-    need_labels: whether a file without a column of labels is an error; rows may be without a label in any case.
+    place: name of the file in messages. need_labels: the column of labels must exist; its cells may be empty anyway.
     """
     read = _read_parquet if is_parquet(path) else _read_csv
     lines, names, labels, splits = read(path, id_col, need_labels)
@@ -189,12 +190,13 @@ def read_metadata(path, place, id_col, need_labels=True):
 
 
 def _columns(path, header, id_col, need_labels):
-    """Numbers of the columns with the S1 name, the labels and the split (or None). Raises DataError if one lacks."""
+    """Numbers of the columns of the S1 name, the labels and the split; None if absent. Raises DataError."""
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
     if id_col is not None and S1_NAME.fullmatch(header[id_col]):
         raise DataError(
-            f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns above it"
+            f"{path}: has no header, its first row names {quoted(header[id_col])}; write the names of the columns "
+            "above it"
         )
     for name in (*(("s1_name",) if id_col is None else ()), *(("labels",) if need_labels else ())):
         if name not in header:
@@ -227,10 +229,10 @@ def _read_parquet(path, id_col, need_labels):
 
 
 def _numbered_lists(column):
-    """Labels of a parquet file as `_encode` takes them: tuples of names, or a text where there is no list.
+    """Labels of a parquet file as `_encode` takes them: tuples of names, or text if a cell is not a list.
 
-    column: Arrow array. Half a million Python lists would take seconds, so whole lists are told apart by the bytes that
-    stand for their names, where these are all there and so few that a byte can stand for each.
+    column: Arrow array. Half a million Python lists would take seconds. If there are at most 256 different names and no
+    nulls, each list is therefore represented by bytes, one for each name.
     """
     if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type) and not column.null_count:
         names = column.flatten().dictionary_encode()
@@ -246,13 +248,13 @@ def _numbered_lists(column):
 
 
 def _numbered(values):
-    """(number of each value, the different values in the order of their numbers)."""
+    """Returns (the number of each value, the different values in the order of their numbers)."""
     numbers = Numbers()
     return [numbers[value] for value in values], list(numbers)
 
 
 class Numbers(dict):
-    """Numbers from 0 of different values, in the order that they are asked for: numbers[value]."""
+    """numbers[value]: numbers different values from 0, in the order of their first access."""
 
     def __missing__(self, value):
         return self.setdefault(value, len(self))
@@ -290,9 +292,9 @@ def _read_csv(path, id_col, need_labels):
 
 
 def _encode(numbers, distinct, where):
-    """(N, 19) uint8. distinct: the few thousand different tuples of names or printed lists; numbers (N,): the one of each row.
+    """Encodes labels as (N, 19) uint8; rows without a name are 0.
 
-    Without a name in it, all labels of a row are 0.
+    distinct: the few thousand different tuples of names or printed lists; numbers (N,): the index of each row in it.
     """
     table, problems = np.zeros((len(distinct), len(CLASSES)), np.uint8), {}
     for number, value in enumerate(distinct):
@@ -311,7 +313,7 @@ def _encode(numbers, distinct, where):
 
 
 def _of_split(listing, splits, split, path):
-    """The rows of the split, all if the file does not say."""
+    """The rows of the split; all rows if the file has no splits."""
     if len(splits) == 0:
         log.info("%s has no split column: all its %d rows are taken as split %s", path, len(listing.ids), split)
         return listing

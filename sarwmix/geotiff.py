@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads one band of a GeoTIFF, and says which file it was when that fails."""
+"""Reading one band of a GeoTIFF, with errors that name the file."""
 
 import logging
 import os
@@ -12,11 +12,11 @@ from common.errors import DataError
 from common.packages import PACK_ELSEWHERE, load
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
-MOST_PIXELS = 2**26  # of an image; its header may be damaged
+MOST_PIXELS = 2**26  # of an image; a damaged header may claim more
 
 
 def check_nonfinite(values, source, max_nonfinite):
-    """DataError naming `source` if more than the fraction `max_nonfinite` of the values is NaN or infinite."""
+    """Raises DataError, which names `source`, if more than `max_nonfinite` of the values are NaN or infinite."""
     fraction = (values.size - np.count_nonzero(np.isfinite(values))) / max(values.size, 1)
     if fraction > max_nonfinite:
         raise DataError(
@@ -27,14 +27,14 @@ def check_nonfinite(values, source, max_nonfinite):
 
 @cache
 def load_rasterio():
-    """The package. It logs what GDAL says of a file, which its exceptions say too, and so do the messages made of them."""
+    """The package rasterio, with its log silenced: its exceptions say the same, and so do our messages."""
     rasterio = load("rasterio", "reading GeoTIFFs", PACK_ELSEWHERE)
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
     return rasterio
 
 
 def _band_number(src, path, band):
-    """1-based number of the wanted band: the only one, or the one that is described by the wanted name."""
+    """1-based number of the wanted band: the only one, or the one whose description is the wanted name."""
     names = [(description or "").strip().upper() for description in src.descriptions]
     if src.count == 1:
         if band and names[0] in POLARISATIONS and names[0] != band:
@@ -50,20 +50,20 @@ def _band_number(src, path, band):
 
 
 def read_band(path, max_nonfinite=0.01, band=None, integers=True):
-    """One band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
+    """Reads one band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
 
-    Pixels that are NaN or infinite stay as they are, up to the fraction `max_nonfinite` of the image; what takes their
-    place is decided where batches are prepared.
-    band: name of the wanted band ("VH"). A file of several bands is read only if exactly one is described by it; bands
-    are never taken by position.
-    integers: whether the file may hold them. Values in dB are not integers, but counts, or dB times a factor, are.
-    Raises DataError, which names the file: missing, unreadable, corrupt or truncated, several bands, more pixels than
-    can be, another type, too many non-finite pixels; or rasterio is not installed.
+    max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading fails. Up to it, they are kept; the
+    preparation of batches replaces them.
+    band: name of the wanted band ("VH"). A file with several bands is read only if exactly one of them has this
+    description; bands are never selected by position.
+    integers: whether integer types are accepted. Values in dB are not integers, but counts, or dB times a factor, are.
+    Raises DataError, which names the file, if it is missing, unreadable, corrupt or truncated, or has several bands,
+    too many pixels, another type or too many non-finite pixels; also if rasterio is not installed.
     """
     rasterio = load_rasterio()
     try:
-        # Where the image lies is not needed: parsing its coordinate system takes longer than all the rest, and looking
-        # for sidecar files lists the folder, which a parallel file system is slow at.
+        # The position of the image is not needed. Parsing its coordinate system takes longer than everything else, and
+        # looking for sidecar files lists the folder, which is slow on a parallel file system.
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where the GeoTIFFs of BigEarthNet lie under a folder, in whatever way the archives were unpacked.
+"""Detects the folder layout of the GeoTIFFs of BigEarthNet, which depends on how the archives were unpacked.
 
-A layout is detected once, when a dataset is opened, by listing a few folders. The names of patches come from the metadata.
+The layout is detected once, when a dataset is opened, by listing a few folders. Names of patches come from the
+metadata.
 """
 
 import logging
@@ -15,15 +16,18 @@ from common.errors import data_error
 
 SUFFIXES = (".tif", ".tiff", ".TIF", ".TIFF")
 S1_START = re.compile(r"S1[A-Z]_")
-ENOUGH = 4  # folders with patches that are looked into, at most
-LISTED = 1000  # entries of a folder that are listed, at most: there may be half a million
+ENOUGH = 4  # at most so many folders with patches are examined
+LISTED = 1000  # at most so many entries of a folder are listed, which may have half a million
 SHOWN = 3  # entries that a message shows
 
 log = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
-    """Patches in a folder: [<acquisition>/]<patch>/<patch>_{VH,VV}<suffix>. An acquisition is its patches' name without 3 parts."""
+    """Patches in a folder: [<acquisition>/]<patch>/<patch>_{VH,VV}<suffix>.
+
+    The name of an acquisition is that of its patches without their last three parts.
+    """
 
     folder: Path
     acquisitions: bool
@@ -38,12 +42,12 @@ class Layout(NamedTuple):
 
 
 def find_layout(root, name, acquisitions):
-    """The one Layout of the images under a folder, or None where there are none.
+    """The Layout of the images under a folder, or None if there are no images.
 
-    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Looked at in
-    this order, until something is found: root/name, root/name/name (extracted twice), root itself, and the same of the
-    folders in root. In a folder that has the official layout no other is looked for.
-    Raises DataError where several would do.
+    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Searched
+    in this order, until images are found: root/name, root/name/name (extracted twice), root itself, and the first two
+    in each folder of root. A folder with the official layout is not searched for others.
+    Raises DataError if there are several layouts.
     """
 
     def in_named(folder):
@@ -66,7 +70,7 @@ def find_layout(root, name, acquisitions):
 
 
 def folders_in(folder):
-    """The folders in a folder, sorted, of its first LISTED entries. None for a folder that cannot be listed."""
+    """The folders among the first LISTED entries of a folder, sorted; [] if it cannot be listed."""
     return [Path(folder, entry.name) for entry in _entries(folder) if _is_folder(entry)]
 
 
@@ -86,7 +90,7 @@ def _is_folder(entry):
 
 
 def _layouts_in(folder, acquisitions):
-    """Layouts of the first few folders with patches in this folder; the official one alone, if it is among them."""
+    """The layouts of the first few folders with patches in this folder; only the official one, if it is among them."""
     found = {}
     for entry in _entries(folder):
         if len(found) >= ENOUGH:
@@ -111,7 +115,7 @@ def _patches_of(acquisition):
 
 
 def _suffix_of(patch):
-    """The suffix of the images in a folder (os.DirEntry), if it is one of a patch, else None."""
+    """The suffix of the images of a patch, or None if this folder (os.DirEntry) is not one of a patch."""
     names = {entry.name for entry in _entries(patch)}
     return next(
         (suffix for suffix in SUFFIXES if any(f"{patch.name}_{channel}{suffix}" in names for channel in ("VH", "VV"))),
@@ -120,9 +124,9 @@ def _suffix_of(patch):
 
 
 def places_of_lists(root, images, name):
-    """Folders in which lists and metadata are looked for: root, those from it to the folder `images`, and maybe the one above.
+    """The folders in which lists and metadata are searched: root, and those from it to the folder `images`.
 
-    That one is looked into where root is, or is called as, the folder of images.
+    If root is the folder of images, or has its name, the folder above root is searched as well.
     """
     inner = [root.joinpath(*images.relative_to(root).parts[:k]) for k in range(len(images.relative_to(root).parts) + 1)]
     above = images == root or root.absolute().name == name
@@ -130,7 +134,7 @@ def places_of_lists(root, images, name):
 
 
 def whereabouts(path):
-    """For a message about a file that is not there, or empty: its path, and what is in the nearest folder above that is there."""
+    """For a message about a missing or empty file: its path, and what the nearest existing folder holds."""
     path = Path(path)
     if path.is_file():
         return f"{path} is empty"

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Sums of pixel values that can be joined: mean, standard deviation, range and histogram per channel."""
+"""Mean, standard deviation, range and histogram of pixel values per channel, accumulated and merged exactly."""
 
 import numpy as np
 
-LOWEST, HIGHEST, BIN = -80.0, 40.0, 0.1  # dB, of the histogram; one bin more on each side for what lies beyond
+LOWEST, HIGHEST, BIN = -80.0, 40.0, 0.1  # dB, of the histogram; one more bin on each side counts the values beyond
 BINS = round((HIGHEST - LOWEST) / BIN)
 
 
-class Tally:
-    """Figures of the pixels of images in dB, for each of two channels.
+class Moments:
+    """Statistics of the pixels of images in dB, for each of two channels.
 
-    floor_db: the value that stands for "no backscatter", counted as no data and in nothing else; None if there is none.
-    Attributes, (2,) each: count of the pixels that the figures are made of, mean and m2 (sum of squared deviations from
-    it) as float64, lowest, highest; nodata (NaN, or floor_db) and infinite, counts of the others; histogram (2, BINS + 2).
+    floor_db: value of pixels without backscatter, which count as no data; None if there is none.
+    Attributes, (2,) each: count, the number of pixels in the statistics; mean and m2 (sum of squared deviations from
+    the mean), float64; lowest; highest; nodata (NaN or floor_db) and infinite, the numbers of other pixels. histogram
+    is (2, BINS + 2).
     """
 
     FIELDS = ("count", "mean", "m2", "lowest", "highest", "nodata", "infinite", "histogram")
@@ -25,7 +26,7 @@ class Tally:
         self.histogram = np.zeros((2, BINS + 2), np.int64)
 
     def add(self, image):
-        """Count an image, (2, H, W) float32 in dB."""
+        """Adds an image, (2, H, W) float32 in dB."""
         for channel, values in enumerate(image.reshape(2, -1)):
             lost = (
                 np.isnan(values) if self.floor_db is None else np.isnan(values) | (values == np.float32(self.floor_db))
@@ -41,7 +42,7 @@ class Tally:
                 self.histogram[channel] += np.bincount(bins, minlength=BINS + 2)
 
     def merge(self, other):
-        """Count everything that another Tally has counted."""
+        """Adds everything that another Moments has counted."""
         for channel in range(2):
             if other.count[channel]:
                 self._join(
@@ -64,7 +65,7 @@ class Tally:
     def summary(self):
         """{"mean", "std", "min", "max": in dB, "pixels", "nodata", "infinite": counts}, each a list over the channels.
 
-        std is that of the population. Mean, std and range are None where there is no pixel.
+        std is the population standard deviation. Mean, std and range are None for a channel without pixels.
         """
         some = self.count > 0
         std = np.sqrt(self.m2 / np.maximum(self.count, 1))
@@ -77,7 +78,7 @@ class Tally:
         }
 
     def histogram_dict(self):
-        """The histogram as plain values: bin i counts the pixels from lowest + i·width to below lowest + (i + 1)·width dB."""
+        """The histogram as plain values; bin i counts pixels in [lowest + i·width, lowest + (i + 1)·width) dB."""
         return {
             "lowest": LOWEST,
             "width": BIN,
@@ -87,12 +88,12 @@ class Tally:
         }
 
     def to_dict(self):
-        """All there is, as plain values; floats survive exactly."""
+        """All attributes as plain values, from which `from_dict` restores the same object; floats are kept exactly."""
         return {"floor_db": self.floor_db, **{name: getattr(self, name).tolist() for name in self.FIELDS}}
 
     @classmethod
     def from_dict(cls, values):
-        tally = cls(values["floor_db"])
+        moments = cls(values["floor_db"])
         for name in cls.FIELDS:
-            setattr(tally, name, np.array(values[name], getattr(tally, name).dtype))
-        return tally
+            setattr(moments, name, np.array(values[name], getattr(moments, name).dtype))
+        return moments

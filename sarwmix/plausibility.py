@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Whether values can be Sentinel-1 backscatter in dB: every limit, and where it comes from.
+"""Checks whether values can be Sentinel-1 backscatter in dB: all limits, and their sources.
 
-There are two kinds of limits. Those of pixels hold for every image that is read (`check_decibels`, `check_linear`). Those
-of samples hold for figures over whole images (`judge`): of the first look at a dataset, of a part of a packed store, of a
-split. What Sentinel-1 cannot measure is an error; what it hardly ever measures is a warning.
+Limits of pixels apply to every image that is read (`check_decibels`, `check_linear`). Limits of statistics apply to
+whole images (`judge`): to samples of a dataset before training, a part of a packed store, a split. Values that
+Sentinel-1 cannot measure are an error; values that it hardly ever measures are a warning.
 
-Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 12 chips; SEN12MS-CR, 2; TerraMind, 5; others,
-3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of them sea;
-others, 5), and on simulated scenes and floods, which lie within these ranges:
+Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 12 chips; SEN12MS-CR, 2; TerraMind, 5;
+others, 3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of
+them sea; others, 5), and on simulated scenes and floods, which lie within these ranges:
     mean of an image    VH -31.7 (calm sea) … -14.1 (forest), VV -31.0 (calm sea) … -7.9 (town)
     VV above VH         4.8 … 10.6 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
     standard deviation  1.9 … 7.5 dB of an image
@@ -22,19 +22,16 @@ import logging
 import numpy as np
 
 from common.errors import DataError
+from sarwmix.listing import CHANNELS
 
-CHANNELS = ("VH", "VV")
-FIRST_LOOK = ("mean", "std", "min", "max")  # what a run records of the figures
+FIRST_LOOK = ("mean", "std", "min", "max")  # the statistics that a run records
 
 # of a pixel
-DARK_DB, MOST_DARK = (
-    -100.0,
-    1e-3,
-)  # Noise is below -100 dB in 3e-9 of the pixels: a share as large as this is not noise.
-DARKEST_DB = -150.0  # Near 0, linear values are spread evenly: noise comes so low in 3e-14 of the pixels.
+DARK_DB, MOST_DARK = -100.0, 1e-3  # Noise is below -100 dB in 3e-9 of the pixels, far less than this share.
+DARKEST_DB = -150.0  # Linear values are evenly distributed near 0: noise is so low in 3e-14 of the pixels.
 BRIGHTEST_DB = 60.0  # The largest digital number, 65535, is 47 dB at a calibration constant of 300.
 LEAST_LINEAR = -1.0  # Subtracted noise is -22 dB, or 0.006, at most (ESA, Sentinel-1 User Handbook).
-FLOOR_DB = -60.0  # Our own: what stands for no backscatter and no data where linear values are read.
+FLOOR_DB = -60.0  # Our choice: the value of pixels without backscatter or data in datasets of linear values.
 
 # of the mean of whole images
 BRIGHTEST_MEAN = (-5.0, 0.0)  # VH, VV: 9 and 8 dB above the brightest images measured
@@ -44,9 +41,10 @@ FAR_DB = 5.0  # from the expected mean: one standard deviation of all pixels
 STD_RATIO = 3.0  # to the expected one, or of it; the published std of benv1 is 1.7 times too small
 COMMON, AROUND = 0.01, 10  # share of the pixels in one bin of a histogram above any of the AROUND bins on each side
 
-USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2, to recognise values where nothing else is expected
+USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2: the default for `expected` below
 
-# What values may be instead of dB, with the remedy; the mean and std (2,) that they would have as dB. M, S: expected ones.
+# (what the values may be instead of dB, and the remedy; function to the mean and std (2,) that they would have in dB).
+# m, s: their mean and std; M, S: the expected ones.
 READINGS = (
     ("dB times 10; divide them by 10", lambda m, s, M, S: (m / 10, s / 10)),
     ("dB times 100; divide them by 100", lambda m, s, M, S: (m / 100, s / 100)),
@@ -69,18 +67,19 @@ log = logging.getLogger(__name__)
 def check_decibels(
     image, name, remedy="store 10*log10(value), as the dataset's authors do, or check --dataset and --data_path"
 ):
-    """DataError if an image (2, …), NumPy in dB, has values that no pixel can have.
+    """Raises DataError if an image (2, …), a NumPy array in dB, has values that no pixel can have.
 
-    NaN and infinite values are left out. name: channel → what messages call it. remedy: against linear values.
+    NaN and infinite values are ignored. name: function from a channel to its name in messages. remedy: for linear
+    values.
     """
     pixels = tuple(range(1, image.ndim))
     for channel, values, lowest, highest in zip(CHANNELS, image, image.min(pixels), image.max(pixels)):
-        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):  # seldom, NaN included: look closely
+        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):  # rare; also if there is a NaN
             _check_channel(values[np.isfinite(values)], values.size, name(channel), channel, remedy)
 
 
 def _check_channel(values, size, name, channel, remedy):
-    if values.size > size / 2 and values.min() >= 0 and values.any():  # 0 everywhere is no data, not linear
+    if values.size > size / 2 and values.min() >= 0 and values.any():  # 0 everywhere means no data, not linear values
         raise DataError(f"{name}: {channel} is never negative, so it looks linear, but is read as dB; {remedy}")
     dark, bright = values < DARK_DB, values > BRIGHTEST_DB
     if np.count_nonzero(dark) > MOST_DARK * values.size or (values < DARKEST_DB).any():
@@ -97,9 +96,10 @@ def _check_channel(values, size, name, channel, remedy):
 
 
 def check_linear(image, name):
-    """DataError if an image (2, …) of linear backscatter has values that no pixel can have. name: as above.
+    """Raises DataError if an image (2, …) of linear backscatter has values that no pixel can have.
 
-    NaN and infinite values are left out. Values of 0 and slightly below it are those of noise, or of no data.
+    NaN and infinite values are ignored. Noise and missing data have values of 0 and slightly below. name: as in
+    `check_decibels`.
     """
     most = 10 ** (BRIGHTEST_DB / 10)
     for channel, values in zip(CHANNELS, image):
@@ -108,8 +108,8 @@ def check_linear(image, name):
         values = values[np.isfinite(values)]
         if np.count_nonzero(values < 0) > values.size / 2:
             raise DataError(
-                f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; store "
-                "10**(dB/10)"
+                f"{name(channel)}: {channel} is mostly negative, so it looks like dB, but pairs are stored linear; "
+                "store 10**(dB/10)"
             )
         low, high = values < LEAST_LINEAR, values > most
         if low.any():
@@ -121,15 +121,17 @@ def check_linear(image, name):
 
 
 def _beyond(name, channel, which, limit, value, unit):
-    """The error about these pixels of a channel. unit: what they may be if they are most of it."""
-    value = f"{value:g}" if abs(value) < 1e6 else str(value)  # with all its digits, as a tag must have it
+    """The error about some pixels of a channel. unit: what the values may be if these are most of the pixels."""
+    value = f"{value:g}" if abs(value) < 1e6 else str(value)  # all digits, because a tag needs the exact value
     cause = (
         f"they look like {unit}"
         if which.mean() > 0.5
-        else f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store NaN in its place"
+        else f"if it is a no-data value that lost its tag, restore it (gdal_edit.py -a_nodata {value} FILE) or store "
+        "NaN in its place"
     )
     return DataError(
-        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter cannot be; {cause}"
+        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter "
+        f"cannot be; {cause}"
     )
 
 
@@ -137,10 +139,10 @@ def _beyond(name, channel, which, limit, value, unit):
 
 
 def judge(source, figures, expected=None, histogram=None):
-    """Decide whether figures over whole images can be those of Sentinel-1. Raises DataError; logs what may be wrong.
+    """Checks whether statistics over whole images can be those of Sentinel-1. Raises DataError; logs warnings.
 
-    source: what messages call the images. figures, histogram: of `Tally.summary` and `Tally.histogram_dict`. expected:
-    (mean, std) that the images will be standardised with, (2,) each.
+    source: name of the images in messages. figures, histogram: of `Moments.summary` and `Moments.histogram_dict`.
+    expected: (mean, std), (2,) each, with which the images will be standardised.
     """
     fault = find_fault(figures, expected)
     if fault:
@@ -150,9 +152,9 @@ def judge(source, figures, expected=None, histogram=None):
 
 
 def check_batch(batch, expected):
-    """DataError if a batch (2, B, H, W), NumPy in dB without NaN, cannot be Sentinel-1. expected: as in `judge`.
+    """Raises DataError if a batch (2, B, H, W), a NumPy array in dB without NaN, cannot be Sentinel-1 data.
 
-    Of pixels that are no darker than FLOOR_DB, as floods have large parts without data.
+    Only pixels above FLOOR_DB count, because images of floods have large areas without data. expected: as in `judge`.
     """
     check_decibels(batch, "batch, {}".format, "give 10*log10(value)")
     seen = [values[values > FLOOR_DB] for values in batch]
@@ -165,7 +167,7 @@ def check_batch(batch, expected):
 
 
 def find_fault(figures, expected=None):
-    """What cannot be, and what to do, as the end of a message; None if there is nothing. Arguments: as in `judge`."""
+    """The end of an error message: what is impossible, and the remedy; None if nothing is. Arguments: as in `judge`."""
     mean = figures["mean"]
     for k, (channel, brightest) in enumerate(zip(CHANNELS, BRIGHTEST_MEAN)):
         extreme = [
@@ -180,8 +182,8 @@ def find_fault(figures, expected=None):
             )
         if mean[k] is not None and not DARKEST_MEAN <= mean[k] <= brightest:
             return (
-                f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and {brightest:g} dB; "
-                f"{_reading(figures, expected) or 'check the units of the files'}"
+                f"{channel} is {_shown(mean[k])} dB on average, but images are between {DARKEST_MEAN:g} and "
+                f"{brightest:g} dB; {_reading(figures, expected) or 'check the units of the files'}"
             )
         if figures["nodata"][k] > figures["pixels"][k]:
             return f"{channel} has no data, or nothing above 0, in most pixels; restore the images"
@@ -191,7 +193,7 @@ def find_fault(figures, expected=None):
 
 
 def find_doubts(figures, expected=None, histogram=None):
-    """What may be wrong, and what to do: ends of messages. Arguments: as in `judge`."""
+    """Yields the ends of warnings: what may be wrong, and the remedy. Arguments: as in `judge`."""
     mean, std = figures["mean"], figures["std"]
     if None in mean:
         return
@@ -203,16 +205,16 @@ def find_doubts(figures, expected=None, histogram=None):
             "them with --mean and --std"
         )
         yield (
-            f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std {_pair(expected[1])} that "
-            f"the input is standardised with; {remedy}"
+            f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std "
+            f"{_pair(expected[1])} that the input is standardised with; {remedy}"
         )
     if max(map(abs, figures["max"])) < 1e-6:
         yield "the greatest value of VH and of VV is exactly 0 dB, or 1, as if scaled or clipped to [0, 1]; store calibrated backscatter"
     common = [_common_value(k, figures, histogram) for k in range(len(CHANNELS))] if histogram else []
     if any(common):
         yield (
-            f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE FILE) or store "
-            "NaN in its place"
+            f"{' and '.join(filter(None, common))}; if it is a no-data value, tag it (gdal_edit.py -a_nodata VALUE "
+            "FILE) or store NaN in its place"
         )
 
 
@@ -226,7 +228,7 @@ def _is_near(mean, std, expected_mean, expected_std):
 
 
 def _reading(figures, expected):
-    """ "they look like …", by what would be near the expected figures, or None."""
+    """ "they look like …": the reading of the values that is near the expected statistics, or None."""
     if None in figures["mean"]:
         return None
     known = [np.array(values, np.float64) for values in (figures["mean"], figures["std"], *(expected or USUAL))]
@@ -234,7 +236,7 @@ def _reading(figures, expected):
 
 
 def _common_value(k, figures, histogram):
-    """ "10.0% of the VH pixels are …", of the value that far more pixels of channel k have than any value near it; or None."""
+    """ "10.0% of the VH pixels are …": a value that is far more common in channel k than those near it; or None."""
     counts = np.array([histogram["below"][k], *histogram["counts"][k], histogram["above"][k]])
     padded = np.pad(counts, AROUND)
     around = np.max([padded[b : b + len(counts)] for b in range(2 * AROUND + 1) if b != AROUND], axis=0)

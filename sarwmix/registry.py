@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The datasets by name, and from a name and a folder to a dataset, in whatever layout the folder has it."""
+"""The datasets by name, the flags that say where their data lies, and `open_dataset`."""
 
 import logging
 import re
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +12,25 @@ from common.command_line import share
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import PackedDataset, is_packed
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_store import is_packed
 from sarwmix.sen12flood_loader import FloodDataset
 
 FIRST_YEAR = 2014  # of Sentinel-1; simulated acquisitions are dated before
 ACQUIRED = re.compile(r"_([0-9]{4})[0-9]{4}T[0-9]{6}")
 
 DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
-SPLITS = ("train", "val", "test", "train_val", "all")
 
 log = logging.getLogger(__name__)
 
 
 def add_source_flags(group):
-    """Flags that say where the data lies, what is in it, and what makes an image unusable."""
+    """Adds the flags that say where the data lies and which images are used."""
     group.add_argument(
         "--data_path",
         metavar="DIR",
-        help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the authors' LMDB; "
+        help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
+        "authors' LMDB; "
         "benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and test/ with "
         "pair files, or of images/ and pairs_*.csv",
     )
@@ -57,20 +59,20 @@ def add_source_flags(group):
 
 
 def add_skip_missing_flag(group):
-    """--skip_missing, for `leave_out`; None where it was not given, so that runs from before the flag are of the same kind."""
+    """Adds --skip_missing, for `leave_out`. Its default is None, so that runs from before the flag can be continued."""
     group.add_argument(
         "--skip_missing",
         action="store_true",
         default=None,
-        help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with an "
-        "error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
+        help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with "
+        "an error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
     )
 
 
 def leave_out(dataset, missing):
-    """A dataset without the samples at these positions, whose images are missing, for --skip_missing.
+    """A dataset without the samples of these indices, whose images are missing, for --skip_missing.
 
-    Logs how many they are, and has `describe` say it. Raises DataError if nothing is left.
+    Logs their number, which `describe` also gives. Raises DataError if no sample is left.
     """
     if len(missing) == len(dataset):
         dataset.check_files()
@@ -78,7 +80,8 @@ def leave_out(dataset, missing):
     part.left_out = len(missing)
     if missing:
         log.warning(
-            "%d of %d samples of split '%s' are left out, as their images are missing, the first is %s; restore them to use them",
+            "%d of %d samples of split '%s' are left out, as their images are missing, the first is %s; restore them "
+            "to use them",
             len(missing),
             len(dataset),
             dataset.split,
@@ -89,49 +92,41 @@ def leave_out(dataset, missing):
     return part
 
 
-def open_dataset(
-    dataset,
-    root,
-    split,
-    metadata=None,
-    id_col=None,
-    include_snow_cloud=False,
-    max_nonfinite=0.01,
-    supervised=False,
-    val_fraction=0.0,
-    seed=0,
-):
-    """A split of the dataset of that name, from a packed store or any other layout it can have in the folder `root`.
+def source_options(args):
+    """Options for `open_dataset` from the flags of `add_source_flags`."""
+    return {name: getattr(args, name) for name in ("id_col", "include_snow_cloud", "max_nonfinite")}
 
-    supervised: samples without a label are left out. val_fraction, seed: of SEN12-FLOOD, see FloodDataset. The other
-    arguments are those of the datasets. Raises DataError for data, or a combination of arguments, that cannot be used.
+
+def open_dataset(dataset, root, split, metadata=None, supervised=False, **options):
+    """Opens a split of the dataset of that name, from a packed store or any other layout in the folder `root`.
+
+    supervised: samples without a label are left out. options: other arguments of the datasets, such as max_nonfinite
+    or, for SEN12-FLOOD, val_fraction and seed; each class gets those that it takes. Raises DataError for data, or a
+    combination of arguments, that cannot be used.
     """
-    kind = DATASETS[dataset]
-    if include_snow_cloud and kind is not BigEarthNetv2:
+    snow, takes = options.get("include_snow_cloud"), signature(DATASETS[dataset]).parameters
+    if snow and "include_snow_cloud" not in takes:
         raise DataError(f"--include_snow_cloud: --dataset {dataset} has no such patches; leave the flag out")
+    if metadata and "metadata" not in takes:
+        raise DataError(f"--metadata: --dataset {dataset} has no lists to choose from; leave the flag out")
+    options |= {"split": split, "metadata": metadata, "supervised": supervised, "keep_unlabelled": not supervised}
+    kind = DATASETS[dataset]
     if is_packed(root):
-        if metadata or include_snow_cloud or id_col is not None:
+        if metadata or snow or options.get("id_col") is not None:
             raise DataError(
-                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, and give "
-                "them to sarwmix.prepare.pack"
+                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, "
+                "and give them to sarwmix.prepare.pack"
             )
-        return PackedDataset(root, split, dataset, supervised=supervised, val_fraction=val_fraction, seed=seed)
-    options = {"split": split, "metadata": metadata, "max_nonfinite": max_nonfinite}
-    if kind is FloodDataset:
-        return kind(root, val_fraction=val_fraction, seed=seed, **options)
-    options["id_col"] = id_col
-    options["keep_unlabelled"] = not supervised
-    opened = (
-        kind(root, **options) if kind is BigEarthNetv1 else kind(root, include_snow_cloud=include_snow_cloud, **options)
-    )
+        kind, options["dataset"] = PackedDataset, dataset
+    opened = kind(root, **{name: options[name] for name in signature(kind).parameters if name in options})
     opened.require()
     return opened
 
 
 def is_simulated(dataset):
-    """Whether a dataset holds simulated images: by the record of its generator beside them, or the dates of its acquisitions.
+    """Whether a dataset holds simulated images: its folder has the record of the generator, or its dates are simulated.
 
-    The dates outlast packing, conversion and split lists.
+    The dates are in the names of samples, which packing, conversion and split lists keep.
     """
     dates = (ACQUIRED.search(sample) for sample in dataset.ids.tolist())
     return (Path(dataset.root) / "simulation.json").is_file() or any(

@@ -40,8 +40,9 @@ from common.files import check_room, claimed, put_in_place, sha256_of
 from common.packages import load
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.listing import CHANNELS
 from sarwmix.plausibility import check_linear
-from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
+from sarwmix.sen12_index import ALIGN, ALIGNED, S1_LIST, SIDE, STEP, read_s1_list
 
 log = logging.getLogger(__name__)
 

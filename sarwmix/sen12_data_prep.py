@@ -25,11 +25,11 @@ from common.files import claimed, sha256_of
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
+from sarwmix.listing import CHANNELS
 from sarwmix.sen12_index import (
     ALIGN,
     ALIGNED,
     CANDIDATES,
-    CHANNELS,
     DROPPED,
     IMAGES,
     PREPARE,

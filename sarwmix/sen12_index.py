@@ -18,7 +18,7 @@ from common.files import read_json, write_csv
 
 S1_LIST = "S1list.json"
 SIDE = 512  # pixels of 10 m, of every aligned image
-CHANNELS = ("VH", "VV")
+PATCH = 128  # side of the patches that the model cuts
 SPLITS = ("train", "test")
 LAYOUTS = ("images", "npy")  # of what training reads: a file for each image and lists of pairs, or a file for each pair
 PAIR = ("folder", "first", "second", "label")  # columns of a list of pairs

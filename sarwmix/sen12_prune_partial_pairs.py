@@ -30,18 +30,19 @@ from common.files import check_room, claimed, file_fault, read_json, save_array,
 from common.safe_zip import open_archive
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.listing import CHANNELS
 from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (
     ALIGN,
     ALIGNED,
     CANDIDATES,
-    CHANNELS,
     CHECKSUMS,
     DROPPED,
     IMAGES,
     KEPT,
     LAYOUTS,
+    PATCH,
     PREPARE,
     PRUNE,
     S1_LIST,
@@ -54,7 +55,6 @@ from sarwmix.sen12_index import (
 log = logging.getLogger(__name__)
 
 LAST = "preparation.json"
-PATCH = 128  # side of the patches that the model cuts
 CLASSES = ("no flood", "flood")
 LISTS = ("s1_list", "train_list", "test_list")
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Batch preparation: order of the steps, values, flips by sample id, no-data pixels."""
+"""Batch preparation: order of the steps, values, augmentation by sample id, no-data pixels."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting, random_flips
 from sarwmix.weighting import compute_weights
-from util.crop import random_bits, random_flips
+from util.crop import random_resized_crop
+from util.sampling import random_bits
 
 MEAN, STD = (-19.0, -12.0), (5.0, 4.0)
 
@@ -39,15 +40,15 @@ def test_equal_size_is_left_alone_and_shrinking_is_antialiased():
 
 def test_standardised_weight_domain_takes_standardised_values_for_db():
     sar_db = images(side=128)
-    x, weights = prepare(weight_domain="standardized")(sar_db)
+    x, weights = prepare(weighting=Weighting(domain="standardized"))(sar_db)
     torch.testing.assert_close(weights, compute_weights(x))
 
 
 def test_weight_options_are_passed_on_and_none_gives_none():
     sar_db = images(side=128)
-    _, weights = prepare(weight_mode="shared_avg", exp_scale=0.5, weight_clip=90.0)(sar_db)
+    _, weights = prepare(weighting=Weighting("shared_avg", exp_scale=0.5, clip=90.0))(sar_db)
     torch.testing.assert_close(weights, compute_weights(sar_db, "shared_avg", 0.5, 90.0))
-    assert prepare(weight_mode="none")(sar_db)[1] is None
+    assert prepare(weighting=Weighting("none"))(sar_db)[1] is None
 
 
 def test_to_db_is_the_inverse_of_standardising():
@@ -78,6 +79,16 @@ def test_flips_depend_on_seed_epoch_and_id_alone():
     assert torch.equal(module(sar_db)[0], prepare()(sar_db)[0])  # no ids, no flips
 
 
+def test_crops_come_first_and_in_training_only():
+    sar_db, ids = images(), torch.arange(4)
+    module = prepare(seed=3, crop_scale=(0.2, 0.5))
+    x, weights = module(sar_db, ids, epoch=2)
+    cropped = random_flips(random_resized_crop(sar_db, 128, 3, 2, ids, (0.2, 0.5)), 3, 2, ids)
+    torch.testing.assert_close(module.to_db(x), cropped)
+    torch.testing.assert_close(weights, compute_weights(cropped))
+    assert torch.equal(module(sar_db)[0], prepare()(sar_db)[0])
+
+
 def test_flips_are_fair_independent_and_of_the_right_axes():
     ids = torch.arange(40_000)
     bits = random_bits(0, 0, ids)
@@ -103,11 +114,17 @@ def test_description_is_plain_and_complete():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [dict(std=(0, 1)), dict(mean=(1, 2, 3)), dict(weight_mode="x"), dict(weight_domain="x")]
+    "kwargs", [dict(std=(0, 1)), dict(mean=(1, 2, 3)), dict(crop_scale=(0.5, 0.2)), dict(crop_scale=(0, 1))]
 )
 def test_impossible_settings_are_refused(kwargs):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=next(iter(kwargs))):
         prepare(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["mode", "domain"])
+def test_unknown_weightings_are_refused(name):
+    with pytest.raises(ValueError, match=f"weight {name} 'x'"):
+        Weighting(**{name: "x"})
 
 
 def test_wrong_channel_count_is_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting
 from common.errors import TrainingError
 from engine_finetune import mix, predict, prepare_images, smooth
 from util.distributed import Launch, Ranks
@@ -17,7 +17,7 @@ ALONE = Ranks(Launch(), torch.device("cpu"))
 
 
 def test_the_images_of_a_pair_are_prepared_and_flipped_alike():
-    prepare = BatchPreparation(64, (-20.0, -10.0), (2.0, 4.0), weight_mode="none")
+    prepare = BatchPreparation(64, (-20.0, -10.0), (2.0, 4.0), weighting=Weighting("none"))
     first = -15 + torch.randn(16, 2, 64, 64)
     one, other = prepare_images(prepare, [first, first + 1], ALONE.device, torch.arange(16), epoch=3)
     step = torch.tensor([1 / 2, 1 / 4]).view(2, 1, 1)
@@ -77,7 +77,7 @@ class Constant(torch.nn.Module):
 
 def test_predictions_are_in_order_and_what_is_not_finite_is_named():
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 2, 32, 32) - 20
-    prepare = BatchPreparation(32, (-20.0, -20.0), (1.0, 1.0), weight_mode="none")
+    prepare = BatchPreparation(32, (-20.0, -20.0), (1.0, 1.0), weighting=Weighting("none"))
     batches = [(torch.tensor(ids), [images[ids]], torch.tensor(ids)) for ids in ([3, 1], [4], [0, 2])]
     model = Constant().train()
     outputs, labels = predict(model, prepare, batches, ALONE, "off")
@@ -92,6 +92,6 @@ def test_predictions_are_in_order_and_what_is_not_finite_is_named():
 def test_one_rank_without_a_batch_is_no_obstacle():
     ranks = SimpleNamespace(device=torch.device("cpu"), gather=lambda here: [here, type(here)()])
     images = torch.full((1, 2, 32, 32), -20.0)
-    prepare = BatchPreparation(32, (-20, -20), (1, 1), weight_mode="none")
+    prepare = BatchPreparation(32, (-20, -20), (1, 1), weighting=Weighting("none"))
     outputs, _ = predict(Constant(), prepare, [(torch.tensor([0]), [images], torch.tensor([1]))], ranks, "off")
     assert outputs.tolist() == [[0, 0]]

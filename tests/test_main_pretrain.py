@@ -367,6 +367,8 @@ def test_golden_losses_of_20_steps(tmp_path, pretrain, monkeypatch):
         ("--mask_ratio 1.5", "--mask_ratio 1.5"),
         ("--range_mask_ratio 0.6", "--range_mask_ratio 0.6"),
         ("--drop_path 1", "--drop_path 1"),
+        ("--crop_scale 0.5 0.2", "--crop_scale 0.5 0.2"),
+        ("--crop_scale 0 1", "--crop_scale 0: must be above 0"),
         ("--weight_clip 0", "--weight_clip 0"),
         ("--compile fast", "--compile"),
         ("--mean -19", "--mean"),

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""--data_cache: whether the images of a packed store go to the GPU, to memory that the ranks of a node share, or stay on the disk.
+"""--data_cache: keeps the images of a packed store on the GPU, in memory that the ranks of a node share, or on disk.
 
-Shared memory is an anonymous file (memfd_create(2)) that one rank of a node makes and the others open through /proc. It has no
-name, lies in no folder, is not bounded by the size of /dev/shm, and is freed with the last process that holds it, however
-that ends.
+Shared memory is an anonymous file (memfd_create(2)) that one rank of a node creates and the others open through /proc.
+It is in no folder, is not limited by the size of /dev/shm, and is freed when the last process that holds it ends.
 """
 
 import logging
@@ -21,8 +20,8 @@ from common.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# What a training step in 16 bits takes, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB that
-# are kept for an image from forward to backward, without and with --grad_checkpointing; MB within the block that keeps most.
+# Memory of a training step in 16 bits, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB
+# of activations kept per image, without and with --grad_checkpointing; MB within the largest block.
 STEP_MEMORY = {
     "mixmim_tiny": (2.7, 5.0, 1.0, 2.0),
     "mixmim_base": (113.7, 42.7, 3.8, 4.7),
@@ -31,18 +30,15 @@ STEP_MEMORY = {
 }
 MEASURED_SIZE = 128  # of the images of that table, pixels a side
 PARAMETER_BYTES = 18  # weight, gradient and two moments in float32, and the weight in 16 bits
-MARGIN, RESERVE = (
-    4 / 3,
-    2e9,
-)  # the estimate is taken times, and with bytes of, what was not counted: workspaces, fragments, NCCL
-MEMORY_SHARE = 0.5  # of a node's free memory that --data_cache auto takes at most
+MARGIN, RESERVE = 4 / 3, 2e9  # factor and bytes added for what is not counted: workspaces, fragmentation, NCCL
+MEMORY_SHARE = 0.5  # largest share of a node's free memory that --data_cache auto uses
 
 
-def step_bytes(args, pairs=False):
-    """About what a training step of the flags takes on a GPU, with a margin. pairs: of floods, two images to a sample."""
+def step_bytes(args, images_per_sample=1):
+    """Estimates the bytes that a training step with these flags takes on a GPU, with a margin."""
     parameters, kept, kept_checkpointing, block = STEP_MEMORY[args.model]
     each = (kept_checkpointing + block if args.grad_checkpointing else kept) * 1e6 * (2 if args.amp == "off" else 1)
-    images = args.batch_size * (1 + pairs) * (args.input_size / MEASURED_SIZE) ** 2
+    images = args.batch_size * images_per_sample * (args.input_size / MEASURED_SIZE) ** 2
     return int(MARGIN * (parameters * 1e6 * PARAMETER_BYTES + images * each) + RESERVE)
 
 
@@ -57,7 +53,7 @@ def _number(path):
 
 
 def control_group_room(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
-    """Bytes that the limits of containers and batch systems leave this process, pages that can be dropped included; None: no limit."""
+    """Bytes that control groups leave to this process, including pages that can be dropped; None without a limit."""
     rooms = []
     try:
         lines = proc.read_text().splitlines()
@@ -82,7 +78,7 @@ def control_group_room(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup
 
 
 def _droppable(path):
-    """Bytes of files in memory that were not used lately."""
+    """Bytes of cached files that were not used recently."""
     try:
         counts = dict(line.split() for line in path.read_text().splitlines())
         return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
@@ -91,7 +87,7 @@ def _droppable(path):
 
 
 def available_memory():
-    """Bytes that this process can still take: of the machine, and within the limits that are set for it."""
+    """Bytes that this process can still allocate, by the machine and by its control groups."""
     with open("/proc/meminfo", encoding="ascii") as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     room = control_group_room()
@@ -99,19 +95,19 @@ def available_memory():
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank is, and what is free there. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
+class RankMemory:
+    """The free memory of a rank. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
 
     node: str
-    processes: int  # ranks with the same can open each other's files in /proc
+    processes: int  # id of the process namespace; ranks in the same one can open each other's files in /proc
     memory: int
     gpu: int | None
 
 
-def place_of(device):
-    """The Place of this rank."""
+def memory_of(device):
+    """The RankMemory of this rank."""
     node = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return Place(
+    return RankMemory(
         f"{platform.node()} {node}",
         os.stat("/proc/self/ns/pid").st_ino,
         available_memory(),
@@ -123,16 +119,16 @@ def place_of(device):
 
 
 def _copies(places):
-    """The most copies in memory that a node would hold: one for all ranks that can share it."""
+    """The largest number of copies on a node: one for each group of ranks that can share it."""
     return max(
         len({place.processes for place in places if place.node == node}) for node in {place.node for place in places}
     )
 
 
 def choose_cache(places, need, step):
-    """What --data_cache auto means: ("device", "ram" or "none", why). The same on all ranks, as `places` is: the Place of each.
+    """The choice of --data_cache auto: ("device", "ram" or "none", the reason). It is the same on all ranks.
 
-    need: bytes of the images. step(): of `step_bytes`.
+    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns `step_bytes`.
     """
     gpu, memory = (
         min((place.gpu for place in places if place.gpu is not None), default=None),
@@ -147,24 +143,24 @@ def choose_cache(places, need, step):
     taken = need * _copies(places)
     if taken <= MEMORY_SHARE * memory:
         return "ram", (
-            f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are free; on the GPU "
-            f"{gpu / 1e9:.1f} GB are free, less than {short}"
+            f"in memory, one copy for the ranks of a node: {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB that are "
+            f"free; on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
         )
     return "none", (
-        f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory that are free, and "
-        f"on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
+        f"read from disk: {need / 1e9:.1f} GB are more than {MEMORY_SHARE:g} of the {memory / 1e9:.1f} GB of memory "
+        f"that are free, and on the GPU {gpu / 1e9:.1f} GB are free, less than {short}"
     )
 
 
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
-    """Put the images of a packed split where --data_cache says, on all ranks together.
+    """Fills the cache of a packed split; all ranks call this together.
 
-    cache: "none", "ram", "device" or "auto". step(): of `step_bytes`, for "auto" on a GPU. Raises UsageError where it says so and there is
-    not enough memory.
+    cache: "none", "ram", "device" or "auto". step: function that returns `step_bytes`, for "auto" on a GPU. Raises
+    UsageError if "ram" or "device" is given and there is not enough memory.
     """
     if cache == "none":
         return
-    need, places = dataset.cache_bytes(), ranks.gather(place_of(ranks.device))
+    need, places = dataset.cache_bytes(), ranks.gather(memory_of(ranks.device))
     asked = cache
     if asked == "auto":
         cache, why = choose_cache(places, need, step)
@@ -205,7 +201,8 @@ def _check_room(dataset, cache, need, places):
         free, copies = min(place.memory for place in places), _copies(places) if cache == "ram" else len(places)
     if need * copies > free:
         raise UsageError(
-            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB{f' in each of {copies} copies' if copies > 1 else ''}, "
+            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} "
+            f"GB{f' in each of {copies} copies' if copies > 1 else ''}, "
             f"and {free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is"
         )
 
@@ -214,7 +211,7 @@ def _check_room(dataset, cache, need, places):
 
 
 def share_memory(dataset, need, ranks, places):
-    """Read a packed split into memory that the ranks share that can; each reads a part of it. Raises OSError on all ranks."""
+    """Reads a packed split into shared memory; each rank of a group reads a part. Raises OSError on all ranks."""
     own = places[ranks.rank]
     group = [rank for rank, place in enumerate(places) if (place.node, place.processes) == (own.node, own.processes)]
     name = f"images_{secrets.token_hex(8)}"
@@ -232,7 +229,7 @@ def share_memory(dataset, need, ranks, places):
 
 
 def _new_file(name, size):
-    """A file that no folder holds, in memory that is taken at once, so that its lack is an error here and not a signal later."""
+    """An anonymous file in memory, allocated at once: too little memory is an error here, not a signal later."""
     file = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(file, 0, size)

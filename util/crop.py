@@ -1,41 +1,47 @@
 # SPDX-License-Identifier: MIT
-"""Random flips of image tensors, as a function of (seed, epoch, sample id).
+"""Random resized crops of image tensors, as a function of (seed, epoch, sample id)."""
 
-A sample is flipped alike whoever loads it: the number of workers and of ranks, the batch it falls in and the place
-where a run was stopped do not matter, and no random state has to be saved.
-"""
+import math
 
 import torch
+import torch.nn.functional as F
+
+from util.sampling import random_bits
+
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # of MAE (arXiv 2111.06377) and MixMAE (arXiv 2205.13137)
+STREAM = 1  # of `random_bits`
 
 
-def _int64(value):
-    """An unsigned 64-bit constant as the signed integer of the same bits, which is what torch.int64 holds."""
-    return value - 2**64 if value >= 2**63 else value
+def draw_crops(seed, epoch, ids, scale=SCALE, ratio=RATIO):
+    """One crop per sample, all (B,) float32 on the device of `ids`: left, top, width, height as shares of the image's sides.
 
-
-def _scramble(z):
-    """The finalizer of SplitMix64 on int64 tensors (Steele, Lea, Flood: Fast splittable PRNGs, OOPSLA 2014)."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _int64(0xBF58476D1CE4E5B9)
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _int64(0x94D049BB133111EB)
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
-
-
-def random_bits(seed, epoch, ids):
-    """64 random bits per sample, int64, on the device of `ids` (int64, any shape) and without waiting for it."""
-    step = _int64(0x9E3779B97F4A7C15)
-    state = torch.full((), seed, dtype=torch.int64, device=ids.device)
-    for value in (epoch, ids):
-        state = _scramble(state * step + value)
-    return _scramble(state + step)
-
-
-def random_flips(x, seed, epoch, ids):
-    """Flip each image left–right and top–bottom, each with probability ½.
-
-    x: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. Returns (B, C, H, W).
+    The area is uniform in `scale`, as a share of the image. The aspect ratio width/height is log-uniform in the part of
+    `ratio` in which a crop of this area fits into a square image, and the position is uniform. torchvision instead draws
+    area and ratio again until they fit, which a batch on a GPU would have to wait for.
     """
-    bits = random_bits(seed, epoch, ids)
-    for bit, axis in ((0, -1), (1, -2)):
-        flip = ((bits >> bit) & 1).bool()[:, None, None, None]
-        x = torch.where(flip, x.flip(axis), x)
-    return x
+    bits = (random_bits(seed, epoch, ids, STREAM, k) for k in range(4))
+    area, shape, x, y = ((b & 0xFFFFFF).float() / 2**24 for b in bits)  # each uniform in [0, 1)
+    area = scale[0] + (scale[1] - scale[0]) * area
+    low, high = area.log().clamp(min=math.log(ratio[0])), (-area.log()).clamp(max=math.log(ratio[1]))
+    shape = torch.exp(low + (high - low) * shape)
+    width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+    return x * (1 - width), y * (1 - height), width, height
+
+
+def random_resized_crop(images, size, seed, epoch, ids, scale=SCALE):
+    """Crop each image at random and resize the crop to size × size pixels.
+
+    images: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. scale: smallest and largest area of a crop,
+    as shares of the image. Returns (B, C, size, size).
+
+    The interpolation is bilinear, as in the resizing of whole images. Bicubic, as in MAE, overshoots beside the bright
+    point targets of radar images and creates values that are darker than all of their neighbours, which the polarization
+    weights would emphasise. Where a crop shrinks, several samples per pixel are averaged.
+    """
+    oversampling = max(1, math.ceil(max(images.shape[-2:]) / size))
+    place = (torch.arange(size * oversampling, device=images.device) + 0.5) / (size * oversampling)  # (S,)
+    left, top, width, height = (share[:, None] for share in draw_crops(seed, epoch, ids, scale))
+    x, y = 2 * (left + width * place) - 1, 2 * (top + height * place) - 1  # (B, S), in −1 … 1
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (B, S, S, 2)
+    crops = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.avg_pool2d(crops, oversampling) if oversampling > 1 else crops

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""From `--dataset` to a dataset and its loader. The one place of `util` that knows `sarwmix`."""
+"""Datasets and their loaders from the flags of a program. The only module of `util` that imports `sarwmix`."""
 
 import ctypes
 import logging
 import os
 import signal
 import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 
@@ -16,13 +18,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.command_line import positive
 from common.errors import UsageError
-from sarwmix.packed import PackedDataset
-from sarwmix.registry import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
-from sarwmix.sen12flood_loader import FloodDataset
+from sarwmix.registry import (
+    DATASETS,
+    add_skip_missing_flag,
+    add_source_flags,
+    is_simulated,
+    leave_out,
+    open_dataset,
+    source_options,
+)
 from util.caching import fill_cache, step_bytes
 from util.sampling import InOrderSampler, MicroBatchSampler
-from util.stopping import SIGNALS
-from util.streaming import BatchStream, Watched
+from util.stopping import SIGNALS, Stopping
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 # Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes "/pymp-xxxxxxxx/listener-xxxxxxxx".
@@ -78,25 +85,17 @@ def add_data_flags(parser):
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
-    """A part of the dataset of `--dataset`: `--split` and `--metadata`, unless others are given.
+    """Opens a split of the dataset of `--dataset`. split, metadata: in place of `--split` and `--metadata`.
 
     supervised: samples without a label are left out. Raises DataError for data that cannot be used.
     """
-    flood = (
-        {"val_fraction": args.val_fraction, "seed": args.draw_seed} if DATASETS[args.dataset] is FloodDataset else {}
-    )
+    options = source_options(args)
+    if DATASETS[args.dataset].task == "flood":
+        options |= {"val_fraction": args.val_fraction, "seed": args.draw_seed}
     dataset = open_dataset(
-        args.dataset,
-        args.data_path,
-        split or args.split,
-        metadata or args.metadata,
-        args.id_col,
-        args.include_snow_cloud,
-        args.max_nonfinite,
-        supervised,
-        **flood,
+        args.dataset, args.data_path, split or args.split, metadata or args.metadata, supervised, **options
     )
-    if args.data_cache not in ("auto", "none") and not isinstance(dataset, PackedDataset):
+    if args.data_cache not in ("auto", "none") and not dataset.is_packed:
         raise UsageError(
             f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
             "python -m sarwmix.prepare.pack"
@@ -105,14 +104,14 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 
 
 def drop_missing(dataset, args, ranks=None):
-    """--skip_missing: the dataset without the samples whose images are missing, the same ones on every rank.
+    """The dataset without the samples whose images are missing, if --skip_missing is given; the same on every rank.
 
-    Each rank looks at a share, so all of them must call this; without `ranks` this process looks at everything. Raises
-    UsageError for a packed store, which has none, and DataError if nothing is left.
+    All ranks must call this, as each checks a share of the files; without `ranks` this process checks all of them.
+    Raises UsageError for a packed store, which lacks no images, and DataError if no sample is left.
     """
     if not args.skip_missing:
         return dataset
-    if isinstance(dataset, PackedDataset):
+    if dataset.is_packed:
         raise UsageError(
             f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; leave the "
             "flag out"
@@ -127,16 +126,16 @@ def drop_missing(dataset, args, ranks=None):
 
 
 def check_data(dataset, args, ranks, read_once=False):
-    """Look for every file, and at some values; fill the cache. Returns what a run records about the data.
+    """Checks all files and some values, and fills the cache. Returns what a run records about the data.
 
-    read_once: whether every image is read a single time, so that --data_cache auto does not keep them. Raises DataError, and
+    read_once: every image is read only once, so that --data_cache auto does not keep them. Raises DataError, and
     UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
         with ranks.together():
             dataset.check_files(ranks.rank, ranks.world_size)
-    if isinstance(dataset, PackedDataset) and not (read_once and args.data_cache == "auto"):
-        fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, args.dataset == "sen12flood"))
+    if dataset.is_packed and not (read_once and args.data_cache == "auto"):
+        fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, dataset.images_per_sample))
     return {
         **dataset.describe(),
         "simulated": is_simulated(dataset),
@@ -145,7 +144,7 @@ def check_data(dataset, args, ranks, read_once=False):
 
 
 class ImagesWithIds(Dataset):
-    """(id, image) of a dataset: flips are drawn from the id, and labels are not read."""
+    """Samples (id, image) of a dataset. The id seeds the random flips. Labels are not read."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -158,7 +157,7 @@ class ImagesWithIds(Dataset):
 
 
 class SamplesWithIds(Dataset):
-    """(id, images, label) of a dataset, images being a tuple: one image, or the two of a pair."""
+    """Samples (id, images, label) of a dataset; images is a tuple of one image, or of the two of a pair."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -171,12 +170,12 @@ class SamplesWithIds(Dataset):
         return i, tuple(images), label
 
 
-def telling_ids(dataset, count, among=64):
-    """Ids of samples worth looking at: those with the most contrast between their parts.
+def high_contrast_ids(dataset, count, among=64):
+    """Ids of samples for pictures: the `count` with the highest contrast, in the dataset's order.
 
-    Of `among` samples spread evenly over the dataset, the `count` with the largest variance of 30×30-pixel means, in the
-    dataset's order. Many patches are all forest or all sea, and a picture of them tells little. Always an even number,
-    as the model takes pairs: if fewer than `count` are there and they are odd, the last one stands there twice.
+    Contrast is the variance of the means of 30×30 pixels; many patches are uniform forest or sea. Only `among` samples,
+    evenly spread over the dataset, are compared. The number of ids is even, because the model mixes images in pairs: if
+    there are fewer than `count` samples and their number is odd, the last id is repeated.
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
     contrast = [F.avg_pool2d(dataset.image(i).nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
@@ -185,9 +184,9 @@ def telling_ids(dataset, count, among=64):
 
 
 def build_loader(samples, args, ranks):
-    """A loader of this rank's micro-batches in training. samples: ImagesWithIds or SamplesWithIds.
+    """The loader of this rank's micro-batches for training. samples: ImagesWithIds or SamplesWithIds.
 
-    Raises UsageError if the dataset does not fill one global batch.
+    Raises UsageError if the dataset is smaller than one global batch.
     """
     sampler = MicroBatchSampler(len(samples), args.batch_size, args.accum_iter, ranks.rank, ranks.world_size, args.seed)
     if sampler.steps == 0:
@@ -200,7 +199,7 @@ def build_loader(samples, args, ranks):
 
 
 def _batch_that_fits(samples, accum_iter, world_size):
-    """For a message: flags of the largest global batch of no more samples than these. Batches are even, as images are mixed in pairs."""
+    """For a message: flags of the largest global batch that `samples` fill; even, as images are mixed in pairs."""
     for micro_batches in (accum_iter, 1):
         size = samples // (micro_batches * world_size)
         if size >= 2:
@@ -214,7 +213,7 @@ def _batch_that_fits(samples, accum_iter, world_size):
 
 
 def build_test_loader(dataset, args, ranks, spread=True):
-    """A loader of (ids, images, labels) in the order of the dataset, every sample once; spread over ranks, or all on rank 0."""
+    """A loader of (ids, images, labels), every sample once and in order. spread: over the ranks, else on rank 0."""
     if spread:
         sampler = InOrderSampler(len(dataset), args.batch_size, ranks.rank, ranks.world_size)
     else:
@@ -223,12 +222,9 @@ def build_test_loader(dataset, args, ranks, spread=True):
 
 
 def _loader(samples, sampler, args, ranks, persistent):
-    workers = args.num_workers
-    if workers is None:
-        workers = min(10, len(os.sched_getaffinity(0)) // ranks.launch.local_size)
-    timeout = 60 * args.data_timeout
-    if isinstance(samples.dataset, PackedDataset):
-        return Watched(_packed_loader(samples, sampler, workers, ranks, args.pin_mem, timeout))
+    workers, timeout = args.num_workers, 60 * args.data_timeout
+    if getattr(samples.dataset, "is_packed", False):  # any map-style dataset of PyTorch can be loaded
+        return Watched(PackedLoader(samples, sampler, ranks.device, workers, timeout, args.pin_mem))
     if workers:
         check_temporary_folder()
     return Watched(
@@ -244,10 +240,81 @@ def _loader(samples, sampler, args, ranks, persistent):
     )
 
 
-def check_temporary_folder():
-    """Loader processes hand batches over through a socket in the folder for temporary files, whose path may not be long.
+class PackedLoader:
+    """The batches of a packed store, read by threads of this process: they need copying, but little computing.
 
-    Raises UsageError where that cannot be: the processes would die of it, and training would wait for them.
+    samples: ImagesWithIds or SamplesWithIds of a PackedDataset. batch_sampler: yields lists of ids. threads: each reads
+    up to two batches ahead; 0 reads in the caller's thread. timeout: seconds after which a batch that was not read is
+    an error, as in a DataLoader. pin_memory: of what is copied to a GPU. Images are decoded on `device`.
+    """
+
+    def __init__(self, samples, batch_sampler, device, threads=0, timeout=None, pin_memory=False):
+        self.dataset, self.labelled = samples.dataset, isinstance(samples, SamplesWithIds)
+        self.batch_sampler, self.device, self.timeout = batch_sampler, device, timeout
+        self.decode_in_threads, self.pin_memory = device.type == "cpu", pin_memory
+        self.threads = 0 if self.dataset.source.on_device else threads
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        if self.threads == 0:
+            for ids in self.batch_sampler:
+                yield self._batch(ids, self._read(ids))
+            return
+        pool, ahead = ThreadPoolExecutor(self.threads, "batches"), deque()
+        try:
+            for ids in self.batch_sampler:
+                ahead.append((ids, pool.submit(self._read, ids)))
+                if len(ahead) > 2 * self.threads:
+                    yield self._next(ahead)
+            while ahead:
+                yield self._next(ahead)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a thread may wait for a file system that does not answer
+
+    def _next(self, ahead):
+        ids, future = ahead.popleft()
+        try:
+            read = future.result(self.timeout)
+        except TimeoutError:
+            raise RuntimeError(f"DataLoader timed out after {self.timeout:g} seconds") from None
+        return self._batch(ids, read)
+
+    def _read(self, ids):
+        """What a thread does: images on a CPU, which needs no other work; the codes of images for a GPU."""
+        return self.dataset.images(ids) if self.decode_in_threads else self.dataset.codes(ids, self.pin_memory)
+
+    def _batch(self, ids, read):
+        images = read if self.decode_in_threads else self.dataset.images(ids, self.device, read)
+        return (
+            (torch.tensor(ids), images, self.dataset.labels(ids)) if self.labelled else (torch.tensor(ids), images[0])
+        )
+
+
+class Watched:
+    """A loader during whose waits signals are handled (`Stopping.waiting_for_data`)."""
+
+    def __init__(self, loader):
+        self.loader, self.batch_sampler = loader, loader.batch_sampler
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        batches, end = iter(self.loader), object()
+        while True:
+            with Stopping.waiting_for_data():
+                batch = next(batches, end)
+            if batch is end:
+                return
+            yield batch
+
+
+def check_temporary_folder():
+    """Raises UsageError if the path of the folder for temporary files is too long.
+
+    Loader processes send batches through a socket in it; they would fail, and training would wait for them.
     """
     try:
         folder = tempfile.gettempdir()
@@ -262,31 +329,10 @@ def check_temporary_folder():
         )
 
 
-def _packed_loader(samples, sampler, workers, ranks, pin, timeout):
-    """As `_loader` for a packed store: whole batches, coded until they are on the device that trains, and no processes."""
-    dataset, labelled = samples.dataset, isinstance(samples, SamplesWithIds)
-    if ranks.device.type == "cpu" or dataset.on_device:
-        fetch = dataset.images
-
-        def to_device(images, ids):
-            return images
-    else:
-        fetch = partial(dataset.codes, empty=partial(torch.empty, pin_memory=pin))
-
-        def to_device(codes, ids):
-            return dataset.decode([code.to(ranks.device, non_blocking=True) for code in codes], ids)
-
-    def finish(ids, fetched):
-        images = to_device(fetched, ids)
-        return (torch.tensor(ids), images, dataset.labels(ids)) if labelled else (torch.tensor(ids), images[0])
-
-    return BatchStream(sampler, fetch, finish, 0 if dataset.on_device else workers, timeout)
-
-
 def _start_worker(_):
-    """One thread, and no say in how the program ends: signals are the main process's to handle, and it is followed at once.
+    """Sets up a loader process: one thread, signals ignored, and it ends together with the main process.
 
-    Batch systems send theirs to every process of a job.
+    Batch systems send signals to every process of a job; the main process alone decides how the program ends.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:

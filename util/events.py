@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""TensorBoard's event file, written at once.
+"""TensorBoard event files, written synchronously.
 
-torch.utils.tensorboard.SummaryWriter hands events to a thread. When that thread fails (a full disk), a later `flush` waits for
-it for ever. A run has few events, so here they are written by whoever adds them, and what fails raises there.
+torch.utils.tensorboard.SummaryWriter passes events to a thread. If that thread fails, for example on a full disk, a later
+`flush` blocks forever. A run has few events, so they are written in the calling thread, where errors are raised.
 """
 
 import contextlib
@@ -20,17 +20,15 @@ _files = itertools.count()  # of this process
 
 
 class EventFile:
-    """A new event file in a folder, for scalars and images. Raises OSError naming the file where it cannot be written.
+    """A new event file in a folder, for scalars and images. Raises OSError, which names the file, if writing fails.
 
-    purge_step: TensorBoard hides what earlier files of the folder say of this step and later ones.
+    purge_step: TensorBoard ignores the events of earlier files in the folder from this step on.
     """
 
     def __init__(self, folder, purge_step=None):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.path = (
-            Path(folder)
-            / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
-        )
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
+        self.path = Path(folder) / name
         self._file = open(self.path, "xb")
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2", step=purge_step)
@@ -45,11 +43,11 @@ class EventFile:
         self._add(summary=summary.image(tag, pixels, dataformats="HWC"), step=step)
 
     def flush(self):
-        """Put what was added onto the disk."""
+        """Write all events to the disk (fsync)."""
         self._named(lambda: os.fsync(self._file.fileno()))
 
     def close(self):
-        with contextlib.suppress(OSError):  # it was raised where the event was added
+        with contextlib.suppress(OSError):  # the error was raised when the event was added
             self._file.close()
 
     def _add(self, **content):

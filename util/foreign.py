@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of other programs: where they keep the weights, and which prefixes they put before the names.
+"""Checkpoints of other programs: the key of the weights in the file, and the prefixes of their names.
 
-Weights are taken where exactly one reading of a file is possible; any other file is an error that names what was found.
+Ambiguous files are refused with an error that names what was found.
 """
 
 import re
 
 import torch
 
-KEYS = ("model", "state_dict", "model_state_dict", "module")  # of weights, at the top of a file; ours is the first
+KEYS = ("model", "state_dict", "model_state_dict", "module")  # of weights at the top level of a file, ours first
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
-ANCHOR = "patch_embed.proj.weight"  # a weight that every model of ours has
-# Modules that wrap others and have no weights: compiled, sharded (FSDP) and recomputed (activation checkpointing) ones.
+ANCHOR = "patch_embed.proj.weight"  # a weight of all our models
+# Wrapper modules without weights of their own: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-BESIDE_ENCODER = (
-    "head.",
-    "decoder_",
-    "mask_token",
-)  # of our models; another program may keep these outside its encoder
+BESIDE_ENCODER = ("head.", "decoder_", "mask_token")  # of our models; another program may keep them outside its encoder
 EMA_NAME = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
 
 def take_weights(state):
-    """A checkpoint in the form of ours, {"model": weights, …}, and remarks on what was done to it, none for one of ours.
+    """Convert the content of a checkpoint file to our form: ({"model": weights, …}, list of remarks for the log).
 
-    state: what a file holds. Of a file that has not "model", only the weights are kept, as the rest has another meaning.
-    Names lose a prefix that all weights of the model have. Raises ValueError, which says what was found, where there are
-    no weights of this model, or more than one set of them.
+    Of a file without "model" only the weights are kept, as its other entries have other meanings. A prefix that all
+    weights of the model share is removed from the names. There are no remarks on our own checkpoints. Raises ValueError,
+    which names what was found, if there are no weights of this model or several sets of them.
     """
     if not isinstance(state, dict):
         raise ValueError(f"it has no 'model', as it is a {type(state).__name__}")
@@ -44,7 +40,7 @@ def take_weights(state):
 
 
 def _container(state):
-    """(key, or None for the top level; weights) of the one set of weights in a file. Raises ValueError."""
+    """(key, weights) of the only set of weights in a file; key None: at the top level. Raises ValueError."""
     if isinstance(state.get("model"), dict):
         return "model", state["model"]
     for keys in (KEYS, EMA_KEYS):
@@ -64,6 +60,7 @@ def _container(state):
 
 
 def _anchors(weights):
+    """The names that are ANCHOR but for prefixes."""
     return [name for name in weights if isinstance(name, str) and f".{_unwrapped(name)}".endswith(f".{ANCHOR}")]
 
 
@@ -72,7 +69,7 @@ def _unwrapped(name):
 
 
 def _without_prefix(weights):
-    """Weights under the names of our model, and remarks on how they came to them. Raises ValueError."""
+    """(weights with the names of our model, remarks on what was changed). Raises ValueError."""
     anchors = _anchors(weights)
     if anchors in ([], [ANCHOR]) and not any(
         isinstance(name, str) and WRAPPERS & set(name.split(".")) for name in weights
@@ -108,13 +105,13 @@ def _without_prefix(weights):
 
 
 def _place(name, prefix, others):
-    """The name in our model of a weight in a model with a prefix; None if it is not of it. others: prefixes of other models."""
+    """The name in our model of a weight; None if it belongs to another model. others: prefixes of the other models."""
     if not isinstance(name, str) or not prefix and not name.startswith(tuple(others)):
         return name
     if prefix and name.startswith(prefix):
         return name.removeprefix(prefix)
     parts = prefix.split(".")
-    for end in range(len(parts)):  # beside the encoder, in what holds it
+    for end in range(len(parts)):  # weights beside the encoder, in the module that contains it
         beside = "".join(f"{part}." for part in parts[:end])
         if name.startswith(tuple(beside + part for part in BESIDE_ENCODER)):
             return name.removeprefix(beside)

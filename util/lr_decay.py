@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Layer-wise learning-rate decay: the nearer a layer is to the input, the smaller its learning rate in finetuning."""
+"""Layer-wise learning-rate decay for finetuning: the learning rate falls from the head to the input."""
 
 from collections import defaultdict
 
 
 def layer_id(name, depths):
-    """Place of a parameter between input and output: 0 … N, N = sum(depths) blocks.
+    """The layer number of a parameter, 0 … N, with N = sum(depths) blocks.
 
-    Patch and position embedding: 0. A block: its number, counted over all stages from 1. The merging after a stage: 1 +
-    the blocks up to and including that stage, so that it goes with the first block it feeds. All else (last norm,
-    head): N. name: as in `named_parameters()`. depths: blocks per stage.
+    Patch and position embedding: 0. Block: its number, counted over all stages from 1. Merging after a stage: 1 + the
+    blocks up to and including that stage, the number of the block that it feeds. All others (last norm, head): N.
+    name: as in `named_parameters()`. depths: blocks per stage.
     """
     part, *place = name.split(".")
     if part in ("patch_embed", "absolute_pos_embed"):
@@ -24,15 +24,15 @@ def layer_id(name, depths):
 
 
 def param_groups_lrd(model, weight_decay, no_weight_decay_list=(), layer_decay=0.75):
-    """Optimizer groups whose `lr_scale`, by which `adjust_learning_rate` multiplies the lr, falls towards the input.
+    """Parameter groups for an optimizer, with an `lr_scale` by which `adjust_learning_rate` multiplies the learning rate.
 
         lr_scale = layer_decay^(N + 1 − layer_id)     from layer_decay at the head to layer_decay^(N+1) at the embedding
 
-    model: an encoder with stages `layers[i].blocks`, and maybe a head; not wrapped in DDP. weight_decay: of all but
-    parameters of at most one dimension (biases, norms) and those named in no_weight_decay_list; relative position bias
-    tables have two and decay. Frozen parameters are in no group.
-    Returns a list of {"params", "weight_decay", "lr_scale"}, by layer id, the decayed before the others: an order that
-    does not change between runs, as an optimizer's state is restored by position.
+    model: an encoder with stages `layers[i].blocks`, with or without a head; not wrapped in DDP. weight_decay: of all
+    parameters except those of at most one dimension (biases, norms) and those in no_weight_decay_list; relative position
+    bias tables have two dimensions and decay. Frozen parameters are in no group.
+    Returns a list of {"params", "weight_decay", "lr_scale"}, sorted by layer id, decayed parameters first. The order is
+    the same in every run, because optimizer states are restored by position.
     Raises ValueError if nothing is trainable. Source: BEiT, arXiv 2106.08254.
     """
     depths = [len(stage.blocks) for stage in model.layers]

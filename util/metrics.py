@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Figures of merit: multi-label classification (average precision, F1, precision) and flood detection.
+"""Metrics of multi-label classification (average precision, F1, precision) and of flood detection.
 
-What is undefined, and how it is treated:
-- A class without a positive label in the set has no average precision and no recall. It is left out of all three macro
-  means, which so run over one and the same set of classes, its figures per class are None, and it is listed under
-  "undefined". Counting it as 0 would make the score depend on which classes happen to be in the set. The micro means
-  run over all (sample, class) pairs, those of such a class included.
-- A class that occurs but is never predicted has no precision either; that is the model's failure, and counts as 0.
+Undefined values:
+- A class without a positive label in the set has no average precision and no recall. It is excluded from all three
+  macro means, which therefore cover the same classes; its values per class are None, and it is listed under "undefined".
+  Counting it as 0 would make the score depend on the classes that the set contains. The micro means cover all
+  (sample, class) pairs, including those of such a class.
+- A class that occurs but is never predicted has no precision either. This is an error of the model and counts as 0.
 - Without a flooded sample, recall and F1 of the flood class are None; without a predicted one, its precision is 0.
 
 All values are exact, not binned: every distinct probability is a threshold of the average precision, and samples of
-equal probability (a saturated sigmoid, say) cross it together, as in scikit-learn. torchmetrics divides in float32, so
-they are good to about 1e-7. All are plain floats, ints or None, and fit into JSON.
+equal probability (for example of a saturated sigmoid) pass it together, as in scikit-learn. torchmetrics divides in
+float32, so values are accurate to about 1e-7. All are plain floats, ints or None, and can be written as JSON.
 """
 
 from statistics import fmean
@@ -32,10 +32,10 @@ THRESHOLD = 0.5  # a label is predicted where its probability is greater; at 0.5
 
 
 def _check(probabilities, labels):
-    """ValueError unless the set is not empty, the probabilities are floats in [0, 1] and the labels 0 or 1."""
+    """Raises ValueError for an empty set, probabilities that are not floats in [0, 1], and labels other than 0 and 1."""
     if not labels.numel():
         raise ValueError("no sample to evaluate: the set is empty")
-    # torchmetrics would take anything else, a NaN included, for logits and apply a sigmoid to all of it.
+    # torchmetrics interprets other values, including NaN, as logits and applies a sigmoid to all of them.
     if not (probabilities.is_floating_point() and bool(((probabilities >= 0) & (probabilities <= 1)).all())):
         raise ValueError(
             "probabilities must be floats from 0 to 1 and not NaN; apply a sigmoid or a softmax to logits first"
@@ -94,7 +94,7 @@ def multilabel_metrics(probabilities, labels):
 def flood_metrics(probabilities, labels):
     """Accuracy, and precision, recall and F1 of the flood class.
 
-    probabilities: (N, 2) floats in [0, 1]: no flood, flood. The larger one is predicted, no flood if they are equal.
+    probabilities: (N, 2) floats in [0, 1]: no flood, flood. The prediction is the larger one, no flood if they are equal.
     labels: (N,), 1 = flood, of any type, on the same device.
     Returns a dict: "accuracy", "precision", "recall", "f1" in [0, 1] or None, "confusion": {"tn", "fp", "fn", "tp"},
     in samples. Raises ValueError for other shapes or values and an empty set.

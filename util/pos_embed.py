@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fixed sin-cos position embeddings, and fitting position-dependent weights to another input size."""
+"""Fixed sin-cos position embeddings, and resampling of position-dependent weights for another input size."""
 
 import math
 
@@ -31,13 +31,13 @@ def _is_square(number):
 
 
 def fit_position_weights(state, target):
-    """Fit the position-dependent entries of a state dict to a model of another input size.
+    """Resample the position-dependent entries of a state dict for a model of another input size.
 
-    Position embeddings are resampled on their grid and relative position bias tables on their grid of offsets
-    (bicubic), when their shapes differ from the target's; a changed number of heads or channels is left as it is,
-    for `load_state_dict` to refuse. `relative_position_index` holds no weights and is taken from the target.
+    Position embeddings are resampled on their grid and relative position bias tables on their grid of offsets (bicubic),
+    if their shapes differ from the target's. Entries with another number of heads or channels are left unchanged, and
+    `load_state_dict` refuses them. `relative_position_index` holds no weights and is taken from the target.
 
-    state, target: state dicts. Returns (a new dict, the list of the names that were resampled).
+    state, target: state dicts. Returns (a new dict, list of the names that were resampled).
     """
     fitted, resampled = {}, []
     for name, value in state.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which samples a step sees, and its random streams: functions of (seed, epoch, step, micro-batch), of nothing else.
+"""The samples of each step, and all random streams: functions of (seed, epoch, step, micro-batch, sample id) only.
 
 An epoch is one permutation, cut into global batches, each cut into world_size · accum_iter micro-batches; rank r takes
-the micro-batches r, r + world_size, … So one process that accumulates two micro-batches and two processes that take
-one each see the same micro-batches, and a run can be continued from any step.
+the micro-batches r, r + world_size, … One process that accumulates two micro-batches and two processes that take one
+each therefore see the same micro-batches, and a run can be continued from any step.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,33 @@ MASK_STREAM, DROP_PATH_STREAM, MIXUP_STREAM = 1, 2, 3
 
 
 def stream_seed(seed, *place):
-    """A 63-bit seed for the random stream at a place (non-negative integers: which stream, epoch, step, …)."""
+    """A 63-bit seed of the random stream at a place (non-negative integers: number of the stream, epoch, step, …)."""
     return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _int64(value):
+    """An unsigned 64-bit constant as the int64 of the same bits."""
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _scramble(z):
+    """The finalizer of SplitMix64 on int64 tensors (Steele, Lea, Flood: Fast splittable PRNGs, OOPSLA 2014)."""
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _int64(0xBF58476D1CE4E5B9)
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _int64(0x94D049BB133111EB)
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+def random_bits(seed, epoch, ids, *stream):
+    """64 random bits per sample, int64, on the device of `ids`, computed without synchronising.
+
+    A sample has the same bits in every batch, on every rank and in a continued run. ids: int64, any shape. stream:
+    integers that distinguish uses of the same (seed, epoch, id).
+    """
+    step = _int64(0x9E3779B97F4A7C15)
+    state = torch.full((), seed, dtype=torch.int64, device=ids.device)
+    for value in (epoch, ids, *stream):
+        state = _scramble(state * step + value)
+    return _scramble(state + step)
 
 
 @dataclass(frozen=True)
@@ -39,9 +64,9 @@ def epoch_order(num_samples, seed, epoch):
 
 
 class MicroBatchSampler(torch.utils.data.Sampler):
-    """Yields the ids of this rank's micro-batches of an epoch; the last, incomplete global batch is left out.
+    """Yields the ids of this rank's micro-batches of an epoch; drops the last, incomplete global batch.
 
-    epoch, first_step: set before each pass; a run that is continued in mid-epoch starts with a later step.
+    epoch, first_step: set before each pass; a run that continues within an epoch starts at a later step.
     """
 
     def __init__(self, num_samples, batch_size, accum_iter=1, rank=0, world_size=1, seed=0):
@@ -67,9 +92,9 @@ class MicroBatchSampler(torch.utils.data.Sampler):
 
 
 class InOrderSampler(torch.utils.data.Sampler):
-    """Batches of range(num_samples) in order, the last one as long as it comes; rank r takes the batches r, r + world_size, …
+    """Batches of range(num_samples) in order; the last one may be shorter. Rank r takes the batches r, r + world_size, …
 
-    Every sample comes exactly once, and in the same batches whatever the number of ranks.
+    Every sample occurs exactly once, and in the same batch for any number of ranks.
     """
 
     def __init__(self, num_samples, batch_size, rank=0, world_size=1):

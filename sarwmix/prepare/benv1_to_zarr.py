@@ -27,9 +27,10 @@ import numpy as np
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, put_in_place, sha256_of, write_csv
 from common.packages import load
-from sarwmix.bigearthnet import CHANNELS, SIZE, check_root, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.bigearthnet import SIZE
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
 from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.listing import CHANNELS, check_root, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
 
@@ -224,13 +225,7 @@ def _check_left_out(out, skip_bad):
 def _prepare(out, target, patches):
     """The groups above the patches; what an interrupted run left half-done is removed. Raises DataError if room lacks."""
     target.folder.mkdir(parents=True, exist_ok=True)
-    with os.scandir(target.folder) as entries:
-        left = [
-            entry.path
-            for entry in entries
-            if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_dir()
-        ]
-    for path in left:
+    for path in [path for path in target.folder.glob(".*.tmp") if path.is_dir()]:
         shutil.rmtree(path)
     check_room([("--out", out, DISK_BYTES * (patches - len(target.patches())))])
     files = {}

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from common.errors import DataError, data_error
 from common.files import write_csv
-from sarwmix.bigearthnet import join_listings, read_csv_rows, refuse_duplicates
-from sarwmix.bigearthnetv2 import PARTS, is_parquet, read_metadata, snow_cloud_beside
+from sarwmix.bigearthnetv2 import is_parquet, read_metadata, snow_cloud_beside
 from sarwmix.command import Command, run_command
+from sarwmix.listing import PARTS, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The images that the samples of a dataset are made of, each once: what is packed and what statistics are taken of."""
+"""The distinct images of a dataset, for packing and statistics: an image that is in many samples counts once."""
 
 import numpy as np
 
@@ -7,8 +7,7 @@ import numpy as np
 class DistinctImages:
     """The distinct images of a dataset, in the order in which its samples first name them.
 
-    names (M,) str; rows (N, k) int64: which of them each sample consists of. A sample of BigEarthNet is one image, one of
-    SEN12-FLOOD two, and an image is in many pairs.
+    names (M,) str; rows (N, images_per_sample) int64: the images of each sample, as indices of names.
     """
 
     def __init__(self, dataset):
@@ -24,12 +23,12 @@ class DistinctImages:
         return len(self.names)
 
     def part(self, start, stop):
-        """The images start … stop − 1 as a list of a kind, small enough to be sent to another process."""
+        """The images start … stop − 1, as an object that is small enough to be sent to another process."""
         return ImageRange(self._dataset, self._sample[start:stop], self._which[start:stop])
 
 
 class ImageRange:
-    """Some of the images of a dataset, one after the other."""
+    """Some of the images of a dataset, by their number m."""
 
     def __init__(self, dataset, samples, which):
         needed, self._sample = np.unique(samples, return_inverse=True)
@@ -39,9 +38,9 @@ class ImageRange:
         return len(self._sample)
 
     def name(self, m):
-        """What image m is called."""
+        """The name of image m."""
         return str(self._dataset.image_names[self._sample[m], self._which[m]])
 
     def read(self, m):
-        """Image m, (2, H, W) float32 in dB, NaN where the file has no data or no finite value. Raises DataError."""
+        """Reads image m: (2, H, W) float32 in dB, NaN for no data. Raises DataError."""
         return self._dataset.read_image(self._sample[m], self._which[m])

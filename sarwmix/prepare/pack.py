@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""From any layout of any dataset to a packed store (`sarwmix.packed` says what it holds), and the check of one.
+"""Packs a dataset, in any layout, into a packed store (`sarwmix.packed_store` describes it); or verifies a store.
 
     python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE --workers 16
     mpirun -np 4 python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE
     python -m sarwmix.prepare.pack --verify STORE
 
-Parts are independent of each other and each is put in place whole: run it again after an interruption, and it does the
-parts that are missing. The result is the same, byte for byte, however often it was interrupted and whoever took part.
+Parts are independent, and each is written atomically: after an interruption, the same command makes the missing parts.
+The result is byte for byte the same for any number of interruptions, ranks and processes.
 """
 
 import hashlib
@@ -23,31 +23,29 @@ import torch
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, put_in_place, sha256_of, write_csv, write_json
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.moments import Tally
-from sarwmix.packed import (
+from sarwmix.moments import Moments
+from sarwmix.packed_codec import DTYPES, NO_DATA, as_tensor, decode, encode
+from sarwmix.packed_store import (
     BAD,
-    DTYPES,
+    EVERY,
     FORMAT,
     IMAGES,
     MANIFEST,
     SAMPLES,
     STATISTICS,
+    STORED_SPLITS,
     VERSION,
-    as_tensor,
-    decode,
-    encode,
     is_packed,
     manifest_checksum,
     verify,
 )
 from sarwmix.plausibility import find_fault, judge
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
-from sarwmix.prepare.statistics import log_tally
-from sarwmix.registry import DATASETS, add_source_flags, open_dataset
+from sarwmix.prepare.statistics import log_moments
+from sarwmix.registry import DATASETS, add_source_flags, open_dataset, source_options
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test", "every")
 RECORD = "packing.json"
 
 
@@ -56,7 +54,7 @@ RECORD = "packing.json"
 
 @dataclass
 class Source:
-    """One split to pack: its samples, the distinct images they consist of, and their labels."""
+    """One split to pack: its samples, their labels and their distinct images."""
 
     split: str
     ids: np.ndarray  # (N,)
@@ -68,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part file is made of."""
+    """One part file, and the images it is made of."""
 
     number: int
     split: str
@@ -84,33 +82,17 @@ class Part:
 
 
 def open_sources(args):
-    """(the Sources of all splits, what the manifest says of the dataset, `joint_order` of the samples). Raises DataError."""
+    """Returns (the Sources of all splits, `store_facts`, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
     for split in args.splits:
         metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
-        dataset = open_dataset(
-            args.dataset,
-            args.data_path,
-            "all" if split == "every" else split,
-            metadata,
-            args.id_col,
-            args.include_snow_cloud,
-            args.max_nonfinite,
-        )
+        wanted = "all" if split == EVERY else split
+        dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
         images = DistinctImages(dataset)
-        shape = (len(dataset.CHANNELS), dataset.size, dataset.size)
-        per_part = max(1, int(args.part_mb * 2**20 / (np.prod(shape) * np.dtype(args.dtype).itemsize)))
+        known = store_facts(args.dataset, dataset, dataset.size)
+        per_part = max(1, int(args.part_mb * 2**20 / (np.prod(known["shape"]) * np.dtype(args.dtype).itemsize)))
         ranges = [images.part(start, start + per_part) for start in range(0, len(images), per_part)]
         sources.append(Source(split, dataset.ids, dataset.label_table(), images.rows, images.names, ranges))
-        known = {
-            "dataset": args.dataset,
-            "channels": list(dataset.CHANNELS),
-            "units": dataset.UNITS,
-            "shape": list(shape),
-            "classes": list(dataset.CLASSES),
-            "floor_db": getattr(dataset, "FLOOR_DB", None),
-            "images_per_sample": images.rows.shape[1],
-        }
     names = np.concatenate([source.ids for source in sources])
     unique, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
@@ -122,19 +104,36 @@ def open_sources(args):
     return sources, known, joint_order(args, names)
 
 
-def joint_order(args, ids):
-    """(N,) where samples stand when several splits are read as one: as in the dataset itself, so that training sees the same order.
+def store_facts(name, dataset, size):
+    """The entries of a manifest that describe the dataset, an object or its class. size: side of the images."""
+    return {
+        "dataset": name,
+        "channels": list(dataset.CHANNELS),
+        "units": dataset.UNITS,
+        "shape": [len(dataset.CHANNELS), size, size],
+        "classes": list(dataset.CLASSES),
+        "floor_db": dataset.FLOOR_DB,
+        "images_per_sample": dataset.images_per_sample,
+    }
 
-    Only the metadata of BigEarthNet v2 can mix splits; elsewhere they follow each other, as they are packed.
+
+def parts_of(sources):
+    """The Parts of all Sources, numbered from 0."""
+    ranges = [(source.split, images) for source in sources for images in source.ranges]
+    return [Part(number, split, images) for number, (split, images) in enumerate(ranges)]
+
+
+def joint_order(args, ids):
+    """(N,) position of each sample when several splits are read as one: the order of the dataset itself.
+
+    Only the metadata of BigEarthNet v2 can mix splits; otherwise the splits follow each other in the order of packing.
     """
     if args.dataset == "benv2" and not (args.val_metadata or args.test_metadata):
         for split in ("all", "train_val"):
             try:
-                whole = open_dataset(
-                    args.dataset, args.data_path, split, args.metadata, args.id_col, args.include_snow_cloud
-                )
+                whole = open_dataset(args.dataset, args.data_path, split, args.metadata, **source_options(args))
             except DataError:
-                continue  # no list of the test split, perhaps
+                continue  # the list of the test split may be absent
             place = {name: i for i, name in enumerate(whole.ids.tolist())}
             if all(name in place for name in ids.tolist()):
                 return np.array([place[name] for name in ids.tolist()], np.int64)
@@ -145,22 +144,22 @@ def joint_order(args, ids):
 
 
 def write_part(part, out, dtype, shape, floor_db, skip_bad):
-    """Read, code and write the images of a part. Returns its report.
+    """Reads, codes and writes the images of a part. Returns its report.
 
-    The report stands beside the part too, and makes it finished: that is, not as long as it has bad images that are not
-    to be skipped. A bad image keeps its place, filled with NaN.
+    The report is also written beside the part, which marks the part as finished; it is not written if there are bad
+    images that are not to be skipped. A bad image keeps its place and is filled with NaN.
     """
     done = read_report(out / part.report, out / part.file)
     if done is not None:
         return done
-    total, bad, images = Tally(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
+    total, bad, images = Moments(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
     for m in range(len(part.images)):
         try:
             image = part.images.read(m)
             if image.shape != shape:
                 raise DataError(
-                    f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it out of "
-                    "the lists"
+                    f"{part.images.name(m)}: has the shape {image.shape}, not {shape} as the first image; take it "
+                    "out of the lists"
                 )
         except DataError as error:
             bad.append((part.images.name(m), str(error)))
@@ -194,7 +193,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
 
 
 def read_report(path, file):
-    """The report of a part that is finished, else None."""
+    """The report of a finished part, or None."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         return report if file.stat().st_size == report["part"]["bytes"] else None
@@ -206,7 +205,7 @@ def largest_error(images, codes, scale, offset):
     """The largest |decoded − original| of a part, in dB."""
     scale, offset = (torch.tensor(values, dtype=torch.float32).view(1, 2, 1, 1) for values in (scale, offset))
     worst = 0.0
-    for start in range(0, len(images), 256):  # as many as fit beside the part
+    for start in range(0, len(images), 256):  # few, to limit the memory
         decoded = decode(as_tensor(codes[start : start + 256]), scale, offset).numpy()
         error = np.abs(decoded - images[start : start + 256])
         worst = max(worst, float(np.max(error, where=np.isfinite(error), initial=0)))
@@ -250,10 +249,10 @@ def write_tables(out, sources, positions, reports, classes):
 
 
 def write_statistics(out, reports, floor_db):
-    """statistics.json: {split: figures and histogram}. Returns the Tally of each split."""
+    """statistics.json: {split: figures and histogram}. Returns the Moments of each split."""
     tallies = {}
     for report in reports:
-        tallies.setdefault(report["part"]["split"], Tally(floor_db)).merge(Tally.from_dict(report["tally"]))
+        tallies.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
     write_json(
         out / STATISTICS,
         {split: {**tally.summary(), "histogram": tally.histogram_dict()} for split, tally in tallies.items()},
@@ -262,20 +261,20 @@ def write_statistics(out, reports, floor_db):
 
 
 def finish(out, sources, positions, reports, known, dtype):
-    """All that is not a part; the manifest last."""
+    """Writes all files except the parts; the manifest last."""
     write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
     splits = write_tables(out, sources, positions, reports, known["classes"])
     tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
     for split, tally in tallies.items():
         log.info("split %s, %d samples", split, splits[split])
-        log_tally(tally, known["channels"])
+        log_moments(tally, known["channels"])
         judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         **known,
         "dtype": dtype,
-        "no_data": 65535 if dtype == "uint16" else "NaN",
+        "no_data": NO_DATA if dtype == "uint16" else "NaN",
         "largest_error_db": max(report["largest_error_db"] for report in reports),
         "splits": splits,
         "samples": sum(splits.values()),
@@ -298,13 +297,10 @@ def finish(out, sources, positions, reports, known, dtype):
 
 
 def pack(args, crew):
-    """The whole job. Returns whether there was something to do. Raises DataError."""
+    """Packs a dataset. Returns False if the store was complete already. Raises DataError."""
     out = Path(args.out)
     sources, known, positions = crew.on_main(lambda: open_sources(args))
-    parts = [
-        Part(number, source.split, images)
-        for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
-    ]
+    parts = parts_of(sources)
     record = {
         "generator": "sarwmix.prepare.pack",
         "version": VERSION,
@@ -385,10 +381,10 @@ def get_args_parser():
     group.add_argument(
         "--splits",
         nargs="+",
-        choices=SPLITS,
+        choices=STORED_SPLITS,
         metavar="SPLIT",
-        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, for "
-        "sen12flood train test)",
+        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, "
+        "for sen12flood train test)",
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave images that cannot be used out, instead of ending with an error"
@@ -399,8 +395,8 @@ def get_args_parser():
         "--dtype",
         choices=DTYPES,
         default="uint16",
-        help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; float32: exact, "
-        "twice the size",
+        help="uint16: affine for each part and channel, error about 0.001 dB; float16: error up to 0.016 dB; "
+        "float32: exact, twice the size",
     )
     group.add_argument(
         "--part_mb",
@@ -425,7 +421,7 @@ def check_flags(args):
     splits = list(
         dict.fromkeys(args.splits or (("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")))
     )
-    if "every" in splits and (args.dataset != "benv1" or len(splits) > 1):
+    if EVERY in splits and (args.dataset != "benv1" or len(splits) > 1):
         raise DataError("--splits every: only for --dataset benv1, and alone")
     return splits
 

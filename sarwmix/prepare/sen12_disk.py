@@ -19,8 +19,9 @@ from common.errors import DataError
 from common.files import check_room, room_at
 from common.safe_zip import open_archive
 from sarwmix.command import Command, run_command
+from sarwmix.listing import CHANNELS
 from sarwmix.prepare.sen12_unzip import plan
-from sarwmix.sen12_index import CHANNELS, LAYOUTS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
+from sarwmix.sen12_index import LAYOUTS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
 
 log = logging.getLogger(__name__)
 

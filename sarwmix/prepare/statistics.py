@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Mean, standard deviation and histogram of a dataset's backscatter in dB: exact, in one pass over any number of images.
+"""Exact mean, standard deviation and histogram of a dataset's backscatter in dB, in one pass over its images.
 
     python -m sarwmix.prepare.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
 
-Every pixel counts alike (this is no mean of the means of files). Of each part, count, mean and sum of squared deviations
-are kept, and joined as by Chan, Golub and LeVeque (1979), in the same order always, so that the figures do not depend on
-how many processes took part.
+All pixels have the same weight (the result is not a mean of means of files). Count, mean and sum of squared deviations
+of the parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not
+depend on the number of processes.
 """
 
 import logging
@@ -17,20 +17,28 @@ from tabulate import tabulate
 from common.errors import DataError, data_error
 from common.files import write_json
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.moments import Tally
-from sarwmix.packed import STATISTICS, is_packed
+from sarwmix.listing import SPLITS, UNITS
+from sarwmix.moments import Moments
+from sarwmix.packed_store import STATISTICS, is_packed
 from sarwmix.plausibility import judge
 from sarwmix.prepare.distinct_images import DistinctImages
-from sarwmix.registry import DATASETS, SPLITS, add_skip_missing_flag, add_source_flags, leave_out, open_dataset
+from sarwmix.registry import (
+    DATASETS,
+    add_skip_missing_flag,
+    add_source_flags,
+    leave_out,
+    open_dataset,
+    source_options,
+)
 
 CHUNK = 256  # images of a part
 
 log = logging.getLogger(__name__)
 
 
-def tally_images(images, floor_db):
-    """(Tally, as a dict, of the images that can be read; what is wrong with the others, one line each)."""
-    total, bad = Tally(floor_db), []
+def moments_of(images, floor_db):
+    """Returns (the Moments of all images that can be read, as a dict; the errors of the others, one line each)."""
+    total, bad = Moments(floor_db), []
     for m in range(len(images)):
         try:
             total.add(images.read(m))
@@ -40,14 +48,14 @@ def tally_images(images, floor_db):
 
 
 def chunks_of(dataset):
-    """The distinct images of a dataset in parts that can be sent to other processes."""
+    """The distinct images of a dataset, in parts that can be sent to other processes."""
     images = DistinctImages(dataset)
     return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
 def measure(chunks, floor_db, crew):
-    """The Tally of all images of these parts. Raises DataError if some cannot be read: count and the first five."""
-    results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
+    """The Moments of all images of these parts. Raises DataError if some cannot be read: count and first five."""
+    results = crew.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
         raise data_error(
@@ -55,14 +63,14 @@ def measure(chunks, floor_db, crew):
             bad,
             "restore them, or take them out of the lists; --skip_missing leaves those out that are missing",
         )
-    total = Tally(floor_db)
+    total = Moments(floor_db)
     for part, _ in results:
-        total.merge(Tally.from_dict(part))
+        total.merge(Moments.from_dict(part))
     return total
 
 
-def log_tally(total, channels):
-    """A table of the figures, one column for each channel."""
+def log_moments(total, channels):
+    """Logs a table with a column for each channel."""
 
     def shown(value):
         return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
@@ -95,26 +103,18 @@ def work(args, crew):
             raise DataError("--data_path is missing: the folder of the data")
         if is_packed(args.data_path):
             raise DataError(
-                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give the data that "
-                "it was made of"
+                f"--data_path {args.data_path}: is a packed store, whose statistics are in its {STATISTICS}; give "
+                "the data that it was made of"
             )
-        dataset = open_dataset(
-            args.dataset,
-            args.data_path,
-            args.split,
-            args.metadata,
-            args.id_col,
-            args.include_snow_cloud,
-            args.max_nonfinite,
-        )
+        dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, **source_options(args))
         if args.skip_missing:
             dataset = leave_out(dataset, dataset.missing())
         return chunks_of(dataset), len(dataset)
 
     kind = DATASETS[args.dataset]
     chunks, samples = crew.on_main(prepare)
-    total = measure(chunks, getattr(kind, "FLOOR_DB", None), crew)
-    log_tally(total, kind.CHANNELS)
+    total = measure(chunks, kind.FLOOR_DB, crew)
+    log_moments(total, kind.CHANNELS)
     judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     if args.out:
         report = {
@@ -122,7 +122,7 @@ def work(args, crew):
             "split": args.split,
             "samples": samples,
             "images": sum(map(len, chunks)),
-            "units": "dB",
+            "units": UNITS,
             "channels": list(kind.CHANNELS),
             **total.summary(),
             "histogram": total.histogram_dict(),

@@ -10,10 +10,10 @@ import pytest
 from analysis import alignment_figure
 from analysis.alignment_figure import draw_alignment, read_folder, stretch, to_grey
 from common.errors import DataError
-from sarwmix.quicklook import HIDDEN
 from sarwmix.simulate.flood_archive import RawParameters, simulate_raw_floods
 from tests.helpers.runs import refusal
 from tests.helpers.sen12 import align
+from util.quicklook import HIDDEN
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from analysis.weight_map import draw_weights, read_patch
 from main_finetune import SAME_RUN, build_parser
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.quicklook import HIDDEN, RANGES, draw_reconstructions, false_colour, grey, new_figure, pixels
 from tests.helpers.runs import refusal
+from util.quicklook import HIDDEN, RANGES, draw_reconstructions, false_colour, grey, new_figure, pixels
 from util.training import SAME_TRAINING
 
 
@@ -117,7 +117,7 @@ def test_overview_needs_a_checkpoint_and_draws_it(tmp_path, run, refused):
         refused(overview_figure, ("--checkpoint", tmp_path / name, "--output", tmp_path / "x.png"), name, *words)
 
 
-# ---- compare_reconstructions, sarwmix.quicklook --------------------------------------------------
+# ---- compare_reconstructions, util.quicklook --------------------------------------------------
 
 
 def saved(path, ids, title):

@@ -19,7 +19,7 @@ data_path output_dir log_dir device seed resume finetune start_epoch num_workers
 eval dist_eval mixup cutmix cutmix_minmax mixup_prob mixup_switch_prob mixup_mode smoothing patch_op world_size local_rank dist_on_itp dist_url
 port""".split()
 ADDED = """dataset weight_mode weight_level weight_domain weight_clip exp_scale stop_epoch save_epochs amp train_fraction mean std patch_cut
-val_fraction save_every_steps save_every_minutes walltime compile grad_checkpointing data_cache""".split()
+crop_scale val_fraction save_every_steps save_every_minutes walltime compile grad_checkpointing data_cache""".split()
 
 
 def flags_in(text):
@@ -59,7 +59,10 @@ def test_flags_of_the_released_code_are_there():
 
 def test_rows_of_known_flags():
     pretrain, finetune = map(rows_of, sections(flag_tables.page()).values())
-    assert pretrain["batch_size"][:2] == ("integer", "`64`") and finetune["batch_size"][:2] == ("integer", "`128`")
+    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`") and finetune["batch_size"][:2] == (
+        "integer",
+        "`128`",
+    )
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
     assert pretrain["stop_epoch"][:2] == ("N, integer", "--epochs")
     assert finetune["input_size"][1:] == (

@@ -19,7 +19,8 @@ from benchmarks.apart import Apart, LeftOut, Part
 from benchmarks.random_store import write_random_store
 from common.workers import Crew
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.packed import PackedDataset, verify
+from sarwmix.packed import PackedDataset
+from sarwmix.packed_store import verify
 from sarwmix.sen12flood_loader import FloodDataset
 
 

@@ -44,9 +44,9 @@ from common.errors import UsageError
 from models_mixmim import mixmim_tiny
 from models_mixmim_ft import SIZES
 from sarwmix import sen12_data_prep, sen12_prune_partial_pairs
-from sarwmix.helper import RULES
-from sarwmix.packed import manifest_checksum
+from sarwmix.packed_store import manifest_checksum
 from sarwmix.prepare import benv1_to_zarr, benv2_csv, pack, sen12_unzip, statistics
+from sarwmix.selection import RULES
 from sarwmix.sen12_data_prep import prepare
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import (

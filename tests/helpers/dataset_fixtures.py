@@ -16,6 +16,8 @@ import zarr
 from rasterio.errors import NotGeoreferencedWarning
 from safetensors.numpy import save
 
+from common.errors import DataError
+
 SAMPLE_DATA = os.environ.get("SARWMIX_SAMPLE_DATA")
 needs_samples = pytest.mark.skipif(not SAMPLE_DATA, reason="set SARWMIX_SAMPLE_DATA to a folder of real samples")
 
@@ -62,7 +64,14 @@ def one_line(error, *parts):
         assert part in message, f"{part!r} not in {message!r}"
 
 
-# v2 -----------------------------------------------------------------------------------------------------------------
+def fails_with(work, *parts):
+    """Checks that work() raises a DataError whose message is one line and holds these parts."""
+    with pytest.raises(DataError) as error:
+        work()
+    one_line(error, *parts)
+
+
+# ---- V2 ------------------------------------------------------------------------------------------
 
 V2_ROWS = [  # labels, split of samples 0..3
     (["Arable land", AGRICULTURE], "train"),
@@ -132,7 +141,7 @@ def write_v2_lmdb(root, folder="lmdb"):
     return root
 
 
-# v1 -----------------------------------------------------------------------------------------------------------------
+# ---- V1 ------------------------------------------------------------------------------------------
 
 V1_LABELS = [
     ["Non-irrigated arable land", "Mixed forest"],

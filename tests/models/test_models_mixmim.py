@@ -11,9 +11,10 @@ import torch._dynamo.testing
 from torch import nn
 
 import models_mixmim
-from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny, stage_layouts
+from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny
 from tests.helpers import oracle_mixmim as oracle
 from tests.helpers.released import layout
+from token_layout import stage_layouts
 
 TINY = dict(
     embed_dim=32,

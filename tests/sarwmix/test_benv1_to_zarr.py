@@ -87,7 +87,7 @@ def tif(root, k, channel="VH"):
     return root / "data" / "BigEarthNet-S1-v1.0" / s1_name(k) / f"{s1_name(k)}_{channel}.tif"
 
 
-# content --------------------------------------------------------------------------------------------------------------
+# ---- Content -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [lambda k: [s2_name(k)], lambda k: [s2_name(k), s1_name(k)], lambda k: [s1_name(k)]])
@@ -179,7 +179,7 @@ def test_some_lists_or_none(root, caplog):
     assert BigEarthNetv1(root / "all" / "benv1.zarr", "all").ids.tolist() == sorted(s1_name(k) for k in range(4))
 
 
-# running again --------------------------------------------------------------------------------------------------------
+# ---- Running again -------------------------------------------------------------------------------
 
 KILLED = """
 import os, signal, sys
@@ -275,7 +275,7 @@ def test_two_processes_write_what_one_writes(root, monkeypatch):
     assert tree(root / "two") == tree(root / "one")
 
 
-# patches that cannot be read ------------------------------------------------------------------------------------------
+# ---- Patches that cannot be read -----------------------------------------------------------------
 
 
 def spoil(root):
@@ -375,7 +375,7 @@ def test_repeated_ids(root, capsys):
     main(flags(root))
 
 
-# bit rot --------------------------------------------------------------------------------------------------------------
+# ---- Bit rot -------------------------------------------------------------------------------------
 
 
 def test_every_flipped_bit_of_a_chunk_is_noticed(root, capsys):
@@ -423,7 +423,7 @@ def test_verify_finds_what_is_changed_lost_or_added(root, capsys):
     fails(capsys, ["--out", str(out), "--verify"], "manifest.csv", "not complete")
 
 
-# flags ----------------------------------------------------------------------------------------------------------------
+# ---- Flags ---------------------------------------------------------------------------------------
 
 
 def test_wrong_flags(root, capsys):

@@ -115,7 +115,7 @@ def test_an_interrupted_run_is_completed_identically(root):
     assert {path.name: path.read_bytes() for path in (root / "out").iterdir()} == whole
 
 
-# faults ---------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_other_lists_are_not_overwritten(root, capsys):

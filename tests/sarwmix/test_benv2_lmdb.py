@@ -12,13 +12,12 @@ import torch
 from safetensors.numpy import save
 from torch.utils.data import DataLoader
 
-from common.errors import DataError
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from tests.helpers.dataset_fixtures import (
     V2_CLASSES,
     classes_of,
+    fails_with,
     needs_samples,
-    one_line,
     s1_name,
     s2_name,
     sample_path,
@@ -38,12 +37,6 @@ def root(tmp_path):
     return write_v2_lmdb(tmp_path)
 
 
-def fails(work, *parts):
-    with pytest.raises(DataError) as error:
-        work()
-    one_line(error, *parts)
-
-
 def with_patch(folder, value):
     """A dataset of one patch, whose value in the LMDB this is."""
     folder.mkdir()
@@ -52,7 +45,7 @@ def with_patch(folder, value):
     return BigEarthNetv2(folder)
 
 
-# values ---------------------------------------------------------------------------------------------------------------
+# ---- Values --------------------------------------------------------------------------------------
 
 
 def check_items(data):
@@ -79,7 +72,7 @@ def test_the_lmdb_itself_with_its_metadata_in_it_or_beside_it(root):
     shutil.move(root / "metadata.parquet", root / "lmdb")
     check_items(BigEarthNetv2(root / "lmdb", "all"))
     (root / "lmdb" / "metadata.parquet").unlink()
-    fails(lambda: BigEarthNetv2(root / "lmdb", "test"), "metadata.parquet", "benv2_test.csv", "or beside it")
+    fails_with(lambda: BigEarthNetv2(root / "lmdb", "test"), "metadata.parquet", "benv2_test.csv", "or beside it")
     v2_frame().iloc[2:3].to_csv(root / "benv2_test.csv")
     assert BigEarthNetv2(root / "lmdb", "test").ids.tolist() == [s1_name(2)]
 
@@ -100,10 +93,10 @@ def test_folders_are_read_where_there_are_both(tmp_path):
 
 def test_several_lmdbs_or_none(root):
     write_v2_lmdb(root, "other")
-    fails(lambda: BigEarthNetv2(root), "holds 2 LMDBs", "lmdb, other", "--data_path")
+    fails_with(lambda: BigEarthNetv2(root), "holds 2 LMDBs", "lmdb, other", "--data_path")
     for name in ("lmdb", "other"):
         (root / name / "data.mdb").unlink()
-    fails(lambda: BigEarthNetv2(root), "no such folder", "data.mdb", "--data_path")
+    fails_with(lambda: BigEarthNetv2(root), "no such folder", "data.mdb", "--data_path")
 
 
 @needs_samples
@@ -116,16 +109,16 @@ def test_the_real_lmdb_equals_the_real_geotiffs(tmp_path):
     assert stored[0][0].std() > 1
     assert len(BigEarthNetv2(sample_path("benv2", "lmdb"), "all")) == 18  # of the metadata beside it
     other = write_csv(tmp_path / "other.csv", [["s1_name", "labels"], [s1_name(0), "['Pastures']"]])
-    fails(BigEarthNetv2(sample_path("benv2", "lmdb"), metadata=other).check_files, "1 of 1 samples lack data")
+    fails_with(BigEarthNetv2(sample_path("benv2", "lmdb"), metadata=other).check_files, "1 of 1 samples lack data")
 
 
-# faults ---------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_missing_keys_are_counted_and_located(root):
     v2_frame().assign(s1_name=[s1_name(k) for k in (0, 5, 2, 6)]).to_parquet(root / "metadata.parquet")
     data = BigEarthNetv2(root, "all")
-    fails(
+    fails_with(
         data.check_files,
         "2 of 4 samples lack data",
         f"{s1_name(5)} VH and VV (metadata.parquet: row 1)",
@@ -133,8 +126,10 @@ def test_missing_keys_are_counted_and_located(root):
         str(root / "lmdb"),
     )
     data.check_files(start=0, step=2)
-    fails(lambda: data.check_files(start=1, step=2), "2 of 2 samples")
-    fails(lambda: data[1], f"{root}/lmdb", f"no key {s1_name(5)}", "remove the patch's row", "metadata.parquet: row 1")
+    fails_with(lambda: data.check_files(start=1, step=2), "2 of 2 samples")
+    fails_with(
+        lambda: data[1], f"{root}/lmdb", f"no key {s1_name(5)}", "remove the patch's row", "metadata.parquet: row 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,14 +150,14 @@ def test_missing_keys_are_counted_and_located(root):
 def test_faulty_values_name_lmdb_and_key(tmp_path, value, words):
     data = with_patch(tmp_path / "one", value)
     data.check_files()  # the key is there, and it does not look further
-    fails(lambda: data[0], str(tmp_path / "one" / "lmdb"), s1_name(0), *words, "row", "metadata.parquet: row 0")
+    fails_with(lambda: data[0], str(tmp_path / "one" / "lmdb"), s1_name(0), *words, "row", "metadata.parquet: row 0")
 
 
 def test_too_many_nonfinite_pixels(tmp_path):
     band = BAND.copy()
     band[:2] = np.nan  # 1.67 %
     data = with_patch(tmp_path / "one", {"VH": BAND, "VV": band})
-    fails(lambda: data[0], f"lmdb:{s1_name(0)}/VV", "1.67%", "--max_nonfinite")
+    fails_with(lambda: data[0], f"lmdb:{s1_name(0)}/VV", "1.67%", "--max_nonfinite")
     assert BigEarthNetv2(tmp_path / "one", max_nonfinite=0.02)[0][0].isnan().sum() == 240
 
 
@@ -180,16 +175,16 @@ def test_a_truncated_lmdb_is_an_error_and_not_a_crash(root, size, words):
     path = root / "lmdb" / "data.mdb"
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
     data = BigEarthNetv2(root, "all")
-    fails(data.check_files, str(path), words, "copy it again")
-    fails(lambda: data[3], str(path), words)
+    fails_with(data.check_files, str(path), words, "copy it again")
+    fails_with(lambda: data[3], str(path), words)
 
 
 def test_what_is_no_lmdb(root):
     (root / "lmdb" / "data.mdb").write_bytes(b"none" * 5000)
-    fails(lambda: BigEarthNetv2(root)[0], "data.mdb", "cannot be read as an LMDB")
+    fails_with(lambda: BigEarthNetv2(root)[0], "data.mdb", "cannot be read as an LMDB")
 
 
-# processes ------------------------------------------------------------------------------------------------------------
+# ---- Processes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])

@@ -17,6 +17,7 @@ from sarwmix.bigearthnetv1 import BigEarthNetv1
 from tests.helpers.dataset_fixtures import (
     V1_CLASSES,
     classes_of,
+    fails_with,
     needs_samples,
     one_line,
     s1_name,
@@ -41,16 +42,14 @@ def store(request, tmp_path):
 
 
 def fails(*parts, **arguments):
-    with pytest.raises(DataError) as error:
-        BigEarthNetv1(**arguments)
-    one_line(error, *parts)
+    fails_with(lambda: BigEarthNetv1(**arguments), *parts)
 
 
 def classes(data):
     return [classes_of(labels) for _, labels in data]
 
 
-# values -------------------------------------------------------------------------------------------------------------
+# ---- Values --------------------------------------------------------------------------------------
 
 
 def check_items(data):
@@ -123,7 +122,7 @@ def test_unlabelled_patches_stay_or_are_dropped_and_counted(root, store, caplog)
     fails("none of the 1 patches has a 19-class label", root=root, metadata=only, keep_unlabelled=False)
 
 
-# split lists --------------------------------------------------------------------------------------------------------
+# ---- Split lists ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0)])
@@ -186,7 +185,7 @@ def test_without_lists_every_patch_is_taken_and_said_so(root, caplog):
     fails("benv1_train.csv", "--metadata", root=root, split="train")
 
 
-# faults -------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_what_does_not_exist_or_is_empty(root, tmp_path):
@@ -245,13 +244,9 @@ def test_faulty_labels_are_found_before_training(root, content, reason):
     fails("1 of 3 patches have labels that cannot be read", str(path), reason, root=root, split="all",
           keep_unlabelled=False)  # fmt: skip
     data = BigEarthNetv1(root, "all")
-    with pytest.raises(DataError) as error:
-        data.check_files()
-    one_line(error, "1 of 3 patches", str(path), reason)
+    fails_with(data.check_files, "1 of 3 patches", str(path), reason)
     data.check_files(start=0, step=2)
-    with pytest.raises(DataError) as error:
-        data[1]
-    one_line(error, str(path), reason)
+    fails_with(lambda: data[1], str(path), reason)
 
 
 def test_check_files_of_folders(root):
@@ -270,12 +265,8 @@ def test_check_files_of_zarr(store, lost):
     for path in remove:
         if path.name not in (".zarray", ".zattrs") or lost == "array":
             path.rmdir() if path.is_dir() else path.unlink()
-    with pytest.raises(DataError) as error:
-        data.check_files()
-    one_line(error, "1 of 3 samples", f"{s1_name(1)} VV")
-    with pytest.raises(DataError) as error:
-        data[1]
-    one_line(error, str(array))
+    fails_with(data.check_files, "1 of 3 samples", f"{s1_name(1)} VV")
+    fails_with(lambda: data[1], str(array))
 
 
 def test_corrupt_and_misshapen_zarr_arrays_are_named(store):
@@ -283,15 +274,11 @@ def test_corrupt_and_misshapen_zarr_arrays_are_named(store):
     vh, vv = data.files(0)
     chunk = next(path for path in (store / vh).rglob("*") if path.is_file() and "z" not in path.name)
     chunk.write_bytes(chunk.read_bytes()[:-7])
-    with pytest.raises(DataError) as error:
-        data[0]
-    one_line(error, vh, "copy it again", s1_name(0))
+    fails_with(lambda: data[0], vh, "copy it again", s1_name(0))
 
     group = zarr.open_group(store / "sentinel1" / s1_name(1), mode="a")
     group.create_array("VH", shape=(60, 60), dtype="float32", overwrite=True)[:] = -20
-    with pytest.raises(DataError) as error:
-        data[1]
-    one_line(error, data.files(1)[0], "60x60")
+    fails_with(lambda: data[1], data.files(1)[0], "60x60")
 
 
 @pytest.mark.parametrize("found, put", [("chunk_shape", "dhunk_shape"), ("float32", "gloat32"), ("regular", "segular")])
@@ -300,9 +287,7 @@ def test_damaged_metadata_of_an_array_is_named(tmp_path, found, put):
     path = tmp_path / "v1.zarr" / "sentinel1" / s1_name(1) / "VV" / "zarr.json"
     assert found in path.read_text()
     path.write_text(path.read_text().replace(found, put))
-    with pytest.raises(DataError) as error:
-        data[1]
-    one_line(error, str(path.parent), "copy it again")
+    fails_with(lambda: data[1], str(path.parent), "copy it again")
 
 
 def test_nan_in_zarr(store):
@@ -310,12 +295,10 @@ def test_nan_in_zarr(store):
     group["VH"][0, :] = np.nan
     assert BigEarthNetv1(store, "all")[1][0].isnan().sum() == 120
     group["VH"][1, :] = np.nan
-    with pytest.raises(DataError) as error:
-        BigEarthNetv1(store, "all")[1]
-    one_line(error, f"{s1_name(1)}/VH", "1.67%", "--max_nonfinite")
+    fails_with(lambda: BigEarthNetv1(store, "all")[1], f"{s1_name(1)}/VH", "1.67%", "--max_nonfinite")
 
 
-# workers ------------------------------------------------------------------------------------------------------------
+# ---- Workers -------------------------------------------------------------------------------------
 
 
 def test_two_workers_read_a_store_that_the_trainer_has_read_before(store):

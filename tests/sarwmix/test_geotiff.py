@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from common.errors import DataError
 from sarwmix.geotiff import read_band
-from tests.helpers.dataset_fixtures import needs_samples, one_line, sample_path, write_tif
+from tests.helpers.dataset_fixtures import fails_with, needs_samples, sample_path, write_tif
 
 NOISE = np.random.default_rng(0).normal(-15, 3, (120, 120)).astype(np.float32)
 
@@ -47,9 +46,7 @@ def test_a_single_band_is_read_under_any_description_but_another_polarisation(tm
 
 def test_a_file_described_as_another_polarisation_is_refused(tmp_path):
     path = write_tif(tmp_path / "a_VH.tif", -21.0, descriptions=["VV"])
-    with pytest.raises(DataError) as error:
-        read_band(path, band="VH")
-    one_line(error, str(path), "holds VV", "not VH")
+    fails_with(lambda: read_band(path, band="VH"), str(path), "holds VV", "not VH")
 
 
 def test_among_several_bands_the_described_one_is_taken(tmp_path):
@@ -62,15 +59,11 @@ def test_among_several_bands_the_described_one_is_taken(tmp_path):
 @pytest.mark.parametrize(("descriptions", "band"), [(None, "VH"), (["VH", "VH"], "VH"), (["VV", "VH"], None)])
 def test_several_bands_are_never_taken_by_position(tmp_path, descriptions, band):
     path = write_tif(tmp_path / "a.tif", np.zeros((2, 120, 120), np.float32), descriptions=descriptions)
-    with pytest.raises(DataError) as error:
-        read_band(path, band=band)
-    one_line(error, str(path), "has 2 bands")
+    fails_with(lambda: read_band(path, band=band), str(path), "has 2 bands")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError) as error:
-        read_band(tmp_path / "none.tif")
-    one_line(error, str(tmp_path / "none.tif"), "does not exist", "remove its row")
+    fails_with(lambda: read_band(tmp_path / "none.tif"), str(tmp_path / "none.tif"), "does not exist", "remove its row")
 
 
 @pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"tiled": True, "blockxsize": 64, "blockysize": 64}])
@@ -79,9 +72,7 @@ def test_truncated_files_are_named(tmp_path, options, kept):
     path = write_tif(tmp_path / "cut.tif", NOISE, **options)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "truncated", "copy it again")
+    fails_with(lambda: read_band(path), str(path), "truncated", "copy it again")
 
 
 def test_corrupt_files_are_named(tmp_path):
@@ -89,21 +80,15 @@ def test_corrupt_files_are_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "corrupt")
+    fails_with(lambda: read_band(path), str(path), "corrupt")
 
     path.write_text("not a TIFF")
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "not a GeoTIFF")
+    fails_with(lambda: read_band(path), str(path), "not a GeoTIFF")
 
 
 def test_complex_values_are_refused(tmp_path):
     path = write_tif(tmp_path / "slc.tif", np.ones((120, 120), np.complex64))
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "complex")
+    fails_with(lambda: read_band(path), str(path), "complex")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -9999.0])
@@ -118,14 +103,10 @@ def test_few_nonfinite_pixels_stay_and_many_are_refused(tmp_path, value):
 
     values.flat[144] = value
     path = write_tif(tmp_path / "many.tif", values, nodata=-9999.0)
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "1.01%", "1.00%", "remove its row", "--max_nonfinite")
+    fails_with(lambda: read_band(path), str(path), "1.01%", "1.00%", "remove its row", "--max_nonfinite")
     assert np.isfinite(read_band(path, max_nonfinite=0.02)).sum() == 120 * 120 - 145
 
 
 def test_an_image_without_data_is_refused(tmp_path):
     path = write_tif(tmp_path / "empty.tif", np.full((120, 120), -3.4e38, np.float32), nodata=-3.4e38)
-    with pytest.raises(DataError) as error:
-        read_band(path)
-    one_line(error, str(path), "100.00%")
+    fails_with(lambda: read_band(path), str(path), "100.00%")

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import main_pretrain
-from common.errors import DataError
 from sarwmix import layouts
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -24,7 +23,7 @@ from sarwmix.prepare import pack, statistics
 from sarwmix.registry import leave_out
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import (
-    one_line,
+    fails_with,
     s1_name,
     s2_name,
     v2_frame,
@@ -36,16 +35,11 @@ from tests.helpers.dataset_fixtures import (
 )
 from tests.helpers.floods import write_floods
 from tests.helpers.runs import refusal
+from tests.helpers.stores import argv
 from util.datasets import drop_missing
 from util.distributed import Launch, Ranks
 
 V2, V1 = "BigEarthNet-S1", "BigEarthNet-S1-v1.0"
-
-
-def fails(work, *parts):
-    with pytest.raises(DataError) as error:
-        work()
-    one_line(error, *parts)
 
 
 def move(source, target):
@@ -150,13 +144,15 @@ def test_several_layouts_are_refused(tmp_path):
     root = write_v2(tmp_path)
     shutil.copytree(root / V2, root / "a" / V2)
     move(root / V2, root / "b" / V2)
-    fails(lambda: BigEarthNetv2(root), "holds images in 2 ways", f"{root}/a/{V2}/", f"{root}/b/{V2}/", "--data_path")
+    fails_with(
+        lambda: BigEarthNetv2(root), "holds images in 2 ways", f"{root}/a/{V2}/", f"{root}/b/{V2}/", "--data_path"
+    )
     assert len(BigEarthNetv2(root / "b", "all", root / "metadata.parquet")) == 4
     shutil.rmtree(root / "a")
     flatten(root / "b" / V2)
     for k, suffix in ((0, ".TIF"), (1, ".tiff"), (2, ".TIFF"), (3, ".TIFF")):
         rename_all(root / "b" / V2 / s1_name(k), suffix)
-    fails(lambda: BigEarthNetv2(root), "holds images in 3 ways", "_VH.TIF,", "_VH.tiff")
+    fails_with(lambda: BigEarthNetv2(root), "holds images in 3 ways", "_VH.TIF,", "_VH.tiff")
 
 
 def test_messages_show_what_is_there_instead(tmp_path):
@@ -164,7 +160,7 @@ def test_messages_show_what_is_there_instead(tmp_path):
     data = BigEarthNetv2(root, "all")
     path = Path(data.files(1)[0])
     path.rename(path.with_suffix(".jp2"))
-    fails(
+    fails_with(
         data.check_files,
         "1 of 4 samples lack data",
         "--skip_missing",
@@ -172,15 +168,15 @@ def test_messages_show_what_is_there_instead(tmp_path):
         f"looked for {path}, but {path.parent} holds {path.stem}.jp2, {s1_name(1)}_VV.tif and no {path.name}",
     )
     shutil.rmtree(path.parent.parent)
-    fails(data.check_files, f"looked for {path}, but {root / V2} holds", f"and no {path.parent.parent.name}")
+    fails_with(data.check_files, f"looked for {path}, but {root / V2} holds", f"and no {path.parent.parent.name}")
     path = Path(data.files(0)[1])
     path.write_bytes(b"")
-    fails(data.check_files, "2 of 4", f"{path} is empty")
+    fails_with(data.check_files, "2 of 4", f"{path} is empty")
     move(root / V2, root / "images")
     for acquisition in (root / "images").iterdir():
         acquisition.rename(root / "images" / acquisition.name.replace("S1A_IW_GRDH", "no"))
-    fails(lambda: BigEarthNetv2(root), f"{root / V2}: no such folder", "holds the folders images;", "--data_path")
-    fails(lambda: BigEarthNetv1(root, "all"), str(root), "holds no patch folders", "only images;")
+    fails_with(lambda: BigEarthNetv2(root), f"{root / V2}: no such folder", "holds the folders images;", "--data_path")
+    fails_with(lambda: BigEarthNetv1(root, "all"), str(root), "holds no patch folders", "only images;")
 
 
 def test_detecting_a_layout_looks_into_a_few_folders_only(tmp_path, monkeypatch):
@@ -195,7 +191,7 @@ def test_detecting_a_layout_looks_into_a_few_folders_only(tmp_path, monkeypatch)
     assert found == layouts.Layout(tmp_path, False, ".TIF") and len(looked) < 12
 
 
-# missing ones ---------------------------------------------------------------------------------------------------------
+# ---- Missing ones --------------------------------------------------------------------------------
 
 
 def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
@@ -215,7 +211,7 @@ def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
     )
     assert leave_out(part, part.missing()).describe()["left_out"] == 0
     shutil.rmtree(tmp_path / V2)
-    fails(lambda: leave_out(data, data.missing()), "4 of 4 samples lack data")
+    fails_with(lambda: leave_out(data, data.missing()), "4 of 4 samples lack data")
 
 
 def test_missing_patches_of_version_1(tmp_path):
@@ -223,7 +219,7 @@ def test_missing_patches_of_version_1(tmp_path):
     listed = write_csv(tmp_path / "mine.csv", [[s1_name(k)] for k in range(4)])  # the last one was never copied
     for keep_unlabelled, samples in ((True, (0, 1, 2)), (False, (0, 1))):
         data = BigEarthNetv1(tmp_path, metadata=listed, keep_unlabelled=keep_unlabelled)
-        fails(data.check_files, "samples lack data", f"{s1_name(3)} VH and VV (mine.csv:4)", f"holds {s1_name(0)}")
+        fails_with(data.check_files, "samples lack data", f"{s1_name(3)} VH and VV (mine.csv:4)", f"holds {s1_name(0)}")
         part = leave_out(data, data.missing())
         part.check_files()
         assert part.ids.tolist() == [s1_name(k) for k in samples] and part.left_out == 1
@@ -232,33 +228,16 @@ def test_missing_patches_of_version_1(tmp_path):
 def test_missing_images_of_floods(tmp_path):
     data = FloodDataset(write_floods(tmp_path), "train")
     (tmp_path / "images" / "0001" / "d0.npy").unlink()
-    fails(data.check_files, "1 of 6 image files", "does not exist", "--skip_missing")
+    fails_with(data.check_files, "1 of 6 image files", "does not exist", "--skip_missing")
     part = leave_out(data, data.missing())
     part.check_files()
     assert part.ids.tolist() == ["0001__d1__d2", *(name for name in data.ids if name.startswith("0002"))]
     assert part.describe()["left_out"] == 2 and part.size == 128 and len(part[0]) == 3
 
 
-TINY = (
-    "--model",
-    "mixmim_tiny",
-    "--input_size",
-    64,
-    "--batch_size",
-    2,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    0,
-    "--lr",
-    1e-3,
-    "--epochs",
-    2,
-    "--device",
-    "cpu",
-    "--split",
-    "all",
-    "--save_epochs",
+TINY = argv(
+    "--model mixmim_tiny --input_size 64 --batch_size 2 --num_workers 0 --warmup_epochs 0 --lr 1e-3 --epochs 2 --device cpu "
+    "--split all --save_epochs"
 )
 
 
@@ -306,15 +285,8 @@ def test_ranks_share_the_work_and_leave_out_the_same_samples(tmp_path, monkeypat
     monkeypatch.setattr(BigEarthNetv2, "missing", lambda self, *share: looked.append(share) or missing(self, *share))
     barrier, board = threading.Barrier(2), [None, None]
     with ThreadPoolExecutor(2) as pool:
-        work = [
-            pool.submit(
-                drop_missing,
-                BigEarthNetv2(root, "all"),
-                SimpleNamespace(skip_missing=True),
-                RanksInThreads(k, barrier, board),
-            )
-            for k in (0, 1)
-        ]
+        data, flags = BigEarthNetv2(root, "all"), SimpleNamespace(skip_missing=True)
+        work = [pool.submit(drop_missing, data, flags, RanksInThreads(k, barrier, board)) for k in (0, 1)]
         left = [job.result().ids.tolist() for job in work]
     assert left == [[s1_name(1), s1_name(2)]] * 2 and sorted(looked) == [(0, 2), (1, 2)]
 

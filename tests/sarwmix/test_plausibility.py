@@ -8,16 +8,17 @@ import pytest
 import rasterio
 import torch
 
-from batch_preparation import BatchPreparation
+from batch_preparation import BatchPreparation, Weighting
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.moments import Tally
+from sarwmix.moments import Moments
 from sarwmix.packed import PackedDataset
 from sarwmix.plausibility import check_batch, check_decibels, check_linear, find_doubts, find_fault, judge
 from sarwmix.prepare import pack, statistics
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import (
+    fails_with,
     needs_samples,
     one_line,
     s1_name,
@@ -30,6 +31,7 @@ from tests.helpers.dataset_fixtures import (
     write_v2_patch,
 )
 from tests.helpers.runs import refusal
+from tests.helpers.stores import argv, packed
 
 V2, V1 = ((kind.MEAN, kind.STD) for kind in (BigEarthNetv2, BigEarthNetv1))
 
@@ -52,7 +54,7 @@ def linear(image):
 
 
 def tally(images, floor_db=None):
-    total = Tally(floor_db)
+    total = Moments(floor_db)
     for image in images:
         total.add(np.asarray(image, np.float32))
     return total
@@ -109,9 +111,7 @@ PIXELS = {
 @pytest.mark.parametrize("kind", PIXELS)
 def test_values_that_no_pixel_has_are_refused(kind):
     change, *words = PIXELS[kind]
-    with pytest.raises(DataError) as error:
-        check_decibels(change(scene()), "the file of {}".format)
-    one_line(error, "the file of V", *words)
+    fails_with(lambda: check_decibels(change(scene()), "the file of {}".format), "the file of V", *words)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,7 @@ LINEAR = {
 @pytest.mark.parametrize("kind", LINEAR)
 def test_values_that_no_linear_pixel_has_are_refused(kind):
     change, *words = LINEAR[kind]
-    with pytest.raises(DataError) as error:
-        check_linear(change(scene()), "a.npy".format)
-    one_line(error, "a.npy: ", *words)
+    fails_with(lambda: check_linear(change(scene()), "a.npy".format), "a.npy: ", *words)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +188,7 @@ def test_figures_that_no_sample_has_are_refused(kind):
     change, *words = FAULTS[kind]
     total = tally(map(change, SCENES))
     for expected in (V2, None):
-        with pytest.raises(DataError) as error:
-            judge("data", total.summary(), expected)
-        one_line(error, "data: ", *words)
+        fails_with(lambda: judge("data", total.summary(), expected), "data: ", *words)
 
 
 DOUBTS = {
@@ -250,8 +246,8 @@ def test_nothing_is_said_of_what_is_usual(expected, simulated):
 
 
 def test_a_sample_without_a_pixel_is_no_fault_of_the_units():
-    empty = Tally().summary()
-    assert find_fault(empty) is None and list(find_doubts(empty, V2, Tally().histogram_dict())) == []
+    empty = Moments().summary()
+    assert find_fault(empty) is None and list(find_doubts(empty, V2, Moments().histogram_dict())) == []
 
 
 # ---- Where images are read -----------------------------------------------------------------------
@@ -267,24 +263,22 @@ def test_one_bad_file_is_named_when_it_is_read(v2, tmp_path):
     data = BigEarthNetv2(v2, "all")
     data[0], data[1], data[3]
     for read in (lambda: data[2], lambda: data.image(2), lambda: data.read_image(2)):
-        with pytest.raises(DataError) as error:
-            read()
-        one_line(error, f"{s1_name(2)}_VV.tif: 10.00% of the VV pixels", "metadata.parquet: row 2")
+        fails_with(read, f"{s1_name(2)}_VV.tif: 10.00% of the VV pixels", "metadata.parquet: row 2")
 
 
 def test_zarr_and_lmdb_are_looked_at_alike(tmp_path):
     write_v2_lmdb(tmp_path)
     write_lmdb(tmp_path / "lmdb", {s1_name(2): {"VH": spot(scene(), -9999, 0.1)[0], "VV": -10.0}})
-    with pytest.raises(DataError) as error:
-        BigEarthNetv2(tmp_path, "all").image(2)
-    one_line(error, f"lmdb:{s1_name(2)}/VH: 10.00% of the VH pixels")
+    fails_with(lambda: BigEarthNetv2(tmp_path, "all").image(2), f"lmdb:{s1_name(2)}/VH: 10.00% of the VH pixels")
     write_v1_zarr(tmp_path / "v1.zarr", 3)
     import zarr
 
     zarr.open_group(tmp_path / "v1.zarr", mode="a")[f"sentinel1/{s1_name(1)}/VV"][:5] = -32768
-    with pytest.raises(DataError) as error:
-        BigEarthNetv1(tmp_path / "v1.zarr", "all").image(1)
-    one_line(error, f"{s1_name(1)}/VV: 4.17% of the VV pixels", "-a_nodata -32768")
+    fails_with(
+        lambda: BigEarthNetv1(tmp_path / "v1.zarr", "all").image(1),
+        f"{s1_name(1)}/VV: 4.17% of the VV pixels",
+        "-a_nodata -32768",
+    )
 
 
 def test_a_tag_that_is_restored_makes_no_data_of_them(v2):
@@ -304,9 +298,7 @@ def test_a_tag_that_is_restored_makes_no_data_of_them(v2):
 def test_the_first_look_at_folders(change, words, v2):
     for k in range(4):
         write_v2_patch(v2, k, *change(scene(k)))
-    with pytest.raises(DataError) as error:
-        BigEarthNetv2(v2, "all").check_units(V2)
-    one_line(error, f"{v2}: 4 images of split 'all': VH", words)
+    fails_with(lambda: BigEarthNetv2(v2, "all").check_units(V2), f"{v2}: 4 images of split 'all': VH", words)
 
 
 def test_the_first_look_warns(v2, caplog):
@@ -357,48 +349,17 @@ def test_packing_and_statistics_warn_and_go_on(v2, tmp_path, capsys, caplog):
 def test_a_store_with_nothing_but_bad_images_is_not_made(v2, tmp_path, capsys):
     for k in (0, 3):
         write_v2_patch(v2, k, vh=0.05)
-    message = refusal(
-        pack.main,
-        [
-            "--workers",
-            "1",
-            "--dataset",
-            "benv2",
-            "--data_path",
-            v2,
-            "--splits",
-            "train",
-            "--skip_bad",
-            "--out",
-            tmp_path / "out",
-        ],
-        capsys,
-    )
+    flags = argv("--workers 1 --dataset benv2 --splits train --skip_bad --data_path", v2, "--out", tmp_path / "out")
+    message = refusal(pack.main, flags, capsys)
     assert "2 of 2 images cannot be used" in message and "looks linear" in message
 
 
 def test_a_store_that_was_packed_without_looking_is_refused_by_its_statistics(v2, tmp_path):
-    pack.main(
-        [
-            "--workers",
-            "1",
-            "--dataset",
-            "benv2",
-            "--data_path",
-            str(v2),
-            "--splits",
-            "train",
-            "--out",
-            str(tmp_path / "store"),
-        ]
-    )
-    data = PackedDataset(tmp_path / "store", "train")
+    data = PackedDataset(packed(tmp_path / "store", "benv2", v2, "--splits train"), "train")
     (tmp_path / "store" / "statistics.json").unlink()  # which training can do without
     assert data.check_units(V2)["train"]["mean"] == [-21.5, -11.5]
     data.manifest["statistics"]["train"]["min"][0] = -9999.0
-    with pytest.raises(DataError) as error:
-        data.check_units(V2)
-    one_line(error, f"{tmp_path / 'store'}: split 'train': VH has a value of -9999 dB")
+    fails_with(lambda: data.check_units(V2), f"{tmp_path / 'store'}: split 'train': VH has a value of -9999 dB")
 
 
 # ---- Floods --------------------------------------------------------------------------------------
@@ -425,9 +386,7 @@ def floods(root, change):
     ),
 )
 def test_floods_that_cannot_be_are_refused(change, words, tmp_path):
-    with pytest.raises(DataError) as error:
-        floods(tmp_path, change).check_units(V1)
-    one_line(error, f"{tmp_path}: 2 pairs of split 'train': ", words)
+    fails_with(lambda: floods(tmp_path, change).check_units(V1), f"{tmp_path}: 2 pairs of split 'train': ", words)
 
 
 @pytest.mark.parametrize(
@@ -463,9 +422,7 @@ def test_a_bad_flood_image_is_named_when_it_is_read(read, tmp_path):
     pair[1, 1, :5] = -9999
     np.save(tmp_path / "train" / "0001__a__b__1.npy", pair)
     data.read_image(1, 0)
-    with pytest.raises(DataError) as error:
-        read(data)
-    one_line(error, "0001__a__b__1.npy image 2: 3.91% of the VV pixels are below -1", "-9999")
+    fails_with(lambda: read(data), "0001__a__b__1.npy image 2: 3.91% of the VV pixels are below -1", "-9999")
 
 
 # ---- Batches in Python ---------------------------------------------------------------------------
@@ -483,7 +440,7 @@ def test_a_bad_flood_image_is_named_when_it_is_read(read, tmp_path):
     ),
 )
 def test_prepare_refuses_what_is_not_db(change, words):
-    prepare = BatchPreparation(128, *V2, weight_mode="none")
+    prepare = BatchPreparation(128, *V2, weighting=Weighting("none"))
     good = torch.from_numpy(np.stack(SCENES))
     prepare(good)
     bad = torch.from_numpy(np.stack([change(image) for image in SCENES]))
@@ -533,7 +490,7 @@ def test_real_images_in_db_pass():
 @needs_samples
 def test_real_linear_images_pass():
     paths = sorted(sample_path("opera_rtc_s1").glob("dist_s1_cropped/**/*_VH.tif"))[::6]
-    total = Tally(-60.0)
+    total = Moments(-60.0)
     for path in paths:
         image = np.concatenate([bands(path, 1), bands(path.with_name(path.name.replace("_VH", "_VV")), 1)])
         check_linear(image, str)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from common.errors import DataError
 from sarwmix.sen12flood_loader import FloodDataset
-from tests.helpers.dataset_fixtures import one_line, write_csv
+from tests.helpers.dataset_fixtures import fails_with, write_csv
 
 HEADER = ["folder", "first", "second", "label"]
 S = 128
@@ -80,12 +80,10 @@ def root(request):
 
 
 def fails(*parts, call=FloodDataset, **options):
-    with pytest.raises(DataError) as error:
-        call(**options)
-    one_line(error, *parts)
+    fails_with(lambda: call(**options), *parts)
 
 
-# items --------------------------------------------------------------------------------------------------------------
+# ---- Items ---------------------------------------------------------------------------------------
 
 
 def test_items_are_db_in_the_order_vh_vv(root):
@@ -99,7 +97,7 @@ def test_items_are_db_in_the_order_vh_vv(root):
                 image, torch.tensor(decibels(name), dtype=torch.float32).view(2, 1, 1).expand(2, S, S)
             )
         assert found.dtype == torch.int64 and found.shape == () and found == label
-        assert torch.equal(torch.stack(data.images(i)), torch.stack(images))
+        assert torch.equal(torch.stack([data.image(i, 0), data.image(i, 1)]), torch.stack(images))
     assert data[0][0][0, 0, 0] == pytest.approx(-20) and data[0][0][1, 0, 0] == pytest.approx(-6.9897, abs=1e-4)
     assert data.nonfinite.value == 0
 
@@ -136,7 +134,7 @@ def test_what_is_not_positive_or_not_finite_is_minus_60_db_and_counted(root):
     assert image[0, 0, :5].tolist() == [-60] * 5 and image[0, 0, 5] == pytest.approx(-70, abs=1e-4)
     assert torch.equal(image[0, 1:].unique(), image[0, 1, :1]) and torch.equal(image[1].unique(), image[1, 0, :1])
     assert data.nonfinite.value == 3
-    data.images(0)
+    data[0]
     assert data.nonfinite.value == 6 == data.subset([0]).nonfinite.value
     assert data.check_units()["nonfinite"] == 3 and data.nonfinite.value == 6
     share = 3 / (2 * S * S)
@@ -161,7 +159,7 @@ def test_two_workers_count_non_finite_pixels_together(store):
     assert torch.cat([batch[2] for batch in batches]).tolist() == [0, 1, 1, 0, 1, 0]
 
 
-# records ------------------------------------------------------------------------------------------------------------
+# ---- Records -------------------------------------------------------------------------------------
 
 
 def test_names_labels_and_places(curated, store):
@@ -221,7 +219,7 @@ def test_check_units(store):
     fails("a9.npy", "mostly negative", "looks like dB", "10**(dB/10)", call=FloodDataset(store, "test").check_units)
 
 
-# splits -------------------------------------------------------------------------------------------------------------
+# ---- Splits --------------------------------------------------------------------------------------
 
 
 def test_validation_takes_whole_training_folders(root):
@@ -269,7 +267,7 @@ def test_a_part_that_is_not_asked_for_may_be_absent(root, tmp_path):
     fails("test", "cannot be", root=root, split="all")
 
 
-# faults -------------------------------------------------------------------------------------------------------------
+# ---- Faults --------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_a_dataset(root, tmp_path):

@@ -14,6 +14,7 @@ from scipy import ndimage
 from common.errors import DataError
 from sarwmix.sen12_index import pairs
 from sarwmix.sen12flood_loader import FloodDataset
+from sarwmix.simulate import flood, flood_archive
 from sarwmix.simulate.flood import Parameters, main, plan_places, simulate_floods, simulate_place, under_water
 from sarwmix.simulate.landcover import LandCover, draw_geography
 from tests.helpers import ROOT
@@ -199,6 +200,7 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
     assert digests(tmp_path).keys() == {"mine.txt"}
 
 
+@pytest.mark.parametrize("program", (flood, flood_archive))
 @pytest.mark.parametrize(
     "flags, words",
     (
@@ -215,9 +217,9 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
         ("--folders 9 --colour red", "--colour"),
     ),
 )
-def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
+def test_wrong_flags_are_one_line_and_status_2(program, flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path / "out"), *flags.split()])
+        program.main(["--out", str(tmp_path / "out"), *flags.split()])
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and words in message and message.count("\n") == 1
     assert not (tmp_path / "out").exists()

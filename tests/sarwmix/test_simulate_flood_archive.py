@@ -329,21 +329,3 @@ def test_a_finished_dataset_is_left_alone(made, caplog):
         main(["--out", str(made), *FLAGS, "--keep_tree"])
     assert "nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    "flags, words",
-    (
-        ("--folders 0", "--folders 0"),
-        ("--folders 1", "too few"),
-        ("--folders 9 --size 200", "multiple of 128"),
-        ("--folders 9 --images 1", "--images 1"),
-        ("--folders 9 --colour red", "--colour"),
-    ),
-)
-def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path / "out"), *flags.split()])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in message and message.count("\n") == 1
-    assert not (tmp_path / "out").exists()

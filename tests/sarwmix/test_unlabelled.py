@@ -10,22 +10,24 @@ import pytest
 
 import main_finetune
 import main_pretrain
-from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
 from sarwmix.prepare import pack, statistics
 from sarwmix.registry import open_dataset
-from tests.helpers.dataset_fixtures import one_line, s1_name, v2_frame, write_csv, write_v1, write_v1_zarr, write_v2
+from tests.helpers.dataset_fixtures import (
+    fails_with,
+    s1_name,
+    v2_frame,
+    write_csv,
+    write_v1,
+    write_v1_zarr,
+    write_v2,
+)
+from tests.helpers.stores import argv
 
-TINY = ("--model", "mixmim_tiny", "--input_size", 64, "--batch_size", 2, "--num_workers", 0, "--device", "cpu")
-TRAIN = (*TINY, "--warmup_epochs", 0, "--lr", 1e-3, "--epochs", 1, "--save_epochs")
-
-
-def fails(work, *parts):
-    with pytest.raises(DataError) as error:
-        work()
-    one_line(error, *parts)
+TINY = argv("--model mixmim_tiny --input_size 64 --batch_size 2 --num_workers 0 --device cpu")
+TRAIN = argv(*TINY, "--warmup_epochs 0 --lr 1e-3 --epochs 1 --save_epochs")
 
 
 def relabelled(root, labels, rows=range(4), form="parquet"):
@@ -53,7 +55,7 @@ def test_version_2_without_labels(labels, form, tmp_path):
     data = BigEarthNetv2(root, "all", path)
     assert data.ids.tolist() == [s1_name(k) for k in range(4)] and data.label_table().shape == (4, 19)
     assert not data.label_table().any() and not data[1][1].any() and data[1][0][0, 0, 0] == -21
-    fails(
+    fails_with(
         lambda: BigEarthNetv2(root, "all", path, keep_unlabelled=False),
         path.name,
         "no column labels" if labels is ... else "none of the 4 patches has a 19-class label",
@@ -70,7 +72,7 @@ def test_some_of_version_2_without_labels(labels, form, tmp_path, caplog):
         data = BigEarthNetv2(root, "all", path, keep_unlabelled=False)
     assert data.ids.tolist() == [s1_name(1), s1_name(3)] and data.label_table().any(1).all()
     assert "2 of 4 patches have no label, and stay" in caplog.text and "dropped 2 of 4 patches" in caplog.text
-    fails(
+    fails_with(
         lambda: BigEarthNetv2(root, "all", relabelled(root, ["Sea"], (1,), form)), "1 of 4 rows", "unknown label 'Sea'"
     )
 
@@ -94,7 +96,9 @@ def test_version_1_without_labels(kind, tmp_path, caplog):
     data.check_files()
     assert data.label_table().any(1).tolist() == [False, kind != "folders", False] and not data[0][1].any()
     if kind == "folders":
-        fails(lambda: BigEarthNetv1(root, "all", keep_unlabelled=False), "none of the 3 patches has a 19-class label")
+        fails_with(
+            lambda: BigEarthNetv1(root, "all", keep_unlabelled=False), "none of the 3 patches has a 19-class label"
+        )
         return
     assert BigEarthNetv1(root, "all", keep_unlabelled=False).ids.tolist() == [s1_name(1)]
     assert [
@@ -105,10 +109,10 @@ def test_version_1_without_labels(kind, tmp_path, caplog):
 def test_a_zarr_group_without_its_metadata_is_damaged(tmp_path):
     root = write_v1_zarr(tmp_path / "v1.zarr", 3)
     (root / "sentinel1" / s1_name(1) / "zarr.json").unlink()
-    fails(BigEarthNetv1(root, "all").check_files, s1_name(1), "cannot be read as JSON")
+    fails_with(BigEarthNetv1(root, "all").check_files, s1_name(1), "cannot be read as JSON")
 
 
-# programs -------------------------------------------------------------------------------------------------------------
+# ---- Programs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dataset", ["benv1", "benv2"])
@@ -123,16 +127,8 @@ def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
 
     status, _, err = program(main_pretrain, *TRAIN, *flags, "--split", "train_val", "--output_dir", tmp_path / "run")
     assert (status, err) == (0, "")
-    use = (
-        *TINY[2:],
-        *flags,
-        "--split",
-        "all",
-        "--finetune",
-        tmp_path / "run" / "checkpoint.pth",
-        "--output_dir",
-        tmp_path / "eval",
-    )
+    use = argv(*TINY[2:], *flags, "--split all --finetune", tmp_path / "run" / "checkpoint.pth")
+    use += ["--output_dir", tmp_path / "eval"]
     status, log, err = program(main_finetune, *use, "--embed", tmp_path / "features.npz")
     assert (status, err) == (0, "") and "have no label, all their labels are 0" not in log
     features = np.load(tmp_path / "features.npz")
@@ -144,7 +140,7 @@ def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == count
     pack.main([*words, *splits, "--out", str(tmp_path / "store")])
     assert len(PackedDataset(tmp_path / "store", "train_val")) == (3 if dataset == "benv1" else 2)
-    fails(
+    fails_with(
         lambda: open_dataset(dataset, tmp_path / "store", "train_val", supervised=True),
         "store",
         "has a label",
@@ -169,34 +165,10 @@ def test_what_needs_labels_refuses(tmp_path, program):
 def test_some_unlabelled_samples_are_embedded_but_not_evaluated(tmp_path, program):
     root = write_v2(tmp_path / "data")
     flags = ("--dataset", "benv2", "--data_path", root, "--metadata", relabelled(root, [], (0,)))
-    assert (
-        program(
-            main_finetune,
-            *TRAIN[:-1],
-            *flags,
-            "--finetune",
-            "",
-            "--split",
-            "train_val",
-            "--val_split",
-            "test",
-            "--batch_size",
-            1,
-            "--output_dir",
-            tmp_path / "run",
-        )[0]
-        == 0
-    )
-    use = (
-        *TINY[2:],
-        *flags,
-        "--split",
-        "all",
-        "--finetune",
-        tmp_path / "run" / "checkpoint_best.pth",
-        "--output_dir",
-        tmp_path / "eval",
-    )
+    train = argv("--split train_val --val_split test --batch_size 1 --output_dir", tmp_path / "run")
+    assert program(main_finetune, *TRAIN[:-1], *flags, *train, "--finetune", "")[0] == 0
+    use = argv(*TINY[2:], *flags, "--split all --finetune", tmp_path / "run" / "checkpoint_best.pth")
+    use += ["--output_dir", tmp_path / "eval"]
     status, log, _ = program(main_finetune, *use, "--embed", tmp_path / "features.parquet")
     frame = pd.read_parquet(tmp_path / "features.parquet")
     labels = frame[[name for name in frame if name.startswith("label: ")]].to_numpy()
@@ -211,4 +183,4 @@ def test_lists_of_csv_may_leave_labels_out(tmp_path):
     path = write_csv(root / "names.csv", [["s1_name"], [s1_name(2)], [s1_name(0)]])
     assert BigEarthNetv2(root, metadata=path).ids.tolist() == [s1_name(2), s1_name(0)]
     path = write_csv(root / "no_header.csv", [[s1_name(2)], [s1_name(0)]])
-    fails(lambda: BigEarthNetv2(root, metadata=path, id_col=0), "no_header.csv: has no header", s1_name(2))
+    fails_with(lambda: BigEarthNetv2(root, metadata=path, id_col=0), "no_header.csv: has no header", s1_name(2))

@@ -17,17 +17,17 @@ import main_pretrain
 import util.caching
 from common.errors import UsageError
 from sarwmix.packed import PackedDataset
-from sarwmix.prepare import pack
 from tests.helpers import ROOT
 from tests.helpers.forked import signalled_at_step, start_ranks
+from tests.helpers.stores import argv, packed
 from util.caching import (
     STEP_MEMORY,
-    Place,
+    RankMemory,
     available_memory,
     choose_cache,
     control_group_room,
     fill_cache,
-    place_of,
+    memory_of,
     step_bytes,
 )
 from util.datasets import SamplesWithIds, build_loader, check_data
@@ -35,28 +35,14 @@ from util.distributed import Launch, Ranks
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
 GB = 10**9
-GPU = Place("node", 1, 200 * GB, 80 * GB)
+GPU = RankMemory("node", 1, 200 * GB, 80 * GB)
+TINY = argv("--model mixmim_tiny --input_size 32 --epochs 1 --warmup_epochs 0")
 
 
 @pytest.fixture(scope="module")
 def store(simulated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "store"
-    pack.main(
-        [
-            "--workers",
-            "1",
-            "--dataset",
-            "benv2",
-            "--data_path",
-            str(simulated),
-            "--out",
-            str(folder),
-            "--splits",
-            "train",
-            "val",
-        ]
-    )
-    return folder
+    return packed(folder, "benv2", simulated, "--splits train val")
 
 
 # ---- The decision --------------------------------------------------------------------------------
@@ -85,7 +71,7 @@ def test_where_a_store_goes(places, need, step, kind):
 
 
 def test_what_a_step_takes_grows_with_what_it_holds():
-    def of(pairs=False, **changes):
+    def of(images_per_sample=1, **changes):
         return step_bytes(
             SimpleNamespace(
                 **{
@@ -99,7 +85,7 @@ def test_what_a_step_takes_grows_with_what_it_holds():
                     **changes,
                 }
             ),
-            pairs,
+            images_per_sample,
         )
 
     # As in docs/PERFORMANCE.md: 2.0 GB whatever the batch, 42.7 MB an image; a third more, and 2 GB.
@@ -110,7 +96,7 @@ def test_what_a_step_takes_grows_with_what_it_holds():
         < of()
         < of(amp="off")
         < of(input_size=256)
-        < of(pairs=True, input_size=256)
+        < of(images_per_sample=2, input_size=256)
     )
     assert of(model="mixmim_tiny") < of() < of(model="mixmim_large") < of(model="mixmim_huge")
 
@@ -167,7 +153,7 @@ def test_the_lesser_of_machine_and_limit_is_free(monkeypatch):
     monkeypatch.setattr(util.caching, "control_group_room", lambda: 12345)
     assert available_memory() == 12345
     monkeypatch.setattr(util.caching, "control_group_room", lambda: None)
-    assert available_memory() > 12345 and place_of(torch.device("cpu")).gpu is None
+    assert available_memory() > 12345 and memory_of(torch.device("cpu")).gpu is None
 
 
 # ---- What is done --------------------------------------------------------------------------------
@@ -209,11 +195,13 @@ def flags(**changes):
 def test_batches_are_the_same_wherever_they_come_from(store, monkeypatch, caplog, place, said):
     caplog.set_level(logging.INFO)
     expected = list(build_loader(SamplesWithIds(PackedDataset(store, "train")), flags(), ALONE))
-    monkeypatch.setattr(util.caching, "place_of", lambda device: place)
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: place)
     dataset = PackedDataset(store, "train")
     check_data(dataset, flags(), ALONE)
     found = list(build_loader(SamplesWithIds(dataset), flags(), ALONE))
-    assert f"--data_cache auto: the images of split train {said}" in caplog.text and dataset.on_device == (place is GPU)
+    assert f"--data_cache auto: the images of split train {said}" in caplog.text and dataset.source.on_device == (
+        place is GPU
+    )
     assert len(found) == len(expected) > 1
     for (ids, images, labels), (own, theirs, label) in zip(found, expected):
         assert torch.equal(ids, own) and torch.equal(labels, label) and all(map(torch.equal, images, theirs))
@@ -221,36 +209,17 @@ def test_batches_are_the_same_wherever_they_come_from(store, monkeypatch, caplog
 
 def test_what_is_read_once_is_not_kept(store, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(util.caching, "place_of", lambda device: GPU)
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: GPU)
     dataset = PackedDataset(store, "val")
     check_data(dataset, flags(), ALONE, read_once=True)
-    assert "data_cache" not in caplog.text and not dataset.on_device
+    assert "data_cache" not in caplog.text and not dataset.source.on_device
     check_data(dataset, flags(data_cache="device"), ALONE, read_once=True)
-    assert dataset.on_device
+    assert dataset.source.on_device
 
 
 def test_other_data_is_left_alone_without_a_word(simulated, program, tmp_path):
-    status, out, _ = program(
-        main_pretrain,
-        "--data_path",
-        simulated,
-        "--model",
-        "mixmim_tiny",
-        "--input_size",
-        32,
-        "--batch_size",
-        8,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-        "--save_epochs",
-        99,
-        "--num_workers",
-        0,
-        "--output_dir",
-        tmp_path,
-    )
+    flags = argv("--batch_size 8 --num_workers 0 --save_epochs 99 --data_path", simulated, "--output_dir", tmp_path)
+    status, out, _ = program(main_pretrain, *TINY, *flags)
     assert status == 0 and "data_cache" not in out.split("flags:", 1)[1].split("\n", 1)[1]
 
 
@@ -261,7 +230,7 @@ def test_memory_that_cannot_be_shared_is_an_error_or_a_warning(store, monkeypatc
         UsageError, match="--data_cache ram: .* the ranks do not see each other's processes; choose another"
     ):
         fill_cache(dataset, "ram", ALONE)
-    monkeypatch.setattr(util.caching, "place_of", lambda device: replace(GPU, gpu=0))
+    monkeypatch.setattr(util.caching, "memory_of", lambda device: replace(GPU, gpu=0))
     fill_cache(dataset, "auto", ALONE)
     assert "no memory can be shared" in caplog.text and len(dataset.images([0])) == 1
 
@@ -288,31 +257,10 @@ def digest(dataset):
 def test_two_ranks_share_one_copy_and_nothing_of_it_is_left(store, tmp_path):
     """Each reads a half; and both are killed."""
     before = set(os.listdir("/dev/shm"))
-    flags = (
-        "--data_path",
-        store,
-        "--data_cache",
-        "ram",
-        "--split",
-        "train",
-        "--model",
-        "mixmim_tiny",
-        "--input_size",
-        32,
-        "--batch_size",
-        4,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-        "--num_workers",
-        1,
-        "--output_dir",
-        tmp_path / "run",
-    )
+    flags = argv("--data_cache ram --split train --batch_size 4 --num_workers 1 --data_path", store)
     runs = start_ranks(
         "main_pretrain",
-        flags,
+        (*TINY, *flags, "--output_dir", tmp_path / "run"),
         tmp_path / "output",
         hurt={rank: (noting_memory, tmp_path / f"memory_{rank}") for rank in range(2)},
     )

@@ -16,7 +16,7 @@ from util.datasets import (
     build_dataset,
     build_loader,
     build_test_loader,
-    telling_ids,
+    high_contrast_ids,
 )
 from util.distributed import Launch, Ranks
 
@@ -135,7 +135,7 @@ def test_samples_of_one_image_and_of_two_have_one_form(tmp_path):
     assert number == 2 and len(images) == 1 and images[0].shape == (2, 120, 120) and label.shape == (19,)
 
 
-def test_telling_samples_are_those_with_contrast_and_even_in_number():
-    assert telling_ids(Steps(0, 5, 1, 9, 2), 2) == [1, 3]
-    assert telling_ids(Steps(0, 5, 1), 4) == [0, 1, 2, 2]
-    assert telling_ids(Steps(7), 4) == [0, 0]
+def test_pictures_show_samples_of_high_contrast_and_an_even_number_of_them():
+    assert high_contrast_ids(Steps(0, 5, 1, 9, 2), 2) == [1, 3]
+    assert high_contrast_ids(Steps(0, 5, 1), 4) == [0, 1, 2, 2]
+    assert high_contrast_ids(Steps(7), 4) == [0, 0]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sarwmix.helper import FILES, METRICS, RULES, Selection
+from sarwmix.selection import FILES, METRICS, RULES, Selection
 from tests.helpers import ROOT
 
 MULTILABEL, FLOOD = RULES["multilabel"], RULES["flood"]

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""The files of a packed store: all images of a dataset one after the other in a few large files, for fast training.
+
+    manifest.json       dataset, shape, coding, units, channel order, classes, statistics, checksums of all files
+    part_00000.bin …    images, contiguous (n, 2, S, S), little-endian, without a header; a part belongs to one split
+    images.parquet      name, and nonfinite: the number of its pixels without a finite value
+    samples.parquet     id, split, position (among the samples of several splits read as one), image_0 (and image_1 of a
+                        pair): rows of images.parquet; one column of 0/1 per class
+    statistics.json     mean, std, range, counts and histogram of each split, before coding
+    bad.csv             images that were left out, and why
+
+`sarwmix.prepare.pack` writes it, `sarwmix.packed_codec` codes the values, `sarwmix.packed.PackedDataset` reads it.
+"""
+
+import hashlib
+import json
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import DataError, data_error
+from common.files import file_fault, read_json, sha256_of
+from sarwmix.listing import PARTS
+from sarwmix.packed_codec import DTYPES
+
+MANIFEST, SAMPLES, IMAGES = "manifest.json", "samples.parquet", "images.parquet"
+STATISTICS, BAD = "statistics.json", "bad.csv"
+FORMAT, VERSION = "sarwmix packed store", 1
+EVERY = "every"  # split of a dataset that has no lists
+STORED_SPLITS = (*PARTS["all"], EVERY)
+MOST_SIDE = 2**13  # pixels of an image
+_PART = re.compile(r"part_\d{5}\.bin")  # in the folder itself, wherever a manifest comes from
+
+
+def is_packed(root):
+    """Whether a folder holds a packed store, be it unfinished or damaged."""
+    return any((Path(root) / name).exists() for name in (MANIFEST, SAMPLES, "part_00000.bin"))
+
+
+def manifest_checksum(manifest):
+    """SHA-256 of all other entries of a manifest."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(root):
+    """Reads the manifest of a store. Raises DataError if it is absent, damaged or of another version."""
+    path = Path(root) / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path}: does not exist, so the packed store is not finished; run sarwmix.prepare.pack again")
+    again = "copy it again, or pack the data again"
+    manifest = read_json(path, again)
+    if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_checksum(manifest):
+        raise DataError(f"{path}: is damaged; {again}")
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise DataError(f"{path}: is no packed store of version {VERSION}; pack the data again")
+    try:
+        sound = _is_sound(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError):  # an entry is absent, or of another type
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: contradicts itself, so it was not written by sarwmix.prepare.pack; {again}")
+    return manifest
+
+
+def _is_sound(manifest):
+    """Whether a manifest has all entries that reading needs, and the size of every part is that of its images."""
+    channels, *sides = manifest["shape"]
+    each = channels * math.prod(sides) * np.dtype(manifest["dtype"]).itemsize
+    parts = manifest["parts"]
+    return all(
+        (
+            manifest["dtype"] in DTYPES,
+            channels == 2 and len(sides) == 2 and 0 < sides[0] == sides[1] <= MOST_SIDE,
+            parts and all(_PART.fullmatch(part["file"]) for part in parts),
+            all(part["images"] > 0 and part["bytes"] == part["images"] * each for part in parts),
+            all(np.asarray(part[name], np.float32).shape == (2,) for part in parts for name in ("scale", "offset")),
+            manifest["images"] == sum(part["images"] for part in parts),
+            manifest["images_per_sample"] in (1, 2),
+            manifest["files"].keys() == {SAMPLES, IMAGES, STATISTICS, BAD},
+            manifest["classes"] and all(isinstance(name, str) for name in manifest["classes"]),
+            isinstance(manifest["dataset"], str),
+            isinstance(manifest["floor_db"], float | None),
+            manifest["splits"].keys() == manifest["statistics"].keys(),
+        )
+    )
+
+
+def verify(root, crew):
+    """Checks every file of a store against its checksum. Raises DataError: the count and the first five that differ."""
+    manifest = crew.on_main(lambda: read_manifest(root))
+    expected = {**manifest["files"], **{part["file"]: part["sha256"] for part in manifest["parts"]}}
+    faults = [fault for fault in crew.map(partial(file_fault, root), sorted(expected.items()), "files") if fault]
+    if faults:
+        raise data_error(
+            f"{root}: {len(faults)} of {len(expected)} files are not what was written",
+            faults,
+            "copy them again, or remove them with manifest.json and run sarwmix.prepare.pack again",
+        )
+    return len(expected)
+
+
+def read_table(root, name, manifest, columns=None):
+    """Reads a parquet file of a store. Raises DataError if it is absent or differs from its checksum."""
+    path = Path(root) / name
+    try:
+        if sha256_of(path) == manifest["files"][name]:
+            return pd.read_parquet(path, columns=columns)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again, or pack the data again") from error
+    except ValueError:
+        pass  # not a table, although its checksum is right
+    raise DataError(f"{path}: is damaged; copy it again, or pack the data again")
+
+
+class Parts:
+    """The part files of a store, memory-mapped when first read. An image is addressed by its row in images.parquet.
+
+    shape: (2, S, S) of an image; dtype: of its codes.
+    """
+
+    def __init__(self, root, manifest):
+        self.root, self.parts = Path(root), manifest["parts"]
+        self.shape, self.dtype = tuple(manifest["shape"]), np.dtype(manifest["dtype"]).newbyteorder("<")
+        self._starts = np.cumsum([0] + [part["images"] for part in self.parts])
+        self._scale, self._offset = (
+            np.array([part[name] for part in self.parts], np.float32)[:, :, None, None] for name in ("scale", "offset")
+        )
+        self._mapped = {}
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_mapped": {}}  # a process maps the files itself
+
+    def fault(self, number):
+        """What is wrong with the size of a part file, or None."""
+        part = self.parts[number]
+        try:
+            size = (self.root / part["file"]).stat().st_size
+        except OSError as error:
+            return f"{part['file']}: {error.strerror}"
+        return None if size == part["bytes"] else f"{part['file']} has {size} bytes, not {part['bytes']}"
+
+    def coding(self, rows):
+        """(scale, offset) of images, each (n, 2, 1, 1) float32."""
+        parts = self._part_of(rows)
+        return self._scale[parts], self._offset[parts]
+
+    def each(self, rows):
+        """Yields the codes of one image after the other, (2, S, S) views of the files. Raises DataError."""
+        parts = self._part_of(rows)
+        for part, row in zip(parts.tolist(), (rows - self._starts[parts]).tolist()):
+            yield self._map(part)[row]
+
+    def _part_of(self, rows):
+        return np.searchsorted(self._starts, rows, "right") - 1
+
+    def _map(self, number):
+        if number not in self._mapped:
+            fault = self.fault(number)
+            if fault:
+                raise DataError(f"{self.root}: {fault}; copy the store again")
+            part = self.parts[number]
+            # A plain array, because indexing a memmap makes a new memmap, which is slow.
+            self._mapped[number] = np.asarray(
+                np.memmap(self.root / part["file"], self.dtype, "r", shape=(part["images"], *self.shape))
+            )
+        return self._mapped[number]
