@@ -17,12 +17,13 @@ from timm.optim import param_groups_weight_decay
 from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
 from common.command_line import Parser
 from common.errors import DataError, UsageError
+from common.files import write_atomically
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
 from sarwmix.quicklook import draw_reconstructions, pixels
 from sarwmix.registry import SPLITS
 from sarwmix.weighting import WEIGHT_MODES
-from util.checkpoint import find_checkpoint, initialise, load_checkpoint, write_atomically
+from util.checkpoint import find_checkpoint, initialise, load_checkpoint
 from util.checkpoint_input import add_force_flag, flags_of, settle_input
 from util.datasets import (
     ImagesWithIds,

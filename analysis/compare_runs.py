@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from analysis.console_log import FLOOD, MULTILABEL
 from analysis.figures import dot_plot, write_figure
-from common.files import put_in_place
+from common.files import write_text
 from sarwmix.command import Command
 
 SHOWN = {name: MULTILABEL[name] for name in ("ap_macro", "ap_micro", "f1_macro", "f1_micro")}
@@ -173,7 +173,7 @@ def draw_runs(runs):
 def write_table(frame, path, flag):
     """A DataFrame as CSV, in place only when it is whole. Raises ValueError, naming the flag, if it cannot be written."""
     try:
-        put_in_place(path, lambda temporary: temporary.write_text(frame.to_csv(index=False), encoding="utf-8"))
+        write_text(path, frame.to_csv(index=False))
     except OSError as error:
         raise ValueError(f"{flag} {path}: {error.strerror}; name a file in a folder that can be written") from None
 

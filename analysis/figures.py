@@ -4,7 +4,6 @@
 Pictures of radar images have a style of their own, `sarwmix.quicklook`.
 """
 
-from functools import partial
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -12,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from common.files import put_in_place
+from common.files import atomic_path
 
 # Okabe and Ito's colours. Lines also differ in marker or dashes, so that they can be told apart in grey.
 GREY, ORANGE, BLUE, GREEN, VERMILION, PURPLE, SKY = (
@@ -109,7 +108,8 @@ def write_figure(figure, path, flag="--output"):
         for target in written:
             options = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
             try:
-                put_in_place(target, partial(figure.savefig, format=target.suffix[1:], **options))
+                with atomic_path(target) as temporary:
+                    figure.savefig(temporary, format=target.suffix[1:], **options)
             except OSError as error:
                 raise ValueError(
                     f"{flag} {target}: {error.strerror}; name a file in a folder that can be written"

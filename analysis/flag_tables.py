@@ -9,7 +9,7 @@ import re
 
 import main_finetune
 import main_pretrain
-from util.checkpoint import write_atomically
+from common.files import write_text
 
 PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
 HEAD = """<!-- SPDX-License-Identifier: MIT -->
@@ -81,7 +81,7 @@ def main():
     parser.add_argument("--output", required=True, metavar="FILE", help="Markdown file to write")
     args = parser.parse_args()
     try:
-        write_atomically(args.output, lambda file: file.write(page().encode()))
+        write_text(args.output, page())
     except OSError as error:
         parser.exit(
             2, f"flag_tables: error: --output {args.output}: {error.strerror}; name a file that can be written\n"

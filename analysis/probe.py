@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
 from common.errors import DataError, data_error
-from util.checkpoint import write_atomically
+from common.files import write_text
 from util.metrics import flood_metrics, multilabel_metrics
 
 FLOOD_CLASSES = ["no flood", "flood"]  # one of two, evaluated as such; all other classes are labels that go together
@@ -314,7 +314,7 @@ def write_json(path, document):
     """Raises DataError if the file cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(json.dumps(document, indent=1, allow_nan=False).encode()))
+        write_text(path, json.dumps(document, indent=1, allow_nan=False))
     except OSError as error:
         raise DataError(f"--output {path}: {error.strerror}; the table above is complete, name another file") from None
 

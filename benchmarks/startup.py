@@ -28,6 +28,7 @@ import torch
 import main_pretrain
 from benchmarks.report import benchmark_parser, in_turns, report, shown, spread
 from common.files import sha256_of, write_csv, write_json
+from common.sealed_file import SealedFile
 from sarwmix import packed
 from sarwmix.bigearthnet import CHANNELS, CLASSES
 from sarwmix.bigearthnetv1 import BigEarthNetv1
@@ -35,7 +36,7 @@ from sarwmix.bigearthnetv2 import IMAGES, OFFICIAL, BigEarthNetv2
 from sarwmix.prepare import pack
 from sarwmix.prepare.benv2_csv import COLUMNS
 from sarwmix.simulate.patches import METADATA_SCHEMA, Parameters, simulate_dataset
-from util.checkpoint import LATEST, is_intact, load_checkpoint, restore, save_checkpoint
+from util.checkpoint import LATEST, load_checkpoint, restore, save_checkpoint
 from util.datasets import ImagesWithIds, build_loader
 from util.distributed import Launch, Ranks
 
@@ -288,7 +289,7 @@ def time_model(args, folder):
     return found + timed(
         args,
         {
-            f"checkpoint of {size}: its checksum alone": (None, lambda: is_intact(path)),
+            f"checkpoint of {size}: its checksum alone": (None, lambda: SealedFile(path).is_intact()),
             f"checkpoint of {size}: read, with its checksum": (None, lambda: load_checkpoint(path)),
             f"checkpoint of {size}: read, put into model and AdamW": (None, resume),
         },

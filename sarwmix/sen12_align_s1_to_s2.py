@@ -36,7 +36,7 @@ except ImportError:
     gdal = osr = None  # `align` says so
 
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of
+from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
@@ -297,15 +297,12 @@ def _warp(values, source, target, resampling, image):
 
 
 def write_aligned(path, values, grid, lost):
-    """A GeoTIFF of values (2, H, W), VH, VV, on a Grid; in place only when it was read back as it should be."""
-
-    def write(temporary):
+    """Writes values (2, H, W), VH, VV, on a Grid as a GeoTIFF, and reads them back before the file takes its name."""
+    with atomic_path(path) as temporary:
         temporary.write_bytes(_as_geotiff(values, grid, lost))
         written = _open(temporary)
         if not (_is_aligned(written, grid) and np.array_equal(written.ReadAsArray(), values)):
             raise DataError(f"{path}: does not hold what was written; check the disk, or choose another --out")
-
-    put_in_place(path, write)
 
 
 def _as_geotiff(values, grid, lost):
@@ -400,7 +397,7 @@ def _begin(out, folders, s1_list, size):
         not (out / image.folder / f"{image.name}.tif").exists() for images in folders.values() for image in images
     )
     check_room([("--out", out, missing * len(CHANNELS) * size**2 * np.float32().itemsize)])
-    put_in_place(out / S1_LIST, lambda temporary: temporary.write_bytes(s1_list.read_bytes()))
+    write_atomically(out / S1_LIST, lambda file: file.write(s1_list.read_bytes()))
 
 
 def _finish(out, folders, found, size):

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of, write_csv
+from common.files import check_room, claimed, sha256_of, write_atomically, write_csv
 from common.packages import load
 from sarwmix.bigearthnet import CHANNELS, SIZE, check_root, join_listings, read_csv_rows, refuse_duplicates
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
@@ -236,7 +236,7 @@ def _prepare(out, target, patches):
     files = {}
     load("zarr", "writing a Zarr store").create_group(files, zarr_format=3)
     for folder in (target.folder.parent, target.folder):
-        put_in_place(folder / "zarr.json", lambda path: path.write_bytes(files["zarr.json"].to_bytes()))
+        write_atomically(folder / "zarr.json", lambda file: file.write(files["zarr.json"].to_bytes()))
 
 
 def _finish(out, plan, outcomes, skip_bad):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from common.errors import DataError, data_error
-from common.files import write_csv
+from common.files import remove_half_written, write_csv
 from sarwmix.bigearthnet import join_listings, read_csv_rows, refuse_duplicates
 from sarwmix.bigearthnetv2 import PARTS, is_parquet, read_metadata, snow_cloud_beside
 from sarwmix.command import Command, run_command
@@ -73,6 +73,7 @@ def write_lists(metadata, out, include_snow_cloud=False):
             f"{len(differ)} lists are there already and differ", differ, "remove them, or choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
+    remove_half_written(out)
     for path, content in lists.items():
         write_csv(path, COLUMNS, content)
         log.info("%s: %d rows", path, len(content))

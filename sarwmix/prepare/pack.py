@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of, write_csv, write_json
+from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically, write_csv, write_json
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.moments import Tally
 from sarwmix.packed import (
@@ -171,7 +171,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     if fault:
         raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {fault}")
     codes, scale, offset = encode(images, dtype)
-    put_in_place(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
+    write_atomically(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
     nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
     report = {
         "part": {
@@ -217,7 +217,8 @@ def largest_error(images, codes, scale, offset):
 
 
 def write_table(path, columns):
-    put_in_place(path, lambda temporary: pd.DataFrame(columns).to_parquet(temporary, index=False))
+    with atomic_path(path) as temporary:
+        pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 
 def write_tables(out, sources, positions, reports, classes):

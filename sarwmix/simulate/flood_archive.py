@@ -27,7 +27,7 @@ try:
 except ImportError:
     rasterio = None  # `simulate_raw_floods` says so
 
-from common.files import claimed, put_in_place, write_json
+from common.files import atomic_path, claimed, write_json
 from common.packages import load
 from common.workers import Crew
 from sarwmix.command import Command
@@ -213,8 +213,7 @@ def damage(image, geotransform, kind):
 
 def write_raster(path, image, crs, geotransform, units, cut=False):
     """A GeoTIFF of one band (H, W). cut: only half of the file."""
-
-    def write(temporary):
+    with atomic_path(path) as temporary:
         with rasterio.open(
             temporary,
             "w",
@@ -231,8 +230,6 @@ def write_raster(path, image, crs, geotransform, units, cut=False):
         if cut:
             with open(temporary, "r+b") as file:
                 file.truncate(temporary.stat().st_size // 2)
-
-    put_in_place(path, write)
 
 
 def write_folder(place, root, parameters, faults):
@@ -298,8 +295,7 @@ def _listed(folder, entries, area):
 
 def write_zip(path, root):
     """Everything under root, with the name of that folder, as a zip; equal files make equal zips."""
-
-    def write(temporary):
+    with atomic_path(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for member in (root, *sorted(root.rglob("*"))):
                 name = f"{member.relative_to(root.parent).as_posix()}{'/' if member.is_dir() else ''}"
@@ -312,8 +308,6 @@ def write_zip(path, root):
                 info.compress_type, info.file_size = zipfile.ZIP_DEFLATED, member.stat().st_size
                 with open(member, "rb") as source, archive.open(info, "w") as target:
                     shutil.copyfileobj(source, target, 2**20)
-
-    put_in_place(path, write)
 
 
 def simulate_raw_floods(out, parameters, crew=Crew()):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import DataError
-from common.files import claimed, put_in_place
+from common.files import atomic_path, claimed
 from common.packages import load
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
@@ -214,7 +214,8 @@ def _write_metadata(path, rows):
             ),
         ):
             columns[name].append(value)
-    put_in_place(path, partial(pq.write_table, pa.table(columns, METADATA_SCHEMA)))
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns, METADATA_SCHEMA), temporary)
 
 
 def simulate_dataset(out, parameters, crew=Crew()):
