@@ -10,6 +10,7 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 # isort: split
 import logging
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from timm.data import Mixup
 
 from common.command_line import Parser
+from common.console import setup_logging
+from common.ending import leave, run_program
 from common.errors import DataError, UsageError
 from engine_finetune import train_one_epoch
 from evaluation import evaluate, use_checkpoint
@@ -40,9 +43,8 @@ from util.datasets import (
     take_statistics,
 )
 from util.distributed import distribute, start_ranks
-from util.ending import leave, run_program
 from util.lr_decay import param_groups_lrd
-from util.misc import duration, log_flags, setup_logging
+from util.misc import duration, log_flags
 from util.optimization import autocast, settle_amp
 from util.program import (
     add_distributed_flags,
@@ -619,7 +621,7 @@ def finetune(args, ranks):
 def main():
     args = parse_flags()
     ranks = start_ranks(args)
-    setup_logging(ranks.is_main)
+    setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(args)
     args.amp = settle_amp(args.amp, ranks)
     if works_with_checkpoint(args):
@@ -630,4 +632,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(run_program(main, DataError))
+    leave(run_program(main))

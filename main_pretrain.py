@@ -6,6 +6,7 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 # isort: split
 import logging
 import math
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from timm.optim import param_groups_weight_decay
 
 from batch_preparation import WEIGHT_DOMAINS, BatchPreparation
 from common.command_line import Parser
-from common.errors import DataError, UsageError
+from common.console import setup_logging
+from common.ending import leave, run_program
+from common.errors import UsageError
 from common.files import write_atomically
 from engine_pretrain import reconstruct, train_one_epoch
 from models_mixmim import SIZES, size_of
@@ -37,8 +40,7 @@ from util.datasets import (
     telling_ids,
 )
 from util.distributed import distribute, start_ranks
-from util.ending import leave, run_program
-from util.misc import duration, log_flags, setup_logging
+from util.misc import duration, log_flags
 from util.optimization import autocast, settle_amp
 from util.program import (
     add_distributed_flags,
@@ -412,7 +414,7 @@ def pretrain(args, ranks):
 def main():
     args = parse_flags()
     ranks = start_ranks(args)
-    setup_logging(ranks.is_main)
+    setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(args)
     args.amp = settle_amp(args.amp, ranks)
     if args.inference is None:
@@ -423,4 +425,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(run_program(main, DataError))
+    leave(run_program(main))

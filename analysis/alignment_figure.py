@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from analysis.figures import ORANGE, write_figure
+from common.command_line import Parser
 from common.errors import DataError
-from sarwmix.command import Command
 from sarwmix.geotiff import read_band
 from sarwmix.quicklook import HIDDEN, grey, new_figure
 from sarwmix.sen12_data_prep import read_aligned
@@ -97,7 +97,7 @@ def read_folder(raw, aligned, folder):
 
 
 def main():
-    parser = Command("analysis.alignment_figure", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.alignment_figure")
     parser.add_argument(
         "--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
     )

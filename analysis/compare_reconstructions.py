@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.compare_runs import short_names
 from analysis.figures import write_figure
-from sarwmix.command import Command
+from common.command_line import Parser
 from sarwmix.quicklook import draw_reconstructions
 
 IMAGES, MASK = ("original", "predicted", "completed"), "visible"
@@ -79,7 +79,7 @@ def read_file(path):
 
 
 def main():
-    parser = Command("analysis.compare_reconstructions", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.compare_reconstructions")
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="NPZ", help="reconstructions.npz of one or several runs"
     )

@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from analysis.console_log import FLOOD, MULTILABEL
 from analysis.figures import dot_plot, write_figure
+from common.command_line import Parser
 from common.files import write_text
-from sarwmix.command import Command
 
 SHOWN = {name: MULTILABEL[name] for name in ("ap_macro", "ap_micro", "f1_macro", "f1_micro")}
 # Flags that may differ between runs of one kind: seeds; where a run lies and how it goes on; where and how it is computed, not
@@ -179,7 +179,7 @@ def write_table(frame, path, flag):
 
 
 def main():
-    parser = Command("analysis.compare_runs", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.compare_runs")
     parser.add_argument(
         "--runs", nargs="+", required=True, metavar="DIR", help="output folders of finetuned runs, of one task"
     )

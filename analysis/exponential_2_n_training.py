@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import SCALARS, Even
 
 from analysis.compare_runs import short_names, write_table
 from analysis.figures import COLOURS, MARKERS, bare, new_chart, write_figure
-from sarwmix.command import Command
+from common.command_line import Parser
 
 LOG, EVENTS = "log.txt", "*tfevents*"
 EVENTS_BEGIN, CSV_BEGINS = b"brain.Event:", b"Wall time,Step,Value"
@@ -256,7 +256,7 @@ def names_of(inputs, labels):
 
 
 def main():
-    parser = Command("analysis.exponential_2_n_training", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.exponential_2_n_training")
     parser.add_argument(
         "inputs",
         nargs="+",

@@ -14,11 +14,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from analysis.figures import GREEN, VERMILION, write_figure
 from batch_preparation import BatchPreparation
+from common.command_line import Parser
 from common.errors import UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.command import Command
 from sarwmix.quicklook import grey
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
@@ -156,7 +156,7 @@ def load_model(path):
 
 
 def main():
-    parser = Command("analysis.overview_figure", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.overview_figure")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
     parser.add_argument(
         "--output", required=True, metavar="FILE", help="picture to write, .png or .svg; both are written"

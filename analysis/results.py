@@ -34,9 +34,9 @@ from analysis.console_log import (
     parse,
     read_text,
 )
+from common.command_line import Parser
 from common.errors import DataError, data_error, quoted
 from common.files import write_csv
-from sarwmix.command import Command
 
 RECORD, LOG = "run.json", "log.txt"
 RUN_FILES = (
@@ -432,7 +432,7 @@ def _lies_at(folder, output_dir):
 
 def log_parser(module, description, nargs="+"):
     """The parser of a program that reads logs; its errors are one line."""
-    parser = Command(module, description)
+    parser = Parser(description, module)
     parser.add_argument(
         "logs", nargs=nargs, help="logs, run folders, and folders to search for these, with all folders in them"
     )

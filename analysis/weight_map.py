@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from analysis.figures import write_figure
 from batch_preparation import BatchPreparation
+from common.command_line import Parser
 from sarwmix.bigearthnetv2 import BigEarthNetv2
-from sarwmix.command import Command
 from sarwmix.geotiff import read_band
 from sarwmix.quicklook import RANGES, grey, new_figure
 from sarwmix.simulate.landcover import LANDSCAPES
@@ -72,7 +72,7 @@ def read_patch(vh, vv):
 
 
 def main():
-    parser = Command("analysis.weight_map", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.weight_map")
     parser.add_argument("--vh", metavar="TIF", help="VH of a patch, dB")
     parser.add_argument("--vv", metavar="TIF", help="VV of the same patch, dB")
     parser.add_argument("--simulate", type=int, metavar="SEED", help="a simulated patch instead")

@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from analysis.compare_runs import write_table
 from analysis.figures import dot_plot, write_figure
-from sarwmix.command import Command
+from common.command_line import Parser
 
 PROBE = {"ap_macro": "probe: AP macro", "ap_micro": "probe: AP micro", "f1_macro": "probe: F1 macro"}
 FLOOD = {"accuracy": "flood: accuracy", "f1": "flood: F1"}
@@ -169,7 +169,7 @@ def draw_study(frame, note):
 
 
 def main():
-    parser = Command("analysis.weight_study", __doc__.splitlines()[0])
+    parser = Parser(__doc__.splitlines()[0], "analysis.weight_study")
     parser.add_argument("folder", help="of the runs of one study")
     parser.add_argument("--output", metavar="FILE", required=True, help="figure, .png or .svg; both are written")
     parser.add_argument("--table", metavar="CSV", required=True, help="table to write, a row for each kind and seed")

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from benchmarks.report import machine
 from common.files import write_csv, write_json
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import DTYPES, PackedDataset
@@ -40,7 +40,9 @@ SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 def write_layouts(folder, samples, seed):
     """Simulated patches as GeoTIFFs, LMDB, Zarr and packed; what is there already stays. Returns the first."""
     scenes = folder / "geotiff"
-    simulate.simulate_dataset(scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Crew(2))
+    simulate.simulate_dataset(
+        scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Workers(2)
+    )
     dataset = BigEarthNetv2(scenes, split="train")
     images = np.stack([dataset.image(i).numpy() for i in range(len(dataset))])
     if not (folder / "lmdb").exists():

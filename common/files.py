@@ -155,7 +155,7 @@ def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
     and changes nothing, for any other content and for a folder that another run holds.
     """
     with ExitStack() as stack:
-        yield workers.on_main(lambda: stack.enter_context(_claimed(Path(out), record, last, name, flag)))
+        yield workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
 
 
 @contextmanager

@@ -35,11 +35,11 @@ try:
 except ImportError:
     gdal = osr = None  # `align` says so
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
 from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.plausibility import check_linear
 from sarwmix.sen12_index import ALIGN, ALIGNED, CHANNELS, S1_LIST, SIDE, STEP, read_s1_list
 
@@ -363,23 +363,23 @@ def align_folder(images, raw, out, resampling, units):
     return rows, (grid.width, grid.height) if grid else None, remarks
 
 
-def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, crew=Crew()):
-    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over a crew.
+def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, workers=Workers()):
+    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over workers.
 
     size: pixels of the side that references should have, to estimate the room and to name others. align.csv comes last:
     what was interrupted is continued. Returns False if everything was there already. Raises DataError.
     """
     raw, out = Path(raw), Path(out)
     s1_list = Path(s1_list or raw / S1_LIST)
-    folders, digest = crew.on_main(lambda: _read_input(raw, s1_list))
+    folders, digest = workers.on_main(_read_input, raw, s1_list)
     record = {"program": ALIGN, "resampling": resampling, "units": units, "s1_list_sha256": digest}
-    with claimed(crew, out, record, last=ALIGNED.name, name=STEP) as complete:
+    with claimed(workers, out, record, last=ALIGNED.name, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: _begin(out, folders, s1_list, size))
+            workers.on_main(_begin, out, folders, s1_list, size)
             work = partial(align_folder, raw=raw, out=out, resampling=resampling, units=units)
-            found = crew.map(work, folders.values(), "folders")
-            crew.on_main(lambda: _finish(out, list(folders), found, size))
-        crew.on_main(lambda: _report(out))
+            found = workers.map(work, folders.values(), "folders")
+            workers.on_main(_finish, out, list(folders), found, size)
+        workers.on_main(_report, out)
     return not complete
 
 
@@ -450,8 +450,8 @@ def _report(out):
 
 
 def get_args_parser():
-    parser = Command(
-        ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder."
+    parser = Parser(
+        "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder.", ALIGN
     )
     group = parser.add_argument_group("files")
     group.add_argument(
@@ -488,7 +488,7 @@ def get_args_parser():
     )
     group.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         default=SIDE,
         help="side that references should have, pixels of 10 m; others are aligned as they are, and named",
     )
@@ -496,14 +496,11 @@ def get_args_parser():
 
 
 def main(argv=None):
-    def work(args, crew):
-        if args.size < 1:
-            parser.error(f"--size {args.size}: must be at least 1")
-        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, crew):
+    def work(args, workers):
+        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
-    parser = get_args_parser()
-    run_command(parser, work, argv)
+    run_command(get_args_parser(), work, argv)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.errors import DataError, data_error, quoted
 from common.files import claimed, sha256_of
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
 from sarwmix.sen12_index import (
     ALIGN,
@@ -142,8 +142,8 @@ def _tell(what, names):
 # ---- The step ------------------------------------------------------------------------------------
 
 
-def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, crew=Crew()):
-    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over a crew.
+def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, workers=Workers()):
+    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over workers.
 
     aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in `aligned`).
     train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns False if everything
@@ -151,7 +151,7 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
     """
     out, aligned = Path(out), aligned and Path(aligned)
     s1_list = Path(s1_list or aligned / S1_LIST)
-    folders, splits, state, record = crew.on_main(lambda: _read_input(aligned, s1_list, train_list, test_list))
+    folders, splits, state, record = workers.on_main(_read_input, aligned, s1_list, train_list, test_list)
     candidates = candidate_pairs(folders, splits)
     images = [image for folder in folders if splits[folder] for image in folders[folder]]
     dropped = {
@@ -160,9 +160,9 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
         if splits.get(key[0]) and row["status"] == "dropped"
     }
     lost = lost_pairs(candidates, dropped)
-    with claimed(crew, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
+    with claimed(workers, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: CANDIDATES.write(out, candidates))
+            workers.on_main(CANDIDATES.write, out, candidates)
         if not complete and aligned:
             there = [
                 (image, int(state[key]["nonfinite"]))
@@ -170,10 +170,10 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
                 if (key := (image.folder, image.name)) not in dropped
             ]
             by_folder = [list(group) for _, group in groupby(there, key=lambda entry: entry[0].folder)]
-            found = crew.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
-            crew.on_main(lambda: IMAGES.write(out, [row for rows in found for row in rows]))
+            found = workers.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
+            workers.on_main(IMAGES.write, out, [row for rows in found for row in rows])
             rows = [("image", folder, name, "", *why) for (folder, name), why in dropped.items()]
-            crew.on_main(lambda: DROPPED.write(out, rows + lost))
+            workers.on_main(DROPPED.write, out, rows + lost)
     _report(folders, splits, candidates, lost)
     return not complete
 
@@ -246,7 +246,7 @@ def _report(folders, splits, candidates, lost):
 
 
 def get_args_parser():
-    parser = Command(PREPARE, "Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.")
+    parser = Parser("Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.", PREPARE)
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
     group.add_argument(
@@ -272,14 +272,14 @@ def get_args_parser():
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
+    def work(args, workers):
         if args.list_only and (args.aligned or not args.s1_list):
             parser.error("--list-only needs --s1-list, and goes without --aligned")
         if not args.list_only and not args.aligned:
             parser.error("--aligned is needed, or --list-only with --s1-list")
         if bool(args.train_list) != bool(args.test_list):
             parser.error("--train-list and --test-list go together")
-        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, crew):
+        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
     run_command(parser, work, argv)

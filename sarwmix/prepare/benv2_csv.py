@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from common.command_line import Parser
 from common.errors import DataError, data_error
 from common.files import remove_half_written, write_csv
+from common.workers import run_command
 from sarwmix.bigearthnet import join_listings, read_csv_rows, refuse_duplicates
 from sarwmix.bigearthnetv2 import PARTS, is_parquet, read_metadata, snow_cloud_beside
-from sarwmix.command import Command, run_command
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ def _cells(path):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.benv2_csv", "Write the official metadata of BigEarthNet v2 as one CSV file per split."
+    parser = Parser(
+        "Write the official metadata of BigEarthNet v2 as one CSV file per split.", "sarwmix.prepare.benv2_csv"
     )
     group = parser.add_argument_group("input")
     group.add_argument(
@@ -103,8 +104,8 @@ def get_args_parser():
 
 
 def main(argv=None):
-    def work(args, crew):
-        crew.on_main(lambda: write_lists(args.metadata, args.out, args.include_snow_cloud))
+    def work(args, workers):
+        workers.on_main(write_lists, args.metadata, args.out, args.include_snow_cloud)
 
     run_command(get_args_parser(), work, argv)
 

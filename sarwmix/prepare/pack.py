@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
 from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically, write_csv, write_json
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import add_workers_flag, run_command
 from sarwmix.moments import Tally
 from sarwmix.packed import (
     BAD,
@@ -83,10 +84,10 @@ class Part:
         return f"part_{self.number:05d}.json"
 
 
-def open_sources(args):
+def open_sources(args, splits):
     """(the Sources of all splits, what the manifest says of the dataset, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
-    for split in args.splits:
+    for split in splits:
         metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
         dataset = open_dataset(
             args.dataset,
@@ -298,10 +299,10 @@ def finish(out, sources, positions, reports, known, dtype):
     )
 
 
-def pack(args, crew):
+def pack(args, splits, workers):
     """The whole job. Returns whether there was something to do. Raises DataError."""
     out = Path(args.out)
-    sources, known, positions = crew.on_main(lambda: open_sources(args))
+    sources, known, positions = workers.on_main(open_sources, args, splits)
     parts = [
         Part(number, source.split, images)
         for number, (source, images) in enumerate((source, images) for source in sources for images in source.ranges)
@@ -316,10 +317,10 @@ def pack(args, crew):
         "samples": [[source.split, digest_of(source)] for source in sources],
         "order": hashlib.sha256(positions.tobytes()).hexdigest(),
     }
-    with claimed(crew, out, record, last=MANIFEST, name=RECORD) as complete:
+    with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
         if not complete:
-            crew.on_main(lambda: check_space(args, out, parts, known["shape"]))
-            reports = crew.map(
+            workers.on_main(check_space, args, out, parts, known["shape"])
+            reports = workers.map(
                 partial(
                     write_part,
                     out=out,
@@ -336,10 +337,10 @@ def pack(args, crew):
                 sum(len(part.images) for part in parts),
                 args,
                 out,
-                crew,
+                workers,
             )
-            crew.on_main(lambda: finish(out, sources, positions, reports, known, args.dtype))
-        crew.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
+            workers.on_main(finish, out, sources, positions, reports, known, args.dtype)
+        workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
     return not complete
 
 
@@ -354,11 +355,11 @@ def check_space(args, out, parts, shape):
     check_room([("--out", out, missing * size)])
 
 
-def refuse_bad(bad, count, args, out, crew):
+def refuse_bad(bad, count, args, out, workers):
     if not bad:
         return
     if not args.skip_bad or len(bad) == count:
-        crew.on_main(lambda: write_csv(out / BAD, ("image", "reason"), bad))
+        workers.on_main(write_csv, out / BAD, ("image", "reason"), bad)
         raise data_error(
             f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}",
             [reason for _, reason in bad],
@@ -371,9 +372,9 @@ def refuse_bad(bad, count, args, out, crew):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.pack",
+    parser = Parser(
         "Pack a dataset, from whatever layout it has, into a store made for training; or check one.",
+        "sarwmix.prepare.pack",
     )
     parser.add_argument(
         "--verify", metavar="STORE", help="check every file of this store against its checksum, and do nothing else"
@@ -405,7 +406,7 @@ def get_args_parser():
     )
     group.add_argument(
         "--part_mb",
-        type=int,
+        type=positive_int,
         default=128,
         metavar="MIB",
         help="size of a part at most, MiB; a process needs 3 to 5 times as much memory while it makes one",
@@ -419,8 +420,6 @@ def check_flags(args):
     for name in ("dataset", "data_path", "out"):
         if getattr(args, name) is None:
             raise DataError(f"--{name} is missing")
-    if args.part_mb < 1:
-        raise DataError(f"--part_mb {args.part_mb}: must be at least 1")
     if is_packed(args.data_path):
         raise DataError(f"--data_path {args.data_path}: is a packed store already")
     splits = list(
@@ -431,12 +430,12 @@ def check_flags(args):
     return splits
 
 
-def work(args, crew):
+def work(args, workers):
     if args.verify:
-        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, crew))
+        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, workers))
         return
-    args.splits = crew.on_main(lambda: check_flags(args))
-    if not pack(args, crew):
+    splits = workers.on_main(check_flags, args)
+    if not pack(args, splits, workers):
         log.info("%s: complete already, nothing to do", args.out)
 
 

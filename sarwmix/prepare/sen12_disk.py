@@ -15,10 +15,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError
 from common.files import check_room, room_at
 from common.safe_zip import open_archive
-from sarwmix.command import Command, run_command
+from common.workers import run_command
 from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_index import CHANNELS, LAYOUTS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
 
@@ -119,7 +120,7 @@ def _gb(count):
 
 
 def get_args_parser():
-    parser = Command(PROGRAM, "Say how much room the preparation of SEN12-FLOOD needs, and whether it is there.")
+    parser = Parser("Say how much room the preparation of SEN12-FLOOD needs, and whether it is there.", PROGRAM)
     group = parser.add_argument_group("input")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--zip", type=Path, help="the zip as it was downloaded")
@@ -137,7 +138,7 @@ def get_args_parser():
         "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder of what training reads"
     )
     group.add_argument("--layout", choices=LAYOUTS, default="images", help="a file for each image, or for each pair")
-    group.add_argument("--size", type=int, default=SIDE, help="side of an aligned image, pixels of 10 m")
+    group.add_argument("--size", type=positive_int, default=SIDE, help="side of an aligned image, pixels of 10 m")
     group.add_argument(
         "--keep-intermediate",
         "--keep_intermediate",
@@ -150,14 +151,10 @@ def get_args_parser():
 
 
 def main(argv=None):
-    parser = get_args_parser()
+    def work(args, workers):
+        workers.on_main(check, args)
 
-    def work(args, crew):
-        if args.size < 1:
-            parser.error(f"--size {args.size}: must be at least 1")
-        crew.on_main(lambda: check(args))
-
-    run_command(parser, work, argv)
+    run_command(get_args_parser(), work, argv)
 
 
 if __name__ == "__main__":

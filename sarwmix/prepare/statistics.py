@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.errors import DataError, data_error
 from common.files import write_json
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import add_workers_flag, run_command
 from sarwmix.moments import Tally
 from sarwmix.packed import STATISTICS, is_packed
 from sarwmix.plausibility import judge
@@ -45,9 +46,9 @@ def chunks_of(dataset):
     return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
-def measure(chunks, floor_db, crew):
+def measure(chunks, floor_db, workers):
     """The Tally of all images of these parts. Raises DataError if some cannot be read: count and the first five."""
-    results = crew.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
+    results = workers.map(partial(tally_images, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
         raise data_error(
@@ -74,9 +75,9 @@ def log_tally(total, channels):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.statistics",
+    parser = Parser(
         "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
+        "sarwmix.prepare.statistics",
     )
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
@@ -89,7 +90,7 @@ def get_args_parser():
     return parser
 
 
-def work(args, crew):
+def work(args, workers):
     def prepare():
         if not args.data_path:
             raise DataError("--data_path is missing: the folder of the data")
@@ -112,8 +113,8 @@ def work(args, crew):
         return chunks_of(dataset), len(dataset)
 
     kind = DATASETS[args.dataset]
-    chunks, samples = crew.on_main(prepare)
-    total = measure(chunks, getattr(kind, "FLOOR_DB", None), crew)
+    chunks, samples = workers.on_main(prepare)
+    total = measure(chunks, getattr(kind, "FLOOR_DB", None), workers)
     log_tally(total, kind.CHANNELS)
     judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     if args.out:
@@ -127,7 +128,7 @@ def work(args, crew):
             **total.summary(),
             "histogram": total.histogram_dict(),
         }
-        crew.on_main(lambda: write_json(Path(args.out), report))
+        workers.on_main(write_json, Path(args.out), report)
         log.info("wrote %s", args.out)
 
 

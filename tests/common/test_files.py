@@ -23,7 +23,7 @@ from common.files import (
     write_text,
 )
 from common.lock import LOCK, FolderLock
-from common.workers import Crew
+from common.workers import Workers
 from tests.helpers import ROOT
 
 # ---- Atomic writing ------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_room_is_counted_by_file_system(tmp_path, monkeypatch):
 
 def fill(out, record, last="done", **options):
     """Whether a folder was complete already; completes it."""
-    with claimed(Crew(), out, record, last, **options) as complete:
+    with claimed(Workers(), out, record, last, **options) as complete:
         if not complete:
             save_array(out / "done", [1])
         return complete
@@ -108,7 +108,7 @@ def test_a_folder_is_filled_once_and_by_one_set_of_parameters(tmp_path):
 
 def test_an_unfinished_folder_is_continued_and_cleared_of_what_a_killed_run_left(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt), claimed(Crew(), out, {"seed": 1}, "done"):
+    with pytest.raises(KeyboardInterrupt), claimed(Workers(), out, {"seed": 1}, "done"):
         (out / "part").mkdir()
         raise KeyboardInterrupt
     (out / LOCK).write_text("elsewhere pid 1\n")
@@ -134,7 +134,7 @@ def test_other_content_is_left_alone(tmp_path):
 
 
 def test_two_runs_do_not_fill_one_folder(tmp_path):
-    with claimed(Crew(), tmp_path, {"seed": 1}, "done"):
+    with claimed(Workers(), tmp_path, {"seed": 1}, "done"):
         with pytest.raises(UsageError, match=r"--out .* is in use by another run \(\S+ pid \d+\); wait for it"):
             fill(tmp_path, {"seed": 1})
     assert not fill(tmp_path, {"seed": 1})

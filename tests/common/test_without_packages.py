@@ -30,9 +30,8 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 import benchmarks.step, main_finetune, main_pretrain, sarwmix.prepare.pack, sarwmix.simulate, sarwmix.prepare.statistics
-from common.errors import DataError
-from util.ending import run_program
-sys.exit(run_program(main_pretrain.main, DataError))
+from common.ending import run_program
+sys.exit(run_program(main_pretrain.main))
 """
 
 

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import DataError
-from common.workers import Crew
+from common.workers import Workers
 from tests.helpers import ROOT
 from tests.helpers.runs import mpirun
 
 PROGRAM = """
 import sys
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.command_line import Parser
+from common.workers import add_workers_flag, run_command
 from common.errors import DataError
 
 def square(number):
@@ -23,12 +24,12 @@ def square(number):
         raise DataError(f"item {{number}}: cannot be squared; take it out")
     return number ** 2
 
-def work(args, crew):
-    values = crew.map(square, range(7), "numbers")
-    print(f"rank {{crew.rank}} of {{crew.size}}: {{values}} {{crew.on_main(lambda: crew.rank)}}", flush=True)
+def work(args, workers):
+    values = workers.map(square, range(7), "numbers")
+    print(f"rank {{workers.rank}} of {{workers.world_size}}: {{values}} {{workers.on_main(lambda: workers.rank)}}", flush=True)
 
 if __name__ == "__main__":
-    parser = Command("squares", "Squares.")
+    parser = Parser("Squares.", "squares")
     add_workers_flag(parser)
     run_command(parser, work)
 """
@@ -48,21 +49,21 @@ def start(tmp_path, *flags, bad=-1, ranks=False):
     )
 
 
-# ---- Crew ----------------------------------------------------------------------------------------
+# ---- Workers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", (1, 2, 50))
 def test_results_come_in_order_from_any_number_of_processes(workers):
-    assert Crew(workers).map(abs, range(-9, 1), "numbers") == list(range(9, -1, -1))
+    assert Workers(workers).map(abs, range(-9, 1), "numbers") == list(range(9, -1, -1))
 
 
 def test_no_work_is_no_result():
-    assert Crew(2).map(abs, [], "numbers") == []
+    assert Workers(2).map(abs, [], "numbers") == []
 
 
 def test_what_fails_in_a_process_is_raised():
     with pytest.raises(ValueError, match="invalid literal"):
-        Crew(2).map(int, ["1", "x", "2"], "words")
+        Workers(2).map(int, ["1", "x", "2"], "words")
 
 
 @pytest.mark.parametrize("workers", (1, 2))
@@ -126,7 +127,7 @@ def test_ranks_of_every_launcher_are_found_or_refused(monkeypatch, env, connecte
     world = SimpleNamespace(Get_size=lambda: connected, Get_rank=lambda: 0)
     monkeypatch.setitem(sys.modules, "mpi4py", connected and SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world)))
     if isinstance(size, int):
-        assert Crew.start(3).size == size
+        assert Workers.start(3).world_size == size
     else:
         with pytest.raises(DataError, match=size):
-            Crew.start(3)
+            Workers.start(3)

@@ -303,10 +303,10 @@ def wrapper(tmp_path, *hurt):
     path = tmp_path / "hurt.py"
     path.write_text(
         f"import os, signal, sys; sys.path[:0] = [{str(ROOT)!r}]\n"
-        f"import torch, main_pretrain\nfrom tests.helpers import forked\nfrom common.errors import DataError\nfrom util.ending import run_program\n"
+        f"import torch, main_pretrain\nfrom tests.helpers import forked\nfrom common.ending import run_program\n"
         f"sys.argv[0] = 'main_pretrain.py'\n"
         f"if os.environ['OMPI_COMM_WORLD_RANK'] == '1': forked.{hurt[0]}({', '.join(map(str, hurt[1:]))})\n"
-        f"sys.exit(run_program(main_pretrain.main, DataError))\n"
+        f"sys.exit(run_program(main_pretrain.main))\n"
     )
     return path
 

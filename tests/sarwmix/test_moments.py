@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.moments import Tally
 from sarwmix.prepare import statistics
@@ -84,7 +84,7 @@ def test_histogram_bins_are_where_they_say():
 
 
 def measure(dataset):
-    return statistics.measure(statistics.chunks_of(dataset), getattr(dataset, "FLOOR_DB", None), Crew())
+    return statistics.measure(statistics.chunks_of(dataset), getattr(dataset, "FLOOR_DB", None), Workers())
 
 
 # ---- Datasets ------------------------------------------------------------------------------------
