@@ -38,26 +38,23 @@ PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
 
-# Exception, what its "module.Type: message" contains, exit status, what is reported. The first row that fits counts.
+# Exception type, or regular expression for its "module.Type: message"; exit status; line. The first row that fits counts.
 FAILURES = (
-    (InputError, "", 2, "error: {reason}"),
-    (TrainingError, "", 1, "stopped: {error}"),
-    (KeyboardInterrupt, "", 130, "interrupted; {kind.go_on}"),
+    (InputError, 2, "error: {reason}"),
+    (TrainingError, 1, "stopped: {error}"),
+    (KeyboardInterrupt, 130, "interrupted; {kind.go_on}"),
     (
-        OSError,
-        rf"\[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
+        rf"^builtins\.OSError: \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
         1,
         "error: {file}: {strerror}; the checkpoints are intact. Make room or mend the disk, then continue with "
         "--resume auto",
     ),
     (
-        Exception,
         r"MemoryError|CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory",
         1,
         "error: rank {rank} is out of memory ({reason}); {kind.memory}",
     ),
     (
-        Exception,
         r"shared memory ?(\(shm\)|limit|object)|unable to (write to|resize|open|mmap).*/torch_"
         r"|killed by signal: Bus error",
         1,
@@ -65,34 +62,29 @@ FAILURES = (
         "container more with --shm-size=8g or --ipc=host, or load without processes: --num_workers 0",
     ),
     (
-        Exception,
         r"Too many open files|received \d+ items of ancdata",
         1,
         "error: rank {rank} may not open more than {files} files ({reason}); raise the limit with 'ulimit -n 4096', or "
         "lower --num_workers",
     ),
     (
-        Exception,
         r"DataLoader worker .*(exited unexpectedly|killed by signal)",
         1,
         "error: a loader process of rank {rank} died ({reason}), perhaps for want of memory; lower --num_workers",
     ),
     (
-        Exception,
         r"DataLoader timed out",
         1,
         "error: rank {rank} received no batch in time ({reason}); check that the file system of --data_path responds, "
         "try --num_workers 0, or allow more time with --data_timeout",
     ),
     (
-        Exception,
         r"^(torch\._inductor|torch\._dynamo|triton)\.",
         1,
         "error: the model could not be compiled on rank {rank} ({reason}); use --compile off, or see that a C++ "
         "compiler and the headers of Python are installed (build-essential, python3-dev)",
     ),
     (
-        Exception,
         r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|CUDA driver error",
         1,
         "error: the GPU of rank {rank} failed ({reason}); see whether nvidia-smi still shows it and what dmesg says of "
@@ -100,7 +92,6 @@ FAILURES = (
     ),
     (
         BrokenProcessPool,
-        "",
         1,
         "error: a worker process was killed, perhaps for want of memory; run again, with fewer --workers if so",
     ),
@@ -141,8 +132,8 @@ def leave(status):
 def describe(error, kind=TRAINING, rank=0):
     """(exit status, line) of an exception, by the table FAILURES; None for one that is not in it."""
     words = f"{type(error).__module__}.{type(error).__name__}: {error}"
-    for exceptions, signs, status, line in ((kind.input_errors, "", 2, "error: {reason}"), *FAILURES):
-        if isinstance(error, exceptions) and re.search(signs, words):
+    for sign, status, line in ((kind.input_errors, 2, "error: {reason}"), *FAILURES):
+        if re.search(sign, words) if isinstance(sign, str) else isinstance(error, sign):
             return status, line.format(
                 error=error,
                 reason=reason_of(error) if status == 2 else reason_of(error)[:160],

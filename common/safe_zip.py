@@ -8,10 +8,11 @@ import stat
 import struct
 import zipfile
 import zlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from common.errors import DataError, data_error
+from common.errors import DataError, data_error, quoted, reason_of
 from common.files import atomic_path
 
 MAX_ENTRIES = 200_000
@@ -25,6 +26,7 @@ PATCHED = 0x20  # flag bit of data that are a difference from another file
 AGAIN = "download it again, and compare its size with what the source states"
 # What zipfile raises for a file that is no zip, or is damaged.
 BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error)
+_quoted = partial(quoted, most=200)  # names of images with their folders have some 110 characters
 
 
 def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO):
@@ -43,7 +45,7 @@ def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=M
             f"{path}: cannot be opened ({error.strerror or error}); give the zip as it was downloaded"
         ) from None
     except BROKEN as error:
-        raise DataError(f"{path}: is not a zip, or is cut off or damaged ({_one_line(error)}); {AGAIN}") from None
+        raise DataError(f"{path}: is not a zip, or is cut off or damaged ({reason_of(error)[:200]}); {AGAIN}") from None
     try:
         return Archive(path, file, _checked(path, file, max_entries, max_bytes, max_ratio))
     except DataError:
@@ -127,7 +129,9 @@ class Archive:
                         break
                     yield chunk
         except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.path}: member {_quoted(name)} is damaged ({_one_line(error)}); {AGAIN}") from None
+            raise DataError(
+                f"{self.path}: member {_quoted(name)} is damaged ({reason_of(error)[:200]}); {AGAIN}"
+            ) from None
         if total != stated:
             raise DataError(
                 f"{self.path}: member {_quoted(name)} holds {'more' if total > stated else 'fewer'} than the {stated} "
@@ -208,13 +212,3 @@ def _overlaps(entries, end):
         if free > end:
             found.append(f"{_quoted(info.orig_filename)} reaches beyond the members of the zip")
     return found
-
-
-def _quoted(name):
-    """A name for a one-line message, up to 200 characters: names of images with their folders have some 110."""
-    text = repr(name)
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200]

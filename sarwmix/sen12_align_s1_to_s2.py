@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """SEN12-FLOOD: warps the Sentinel-1 images onto the 10 m UTM grid of the Sentinel-2 images of their folder.
 
-    python -m sarwmix.sen12_align_s1_to_s2 --raw-root RAW --out DIR --workers 8
+    python -m sarwmix.sen12_align_s1_to_s2 --raw_root RAW --out DIR --workers 8
 
 RAW holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif (linear σ⁰ in degrees of longitude and latitude, 0 = no
 data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. DIR/<folder>/<image>.tif then has two
@@ -19,7 +19,6 @@ channels are, so that zeros would enter their neighbours. A pixel is 0 where the
 no data; with `average`, where all that it touches have none.
 """
 
-import argparse
 import logging
 import re
 from collections import Counter
@@ -387,7 +386,7 @@ def _read_input(raw, s1_list):
     load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
     if not raw.is_dir():
         raise DataError(
-            f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"
+            f"--raw_root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"
         )
     return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)
 
@@ -407,7 +406,7 @@ def _finish(out, folders, found, size):
         raise data_error(
             f"none of the {len(rows)} images can be aligned",
             [f"{row[4]} ({row[3]})" for row in dropped],
-            "check --raw-root",
+            "check --raw_root",
         )
     _warn(
         "other sizes than --size",
@@ -455,22 +454,20 @@ def get_args_parser():
     )
     group = parser.add_argument_group("files")
     group.add_argument(
-        "--raw-root",
         "--raw_root",
+        "--raw-root",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help=f"folder that holds {S1_LIST} and the folders of images, as unzipped",
     )
     group.add_argument(
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="folder to write, new, empty, or to be continued",
     )
     group.add_argument(
-        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw-root"
+        "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw_root"
     )
     add_workers_flag(group)
     group = parser.add_argument_group("warping")

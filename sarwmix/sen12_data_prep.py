@@ -2,7 +2,7 @@
 """SEN12-FLOOD: all candidate pairs of the list with their split, and how much data the aligned images hold.
 
     python -m sarwmix.sen12_data_prep --aligned DIR --out PAIRS --workers 8
-    python -m sarwmix.sen12_data_prep --list-only --s1-list S1list.json --out PAIRS
+    python -m sarwmix.sen12_data_prep --list_only --s1_list S1list.json --out PAIRS
 
 PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its size,
 the share of pixels without data of each channel, and the NaN and infinite pixels of its sources; PAIRS/dropped.csv, written
@@ -10,7 +10,6 @@ last, the images that could not be aligned and the pairs lost with them. Nothing
 sarwmix.sen12_prune_partial_pairs.
 """
 
-import argparse
 import logging
 import re
 from functools import partial
@@ -249,22 +248,20 @@ def get_args_parser():
     parser = Parser("Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.", PREPARE)
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
+        "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
     )
     group.add_argument(
-        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
-    )
-    group.add_argument(
-        "--list-only", "--list_only", action="store_true", help="only pairs.csv, from --s1-list, without images"
+        "--list_only", "--list-only", action="store_true", help="only pairs.csv, from --s1_list, without images"
     )
     add_workers_flag(group)
     group = parser.add_argument_group(
         "splits", "Without these lists, folders with names of one or two digits are for test."
     )
-    group.add_argument("--train-list", "--train_list", type=Path, help="folders for training, one per row, no header")
+    group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
     group.add_argument(
-        "--test-list", "--test_list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
     )
     return parser
 
@@ -274,11 +271,11 @@ def main(argv=None):
 
     def work(args, workers):
         if args.list_only and (args.aligned or not args.s1_list):
-            parser.error("--list-only needs --s1-list, and goes without --aligned")
+            parser.error("--list_only needs --s1_list, and goes without --aligned")
         if not args.list_only and not args.aligned:
-            parser.error("--aligned is needed, or --list-only with --s1-list")
+            parser.error("--aligned is needed, or --list_only with --s1_list")
         if bool(args.train_list) != bool(args.test_list):
-            parser.error("--train-list and --test-list go together")
+            parser.error("--train_list and --test_list go together")
         if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers):
             log.info("%s: complete already, nothing to do", args.out)
 

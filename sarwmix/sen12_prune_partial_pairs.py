@@ -13,7 +13,6 @@ OUT/dropped.csv says of every image and pair that is not there why; OUT/checksum
 OUT/preparation.json, written last, the parameters and counts.
 """
 
-import argparse
 import hashlib
 import logging
 import sys
@@ -362,7 +361,7 @@ def wanted_parameters(layout, size, max_zeros, others):
         elif name in ("resampling", "units"):
             wanted[name] = value
         else:
-            raise DataError(f"--made-with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
+            raise DataError(f"--made_with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
     return wanted
 
 
@@ -389,7 +388,6 @@ def get_args_parser():
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="folder to write, new, empty, or to be continued",
     )
     group.add_argument(
@@ -418,8 +416,8 @@ def get_args_parser():
         help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
     )
     group.add_argument(
-        "--made-with",
         "--made_with",
+        "--made-with",
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
@@ -437,7 +435,7 @@ def main(argv=None):
         if (args.verify or args.state) and (args.aligned or args.pairs or args.verify and args.state):
             parser.error("--verify and --state go without each other, --aligned and --pairs")
         if args.made_with and not args.state:
-            parser.error("--made-with goes with --state")
+            parser.error("--made_with goes with --state")
         if args.verify:
             log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
         elif args.state:

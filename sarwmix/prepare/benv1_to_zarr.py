@@ -11,7 +11,6 @@ converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is p
 interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -344,7 +343,6 @@ def get_args_parser():
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         metavar="DIR",
         help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program",
     )

@@ -7,7 +7,6 @@ writes benv2_{train,val,test,train_val}.csv with the official columns, in the or
 printed list of quoted names. The S1 name is column 4 counted from 0, the fifth.
 """
 
-import argparse
 import logging
 from itertools import chain
 from pathlib import Path
@@ -89,16 +88,14 @@ def get_args_parser():
         "Write the official metadata of BigEarthNet v2 as one CSV file per split.", "sarwmix.prepare.benv2_csv"
     )
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--metadata", type=Path, required=True, default=argparse.SUPPRESS, help="the official metadata.parquet"
-    )
+    group.add_argument("--metadata", type=Path, required=True, help="the official metadata.parquet")
     group.add_argument(
         "--include_snow_cloud",
         action="store_true",
         help="add the patches with seasonal snow, cloud or shadow, from the second official file, which lies beside it",
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the lists")
+    group.add_argument("--out", type=Path, required=True, help="folder of the lists")
     parser.set_defaults(workers=1)
     return parser
 

@@ -7,7 +7,6 @@ DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_
 their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
 """
 
-import argparse
 import json
 import logging
 import re
@@ -94,14 +93,14 @@ def _root(archive):
     if len(roots) > 1:
         raise DataError(
             f"{archive.path}: holds more than one data set ({', '.join(repr(root) for root in sorted(roots)[:5])}); "
-            "unpack the right one, and give its folder with --raw-root instead"
+            "unpack the right one, and give its folder with --raw_root instead"
         )
     return roots.pop()
 
 
 def _s1_list(archive, name):
     if name is None:
-        log.warning("%s: holds no %s; the next steps need it: --s1-list", archive.path, S1_LIST)
+        log.warning("%s: holds no %s; the next steps need it: --s1_list", archive.path, S1_LIST)
         return None
     content = archive.read(name)
     try:
@@ -178,13 +177,9 @@ def _extract(path, out, chosen):
 def get_args_parser():
     parser = Parser("Extract from the zip of SEN12-FLOOD what its preparation reads.", PROGRAM)
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--zip", type=Path, required=True, default=argparse.SUPPRESS, help="the zip as it was downloaded"
-    )
+    group.add_argument("--zip", type=Path, required=True, help="the zip as it was downloaded")
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     add_workers_flag(group)
     return parser
 

@@ -8,7 +8,6 @@ one place, seen at several dates. Nothing can be taken for measured data: the ac
 satellite flew, and simulation.json says what the folder is.
 """
 
-import argparse
 import logging
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -217,7 +216,6 @@ def add_content_flags(parser):
         "--folders",
         type=int,
         required=True,
-        default=argparse.SUPPRESS,
         help="number of places, train and test together; every third is never flooded",
     )
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")

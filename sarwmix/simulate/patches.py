@@ -8,7 +8,6 @@ Patches of a scene lie side by side; a scene belongs to one split as a whole. No
 the country is "Simulated", the acquisitions are dated 2000, before the satellite flew, and each file is tagged.
 """
 
-import argparse
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -242,9 +241,7 @@ def simulate_dataset(out, parameters, workers=Workers()):
 
 def add_output_flags(parser):
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     add_workers_flag(group)
 
 
@@ -252,9 +249,7 @@ def get_args_parser():
     parser = Parser("Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.", "sarwmix.simulate")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
-    group.add_argument(
-        "--patches", type=int, required=True, default=argparse.SUPPRESS, help="number of patches, all splits together"
-    )
+    group.add_argument("--patches", type=int, required=True, help="number of patches, all splits together")
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
     group.add_argument(
         "--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m; the programs read 120"

@@ -128,7 +128,7 @@ def test_what_cannot_be_written_is_one_line_before_any_work(tmp_path, absent, ca
         (simulate_flood_raw, ["--folders", 8], "writing GeoTIFFs needs rasterio"),
         (
             sen12_align_s1_to_s2,
-            ["--raw-root", tmp_path / "raw"],
+            ["--raw_root", tmp_path / "raw"],
             "warping images needs gdal, which is not installed; pip install gdal",
         ),
         (benv1_to_zarr, ["--root", tmp_path / "v1"], "writing a Zarr store needs zarr"),

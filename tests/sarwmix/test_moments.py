@@ -122,7 +122,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     one_line(error, "1 of 4 images cannot be read", f"{s1_name(2)}_VV.tif")
 
 
-def test_the_program_reports_the_same_for_any_crew(simulated, tmp_path, caplog):
+def test_the_program_reports_the_same_for_any_number_of_workers(simulated, tmp_path, caplog):
     flags = ["--dataset", "benv2", "--data_path", simulated, "--split", "train_val"]
     with caplog.at_level("INFO"):
         statistics.main([*map(str, flags), "--workers", "1", "--out", str(tmp_path / "one.json")])
