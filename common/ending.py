@@ -38,7 +38,7 @@ PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
 
-# Exception type, or regular expression for its "module.Type: message"; exit status; line. The first row that fits counts.
+# Type, or regular expression for "module.Type: message"; exit status; line. The first row that fits counts.
 FAILURES = (
     (InputError, 2, "error: {reason}"),
     (TrainingError, 1, "stopped: {error}"),

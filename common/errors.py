@@ -24,8 +24,8 @@ class TrainingError(RuntimeError):
 class Stopped(Exception):
     """A run ends early because it was asked to; its state is saved. One line: why, and where in the run.
 
-    status: the exit status, 128 + the number of the signal that asked for it, or 0 at the walltime. on_all_ranks: whether
-    all ranks have agreed to end; otherwise this rank ends alone.
+    status: the exit status, 128 + the number of the signal that asked for it, or 0 at the walltime. on_all_ranks:
+    whether all ranks have agreed to end; otherwise this rank ends alone.
     """
 
     def __init__(self, message, status, on_all_ranks=True):
@@ -50,7 +50,7 @@ def quoted(value, most=80):
 
 
 def reason_of(error):
-    """The message of an exception in one line: of one from a loader process the last, after that process's traceback."""
+    """The message of an exception in one line. From a loader process it follows that process's traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if len(lines) > 1 and "Traceback (most recent call last)" in str(error):
         return lines[-1].strip().removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__name__}: ")

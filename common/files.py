@@ -23,7 +23,7 @@ HALF_WRITTEN = ".*.[0-9]*.tmp"  # temporary files of `atomic_path`, as a killed 
 
 @contextmanager
 def temporary_beside(path):
-    """A path beside `path`, on the same file system and of this process alone, which is removed at the end of the block."""
+    """Yields a path of this process beside `path`, on the same file system. A file there is removed after the block."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)  # a killed process may have had this process's number
@@ -93,7 +93,7 @@ def remove_half_written(folder):
 
 
 def read_json(path, remedy):
-    """The content of a JSON file, with a byte order mark or without. Raises DataError, which names it and ends with the remedy."""
+    """The content of a JSON file, with or without a byte order mark. Raises DataError that ends with the remedy."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: too many brackets within each other
@@ -107,7 +107,7 @@ def sha256_of(path):
 
 
 def file_fault(folder, expected):
-    """What is wrong with a file of a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
+    """What is wrong with a file in a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
     name, checksum = expected
     try:
         return None if sha256_of(Path(folder) / name) == checksum else f"{name} differs"
@@ -150,9 +150,9 @@ def check_room(needs):
 def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
     """Holds the folder `out` against other runs. Yields whether it is complete, which is when the file `last` exists.
 
-    record: the parameters that decide its content, plain values, kept in the file `name`. A folder with the same record is
-    continued; a missing folder is made. flag: how the user named the folder. Raises InputError on every rank of `workers`,
-    and changes nothing, for any other content and for a folder that another run holds.
+    record: the parameters that decide its content, plain values, kept in the file `name`. A folder with the same record
+    is continued; a missing folder is made. flag: how the user named the folder. Raises InputError on every rank of
+    `workers`, and changes nothing, for any other content and for a folder that another run holds.
     """
     with ExitStack() as stack:
         yield workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))

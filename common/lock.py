@@ -56,7 +56,7 @@ class FolderLock:
         """Opens and locks the file. Returns whether the file system has locks."""
         while True:
             self._file, has_locks = open(self.path, "a+", encoding="utf-8"), True
-            # A forked loader process would hold the lock for as long as it lives, which may be longer than a killed run.
+            # A forked loader process would hold the lock while it lives, which may be longer than a killed run does.
             os.register_at_fork(after_in_child=self._file.close)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,9 +32,10 @@ _quoted = partial(quoted, most=200)  # names of images with their folders have s
 def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO):
     """Opens a zip and checks its directory. Returns an Archive, which is to be closed (`with`).
 
-    max_entries, max_bytes, max_ratio: upper bounds of members, bytes in all, and unpacked bytes per packed byte of a large
-    member. Raises DataError, with the zip and the first five members that cannot be trusted: names that lead elsewhere,
-    clash or hold control characters; links and devices; encrypted or unusually packed members; impossible sizes.
+    max_entries, max_bytes, max_ratio: upper bounds of members, bytes in all, and unpacked bytes per packed byte of a
+    large member. Raises DataError, with the zip and the first five members that cannot be trusted: names that lead
+    elsewhere, clash or hold control characters; links and devices; encrypted or unusually packed members; impossible
+    sizes.
     """
     try:
         file = zipfile.ZipFile(path)
@@ -116,7 +117,7 @@ class Archive:
                     file.write(chunk)
 
     def _chunks(self, name):
-        """The bytes of a member in pieces, bounded by the stated size, which `_checked` compared with the packed size."""
+        """The bytes of a member in pieces, at most as many as its directory entry states."""
         stated = self.members[name].file_size
         info = copy.copy(self.members[name])
         info.file_size += 2 * CHUNK  # zipfile stops silently at the stated size

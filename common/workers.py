@@ -32,7 +32,7 @@ class Workers(RankGroup):
 
     @classmethod
     def start(cls, processes):
-        """The ranks that mpirun or srun started, or this process alone. Raises DataError if MPI does not connect them."""
+        """The ranks that mpirun or srun started, or one rank. Raises DataError if MPI does not connect them."""
         try:
             launch = detect_launch()
         except OutsideSrun:  # the processes of one rank can use all cores of the job

@@ -63,7 +63,7 @@ def save_checkpoint(folder, state, names=()):
 
 
 def go_on_from(path, folder, companions):
-    """Makes a checkpoint that was loaded the latest one of the run in `folder`, so that the run continues from no other.
+    """Makes a loaded checkpoint the latest one of the run in `folder`, so that the run continues from no other.
 
     The checkpoint that was the latest becomes the previous one, unless it is damaged. companions: pattern of names of
     other checkpoints of the run, which are copied along from another folder.
@@ -84,7 +84,7 @@ def go_on_from(path, folder, companions):
 
 
 def check_torch(path=""):
-    """Raises UsageError for a PyTorch that executes code from a file even with weights_only. path: a file not opened."""
+    """Raises UsageError if this PyTorch executes code from files even with weights_only. path: a file not opened."""
     if torch.__version__ < SAFE_TORCH:
         least = ".".join(map(str, SAFE_TORCH))
         raise UsageError(
@@ -124,9 +124,10 @@ def find_checkpoint(path):
 def load_checkpoint(path):
     """Reads a checkpoint of ours, of the released code or of another program, or an exported folder, onto the CPU.
 
-    Returns a dict with at least "model"; "args" is a dict too. A checksum beside the file is compared first. Only tensors,
-    plain containers and argparse.Namespace are unpickled. Checkpoints of other programs go through `util.foreign`. Raises
-    UsageError that names the file if it is missing, damaged, not a checkpoint, or holds anything else.
+    Returns a dict with at least "model"; "args" is a dict too. A checksum beside the file is compared first. Only
+    tensors, plain containers and argparse.Namespace are unpickled. Checkpoints of other programs go through
+    `util.foreign`. Raises UsageError that names the file if it is missing, damaged, not a checkpoint, or holds anything
+    else.
     """
     path = Path(path)
     if path.is_dir():
@@ -160,8 +161,8 @@ def load_checkpoint(path):
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1][:120]}" if found else "its content is not allowed"
         raise UsageError(
-            f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the program "
-            f"that wrote it save the weights alone (its state_dict)"
+            f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the "
+            f"program that wrote it save the weights alone (its state_dict)"
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise _damaged(path, (str(error).splitlines() or ["empty"])[0]) from None
@@ -174,12 +175,13 @@ def _beginning(path):
         beginning = file.read(256)
     if beginning.startswith(LFS_SIGN):
         raise UsageError(
-            f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or download it"
+            f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or "
+            f"download it"
         )
     if WEB_PAGE.match(beginning):
         raise UsageError(
-            f"{path}: a web page, not a checkpoint; download the file again, by its direct link (on a model hub the one "
-            f"with /resolve/, not /blob/)"
+            f"{path}: a web page, not a checkpoint; download the file again, by its direct link (on a model hub the "
+            f"one with /resolve/, not /blob/)"
         )
     return beginning
 
