@@ -238,7 +238,7 @@ def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypa
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sarwmix.simulate._write_metadata", stop)
+        patch.setattr("sarwmix.simulate.patches._write_metadata", stop)
         simulate_dataset(out, SMALL)
     broken = next(out.rglob("*_VV.tif"))
     broken.write_bytes(broken.read_bytes()[:100])
