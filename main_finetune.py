@@ -9,6 +9,7 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 
 # isort: split
 import logging
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from timm.data import Mixup
 
 import engine_finetune
 from common.command_line import Parser, count, non_negative, positive_int, positive_share, rate, share
-from common.errors import DataError, InputError, UsageError
+from common.console import setup_logging
+from common.ending import leave, run_program
+from common.errors import DataError, UsageError
 from evaluation import evaluate, metrics_source, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
@@ -41,9 +44,8 @@ from util.configuration import (
 )
 from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing
 from util.distributed import start_ranks
-from util.ending import leave, run_program
 from util.lr_decay import param_groups_lrd
-from util.misc import duration, log_flags, setup_logging
+from util.misc import duration, log_flags
 from util.program import (
     add_distributed_flags,
     add_run_flags,
@@ -558,7 +560,7 @@ def finetune(flags, ranks):
 def main():
     flags = parse_flags()
     ranks = start_ranks(flags)
-    setup_logging(ranks.is_main)
+    setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(flags)
     if works_with_checkpoint(flags):
         use_checkpoint(flags, ranks)
@@ -568,4 +570,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(run_program(main, InputError))
+    leave(run_program(main))

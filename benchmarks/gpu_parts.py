@@ -25,11 +25,10 @@ from benchmarks import end_to_end, memory, parity, step
 from benchmarks.apart import Apart, LeftOut, Part
 from benchmarks.random_store import write_random_store
 from benchmarks.report import machine
-from common.errors import DataError
-from common.workers import Crew
+from common.ending import run_program
+from common.workers import Workers
 from sarwmix.packed import PackedDataset
 from util.distributed import pick_device
-from util.ending import run_program
 from util.optimization import StepRecord, emulates_16_bits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -204,7 +203,7 @@ def as_program(module, flags, kill_at):
     sys.argv = [f"{module.__name__}.py", *map(str, flags)]
     if kill_at:
         killed_at(kill_at)
-    return run_program(module.main, DataError)
+    return run_program(module.main)
 
 
 def run(module, flags, log, kill_at=None):
@@ -219,12 +218,12 @@ def run(module, flags, log, kill_at=None):
 
 def write_stores(work, settings):
     """The packed stores of the trainings."""
-    crew = Crew(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
+    workers = Workers(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
     few, (batch, side) = 2 * settings.finetune, settings.floods
     splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
-    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, crew=crew)
+    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, workers=workers)
     write_random_store(
-        work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew
+        work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, workers
     )
 
 

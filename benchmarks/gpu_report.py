@@ -61,7 +61,7 @@ def table(rows, style):
 
 def write_report(out, started, args, rows):
     """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
-    from common.files import put_in_place, write_json
+    from common.files import write_json, write_text
 
     machine = rows[0].get("machine", {})
     seconds = time.monotonic() - started
@@ -79,7 +79,7 @@ def write_report(out, started, args, rows):
     )
     place = f"{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}"
     text = f"# Report\n\n{place}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n{table(rows, 'pipe')}\n"
-    put_in_place(out / f"{NAME}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(out / f"{NAME}.md", text)
 
 
 def missing_packages(names=NEEDED):

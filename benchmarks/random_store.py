@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.prepare.distinct_images import DistinctImages
 from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_part
 from sarwmix.registry import DATASETS
@@ -60,7 +60,7 @@ def draw_labels(kind, count, rng):
     return labels.astype(np.uint8)
 
 
-def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
+def write_random_store(out, kind, splits, size=120, seed=0, workers=Workers()):
     """Write a store of dataset `kind` with {split: samples} into a new folder. Returns its path."""
     out, rng, sources = Path(out), np.random.default_rng(seed), []
     out.mkdir(parents=True)
@@ -73,7 +73,7 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
     write = partial(
         write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
     )
-    reports = crew.map(write, parts_of(sources), "parts")
+    reports = workers.map(write, parts_of(sources), "parts")
     finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
     for path in out.glob("part_*.json"):
         path.unlink()

@@ -2,7 +2,7 @@
 """SEN12-FLOOD: all candidate pairs of the list with their split, and how much data the aligned images hold.
 
     python -m sarwmix.sen12_data_prep --aligned DIR --out PAIRS --workers 8
-    python -m sarwmix.sen12_data_prep --list-only --s1-list S1list.json --out PAIRS
+    python -m sarwmix.sen12_data_prep --list_only --s1_list S1list.json --out PAIRS
 
 PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its size,
 the share of pixels without data of each channel, and the NaN and infinite pixels of its sources; PAIRS/dropped.csv, written
@@ -10,7 +10,6 @@ last, the images that could not be aligned and the pairs lost with them. Nothing
 sarwmix.sen12_prune_partial_pairs.
 """
 
-import argparse
 import logging
 import re
 from functools import partial
@@ -20,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.errors import DataError, data_error, quoted
 from common.files import claimed, sha256_of
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
 from sarwmix.listing import CHANNELS
 from sarwmix.sen12_index import (
@@ -142,8 +141,8 @@ def _tell(what, names):
 # ---- The step ------------------------------------------------------------------------------------
 
 
-def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, crew=Crew()):
-    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over a crew.
+def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, workers=Workers()):
+    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over workers.
 
     aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in `aligned`).
     train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns False if everything
@@ -151,7 +150,7 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
     """
     out, aligned = Path(out), aligned and Path(aligned)
     s1_list = Path(s1_list or aligned / S1_LIST)
-    folders, splits, state, record = crew.on_main(lambda: _read_input(aligned, s1_list, train_list, test_list))
+    folders, splits, state, record = workers.on_main(_read_input, aligned, s1_list, train_list, test_list)
     candidates = candidate_pairs(folders, splits)
     images = [image for folder in folders if splits[folder] for image in folders[folder]]
     dropped = {
@@ -160,9 +159,9 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
         if splits.get(key[0]) and row["status"] == "dropped"
     }
     lost = lost_pairs(candidates, dropped)
-    with claimed(crew, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
+    with claimed(workers, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: CANDIDATES.write(out, candidates))
+            workers.on_main(CANDIDATES.write, out, candidates)
         if not complete and aligned:
             there = [
                 (image, int(state[key]["nonfinite"]))
@@ -170,10 +169,10 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
                 if (key := (image.folder, image.name)) not in dropped
             ]
             by_folder = [list(group) for _, group in groupby(there, key=lambda entry: entry[0].folder)]
-            found = crew.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
-            crew.on_main(lambda: IMAGES.write(out, [row for rows in found for row in rows]))
+            found = workers.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
+            workers.on_main(IMAGES.write, out, [row for rows in found for row in rows])
             rows = [("image", folder, name, "", *why) for (folder, name), why in dropped.items()]
-            crew.on_main(lambda: DROPPED.write(out, rows + lost))
+            workers.on_main(DROPPED.write, out, rows + lost)
     _report(folders, splits, candidates, lost)
     return not complete
 
@@ -246,25 +245,23 @@ def _report(folders, splits, candidates, lost):
 
 
 def get_args_parser():
-    parser = Command(PREPARE, "Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.")
+    parser = Parser("Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.", PREPARE)
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
+        "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
     )
     group.add_argument(
-        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
-    )
-    group.add_argument(
-        "--list-only", "--list_only", action="store_true", help="only pairs.csv, from --s1-list, without images"
+        "--list_only", "--list-only", action="store_true", help="only pairs.csv, from --s1_list, without images"
     )
     add_workers_flag(group)
     group = parser.add_argument_group(
         "splits", "Without these lists, folders with names of one or two digits are for test."
     )
-    group.add_argument("--train-list", "--train_list", type=Path, help="folders for training, one per row, no header")
+    group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
     group.add_argument(
-        "--test-list", "--test_list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
     )
     return parser
 
@@ -272,14 +269,14 @@ def get_args_parser():
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
+    def work(args, workers):
         if args.list_only and (args.aligned or not args.s1_list):
-            parser.error("--list-only needs --s1-list, and goes without --aligned")
+            parser.error("--list_only needs --s1_list, and goes without --aligned")
         if not args.list_only and not args.aligned:
-            parser.error("--aligned is needed, or --list-only with --s1-list")
+            parser.error("--aligned is needed, or --list_only with --s1_list")
         if bool(args.train_list) != bool(args.test_list):
-            parser.error("--train-list and --test-list go together")
-        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, crew):
+            parser.error("--train_list and --test_list go together")
+        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
     run_command(parser, work, argv)

@@ -13,7 +13,6 @@ OUT/dropped.csv says of every image and pair that is not there why; OUT/checksum
 OUT/preparation.json, written last, the parameters and counts.
 """
 
-import argparse
 import hashlib
 import logging
 import sys
@@ -25,11 +24,11 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import Parser, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from common.safe_zip import open_archive
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
 from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
@@ -167,29 +166,27 @@ def _there(out, path):
     return next((out / name for name in (path, unfinished(path)) if (out / name).exists()), None)
 
 
-def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", crew=Crew()):
-    """Write the final dataset into `out`, the folders spread over a crew. aligned, pairs: what the steps before wrote.
+def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", workers=Workers()):
+    """Write the final dataset into `out`, the folders spread over workers. aligned, pairs: what the steps before wrote.
 
     preparation.json comes last: what was interrupted is continued. Returns False if everything was there already. Raises
     DataError.
     """
     aligned, pairs, out = Path(aligned), Path(pairs), Path(out)
-    record, candidates, kept, dropped = crew.on_main(lambda: _select(aligned, pairs, max_zeros, size, layout))
+    record, candidates, kept, dropped = workers.on_main(_select, aligned, pairs, max_zeros, size, layout)
     files = files_of(kept, layout)
-    with claimed(crew, out, record, last=LAST, name=STEP) as complete:
+    with claimed(workers, out, record, last=LAST, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: _check_room(out, files, size))
+            workers.on_main(_check_room, out, files, size)
             folders = [
                 list(group)
                 for _, group in groupby(
                     sorted(files.items(), key=lambda entry: entry[1]), key=lambda entry: entry[1][0]
                 )
             ]
-            found = crew.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
-            crew.on_main(
-                lambda: _finish(out, record, candidates, kept, dropped, [row for rows in found for row in rows])
-            )
-        crew.on_main(lambda: _report(out))
+            found = workers.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
+            workers.on_main(_finish, out, record, candidates, kept, dropped, [row for rows in found for row in rows])
+        workers.on_main(_report, out)
     return not complete
 
 
@@ -300,13 +297,13 @@ def _report(out):
 # ---- Looking at a dataset that is there ----------------------------------------------------------
 
 
-def verify(out, crew=Crew()):
+def verify(out, workers=Workers()):
     """Compare every file of a dataset with its checksum. Returns their number. Raises DataError: count and first five."""
     out = Path(out)
-    rows = crew.on_main(lambda: _listed(out))
-    faults = [fault for fault in crew.map(partial(file_fault, out), rows, "files") if fault]
+    rows = workers.on_main(_listed, out)
+    faults = [fault for fault in workers.map(partial(file_fault, out), rows, "files") if fault]
     listed = {file for file, _ in rows}
-    faults += [f"{name} is not listed" for name in crew.on_main(lambda: _arrays(out)) if name not in listed]
+    faults += [f"{name} is not listed" for name in workers.on_main(_arrays, out) if name not in listed]
     if faults:
         raise data_error(
             f"{out}: {len(faults)} of {len(rows)} files differ from {CHECKSUMS.name}",
@@ -364,7 +361,7 @@ def wanted_parameters(layout, size, max_zeros, others):
         elif name in ("resampling", "units"):
             wanted[name] = value
         else:
-            raise DataError(f"--made-with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
+            raise DataError(f"--made_with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
     return wanted
 
 
@@ -381,8 +378,8 @@ def _digest(path):
 
 
 def get_args_parser():
-    parser = Command(
-        PRUNE, "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood."
+    parser = Parser(
+        "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood.", PRUNE
     )
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
@@ -391,7 +388,6 @@ def get_args_parser():
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="folder to write, new, empty, or to be continued",
     )
     group.add_argument(
@@ -405,9 +401,9 @@ def get_args_parser():
     group.add_argument(
         "--max_zeros",
         "--max-zeros",
-        type=float,
+        type=positive_share,
         default=0.25,
-        help="share of pixels without data, above 0, at most 1, from which on a channel of an image is too empty",
+        help="share of pixels without data from which on a channel of an image is too empty",
     )
     group.add_argument(
         "--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
@@ -420,8 +416,8 @@ def get_args_parser():
         help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
     )
     group.add_argument(
-        "--made-with",
         "--made_with",
+        "--made-with",
         nargs="*",
         default=[],
         metavar="NAME=VALUE",
@@ -433,26 +429,24 @@ def get_args_parser():
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
+    def work(args, workers):
         if args.size < 1 or args.size % PATCH:
             parser.error(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
-        if not 0 < args.max_zeros <= 1:
-            parser.error(f"--max_zeros {args.max_zeros}: must be above 0 and at most 1")
         if (args.verify or args.state) and (args.aligned or args.pairs or args.verify and args.state):
             parser.error("--verify and --state go without each other, --aligned and --pairs")
         if args.made_with and not args.state:
-            parser.error("--made-with goes with --state")
+            parser.error("--made_with goes with --state")
         if args.verify:
-            log.info("%s: %d files are as they were written", args.out, verify(args.out, crew))
+            log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
         elif args.state:
-            complete = crew.on_main(
+            complete = workers.on_main(
                 lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with))
             )
-            if crew.is_main:
+            if workers.is_main:
                 sys.stdout.write("complete\n" if complete else "incomplete\n")
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
-        elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, crew):
+        elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
     run_command(parser, work, argv)

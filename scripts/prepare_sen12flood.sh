@@ -139,7 +139,7 @@ if given keep-intermediate; then words+=(--keep-intermediate); fi
 raw=${flags[raw-root]:-$work/raw}
 if given zip; then
     say "1/4 unzipping what is needed"
-    step sen12_unzip --zip "${flags[zip]}" --out "$raw"
+    step prepare.sen12_unzip --zip "${flags[zip]}" --out "$raw"
 fi
 say "2/4 aligning the Sentinel-1 images"
 words=()

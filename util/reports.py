@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from util.checkpoint import write_atomically
+from common.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ WORK takes what is extracted from the zip and the aligned images, OUT what train
 time, at the end of the last step. What lies in these folders already is not needed again. Nothing is written.
 """
 
-import argparse
 import logging
 import os
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError
 from common.files import check_room, room_at
 from common.safe_zip import open_archive
-from sarwmix.command import Command, run_command
+from common.workers import run_command
 from sarwmix.listing import CHANNELS
 from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_index import LAYOUTS, S1_LIST, SIDE, pairs, parse_s1_list, read_s1_list
@@ -78,10 +78,10 @@ def read_sources(zip_path, raw_root, s1_list):
             return parse_s1_list(planned.s1_list, f"{zip_path}: {planned.wanted[S1_LIST]}"), extracted
     elif not raw_root.is_dir():
         raise DataError(
-            f"--raw-root {raw_root}: there is no such folder; give the one that holds the folders of SEN12-FLOOD"
+            f"--raw_root {raw_root}: there is no such folder; give the one that holds the folders of SEN12-FLOOD"
         )
     if s1_list is None and (raw_root is None or not (raw_root / S1_LIST).is_file()):
-        raise DataError(f"{zip_path or raw_root}: holds no {S1_LIST}; give it with --s1-list")
+        raise DataError(f"{zip_path or raw_root}: holds no {S1_LIST}; give it with --s1_list")
     return read_s1_list(s1_list or raw_root / S1_LIST), extracted
 
 
@@ -120,28 +120,24 @@ def _gb(count):
 
 
 def get_args_parser():
-    parser = Command(PROGRAM, "Say how much room the preparation of SEN12-FLOOD needs, and whether it is there.")
+    parser = Parser("Say how much room the preparation of SEN12-FLOOD needs, and whether it is there.", PROGRAM)
     group = parser.add_argument_group("input")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--zip", type=Path, help="the zip as it was downloaded")
     source.add_argument(
-        "--raw-root", "--raw_root", dest="raw_root", type=Path, help="or the folder that it was extracted to"
+        "--raw_root", "--raw-root", dest="raw_root", type=Path, help="or the folder that it was extracted to"
     )
     group.add_argument(
-        "--s1-list", "--s1_list", dest="s1_list", type=Path, help=f"{S1_LIST}, instead of the one in the zip or folder"
+        "--s1_list", "--s1-list", dest="s1_list", type=Path, help=f"{S1_LIST}, instead of the one in the zip or folder"
     )
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--work", type=Path, required=True, default=argparse.SUPPRESS, help="folder of extracted and aligned images"
-    )
-    group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder of what training reads"
-    )
+    group.add_argument("--work", type=Path, required=True, help="folder of extracted and aligned images")
+    group.add_argument("--out", type=Path, required=True, help="folder of what training reads")
     group.add_argument("--layout", choices=LAYOUTS, default="images", help="a file for each image, or for each pair")
-    group.add_argument("--size", type=int, default=SIDE, help="side of an aligned image, pixels of 10 m")
+    group.add_argument("--size", type=positive_int, default=SIDE, help="side of an aligned image, pixels of 10 m")
     group.add_argument(
-        "--keep-intermediate",
         "--keep_intermediate",
+        "--keep-intermediate",
         dest="keep_intermediate",
         action="store_true",
         help="--work is kept afterwards; the room needed is the same",
@@ -151,14 +147,10 @@ def get_args_parser():
 
 
 def main(argv=None):
-    parser = get_args_parser()
+    def work(args, workers):
+        workers.on_main(check, args)
 
-    def work(args, crew):
-        if args.size < 1:
-            parser.error(f"--size {args.size}: must be at least 1")
-        crew.on_main(lambda: check(args))
-
-    run_command(parser, work, argv)
+    run_command(get_args_parser(), work, argv)
 
 
 if __name__ == "__main__":

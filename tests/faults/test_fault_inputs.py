@@ -122,7 +122,7 @@ USES = {
         "{data}/benv1_val.csv",
         *STEP,
     ),
-    "list": (sen12_data_prep, "--list-only", "--s1-list", "{data}/S1list.json", *STEP),
+    "list": (sen12_data_prep, "--list_only", "--s1_list", "{data}/S1list.json", *STEP),
     "prepare": (sen12_data_prep, "--aligned", "{data}/aligned", *STEP),
     "prune": (sen12_prune_partial_pairs, "--aligned", "{data}/aligned", "--pairs", "{data}/pairs", "--size", S, *STEP),
     "verify floods": (sen12_prune_partial_pairs, "--verify", "--out", "{data}/final", "--workers", 1),

@@ -86,22 +86,22 @@ def exactly(run, need, *flags):
 def test_the_figures_of_each_layout(raw, packed, run, tmp_path):
     assert (ALIGNED, PAIR_FILES) == (163_840, 393_216)
     listed = len(json.dumps(s1_list()))
-    assert exactly(run, ALIGNED + ALIGNED, "--raw-root", raw)
-    assert exactly(run, ALIGNED + PAIR_FILES, "--raw-root", raw, "--layout", "npy")
+    assert exactly(run, ALIGNED + ALIGNED, "--raw_root", raw)
+    assert exactly(run, ALIGNED + PAIR_FILES, "--raw_root", raw, "--layout", "npy")
     assert exactly(run, 3000 + listed + ALIGNED + ALIGNED, "--zip", packed)
-    assert exactly(run, 3000 + listed + ALIGNED + PAIR_FILES, "--zip", packed, "--layout", "npy", "--keep-intermediate")
+    assert exactly(run, 3000 + listed + ALIGNED + PAIR_FILES, "--zip", packed, "--layout", "npy", "--keep_intermediate")
     assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
 
 
 def test_what_is_there_already_is_not_needed_again_but_never_pays_for_the_other_folder(raw, run, tmp_path):
     (tmp_path / "work" / "aligned" / "0001").mkdir(parents=True)
     (tmp_path / "work" / "aligned" / "0001" / "a.tif").write_bytes(bytes(10_000))
-    assert exactly(run, 2 * ALIGNED - 10_000, "--raw-root", raw)
+    assert exactly(run, 2 * ALIGNED - 10_000, "--raw_root", raw)
     (tmp_path / "work" / "aligned" / "b.tif").write_bytes(bytes(ALIGNED))  # more than will be needed
-    assert exactly(run, ALIGNED, "--raw-root", raw)
+    assert exactly(run, ALIGNED, "--raw_root", raw)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "c.npy").write_bytes(bytes(1000))
-    assert exactly(run, ALIGNED - 1000, "--raw-root", raw)
+    assert exactly(run, ALIGNED - 1000, "--raw_root", raw)
 
 
 def test_sources_and_folders_within_each_other_are_told_apart(tmp_path):
@@ -117,7 +117,7 @@ def test_sources_and_folders_within_each_other_are_told_apart(tmp_path):
 def test_folders_on_two_file_systems_are_held_against_the_room_of_each(raw, run, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("sarwmix.prepare.sen12_disk.check_room", seen.append)
-    assert run(0, "--raw-root", raw, "--layout", "npy")[0] == 0
+    assert run(0, "--raw_root", raw, "--layout", "npy")[0] == 0
     assert seen == [[("--work", tmp_path / "work", ALIGNED), ("--out", tmp_path / "out", PAIR_FILES)]]
 
 
@@ -134,7 +134,7 @@ def test_the_table_says_what_goes_where(packed, run, tmp_path):
     ):
         assert line in table
     assert "pairs that the curation drops" in log and "can go when the last step has ended" in log
-    kept = run(10**12, "--zip", packed, "--keep-intermediate")[1]
+    kept = run(10**12, "--zip", packed, "--keep_intermediate")[1]
     assert (
         "stays afterwards" in kept and "can go" not in kept and "curation" not in kept and "5 images, each once" in kept
     )
@@ -144,7 +144,7 @@ def test_a_list_of_ones_own_goes_before_that_of_the_zip_or_folder(packed, raw, r
     (tmp_path / "mine.json").write_text(json.dumps({"2": s1_list()["2"]}))
     two = 2 * 2 * 64**2 * 4
     listed = len(json.dumps(s1_list()))
-    assert exactly(run, 2 * two, "--raw-root", raw, "--s1-list", tmp_path / "mine.json")
+    assert exactly(run, 2 * two, "--raw_root", raw, "--s1_list", tmp_path / "mine.json")
     assert exactly(run, 3000 + listed + 2 * two, "--zip", packed, "--s1_list", tmp_path / "mine.json")
 
 
@@ -155,14 +155,14 @@ def test_bad_input_is_one_line(raw, packed, run, tmp_path):
     broken["2"]["count"] = 7
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     for flags, words in (
-        (("--raw-root", raw), (str(raw), "--s1-list")),
-        (("--zip", tmp_path / "bare.zip"), ("bare.zip", "--s1-list")),
-        (("--raw-root", tmp_path / "none"), ("--raw-root", "no such folder")),
+        (("--raw_root", raw), (str(raw), "--s1_list")),
+        (("--zip", tmp_path / "bare.zip"), ("bare.zip", "--s1_list")),
+        (("--raw_root", tmp_path / "none"), ("--raw_root", "no such folder")),
         (("--zip", tmp_path / "none.zip"), ("none.zip", "no such file")),
-        (("--raw-root", raw, "--s1-list", tmp_path / "broken.json"), ("broken.json", "count 7")),
-        (("--raw-root", raw, "--s1-list", tmp_path / "none.json"), ("none.json", "--s1-list")),
-        (("--raw-root", raw, "--zip", packed), ("--zip",)),
-        ((), ("--zip", "--raw-root")),
+        (("--raw_root", raw, "--s1_list", tmp_path / "broken.json"), ("broken.json", "count 7")),
+        (("--raw_root", raw, "--s1_list", tmp_path / "none.json"), ("none.json", "--s1_list")),
+        (("--raw_root", raw, "--zip", packed), ("--zip",)),
+        ((), ("--zip", "--raw_root")),
         (("--zip", packed, "--layout", "tar"), ("--layout",)),
         (("--zip", packed, "--size", 0), ("--size 0",)),
     ):

@@ -237,7 +237,7 @@ def test_launch_replaces_the_launcher_and_lists_and_layout_are_handed_on(archive
     )
     lines = (tmp_path / "log").read_text().splitlines()
     assert [line.split("sarwmix.")[1].split()[0] for line in lines] == [
-        "sen12_unzip",
+        "prepare.sen12_unzip",
         "sen12_align_s1_to_s2",
         "sen12_data_prep",
         "sen12_prune_partial_pairs",
