@@ -21,29 +21,7 @@ from common.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# What a training step in 16 bits takes, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB that
-# are kept for an image from forward to backward, without and with --grad_checkpointing; MB within the block that keeps most.
-STEP_MEMORY = {
-    "mixmim_tiny": (2.7, 5.0, 1.0, 2.0),
-    "mixmim_base": (113.7, 42.7, 3.8, 4.7),
-    "mixmim_large": (222.3, 61.7, 5.5, 7.1),
-    "mixmim_huge": (683.0, 109.2, 9.5, 13.0),
-}
-MEASURED_SIZE = 128  # of the images of that table, pixels a side
-PARAMETER_BYTES = 18  # weight, gradient and two moments in float32, and the weight in 16 bits
-MARGIN, RESERVE = (
-    4 / 3,
-    2e9,
-)  # the estimate is taken times, and with bytes of, what was not counted: workspaces, fragments, NCCL
 MEMORY_SHARE = 0.5  # of a node's free memory that --data_cache auto takes at most
-
-
-def step_bytes(args, pairs=False):
-    """About what a training step of the flags takes on a GPU, with a margin. pairs: of floods, two images to a sample."""
-    parameters, kept, kept_checkpointing, block = STEP_MEMORY[args.model]
-    each = (kept_checkpointing + block if args.grad_checkpointing else kept) * 1e6 * (2 if args.amp == "off" else 1)
-    images = args.batch_size * (1 + pairs) * (args.input_size / MEASURED_SIZE) ** 2
-    return int(MARGIN * (parameters * 1e6 * PARAMETER_BYTES + images * each) + RESERVE)
 
 
 # ---- What is free --------------------------------------------------------------------------------
@@ -132,7 +110,7 @@ def _copies(places):
 def choose_cache(places, need, step):
     """What --data_cache auto means: ("device", "ram" or "none", why). The same on all ranks, as `places` is: the Place of each.
 
-    need: bytes of the images. step(): of `step_bytes`.
+    need: bytes of the images. step(): as `step_memory.step_bytes`.
     """
     gpu, memory = (
         min((place.gpu for place in places if place.gpu is not None), default=None),
@@ -159,8 +137,8 @@ def choose_cache(places, need, step):
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
     """Put the images of a packed split where --data_cache says, on all ranks together.
 
-    cache: "none", "ram", "device" or "auto". step(): of `step_bytes`, for "auto" on a GPU. Raises UsageError where it says so and there is
-    not enough memory.
+    cache: "none", "ram", "device" or "auto". step(): as `step_memory.step_bytes`, for "auto" on a GPU. Raises UsageError if
+    "ram" or "device" is given and memory is short.
     """
     if cache == "none":
         return

@@ -19,10 +19,11 @@ from common.files import read_json
 from sarwmix.packed import PackedDataset
 from sarwmix.registry import DATASETS, add_skip_missing_flag, add_source_flags, is_simulated, leave_out, open_dataset
 from sarwmix.sen12flood_loader import FloodDataset
-from util.caching import fill_cache, step_bytes
+from util.caching import fill_cache
 from util.checkpoint_checks import are_statistics
 from util.checkpoint_input import CHANNELS, STATISTICS, UNITS, agree, facts_of, shown
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.step_memory import step_bytes
 from util.stopping import SIGNALS
 from util.streaming import BatchStream, Watched
 
