@@ -14,6 +14,8 @@
 #PBS -l select=1:ncpus=192:mpiprocs=8
 #PBS -l walltime=24:00:00
 #PBS -j oe
+
+# shellcheck disable=SC2154      # `decide` sets the variables
 set -euo pipefail
 start=$(pwd -P) program=qsub_run.sh
 say() { echo "$program: $*"; }

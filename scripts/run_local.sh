@@ -5,6 +5,8 @@
 #   bash scripts/run_local.sh --data_path DIR        on BigEarthNet v2: pretrain by the published recipe
 #   bash scripts/run_local.sh --task_type finetune --data_path DIR …
 # Run it again to go on with a run that was stopped. --dry_run prints the command instead.
+
+# shellcheck disable=SC2154      # `decide` sets the variables
 set -euo pipefail
 started=$SECONDS start=$(pwd -P) program=run_local.sh python=.venv/bin/python
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

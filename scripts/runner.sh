@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154      # `program` is the script's
 # SPDX-License-Identifier: MIT
 # What run_local.sh, qsub_run.sh and weight_study.sh share; they source it, in the root of the checkout.
 die() { echo "$program: error: $*" >&2; exit 2; }
