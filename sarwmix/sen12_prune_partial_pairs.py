@@ -14,9 +14,7 @@ OUT/preparation.json, written last, the parameters and counts.
 """
 
 import argparse
-import hashlib
 import logging
-import sys
 from collections import Counter
 from functools import cache, partial
 from itertools import groupby
@@ -27,10 +25,8 @@ from tabulate import tabulate
 
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
-from common.safe_zip import open_archive
 from common.workers import Crew
 from sarwmix.command import Command, add_workers_flag, run_command
-from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (
     ALIGN,
@@ -44,7 +40,6 @@ from sarwmix.sen12_index import (
     LAYOUTS,
     PREPARE,
     PRUNE,
-    S1_LIST,
     SIDE,
     SPLITS,
     STEP,
@@ -354,29 +349,6 @@ def is_complete(out, wanted):
     return (out / LAST).exists()
 
 
-def wanted_parameters(layout, size, max_zeros, others):
-    """{name: value} as `parameters_of` has them; others: ["resampling=…", "s1_list=FILE or zip", "train_list=FILE or nothing", …]."""
-    wanted = {"layout": layout, "size": size, "max_zeros": max_zeros}
-    for text in others:
-        name, _, value = text.partition("=")
-        if name in LISTS:
-            wanted[f"{name}_sha256"] = _digest(value) if value else None
-        elif name in ("resampling", "units"):
-            wanted[name] = value
-        else:
-            raise DataError(f"--made-with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
-    return wanted
-
-
-def _digest(path):
-    """SHA-256 of a list, or of the S1list.json in a zip; None if the zip has none."""
-    if Path(path).suffix.lower() != ".zip":
-        return sha256_of(path)
-    with open_archive(path) as archive:
-        member = plan(archive).wanted.get(S1_LIST)
-        return member and hashlib.sha256(archive.read(member)).hexdigest()
-
-
 # ---- Program -------------------------------------------------------------------------------------
 
 
@@ -414,19 +386,6 @@ def get_args_parser():
     )
     group = parser.add_argument_group("looking at --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
-    group.add_argument(
-        "--state",
-        action="store_true",
-        help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
-    )
-    group.add_argument(
-        "--made-with",
-        "--made_with",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for --state, parameters of the steps before: resampling=, units=, s1_list=FILE or zip, train_list=, test_list=",
-    )
     return parser
 
 
@@ -438,18 +397,10 @@ def main(argv=None):
             parser.error(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
         if not 0 < args.max_zeros <= 1:
             parser.error(f"--max_zeros {args.max_zeros}: must be above 0 and at most 1")
-        if (args.verify or args.state) and (args.aligned or args.pairs or args.verify and args.state):
-            parser.error("--verify and --state go without each other, --aligned and --pairs")
-        if args.made_with and not args.state:
-            parser.error("--made-with goes with --state")
+        if args.verify and (args.aligned or args.pairs):
+            parser.error("--verify goes without --aligned and --pairs")
         if args.verify:
             log.info("%s: %d files are as they were written", args.out, verify(args.out, crew))
-        elif args.state:
-            complete = crew.on_main(
-                lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with))
-            )
-            if crew.is_main:
-                sys.stdout.write("complete\n" if complete else "incomplete\n")
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
         elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, crew):

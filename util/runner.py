@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from common.errors import UsageError
+from common.launchers import mpirun
 from util.recipe import SETTINGS, Gpus, Setting, check, read_settings, recipe, settled
 
 LOCAL = {**SETTINGS, "RANKS": Setting("processes (default: one per GPU)", "", 1)}
@@ -117,14 +118,6 @@ def log_of(made, models):
 
 
 # ---- run_local.sh --------------------------------------------------------------------------------
-
-
-def mpirun(ranks, slots):
-    """What starts several ranks on this machine, with `slots` GPUs or cores for them; nothing for one rank."""
-    if ranks == 1:
-        return []
-    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return ["mpirun", "-np", str(ranks), "--bind-to", "none", *as_root, *(["--oversubscribe"] if slots < ranks else [])]
 
 
 def run_local(start, argv, env):

@@ -6,12 +6,13 @@ import shlex
 import pytest
 
 from common.errors import UsageError
+from common.launchers import mpirun
 from tests.helpers import ROOT
 from util import runner
 from util.recipe import Gpus
 
 H200 = Gpus(8, "NVIDIA H200", 143771)
-AS_ROOT = runner.mpirun(2, 2)[5:]
+AS_ROOT = mpirun(2, 2)[5:]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: MIT
+"""SEN12-FLOOD from its archive to what --dataset sen12flood reads, in four steps (README_sen12.md).
+
+    python -m sarwmix.prepare.sen12flood --zip SEN12FLOOD.zip --work WORK --out OUT --workers 8
+
+WORK takes what is extracted from the zip (raw/), the aligned images (aligned/) and the pairs (pairs/); it is emptied at the end.
+OUT takes what training reads. Before anything is written, the room that all of it needs is compared with what is free.
+"""
+
+import argparse
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from common.command_line import positive_int, positive_share
+from common.errors import DataError, UsageError
+from common.files import check_room, room_at, sha256_of
+from common.launchers import mpirun
+from common.safe_zip import open_archive
+from sarwmix.command import Command, add_workers_flag, run_command
+from sarwmix.prepare.sen12_unzip import plan, unzip
+from sarwmix.sen12_align_s1_to_s2 import RESAMPLING, UNITS, align
+from sarwmix.sen12_data_prep import prepare
+from sarwmix.sen12_index import CHANNELS, LAYOUTS, S1_LIST, SIDE, STEP, pairs, parse_s1_list, read_s1_list
+from sarwmix.sen12_prune_partial_pairs import PATCH, is_complete, prune
+
+log = logging.getLogger(__name__)
+
+PROGRAM = "sarwmix.prepare.sen12flood"
+VALUE = 4  # bytes, float32
+SOURCES = ("zip", "raw_root", "s1_list", "train_list", "test_list")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is made of what: absolute paths, None for those not given, and the flags of the steps."""
+
+    zip: Path | None
+    raw_root: Path | None
+    s1_list: Path | None
+    train_list: Path | None
+    test_list: Path | None
+    work: Path
+    out: Path
+    layout: str
+    size: int
+    max_zeros: float
+    resampling: str
+    units: str
+    keep_intermediate: bool
+
+    @classmethod
+    def of(cls, args):
+        """The settings of checked flags."""
+        paths = {name: getattr(args, name) for name in (*SOURCES, "work", "out")}
+        paths = {name: path and (args.relative_to / path).resolve() for name, path in paths.items()}
+        return cls(**{name: paths.get(name, getattr(args, name)) for name in cls.__dataclass_fields__})
+
+    @property
+    def raw(self):
+        return self.raw_root or self.work / "raw"
+
+    def given(self):
+        """[(flag, path)] of the files and folders that are read."""
+        return [(flag_of(name), getattr(self, name)) for name in SOURCES if getattr(self, name)]
+
+    def parameters(self):
+        """{name: value} of all that decides the content of OUT, as OUT records it."""
+        lists = {"s1_list": list_digest(self)}
+        lists |= {
+            name: path and sha256_of(path)
+            for name, path in (("train_list", self.train_list), ("test_list", self.test_list))
+        }
+        own = {name: getattr(self, name) for name in ("layout", "size", "max_zeros", "resampling", "units")}
+        return {**own, **{f"{name}_sha256": digest for name, digest in lists.items()}}
+
+
+def flag_of(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def list_digest(settings):
+    """SHA-256 of the list of images: the one given, or that in the zip or the raw folder; None if the zip has none."""
+    if settings.s1_list or settings.raw_root:
+        return sha256_of(settings.s1_list or settings.raw_root / S1_LIST)
+    with open_archive(settings.zip) as archive:
+        member = plan(archive).wanted.get(S1_LIST)
+        return member and hashlib.sha256(archive.read(member)).hexdigest()
+
+
+def check_paths(settings):
+    """Raises UsageError for sources that are not there, and for a folder within another that is filled or removed."""
+    s = settings
+    for flag, path in s.given():
+        if path == s.raw_root and not path.is_dir():
+            raise UsageError(f"{flag} {path}: there is no such folder")
+        if path != s.raw_root and not path.is_file():
+            raise UsageError(f"{flag} {path}: there is no such file")
+    if s.raw_root and not s.s1_list and not (s.raw_root / S1_LIST).is_file():
+        raise UsageError(f"{s.raw_root / S1_LIST}: there is no such file; give the list of images with --s1-list")
+    if s.work.is_relative_to(s.out):
+        raise UsageError(f"--work {s.work} lies in --out; choose another --work")
+    for folder in (s.work / step for step in ("raw", "aligned", "pairs")):
+        for flag, path in [("--out", s.out), *s.given()]:
+            unzipped_there = path == s.raw_root and folder.name == "raw"
+            if path.is_relative_to(folder) and not unzipped_there:
+                other = "--out" if flag == "--out" else "--work"
+                raise UsageError(f"{flag} {path} lies in {folder}, which is filled and removed; choose another {other}")
+    for flag, path in (("--work", s.work), ("--out", s.out)):
+        if s.raw_root and path.is_relative_to(s.raw_root):
+            raise UsageError(f"{flag} {path} lies in --raw-root; choose another {flag}")
+
+
+# ---- Room on the disk ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a step writes into a folder; flag: how the user named the folder."""
+
+    what: str
+    flag: str
+    folder: Path
+    bytes: int
+
+
+def estimate(folders, extracted, settings):
+    """What the preparation writes: list of Need. No compression is assumed, and of the file formats only the pixels count.
+
+    folders: {folder: [Image]}, as `read_s1_list` gives them. extracted: bytes that come out of the zip, 0 without one.
+    All pairs of the list are counted; some of them will turn out unusable.
+    """
+    work, out = settings.work, settings.out
+    image = len(CHANNELS) * settings.size**2 * VALUE
+    usable = sum(image.polarisations == CHANNELS for images in folders.values() for image in images)
+    candidates = sum(len(pairs([image.flooded for image in images])) for images in folders.values())
+    what, trained = {
+        "images": (f"{usable} images, each once", usable * image),
+        "npy": (f"{candidates} pairs at most", candidates * 2 * image),
+    }[settings.layout]
+    needs = [Need("extracted from the zip", "--work", work, extracted)] if extracted else []
+    return [*needs, Need(f"{usable} aligned images", "--work", work, usable * image), Need(what, "--out", out, trained)]
+
+
+def present(folder, apart=()):
+    """Bytes of the files under a folder, which need not exist; `apart` from those under, or at, other paths."""
+    apart, total = {Path(path).resolve() for path in apart}, 0
+    for place, folders, files in os.walk(Path(folder).resolve()):
+        folders[:] = [name for name in folders if Path(place, name) not in apart]
+        if Path(place) in apart:  # the folder itself: its content cannot be told apart
+            return 0
+        total += sum(Path(place, name).lstat().st_size for name in files if Path(place, name) not in apart)
+    return total
+
+
+def read_sources(settings):
+    """({folder: [Image]}, bytes to extract): of the list given, else of that in the zip or the raw folder. Raises DataError."""
+    if settings.zip is None:
+        return read_s1_list(settings.s1_list or settings.raw_root / S1_LIST), 0
+    with open_archive(settings.zip) as archive:
+        planned = plan(archive)
+    if settings.s1_list is not None:
+        return read_s1_list(settings.s1_list), planned.bytes
+    if planned.s1_list is None:
+        raise DataError(f"{settings.zip}: holds no {S1_LIST}; give it with --s1-list")
+    return parse_s1_list(planned.s1_list, f"{settings.zip}: {planned.wanted[S1_LIST]}"), planned.bytes
+
+
+def check_disk(settings):
+    """Log what goes where, and raise DataError if the file systems cannot take it. What is there is not needed again."""
+    work, out = settings.work, settings.out
+    needs = estimate(*read_sources(settings), settings)
+    sources = [path for path in (settings.zip, settings.raw_root) if path is not None]
+    missing, rows = [], [(need.what, f"{need.flag} {need.folder}", _gb(need.bytes)) for need in needs]
+    for flag, folder, other in (("--work", work, out), ("--out", out, work)):
+        there = present(folder, [other, *sources])
+        needed = max(0, sum(need.bytes for need in needs if need.flag == flag) - there)
+        missing.append((flag, folder, needed))
+        rows += [
+            ("there already", f"{flag} {folder}", _gb(there)),
+            ("still needed", f"{flag} {folder}", _gb(needed)),
+            ("free", f"{flag} {folder}", _gb(room_at(folder)[1])),
+        ]
+    header = ("what", "where", "GB")
+    for line in tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "right")).splitlines():
+        log.info("%s", line)
+    if settings.layout == "npy":
+        log.info("pairs that the curation drops are not written: --out will need less than this")
+    if settings.keep_intermediate:
+        log.info("the content of --work stays afterwards")
+    else:
+        log.info("the content of --work is removed after the last step, when the most is needed")
+    check_room(missing)
+
+
+def _gb(count):
+    return f"{count / 1e9:.3f}"
+
+
+# ---- The steps -----------------------------------------------------------------------------------
+
+
+def say(text):
+    sys.stdout.write(f"[prepare] {text}\n")
+    sys.stdout.flush()
+
+
+def begin(settings):
+    """Whether OUT is complete already; else the room is checked. Raises DataError for OUT of other parameters, or lack of room."""
+    if is_complete(settings.out, settings.parameters()):
+        remove_intermediate(settings)
+        say(f"{settings.out} is complete already, nothing to do")
+        return True
+    check_disk(settings)
+    return False
+
+
+def run_steps(settings, crew):
+    """Run the four steps on all processes of a crew; each goes on with what it left when it was stopped."""
+    s, aligned, made = settings, settings.work / "aligned", settings.work / "pairs"
+
+    def step(text, work, *args):
+        crew.on_main(lambda: say(text))
+        if not work(*args, crew):
+            log.info("complete already, nothing to do")
+
+    if s.zip:
+        step("1/4 unzipping what is needed", unzip, s.zip, s.raw)
+    step("2/4 aligning the Sentinel-1 images", align, s.raw, aligned, s.s1_list, s.resampling, s.units, s.size)
+    step("3/4 making pairs", prepare, made, aligned, None, s.train_list, s.test_list)
+    text = "4/4 dropping pairs that lack data, writing the others"
+    step(text, prune, aligned, made, s.out, s.max_zeros, s.size, s.layout)
+    crew.on_main(lambda: finish(s))
+
+
+def finish(settings):
+    """Remove the intermediate folders, and say what comes next."""
+    remove_intermediate(settings)
+    say(
+        f"done: {settings.out}. preparation.json has the counts, dropped.csv what is not there and why. To train on it from "
+        "BigEarthNet v1 weights:"
+    )
+    say(
+        f"  python main_finetune.py --dataset sen12flood --data_path {shlex.quote(str(settings.out))} "
+        "--finetune benv1_pretrain_checkpoint_64.pth --batch_size 16"
+    )
+
+
+def remove_intermediate(settings):
+    """Remove what the steps wrote, which is where a step.json lies. Renamed first, as this may be stopped too."""
+    if settings.keep_intermediate:
+        return
+    for name in ("aligned", "pairs", *(["raw"] if settings.zip else [])):
+        folder, removed = settings.work / name, settings.work / f".removing-{name}"
+        if (folder / STEP).is_file():
+            say(f"removing {folder}")
+            folder.rename(removed)
+        if removed.exists():
+            shutil.rmtree(removed)
+
+
+# ---- Program -------------------------------------------------------------------------------------
+
+
+def get_args_parser():
+    parser = Command(PROGRAM, "Prepare SEN12-FLOOD, from its archive to what --dataset sen12flood reads.")
+    group = parser.add_argument_group("input")
+    group.add_argument("--zip", type=path, help="the archive as it was downloaded")
+    group.add_argument(
+        "--raw-root", "--raw_root", type=path, help=f"or the folder that it was extracted to, with {S1_LIST}"
+    )
+    group.add_argument(
+        "--s1-list", "--s1_list", type=path, help=f"list of images, instead of {S1_LIST} in zip or folder"
+    )
+    group.add_argument("--train-list", "--train_list", type=path, help="folders for training, one per row, no header")
+    group.add_argument(
+        "--test-list", "--test_list", type=path, help="folders for test; without lists, one or two digits are for test"
+    )
+    group.add_argument("--units", choices=UNITS, default="linear", help="of the Sentinel-1 files")
+    group = parser.add_argument_group("output")
+    group.add_argument("--work", type=path, help="folder of what the steps need in between, removed at the end")
+    group.add_argument("--out", type=path, help="folder of what training reads")
+    group.add_argument(
+        "--layout", choices=LAYOUTS, default="images", help="each image once, or a file per pair, seven times as large"
+    )
+    group.add_argument("--resampling", choices=RESAMPLING, default="bilinear", help="of the images onto the grid")
+    group.add_argument(
+        "--max_zeros",
+        "--max-zeros",
+        type=positive_share,
+        default=0.25,
+        help="share of pixels without data from which on an image is dropped",
+    )
+    group.add_argument("--size", type=positive_int, default=SIDE, help="side of the images, pixels of 10 m")
+    group.add_argument("--keep-intermediate", "--keep_intermediate", action="store_true", help="leave --work as it is")
+    group = parser.add_argument_group("processes")
+    add_workers_flag(group)
+    group.add_argument(
+        "--ranks", type=positive_int, default=1, help="MPI ranks; the variable LAUNCH starts them otherwise"
+    )
+    group.add_argument("--relative-to", type=path, default=Path(), help="folder that relative paths are meant from")
+    group.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)  # of those that `start_ranks` started
+    return parser
+
+
+def path(text):
+    """An argparse type: a path, of at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("a value is needed")
+    return Path(text)
+
+
+def check(args):
+    """Raises UsageError for flags that are missing, or contradict each other."""
+    if args.zip and args.raw_root:
+        raise UsageError("--zip and --raw-root: give one of them")
+    if not args.zip and not args.raw_root:
+        raise UsageError("--zip, or --raw-root, is needed; see --help")
+    for name in ("work", "out"):
+        if not getattr(args, name):
+            raise UsageError(f"--{name} is needed; see --help")
+    if bool(args.train_list) != bool(args.test_list):
+        raise UsageError("--train-list and --test-list go together")
+    if args.size % PATCH:
+        raise UsageError(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
+    check_paths(Settings.of(args))
+
+
+def start_ranks(ranks, argv):
+    """Replace this process by MPI ranks of itself, where LAUNCH or --ranks asks for them. Raises DataError without mpirun."""
+    command = [sys.executable, "-m", PROGRAM, *argv, "--as-rank"]
+    if os.environ.get("LAUNCH"):
+        command = [*os.environ["LAUNCH"].split(), *command]
+    elif ranks > 1:
+        if shutil.which("mpirun") is None:
+            raise DataError(f"--ranks {ranks}: there is no mpirun; install it (INSTALL.md), or use --workers alone")
+        cores = len(os.sched_getaffinity(0))
+        if not any(word.startswith("--workers") for word in argv):
+            command += ["--workers", str(max(1, cores // ranks))]
+        command = [*mpirun(ranks, cores), *command]
+    else:
+        return
+    os.execvp(command[0], command)
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    parser = get_args_parser()
+    parser.parse_checked(argv, check)
+
+    def work(args, crew):
+        settings = Settings.of(args)
+        if not args.as_rank:
+            if crew.on_main(lambda: begin(settings)):
+                return
+            if crew.size == 1:
+                start_ranks(args.ranks, argv)
+        run_steps(settings, crew)
+
+    run_command(parser, work, argv)
+
+
+if __name__ == "__main__":
+    main()
