@@ -22,15 +22,16 @@ SCRIPT = "weight_study.sh"
 PYTHON = ".venv/bin/python"
 STUDY = {
     **SETTINGS,
-    "MODELS_PATH": Setting("folder of all runs, and of their logs in logs/", "output/weight_study"),
+    "MODELS_PATH": Setting("output/weight_study", None, "folder of all runs, and of their logs in logs/"),
     "KINDS": Setting(
-        "WEIGHT_MODE/WEIGHT_LEVEL, separated by spaces; without weights both levels are the same loss",
         "none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel",
+        None,
+        "WEIGHT_MODE/WEIGHT_LEVEL, separated by spaces; without weights both levels are the same loss",
     ),
-    "SEEDS": Setting("separated by spaces", "0 1 2"),
-    "FLOOD_PATH": Setting("pairs for the flood classifier (default: none is trained)"),
-    "JOBS": Setting("kinds and seeds at a time, on all GPUs or cores", "1", 1),
-    "RANKS": Setting("processes of each (default: one per GPU)", "", 1),
+    "SEEDS": Setting("0 1 2", None, "separated by spaces"),
+    "FLOOD_PATH": Setting("", None, "pairs for the flood classifier (default: none is trained)"),
+    "JOBS": Setting("1", 1, "kinds and seeds at a time, on all GPUs or cores"),
+    "RANKS": Setting("", 1, "processes of each (default: one per GPU)"),
 }
 SIMULATED = {"MODEL": "tiny", "EPOCH": "11", "DATASET": "benv2", "BATCH_SIZE": "8"}
 SCENES = "--patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2".split()

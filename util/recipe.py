@@ -17,39 +17,33 @@ from util.step_memory import fits
 
 
 class Setting(NamedTuple):
-    """help: what --help says. default: "" for none. allowed: the values, or the least whole number; None for any text."""
+    """default: "" for none. allowed: the values, or the least whole number; None for any text. help: what --help says."""
 
+    default: str
+    allowed: object
     help: str
-    default: str = ""
-    allowed: object = None
 
 
 SETTINGS = {
-    "TASK_TYPE": Setting(
-        "pretrain, finetune (which ends with the test figures), or test: evaluate what was finetuned",
-        "pretrain",
-        ("pretrain", "finetune", "test"),
-    ),
-    "DATASET": Setting("benv2, benv1 or sen12flood", "benv2", ("benv1", "benv2", "sen12flood")),
-    "DATA_PATH": Setting("the data"),
-    "MODEL": Setting("base, large, huge or tiny", "base", ("base", "large", "huge", "tiny")),
-    "EPOCH": Setting(
-        "epoch after which pretraining stops, and from whose checkpoint_EPOCH.pth finetuning starts", "64", 1
-    ),
-    "WEIGHT_MODE": Setting("per_channel, shared_avg or none", "per_channel", ("per_channel", "shared_avg", "none")),
-    "WEIGHT_LEVEL": Setting("token or pixel", "token", ("token", "pixel")),
-    "MODELS_PATH": Setting("folder of all runs, and of their logs in logs/", "output"),
-    "CHECKPOINT": Setting('another file to finetune or to test; "random": finetune from random initialisation'),
+    "TASK_TYPE": Setting("pretrain", ("pretrain", "finetune", "test"), "finetune ends with the test figures"),
+    "DATASET": Setting("benv2", ("benv1", "benv2", "sen12flood"), "BigEarthNet, or SEN12-FLOOD to finetune"),
+    "DATA_PATH": Setting("", None, "folder of the data"),
+    "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
+    "EPOCH": Setting("64", 1, "where pretraining stops, and from whose checkpoint_EPOCH.pth finetuning starts"),
+    "WEIGHT_MODE": Setting("per_channel", ("per_channel", "shared_avg", "none"), "kind of polarization weights"),
+    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what a weight is for"),
+    "MODELS_PATH": Setting("output", None, "folder of all runs, and of their logs in logs/"),
+    "CHECKPOINT": Setting("", None, 'another file to finetune or to test; "random": random initialisation'),
     "PRETRAINED_ON": Setting(
+        "",
+        None,
         "dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published); with "
-        "CHECKPOINT, whose statistics floods are standardised with"
+        "CHECKPOINT, whose statistics floods are standardised with",
     ),
-    "SEED": Setting("seed of the run", "0", 0),
-    "BATCH_SIZE": Setting(
-        "images of a rank (default: as many as make the published global batch and fit its memory)", "", 1
-    ),
-    "ACCUM_ITER": Setting("micro-batches of a step (default: as many as make the published global batch)", "", 1),
-    "EXTRA": Setting("flags of the main program, as after --, quoted as for a shell"),
+    "SEED": Setting("0", 0, "seed of the run"),
+    "BATCH_SIZE": Setting("", 1, "images of a rank (default: what makes the published global batch, and fits)"),
+    "ACCUM_ITER": Setting("", 1, "micro-batches of a step (default: what makes the published global batch)"),
+    "EXTRA": Setting("", None, "flags of the main program, as after --, quoted as for a shell"),
 }
 PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
 

@@ -21,24 +21,18 @@ from common.errors import UsageError
 from common.launchers import mpirun
 from util.recipe import SETTINGS, Gpus, Setting, check, read_settings, recipe, settled
 
-LOCAL = {**SETTINGS, "RANKS": Setting("processes (default: one per GPU)", "", 1)}
+LOCAL = {**SETTINGS, "RANKS": Setting("", 1, "processes (default: one per GPU)")}
 PBS = {
     **SETTINGS,
-    "RESUBMIT": Setting(
-        "how many more jobs may follow. None does after an error, nor if nothing new was saved", "0", 0
-    ),
-    "NODES": Setting("nodes of a job", "1", 1),
-    "WALLTIME": Setting("H:MM:SS; the run ends five minutes before", "24:00:00"),
-    "SITE": Setting("file of settings of the site (default: scripts/site.sh where it exists)"),
-    "SITE_GROUP": Setting('group that pays (qsub -P); "none" where a site has no groups'),
-    "SITE_QUEUE": Setting("queue of the jobs", "rt_HF"),
-    "SITE_NCPUS": Setting("cores of a node", "192", 1),
-    "SITE_GPU": Setting(
-        "kind of its GPUs, which tells their number before a job has begun: H200, A100 or V100",
-        "H200",
-        ("H200", "A100", "V100"),
-    ),
-    "SITE_MODULES": Setting("environment modules to load, separated by spaces"),
+    "RESUBMIT": Setting("0", 0, "jobs that may follow. None does after an error, nor if nothing new was saved"),
+    "NODES": Setting("1", 1, "nodes of a job"),
+    "WALLTIME": Setting("24:00:00", None, "H:MM:SS; the run ends five minutes before"),
+    "SITE": Setting("", None, "file of settings of the site (default: scripts/site.sh where it exists)"),
+    "SITE_GROUP": Setting("", None, 'group that pays (qsub -P); "none" where a site has no groups'),
+    "SITE_QUEUE": Setting("rt_HF", None, "queue of the jobs"),
+    "SITE_NCPUS": Setting("192", 1, "cores of a node"),
+    "SITE_GPU": Setting("H200", ("H200", "A100", "V100"), "GPUs of a node, which tell their number before a job"),
+    "SITE_MODULES": Setting("", None, "environment modules to load, separated by spaces"),
 }
 NODES = {"H200": Gpus(8, "H200", 143771), "A100": Gpus(8, "A100", 40960), "V100": Gpus(4, "V100", 16384)}
 
@@ -66,14 +60,13 @@ def help_of(script, settings):
     """Lines of --help: the comment at the head of the script, and the settings."""
     lines = (Path("scripts") / script).read_text(encoding="utf-8").splitlines()[2:]
     head = [line[2:] for line in takewhile(lambda line: line.startswith("# "), lines)]
-    shown = [
-        f"  {name:<15}{setting.help}{f' (default: {setting.default})' if setting.default else ''}"
-        for name, setting in settings.items()
-    ]
-    note = (
-        "Settings, each a variable or a flag of the same name in lower case, which wins: MODEL=large, or --model large."
+    head.append(
+        "Settings, each a variable or a flag of the same name in lower case, which wins: MODEL=large, --model large."
     )
-    return [*head, note, *shown, "Flags of the main program can follow after --, and win over the recipe's."]
+    for name, (default, allowed, text) in settings.items():
+        choices = f" [{', '.join(allowed)}]" if isinstance(allowed, tuple) else ""
+        head.append(f"  {name:<15}{text}{choices}{f' (default: {default})' if default else ''}")
+    return [*head, "Flags of the main program can follow after --, and win over the recipe's."]
 
 
 # ---- The machine ---------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import os
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from tabulate import tabulate
 
@@ -38,48 +38,29 @@ VALUE = 4  # bytes, float32
 SOURCES = ("zip", "raw_root", "s1_list", "train_list", "test_list")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is made of what: absolute paths, None for those not given, and the flags of the steps."""
+def settled(args):
+    """The flags with absolute paths, and `raw`, the folder of the unzipped archive."""
+    names = (*SOURCES, "work", "out")
+    paths = {name: path and (args.relative_to / path).resolve() for name in names for path in [getattr(args, name)]}
+    return SimpleNamespace(**vars(args) | paths, raw=paths["raw_root"] or paths["work"] / "raw")
 
-    zip: Path | None
-    raw_root: Path | None
-    s1_list: Path | None
-    train_list: Path | None
-    test_list: Path | None
-    work: Path
-    out: Path
-    layout: str
-    size: int
-    max_zeros: float
-    resampling: str
-    units: str
-    keep_intermediate: bool
 
-    @classmethod
-    def of(cls, args):
-        """The settings of checked flags."""
-        paths = {name: getattr(args, name) for name in (*SOURCES, "work", "out")}
-        paths = {name: path and (args.relative_to / path).resolve() for name, path in paths.items()}
-        return cls(**{name: paths.get(name, getattr(args, name)) for name in cls.__dataclass_fields__})
+def sources_of(settings):
+    """[(flag, path)] of the files and folders that are read."""
+    return [(flag_of(name), getattr(settings, name)) for name in SOURCES if getattr(settings, name)]
 
-    @property
-    def raw(self):
-        return self.raw_root or self.work / "raw"
 
-    def given(self):
-        """[(flag, path)] of the files and folders that are read."""
-        return [(flag_of(name), getattr(self, name)) for name in SOURCES if getattr(self, name)]
-
-    def parameters(self):
-        """{name: value} of all that decides the content of OUT, as OUT records it."""
-        lists = {"s1_list": list_digest(self)}
-        lists |= {
-            name: path and sha256_of(path)
-            for name, path in (("train_list", self.train_list), ("test_list", self.test_list))
-        }
-        own = {name: getattr(self, name) for name in ("layout", "size", "max_zeros", "resampling", "units")}
-        return {**own, **{f"{name}_sha256": digest for name, digest in lists.items()}}
+def parameters_of(settings):
+    """{name: value} of all that decides the content of OUT, as OUT records it."""
+    lists = {
+        name: path and sha256_of(path) for name, path in vars(settings).items() if name in ("train_list", "test_list")
+    }
+    own = {name: getattr(settings, name) for name in ("layout", "size", "max_zeros", "resampling", "units")}
+    return {
+        **own,
+        "s1_list_sha256": list_digest(settings),
+        **{f"{name}_sha256": digest for name, digest in lists.items()},
+    }
 
 
 def flag_of(name):
@@ -98,7 +79,7 @@ def list_digest(settings):
 def check_paths(settings):
     """Raises UsageError for sources that are not there, and for a folder within another that is filled or removed."""
     s = settings
-    for flag, path in s.given():
+    for flag, path in sources_of(s):
         if path == s.raw_root and not path.is_dir():
             raise UsageError(f"{flag} {path}: there is no such folder")
         if path != s.raw_root and not path.is_file():
@@ -108,7 +89,7 @@ def check_paths(settings):
     if s.work.is_relative_to(s.out):
         raise UsageError(f"--work {s.work} lies in --out; choose another --work")
     for folder in (s.work / step for step in ("raw", "aligned", "pairs")):
-        for flag, path in [("--out", s.out), *s.given()]:
+        for flag, path in [("--out", s.out), *sources_of(s)]:
             unzipped_there = path == s.raw_root and folder.name == "raw"
             if path.is_relative_to(folder) and not unzipped_there:
                 other = "--out" if flag == "--out" else "--work"
@@ -121,32 +102,21 @@ def check_paths(settings):
 # ---- Room on the disk ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Need:
-    """What a step writes into a folder; flag: how the user named the folder."""
-
-    what: str
-    flag: str
-    folder: Path
-    bytes: int
-
-
 def estimate(folders, extracted, settings):
-    """What the preparation writes: list of Need. No compression is assumed, and of the file formats only the pixels count.
+    """What the preparation writes: [(what, flag of the folder, bytes)]. No compression is assumed, and only pixels count.
 
     folders: {folder: [Image]}, as `read_s1_list` gives them. extracted: bytes that come out of the zip, 0 without one.
     All pairs of the list are counted; some of them will turn out unusable.
     """
-    work, out = settings.work, settings.out
     image = len(CHANNELS) * settings.size**2 * VALUE
     usable = sum(image.polarisations == CHANNELS for images in folders.values() for image in images)
     candidates = sum(len(pairs([image.flooded for image in images])) for images in folders.values())
-    what, trained = {
-        "images": (f"{usable} images, each once", usable * image),
-        "npy": (f"{candidates} pairs at most", candidates * 2 * image),
+    trained = {
+        "images": (f"{usable} images, each once", "--out", usable * image),
+        "npy": (f"{candidates} pairs at most", "--out", candidates * 2 * image),
     }[settings.layout]
-    needs = [Need("extracted from the zip", "--work", work, extracted)] if extracted else []
-    return [*needs, Need(f"{usable} aligned images", "--work", work, usable * image), Need(what, "--out", out, trained)]
+    needs = [("extracted from the zip", "--work", extracted)] if extracted else []
+    return [*needs, (f"{usable} aligned images", "--work", usable * image), trained]
 
 
 def present(folder, apart=()):
@@ -178,10 +148,11 @@ def check_disk(settings):
     work, out = settings.work, settings.out
     needs = estimate(*read_sources(settings), settings)
     sources = [path for path in (settings.zip, settings.raw_root) if path is not None]
-    missing, rows = [], [(need.what, f"{need.flag} {need.folder}", _gb(need.bytes)) for need in needs]
+    folders = {"--work": work, "--out": out}
+    missing, rows = [], [(what, f"{flag} {folders[flag]}", _gb(count)) for what, flag, count in needs]
     for flag, folder, other in (("--work", work, out), ("--out", out, work)):
         there = present(folder, [other, *sources])
-        needed = max(0, sum(need.bytes for need in needs if need.flag == flag) - there)
+        needed = max(0, sum(count for _, name, count in needs if name == flag) - there)
         missing.append((flag, folder, needed))
         rows += [
             ("there already", f"{flag} {folder}", _gb(there)),
@@ -214,7 +185,7 @@ def say(text):
 
 def begin(settings):
     """Whether OUT is complete already; else the room is checked. Raises DataError for OUT of other parameters, or lack of room."""
-    if is_complete(settings.out, settings.parameters()):
+    if is_complete(settings.out, parameters_of(settings)):
         remove_intermediate(settings)
         say(f"{settings.out} is complete already, nothing to do")
         return True
@@ -330,7 +301,7 @@ def check(args):
         raise UsageError("--train-list and --test-list go together")
     if args.size % PATCH:
         raise UsageError(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
-    check_paths(Settings.of(args))
+    check_paths(settled(args))
 
 
 def start_ranks(ranks, argv):
@@ -356,7 +327,7 @@ def main(argv=None):
     parser.parse_checked(argv, check)
 
     def work(args, crew):
-        settings = Settings.of(args)
+        settings = settled(args)
         if not args.as_rank:
             if crew.on_main(lambda: begin(settings)):
                 return

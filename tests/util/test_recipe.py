@@ -50,40 +50,28 @@ def finetuning(monkeypatch):
 MEMORY = (0, 8192, 16160, 24564, 40960, 81559, 143771)
 BATCHES = """
 base  pretrain benv2       1    32×64   64×32  128×16   256×8   256×8   256×8   256×8
-base  pretrain benv2       4    32×16    64×8   128×4   256×2   256×2   256×2   256×2
 base  pretrain benv2      16     32×4    64×2   128×1   128×1   128×1   128×1   128×1
 base  finetune benv2       1    16×64   64×16   128×8   128×8   128×8   128×8   128×8
-base  finetune benv2       4    16×16    64×4   128×2   128×2   128×2   128×2   128×2
 base  finetune benv2      16     16×4    64×1    64×1    64×1    64×1    64×1    64×1
 base  finetune sen12flood  1     2×64    2×64    4×32    8×16    16×8    16×8    16×8
-base  finetune sen12flood  4     2×16    2×16     4×8     8×4    16×2    16×2    16×2
 base  finetune sen12flood 16      2×4     2×4     4×2     8×1     8×1     8×1     8×1
 large pretrain benv2       1    32×64   32×64  128×16  128×16   256×8   256×8   256×8
-large pretrain benv2       4    32×16   32×16   128×4   128×4   256×2   256×2   256×2
 large pretrain benv2      16     32×4    32×4   128×1   128×1   128×1   128×1   128×1
 large finetune benv2       1    16×64   32×32   128×8   128×8   128×8   128×8   128×8
-large finetune benv2       4    16×16    32×8   128×2   128×2   128×2   128×2   128×2
 large finetune benv2      16     16×4    32×2    64×1    64×1    64×1    64×1    64×1
 large finetune sen12flood  1     2×64    2×64    4×32    4×32    8×16    16×8    16×8
-large finetune sen12flood  4     2×16    2×16     4×8     4×8     8×4    16×2    16×2
 large finetune sen12flood 16      2×4     2×4     4×2     4×2     8×1     8×1     8×1
 huge  pretrain benv2       1    32×64  2×1024   8×256   64×32  128×16   256×8   256×8
-huge  pretrain benv2       4    32×16   2×256    8×64    64×8   128×4   256×2   256×2
 huge  pretrain benv2      16     32×4    2×64    8×16    64×2   128×1   128×1   128×1
 huge  finetune benv2       1    16×64   2×512   8×128   64×16   128×8   128×8   128×8
-huge  finetune benv2       4    16×16   2×128    8×32    64×4   128×2   128×2   128×2
 huge  finetune benv2      16     16×4    2×32     8×8    64×1    64×1    64×1    64×1
 huge  finetune sen12flood  1     2×64    2×64    2×64    2×64    4×32    8×16    16×8
-huge  finetune sen12flood  4     2×16    2×16    2×16    2×16     4×8     8×4    16×2
 huge  finetune sen12flood 16      2×4     2×4     2×4     2×4     4×2     8×1     8×1
 tiny  pretrain benv2       1    32×64   256×8   256×8   256×8   256×8   256×8   256×8
-tiny  pretrain benv2       4    32×16   256×2   256×2   256×2   256×2   256×2   256×2
 tiny  pretrain benv2      16     32×4   128×1   128×1   128×1   128×1   128×1   128×1
 tiny  finetune benv2       1    16×64   128×8   128×8   128×8   128×8   128×8   128×8
-tiny  finetune benv2       4    16×16   128×2   128×2   128×2   128×2   128×2   128×2
 tiny  finetune benv2      16     16×4    64×1    64×1    64×1    64×1    64×1    64×1
 tiny  finetune sen12flood  1     2×64    16×8    16×8    16×8    16×8    16×8    16×8
-tiny  finetune sen12flood  4     2×16    16×2    16×2    16×2    16×2    16×2    16×2
 tiny  finetune sen12flood 16      2×4     8×1     8×1     8×1     8×1     8×1     8×1
 """
 
