@@ -35,6 +35,7 @@ try:
 except ImportError:
     gdal = osr = None  # `align` says so
 
+from common.command_line import positive_int
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, put_in_place, sha256_of
 from common.packages import load
@@ -452,6 +453,21 @@ def _report(out):
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def add_warping_flags(group):
+    group.add_argument(
+        "--resampling",
+        choices=RESAMPLING,
+        default="bilinear",
+        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
+    )
+    group.add_argument(
+        "--units",
+        choices=UNITS,
+        default="linear",
+        help="of the files; what is written is linear sigma0. 0 is no data in both",
+    )
+
+
 def get_args_parser():
     parser = Command(
         ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder."
@@ -477,21 +493,10 @@ def get_args_parser():
     )
     add_workers_flag(group)
     group = parser.add_argument_group("warping")
-    group.add_argument(
-        "--resampling",
-        choices=RESAMPLING,
-        default="bilinear",
-        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
-    )
-    group.add_argument(
-        "--units",
-        choices=UNITS,
-        default="linear",
-        help="of the files; what is written is linear sigma0. 0 is no data in both",
-    )
+    add_warping_flags(group)
     group.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         default=SIDE,
         help="side that references should have, pixels of 10 m; others are aligned as they are, and named",
     )
@@ -500,13 +505,10 @@ def get_args_parser():
 
 def main(argv=None):
     def work(args, crew):
-        if args.size < 1:
-            parser.error(f"--size {args.size}: must be at least 1")
         if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, crew):
             log.info("%s: complete already, nothing to do", args.out)
 
-    parser = get_args_parser()
-    run_command(parser, work, argv)
+    run_command(get_args_parser(), work, argv)
 
 
 if __name__ == "__main__":

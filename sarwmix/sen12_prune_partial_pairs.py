@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import positive_int, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from common.workers import Crew
@@ -352,6 +353,33 @@ def is_complete(out, wanted):
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def image_side(text):
+    """An argparse type: the side of square images that can be cut into patches."""
+    side = positive_int(text)
+    if side % PATCH:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {PATCH}, the side of the patches the model cuts")
+    return side
+
+
+def add_curation_flags(group):
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="images",
+        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
+    )
+    group.add_argument(
+        "--max_zeros",
+        "--max-zeros",
+        type=positive_share,
+        default=0.25,
+        help="share of pixels without data from which on a channel of an image is too empty",
+    )
+    group.add_argument(
+        "--size", type=image_side, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
+    )
+
+
 def get_args_parser():
     parser = Command(
         PRUNE, "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood."
@@ -366,24 +394,8 @@ def get_args_parser():
         default=argparse.SUPPRESS,
         help="folder to write, new, empty, or to be continued",
     )
-    group.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="images",
-        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
-    )
     add_workers_flag(group)
-    group = parser.add_argument_group("curation")
-    group.add_argument(
-        "--max_zeros",
-        "--max-zeros",
-        type=float,
-        default=0.25,
-        help="share of pixels without data, above 0, at most 1, from which on a channel of an image is too empty",
-    )
-    group.add_argument(
-        "--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
-    )
+    add_curation_flags(parser.add_argument_group("curation"))
     group = parser.add_argument_group("looking at --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
     return parser
@@ -393,10 +405,6 @@ def main(argv=None):
     parser = get_args_parser()
 
     def work(args, crew):
-        if args.size < 1 or args.size % PATCH:
-            parser.error(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
-        if not 0 < args.max_zeros <= 1:
-            parser.error(f"--max_zeros {args.max_zeros}: must be above 0 and at most 1")
         if args.verify and (args.aligned or args.pairs):
             parser.error("--verify goes without --aligned and --pairs")
         if args.verify:

@@ -19,17 +19,17 @@ from types import SimpleNamespace
 
 from tabulate import tabulate
 
-from common.command_line import positive_int, positive_share
+from common.command_line import positive_int
 from common.errors import DataError, UsageError
 from common.files import check_room, room_at, sha256_of
 from common.launchers import mpirun
 from common.safe_zip import open_archive
 from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.prepare.sen12_unzip import plan, unzip
-from sarwmix.sen12_align_s1_to_s2 import RESAMPLING, UNITS, align
-from sarwmix.sen12_data_prep import prepare
-from sarwmix.sen12_index import CHANNELS, LAYOUTS, S1_LIST, SIDE, STEP, pairs, parse_s1_list, read_s1_list
-from sarwmix.sen12_prune_partial_pairs import PATCH, is_complete, prune
+from sarwmix.sen12_align_s1_to_s2 import add_warping_flags, align
+from sarwmix.sen12_data_prep import add_list_flags, prepare
+from sarwmix.sen12_index import CHANNELS, S1_LIST, STEP, pairs, parse_s1_list, read_s1_list
+from sarwmix.sen12_prune_partial_pairs import add_curation_flags, is_complete, prune
 
 log = logging.getLogger(__name__)
 
@@ -242,41 +242,25 @@ def remove_intermediate(settings):
 
 def get_args_parser():
     parser = Command(PROGRAM, "Prepare SEN12-FLOOD, from its archive to what --dataset sen12flood reads.")
-    group = parser.add_argument_group("input")
+    group = parser.add_argument_group("files")
     group.add_argument("--zip", type=path, help="the archive as it was downloaded")
     group.add_argument(
         "--raw-root", "--raw_root", type=path, help=f"or the folder that it was extracted to, with {S1_LIST}"
     )
-    group.add_argument(
-        "--s1-list", "--s1_list", type=path, help=f"list of images, instead of {S1_LIST} in zip or folder"
-    )
-    group.add_argument("--train-list", "--train_list", type=path, help="folders for training, one per row, no header")
-    group.add_argument(
-        "--test-list", "--test_list", type=path, help="folders for test; without lists, one or two digits are for test"
-    )
-    group.add_argument("--units", choices=UNITS, default="linear", help="of the Sentinel-1 files")
-    group = parser.add_argument_group("output")
     group.add_argument("--work", type=path, help="folder of what the steps need in between, removed at the end")
     group.add_argument("--out", type=path, help="folder of what training reads")
-    group.add_argument(
-        "--layout", choices=LAYOUTS, default="images", help="each image once, or a file per pair, seven times as large"
-    )
-    group.add_argument("--resampling", choices=RESAMPLING, default="bilinear", help="of the images onto the grid")
-    group.add_argument(
-        "--max_zeros",
-        "--max-zeros",
-        type=positive_share,
-        default=0.25,
-        help="share of pixels without data from which on an image is dropped",
-    )
-    group.add_argument("--size", type=positive_int, default=SIDE, help="side of the images, pixels of 10 m")
+    group.add_argument("--s1-list", "--s1_list", type=path, help=f"list of images, instead of that {S1_LIST}")
     group.add_argument("--keep-intermediate", "--keep_intermediate", action="store_true", help="leave --work as it is")
+    group.add_argument("--relative-to", type=path, default=Path(), help="folder that relative paths are meant from")
+    group = parser.add_argument_group("steps", "As in the programs of the steps.")
+    add_warping_flags(group)
+    add_list_flags(group)
+    add_curation_flags(group)
     group = parser.add_argument_group("processes")
     add_workers_flag(group)
     group.add_argument(
         "--ranks", type=positive_int, default=1, help="MPI ranks; the variable LAUNCH starts them otherwise"
     )
-    group.add_argument("--relative-to", type=path, default=Path(), help="folder that relative paths are meant from")
     group.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)  # of those that `start_ranks` started
     return parser
 
@@ -299,8 +283,6 @@ def check(args):
             raise UsageError(f"--{name} is needed; see --help")
     if bool(args.train_list) != bool(args.test_list):
         raise UsageError("--train-list and --test-list go together")
-    if args.size % PATCH:
-        raise UsageError(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
     check_paths(settled(args))
 
 
