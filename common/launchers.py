@@ -178,3 +178,11 @@ def first_host(nodes):
     """The first host of a node list of Slurm: "gpu[03-07,12],cpu1" → "gpu03"."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", nodes)[0]
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first).strip()
+
+
+def mpirun(ranks, slots):
+    """What starts several ranks on this machine, with `slots` GPUs or cores for them; nothing for one rank."""
+    if ranks == 1:
+        return []
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", "-np", str(ranks), "--bind-to", "none", *as_root, *(["--oversubscribe"] if slots < ranks else [])]

@@ -449,6 +449,21 @@ def _report(out):
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def add_warping_flags(group):
+    group.add_argument(
+        "--resampling",
+        choices=RESAMPLING,
+        default="bilinear",
+        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
+    )
+    group.add_argument(
+        "--units",
+        choices=UNITS,
+        default="linear",
+        help="of the files; what is written is linear sigma0. 0 is no data in both",
+    )
+
+
 def get_args_parser():
     parser = Parser(
         "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder.", ALIGN
@@ -472,18 +487,7 @@ def get_args_parser():
     )
     add_workers_flag(group)
     group = parser.add_argument_group("warping")
-    group.add_argument(
-        "--resampling",
-        choices=RESAMPLING,
-        default="bilinear",
-        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
-    )
-    group.add_argument(
-        "--units",
-        choices=UNITS,
-        default="linear",
-        help="of the files; what is written is linear sigma0. 0 is no data in both",
-    )
+    add_warping_flags(group)
     group.add_argument(
         "--size",
         type=positive_int,

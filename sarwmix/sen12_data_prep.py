@@ -244,6 +244,13 @@ def _report(folders, splits, candidates, lost):
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def add_list_flags(group):
+    group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
+    group.add_argument(
+        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+    )
+
+
 def get_args_parser():
     parser = Parser("Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.", PREPARE)
     group = parser.add_argument_group("files")
@@ -256,13 +263,8 @@ def get_args_parser():
         "--list_only", "--list-only", action="store_true", help="only pairs.csv, from --s1_list, without images"
     )
     add_workers_flag(group)
-    group = parser.add_argument_group(
-        "splits", "Without these lists, folders with names of one or two digits are for test."
-    )
-    group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
-    group.add_argument(
-        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
-    )
+    note = "Without these lists, folders with names of one or two digits are for test."
+    add_list_flags(parser.add_argument_group("splits", note))
     return parser
 
 

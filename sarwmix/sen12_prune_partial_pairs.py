@@ -13,9 +13,8 @@ OUT/dropped.csv says of every image and pair that is not there why; OUT/checksum
 OUT/preparation.json, written last, the parameters and counts.
 """
 
-import hashlib
+import argparse
 import logging
-import sys
 from collections import Counter
 from functools import cache, partial
 from itertools import groupby
@@ -24,13 +23,11 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
-from common.command_line import Parser, positive_share
+from common.command_line import Parser, positive_int, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
-from common.safe_zip import open_archive
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
-from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (
     ALIGN,
@@ -44,7 +41,6 @@ from sarwmix.sen12_index import (
     PATCH,
     PREPARE,
     PRUNE,
-    S1_LIST,
     SIDE,
     SPLITS,
     STEP,
@@ -351,30 +347,34 @@ def is_complete(out, wanted):
     return (out / LAST).exists()
 
 
-def wanted_parameters(layout, size, max_zeros, others):
-    """{name: value} as `parameters_of` has them; others: ["resampling=…", "s1_list=FILE or zip", "train_list=FILE or nothing", …]."""
-    wanted = {"layout": layout, "size": size, "max_zeros": max_zeros}
-    for text in others:
-        name, _, value = text.partition("=")
-        if name in LISTS:
-            wanted[f"{name}_sha256"] = _digest(value) if value else None
-        elif name in ("resampling", "units"):
-            wanted[name] = value
-        else:
-            raise DataError(f"--made_with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
-    return wanted
-
-
-def _digest(path):
-    """SHA-256 of a list, or of the S1list.json in a zip; None if the zip has none."""
-    if Path(path).suffix.lower() != ".zip":
-        return sha256_of(path)
-    with open_archive(path) as archive:
-        member = plan(archive).wanted.get(S1_LIST)
-        return member and hashlib.sha256(archive.read(member)).hexdigest()
-
-
 # ---- Program -------------------------------------------------------------------------------------
+
+
+def image_side(text):
+    """An argparse type: the side of square images that can be cut into patches."""
+    side = positive_int(text)
+    if side % PATCH:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {PATCH}, the side of the patches the model cuts")
+    return side
+
+
+def add_curation_flags(group):
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="images",
+        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
+    )
+    group.add_argument(
+        "--max_zeros",
+        "--max-zeros",
+        type=positive_share,
+        default=0.25,
+        help="share of pixels without data from which on a channel of an image is too empty",
+    )
+    group.add_argument(
+        "--size", type=image_side, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
+    )
 
 
 def get_args_parser():
@@ -390,39 +390,10 @@ def get_args_parser():
         required=True,
         help="folder to write, new, empty, or to be continued",
     )
-    group.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="images",
-        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
-    )
     add_workers_flag(group)
-    group = parser.add_argument_group("curation")
-    group.add_argument(
-        "--max_zeros",
-        "--max-zeros",
-        type=positive_share,
-        default=0.25,
-        help="share of pixels without data from which on a channel of an image is too empty",
-    )
-    group.add_argument(
-        "--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
-    )
+    add_curation_flags(parser.add_argument_group("curation"))
     group = parser.add_argument_group("looking at --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
-    group.add_argument(
-        "--state",
-        action="store_true",
-        help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
-    )
-    group.add_argument(
-        "--made_with",
-        "--made-with",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for --state, parameters of the steps before: resampling=, units=, s1_list=FILE or zip, train_list=, test_list=",
-    )
     return parser
 
 
@@ -430,20 +401,10 @@ def main(argv=None):
     parser = get_args_parser()
 
     def work(args, workers):
-        if args.size < 1 or args.size % PATCH:
-            parser.error(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
-        if (args.verify or args.state) and (args.aligned or args.pairs or args.verify and args.state):
-            parser.error("--verify and --state go without each other, --aligned and --pairs")
-        if args.made_with and not args.state:
-            parser.error("--made_with goes with --state")
+        if args.verify and (args.aligned or args.pairs):
+            parser.error("--verify goes without --aligned and --pairs")
         if args.verify:
             log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
-        elif args.state:
-            complete = workers.on_main(
-                lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with))
-            )
-            if workers.is_main:
-                sys.stdout.write("complete\n" if complete else "incomplete\n")
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
         elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, workers):

@@ -27,8 +27,9 @@ from sarwmix.registry import (
     open_dataset,
     source_options,
 )
-from util.caching import fill_cache, step_bytes
+from util.caching import fill_cache
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.step_memory import step_bytes
 from util.stopping import SIGNALS, Stopping
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
