@@ -13,7 +13,7 @@ def test_the_estimate_grows_with_what_a_step_holds():
     flags = {"model": "mixmim_base", "batch_size": 256, "amp": "bf16", "input_size": 128, "grad_checkpointing": False}
 
     def of(images_per_sample=1, **changes):
-        return step_bytes(SimpleNamespace(**flags | changes), pairs)
+        return step_bytes(SimpleNamespace(**flags | changes), images_per_sample)
 
     # As in docs/PERFORMANCE.md: 2.0 GB whatever the batch, 42.7 MB an image; a third more, and 2 GB.
     assert of() == pytest.approx(4 / 3 * (2.0e9 + 256 * 42.7e6) + 2e9, rel=0.01)
