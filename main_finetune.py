@@ -317,8 +317,10 @@ def build_splits(flags):
         both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
         if both:
             raise DataError(
-                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be trained on "
-                f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of its own "
+                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be "
+                "trained on "
+                f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of "
+                "its own "
                 f"with --{name}_metadata"
             )
     return splits
@@ -349,8 +351,8 @@ def log_class_balance(dataset, part):
 def configure(flags, checkpoint, images, machine):
     """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
 
-    checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is the
-    input size of floods. machine: of `machine_settings`.
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is
+    the input size of floods. machine: of `machine_settings`.
     """
     flood = (
         TASKS[flags.dataset] is FLOOD
@@ -435,7 +437,8 @@ class Finetuning(Run):
         for rule, entry in self.selection.state_dict().items():
             if not any((place / FILES[rule]).exists() for place in (self.directory.path, start.source.parent)):
                 raise UsageError(
-                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; copy "
+                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; "
+                    "copy "
                     f"it there"
                 )
 

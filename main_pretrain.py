@@ -107,7 +107,8 @@ def build_parser():
         type=positive_share,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole images)",
+        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole "
+        "images)",
     )
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
@@ -211,8 +212,8 @@ def check_flags(flags):
 def configure(flags, checkpoint=None, machine=None):
     """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
 
-    checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None where
-    it does not matter.
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None
+    where it does not matter.
     """
     return settle(
         flags,
@@ -377,7 +378,8 @@ def run_inference(flags, device, amp):
         log.info("%s: %s, input %d, epoch %s", path, config.model, config.input_size, checkpoint.state.get("epoch"))
     if len({result["original"].shape for result in results.values()}) > 1:
         raise UsageError(
-            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw them one by one"
+            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw them one "
+            "by one"
         )
     folder = Path(flags.output_dir) / "inference"
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
 
     python -m analysis.weight_study_runs START FLAGS…
 
-START is the folder that relative paths are meant from. Imports only the standard library, so that a dry run needs no set-up.
+START is the folder that relative paths are meant from. Imports only the standard library, so that a dry run needs no
+set-up.
 """
 
 import os
@@ -48,7 +49,10 @@ class Step(NamedTuple):
 
 
 class Study(NamedTuple):
-    """before: steps that come first, in order. jobs: lists of steps, each in order, several jobs at a time. after: at the end."""
+    """before: steps that come first, in order.
+
+    jobs: lists of steps, each in order, several jobs at a time. after: at the end.
+    """
 
     before: list
     jobs: list
@@ -56,7 +60,10 @@ class Study(NamedTuple):
 
 
 def plan(values, extra, simulated):
-    """The Study of settled values. extra: flags for pretraining. simulated: on simulated scenes and floods, made first."""
+    """The Study of settled values. extra: flags for pretraining.
+
+    simulated: on simulated scenes and floods, made first.
+    """
     v, before, flooding = dict(values), [], []
     models = v["MODELS_PATH"]
     if simulated:
@@ -108,7 +115,10 @@ def probe(folder, values):
 
 
 def run_jobs(jobs, at_a_time, env=None):
-    """Run jobs, lists of steps. Ends all of them when one fails, or this process is to end: SystemExit with its status."""
+    """Run jobs, lists of steps.
+
+    Ends all of them when one fails, or this process is to end: SystemExit with its status.
+    """
     waiting, running = [iter(job) for job in jobs][::-1], {}
     try:
         while waiting or running:

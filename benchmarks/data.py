@@ -37,7 +37,10 @@ SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 
 
 def write_layouts(folder, samples, seed):
-    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones. Returns the dataset of GeoTIFFs."""
+    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones.
+
+    Returns the dataset of GeoTIFFs.
+    """
     scenes = folder / "geotiff"
     simulate.simulate_dataset(
         scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Workers(2)

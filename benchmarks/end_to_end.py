@@ -3,11 +3,11 @@
 
     python -m benchmarks.end_to_end --out output/benchmarks
 
-Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants that
-read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes some steps
-that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time of the others is
-the cost of their loader, including the CPU time that it takes from the step. Files are read from the page cache. Writes
-end_to_end.json and prints a table.
+Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants
+that read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes
+some steps that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time
+of the others is the cost of their loader, including the CPU time that it takes from the step. Files are read from the
+page cache. Writes end_to_end.json and prints a table.
 """
 
 import argparse
@@ -35,7 +35,10 @@ from util.misc import keep_freed_memory
 
 
 def write_data(args):
-    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images). Keeps existing data."""
+    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images).
+
+    Keeps existing data.
+    """
     workers = Workers(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"

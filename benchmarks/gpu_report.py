@@ -3,11 +3,11 @@
 
     python -m benchmarks.gpu_report --minutes 8 --out output/gpu_report
 
-Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a share of
-the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the later ones. It
-runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone. After every part
---out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part printed. On a CPU the same
-parts run with the smallest sizes. Ends with status 1 if a part failed.
+Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a
+share of the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the
+later ones. It runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone.
+After every part --out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part
+printed. On a CPU the same parts run with the smallest sizes. Ends with status 1 if a part failed.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 
     python -m benchmarks.parity --model mixmim_tiny --steps 200
 
-All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the last
-bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
+All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the
+last bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
 analysis/benchmark_figure.py, and prints a table.
 """
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A packed store of random images, made in seconds and without any data: for the report, and for tests.
 
-Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels are
-drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset itself.
+Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels
+are drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset
+itself.
 """
 
 from functools import partial
@@ -21,7 +22,10 @@ LABEL_SHARE = 0.15  # of the samples of BigEarthNet that have a given class
 
 
 class RandomImages:
-    """What `sarwmix.prepare.pack` asks of a dataset. image_names: (N, k), of which each image is a function, with the seed."""
+    """What `sarwmix.prepare.pack` asks of a dataset.
+
+    image_names: (N, k), of which each image is a function, with the seed.
+    """
 
     def __init__(self, kind, image_names, size, seed):
         self.kind, self.image_names, self.size, self.seed = kind, image_names, size, seed

@@ -5,18 +5,18 @@
 
 RAW holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif (linear σ⁰ in degrees of longitude and latitude, 0 = no
 data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. DIR/<folder>/<image>.tif then has two
-bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became of
-it, and is written last.
+bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became
+of it, and is written last.
 
-Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them. `bilinear`
-on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the mean of dB is
-not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours, as many as lie within
-a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel. `average` is the mean of all
-source pixels that touch a pixel, for sources that are much finer.
+Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them.
+`bilinear` on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the
+mean of dB is not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours,
+as many as lie within a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel.
+`average` is the mean of all source pixels that touch a pixel, for sources that are much finer.
 
 Each channel is warped by itself with an exact transformation: together, GDAL takes a pixel for missing only where both
-channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on has
-no data; with `average`, where all that it touches have none.
+channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on
+has no data; with `average`, where all that it touches have none.
 """
 
 import logging
@@ -164,14 +164,15 @@ def _band_of(dataset, channel, name):
 
 
 def _in_one_line(error, path):
-    """GDAL's message, without the name of the file, which is named anyhow and with the folders above the raw data here."""
+    """GDAL's message without the path of the file, which the caller adds relative to the raw data."""
     return " ".join(re.sub(rf"[`']?{re.escape(str(path))}(['`:,]* ?)", "", str(error)).split()) or "unknown"
 
 
 def to_linear(values, units, path):
     """(linear σ⁰ with 0 for no data, number of pixels that were NaN or infinite) of a channel in `units`.
 
-    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly ever.
+    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly
+    ever.
     """
     lost = ~np.isfinite(values)
     known = values[~lost & (values != 0)]
@@ -191,7 +192,9 @@ def to_linear(values, units, path):
 
 
 def find_reference(raw, folder):
-    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid; name and Grid None without any.
+    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid.
+
+    Name and Grid None without any.
 
     remarks: what else was found, one line each: B04 files that cannot be used, and such of another grid.
     """
@@ -348,7 +351,10 @@ def _is_aligned(dataset, grid):
 
 
 def align_folder(images, raw, out, resampling, units):
-    """Align the images of one folder. Returns (its rows of align.csv, size of the reference (width, height) or None, remarks)."""
+    """Align the images of one folder.
+
+    Returns (its rows of align.csv, size of the reference (width, height) or None, remarks).
+    """
     folder = images[0].folder
     with _gdal():
         name, grid, remarks = find_reference(raw, folder)
@@ -454,7 +460,8 @@ def add_warping_flags(group):
         "--resampling",
         choices=RESAMPLING,
         default="bilinear",
-        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
+        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer "
+        "than 10 m",
     )
     group.add_argument(
         "--units",

@@ -4,10 +4,10 @@
     python -m sarwmix.sen12_data_prep --aligned DIR --out PAIRS --workers 8
     python -m sarwmix.sen12_data_prep --list_only --s1_list S1list.json --out PAIRS
 
-PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its size,
-the share of pixels without data of each channel, and the NaN and infinite pixels of its sources; PAIRS/dropped.csv, written
-last, the images that could not be aligned and the pairs lost with them. Nothing is judged here: that is the next step's,
-sarwmix.sen12_prune_partial_pairs.
+PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its
+size, the share of pixels without data of each channel, and the NaN and infinite pixels of its sources;
+PAIRS/dropped.csv, written last, the images that could not be aligned and the pairs lost with them. Nothing is judged
+here: that is the next step's, sarwmix.sen12_prune_partial_pairs.
 """
 
 import logging
@@ -88,7 +88,10 @@ def read_folder_list(path):
 
 
 def read_splits(train_list, test_list, known):
-    """{"train", "test": names of folders} of two lists, for `split_of`. Raises DataError for a folder in both; logs unknown ones."""
+    """{"train", "test": names of folders} of two lists, for `split_of`.
+
+    Raises DataError for a folder in both; logs unknown ones.
+    """
     lists = {"train": read_folder_list(train_list), "test": read_folder_list(test_list)}
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
@@ -106,7 +109,7 @@ def read_splits(train_list, test_list, known):
 
 
 def candidate_pairs(folders, splits):
-    """Rows of pairs.csv for {folder: [Image]}, folders that `splits` (folder → split or None) leaves out without any."""
+    """Rows of pairs.csv for {folder: [Image]}. splits: folder → split, or None for a folder that is left out."""
     return [
         (split, folder, images[a].name, images[b].name, label)
         for folder, images in folders.items()
@@ -144,9 +147,9 @@ def _tell(what, names):
 def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, workers=Workers()):
     """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over workers.
 
-    aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in `aligned`).
-    train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns False if everything
-    was there already. Raises DataError.
+    aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in
+    `aligned`). train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns
+    False if everything was there already. Raises DataError.
     """
     out, aligned = Path(out), aligned and Path(aligned)
     s1_list = Path(s1_list or aligned / S1_LIST)

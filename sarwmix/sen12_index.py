@@ -98,10 +98,11 @@ def _is_image(name):
 
 
 def pairs(flooded):
-    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is flooded.
+    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is
+    flooded.
 
-    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it is
-    the second, else the later one is.
+    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it
+    is the second, else the later one is.
     """
     found = []
     for a, b in combinations(range(len(flooded)), 2):

@@ -4,11 +4,12 @@
     python -m sarwmix.sen12_prune_partial_pairs --aligned DIR --pairs PAIRS --out OUT --workers 8
     python -m sarwmix.sen12_prune_partial_pairs --out OUT --verify
 
-A pair is kept if both images were aligned, are size × size pixels, and have in both channels a share of pixels without data
-below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = no data:
+A pair is kept if both images were aligned, are size × size pixels, and have in both channels a share of pixels without
+data below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = no data:
   --layout images   OUT/images/<folder>/<image>.npy, (2, S, S), each image that a kept pair uses, once, and
                     OUT/pairs_{train,test}.csv (folder,first,second,label);
-  --layout npy      OUT/{train,test}/<folder>__<first>__<second>__<label>.npy, (2, 2, S, S): image, channel, row, column.
+  --layout npy      OUT/{train,test}/<folder>__<first>__<second>__<label>.npy, (2, 2, S, S): image, channel, row,
+  column.
 OUT/dropped.csv says of every image and pair that is not there why; OUT/checksums.csv has the SHA-256 of each file; and
 OUT/preparation.json, written last, the parameters and counts.
 """
@@ -165,8 +166,8 @@ def _there(out, path):
 def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", workers=Workers()):
     """Write the final dataset into `out`, the folders spread over workers. aligned, pairs: what the steps before wrote.
 
-    preparation.json comes last: what was interrupted is continued. Returns False if everything was there already. Raises
-    DataError.
+    preparation.json comes last: what was interrupted is continued. Returns False if everything was there already.
+    Raises DataError.
     """
     aligned, pairs, out = Path(aligned), Path(pairs), Path(out)
     record, candidates, kept, dropped = workers.on_main(_select, aligned, pairs, max_zeros, size, layout)
@@ -193,7 +194,8 @@ def _select(aligned, pairs, max_zeros, size, layout):
     made_from = before.get("aligned")
     if not isinstance(made_from, dict) or made_from.get("align_sha256") != sha256_of(aligned / ALIGNED.name):
         raise DataError(
-            f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of its own"
+            f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of "
+            "its own"
         )
     candidates = CANDIDATES.read(pairs)
     kept, dropped = curate(candidates, IMAGES.read(pairs), dropped, size, max_zeros)
@@ -253,7 +255,10 @@ def _finish(out, record, candidates, kept, dropped, checksums):
 
 
 def parameters_of(record, path):
-    """All that decides the content of a dataset, of this step and those before: {name: plain value}; path: of the record."""
+    """All that decides the content of a dataset, of this step and those before: {name: plain value}.
+
+    Path: of the record.
+    """
     try:
         pairs = record["pairs"]
         step = pairs["aligned"]["step"]
@@ -294,7 +299,10 @@ def _report(out):
 
 
 def verify(out, workers=Workers()):
-    """Compare every file of a dataset with its checksum. Returns their number. Raises DataError: count and first five."""
+    """Compare every file of a dataset with its checksum.
+
+    Returns their number. Raises DataError: count and first five.
+    """
     out = Path(out)
     rows = workers.on_main(_listed, out)
     faults = [fault for fault in workers.map(partial(file_fault, out), rows, "files") if fault]
@@ -332,7 +340,10 @@ def _arrays(out):
 
 
 def is_complete(out, wanted):
-    """Whether the dataset `out` is complete. Raises DataError if it was begun with other parameters than {name: value} `wanted`."""
+    """Whether the dataset `out` is complete.
+
+    Raises DataError if it was begun with other parameters than {name: value} `wanted`.
+    """
     out = Path(out)
     if not (out / STEP).exists():
         if out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):

@@ -109,7 +109,8 @@ def _copies(places):
 def choose_cache(places, need, step):
     """The choice of --data_cache auto: ("device", "ram" or "none", the reason). It is the same on all ranks.
 
-    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns `step_memory.step_bytes`.
+    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns
+    `step_memory.step_bytes`.
     """
     gpu, memory = (
         min((place.gpu for place in places if place.gpu is not None), default=None),
@@ -136,8 +137,8 @@ def choose_cache(places, need, step):
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
     """Fills the cache of a packed split; all ranks call this together.
 
-    cache: "none", "ram", "device" or "auto". step: function that returns `step_memory.step_bytes`, for "auto" on a GPU. Raises
-    UsageError if "ram" or "device" is given and there is not enough memory.
+    cache: "none", "ram", "device" or "auto". step: function that returns `step_memory.step_bytes`, for "auto" on a GPU.
+    Raises UsageError if "ram" or "device" is given and there is not enough memory.
     """
     if cache == "none":
         return

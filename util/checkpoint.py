@@ -333,14 +333,13 @@ def restore(state, path, model, optimizer, scaler):
 def check_same_run(saved, current):
     """Raises UsageError, with the flags and both values, if a continued run differs from the saved one.
 
-    saved, current: {name of a flag: value that must agree}.
+    saved, current: {name of a flag: value that must agree}. A flag that is newer than the saved run was None in it. A
+    checkpoint of another program states none.
     """
     changed = [
-        f"--{name} {current[name]} (was {saved[name]})"
-        for name in saved
-        if name in current and saved[name] != current[name]
+        f"--{name} {value} (was {saved.get(name)})" for name, value in current.items() if saved.get(name) != value
     ]
-    if changed:
+    if saved and changed:
         raise UsageError(
             f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "
             f"or start a new one in another --output_dir with --finetune"

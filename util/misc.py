@@ -39,8 +39,8 @@ def peak_memory(device):
 def keep_freed_memory():
     """Have this process keep the memory that it frees, for the next step, instead of giving it back to the system.
 
-    A training step on a CPU allocates gigabytes in pieces so large that glibc maps and unmaps each; the system then has to
-    hand out and clear every page of them again, in every step. Does nothing where the C library is another.
+    A training step on a CPU allocates gigabytes in pieces so large that glibc maps and unmaps each; the system then has
+    to hand out and clear every page of them again, in every step. Does nothing where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The published recipes: from a few settings to the flags of a main program.
 
-A setting is a variable, or a flag of the same name in lower case, which wins: MODEL=large, or --model large. Flags of the main
-programs can follow after --, and win over the recipe's. Imports only the standard library, so that it runs before anything is
-installed.
+A setting is a variable, or a flag of the same name in lower case, which wins: MODEL=large, or --model large. Flags of
+the main programs can follow after --, and win over the recipe's. Imports only the standard library, so that it runs
+before anything is installed.
 """
 
 import os
@@ -17,7 +17,10 @@ from util.step_memory import fits
 
 
 class Setting(NamedTuple):
-    """default: "" for none. allowed: the values, or the least whole number; None for any text. help: what --help says."""
+    """default: "" for none. allowed: the values, or the least whole number.
+
+    None for any text. help: what --help says.
+    """
 
     default: str
     allowed: object
@@ -52,7 +55,10 @@ PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
 
 
 class Request(NamedTuple):
-    """values: {setting: text} of those that were given. extra: flags of the main program. help, dry_run: were asked for."""
+    """values: {setting: text} of those that were given.
+
+    extra: flags of the main program. help, dry_run: were asked for.
+    """
 
     values: dict
     extra: list
@@ -61,7 +67,10 @@ class Request(NamedTuple):
 
 
 def read_settings(settings, argv, env, start="."):
-    """The Request of a command line and of variables. Relative paths are meant from the folder `start`. Raises UsageError."""
+    """The Request of a command line and of variables.
+
+    Relative paths are meant from the folder `start`. Raises UsageError.
+    """
     values = {name: env[name] for name in settings if env.get(name)}
     place = argv.index("--") if "--" in argv else len(argv)
     words, extra = list(argv[:place]), list(argv[place + 1 :])
@@ -109,7 +118,7 @@ def settled(settings, given):
 
 
 def check(values, extra, dry_run):
-    """Raises UsageError for settings that contradict each other, and, except in a dry run, for data that are not there."""
+    """Raises UsageError for settings that contradict each other and, except in a dry run, for missing data."""
     task, checkpoint, data = values["TASK_TYPE"], values["CHECKPOINT"], values["DATA_PATH"]
     if not data:
         raise UsageError("DATA_PATH is missing: the folder of the data, as a variable or as --data_path DIR")
@@ -142,7 +151,7 @@ class Gpus(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A main program, its flags, the folder it writes, and its batch: images × accumulation on each of `ranks` ranks."""
+    """A main program, its flags, its output folder, and its batch: images × accumulation on each of `ranks` ranks."""
 
     program: str
     flags: list
@@ -153,9 +162,11 @@ class Recipe:
 
 
 def deal_batch(values, ranks, gpus):
-    """(batch, accumulation) of each rank: the published global batch, in micro-batches as large as published where they fit.
+    """(batch, accumulation) of each rank: the published global batch, in micro-batches as large as published where they
+    fit.
 
-    Without a GPU micro-batches have an eighth of the published size. Raises UsageError where `ranks` do not divide the batch.
+    Without a GPU micro-batches have an eighth of the published size. Raises UsageError where `ranks` do not divide the
+    batch.
     """
     own_batch, own_accumulation = int(values["BATCH_SIZE"] or 0), int(values["ACCUM_ITER"] or 0)
     task, images = values["TASK_TYPE"], 1
@@ -174,7 +185,8 @@ def deal_batch(values, ranks, gpus):
     accumulate = own_accumulation or max(1, whole // (batch * ranks))
     if task != "test" and not own_batch and not own_accumulation and batch * ranks * accumulate != whole:
         raise UsageError(
-            f"the published global batch of {whole} cannot be dealt to {ranks} ranks; start 1, 2, 4, 8 or 16, or choose "
+            f"the published global batch of {whole} cannot be dealt to {ranks} ranks; start 1, 2, 4, 8 or 16, or "
+            "choose "
             "BATCH_SIZE (and ACCUM_ITER)"
         )
     return batch, accumulate
@@ -201,7 +213,8 @@ def recipe(values, ranks, gpus, dry_run=False):
     if task == "pretrain":
         program, folder = "main_pretrain.py", pretrained
         more = (
-            f"--accum_iter {accumulate} --epochs 1024 --stop_epoch {v['EPOCH']} --warmup_epochs 40 --blr 1.5e-4 --min_lr 0 "
+            f"--accum_iter {accumulate} --epochs 1024 --stop_epoch {v['EPOCH']} --warmup_epochs 40 --blr 1.5e-4 "
+            "--min_lr 0 "
             "--weight_decay 0.05 --mask_ratio 0.5 --norm_pix_loss "
             f"--weight_mode {v['WEIGHT_MODE']} --weight_level {v['WEIGHT_LEVEL']}"
         ).split()

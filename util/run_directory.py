@@ -39,9 +39,9 @@ class RunDirectory:
 
     Every rank calls the same methods, and only rank 0 does anything.
 
-    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it holds
-    a run already and neither resume nor overwrite is asked for, or a file cannot be written.
-    writer: an EventFile, from `begin` on, on rank 0.
+    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it
+    holds a run already and neither resume nor overwrite is asked for, or a file cannot be written. writer: an
+    EventFile, from `begin` on, on rank 0.
     """
 
     def __init__(self, path, ranks):
@@ -65,10 +65,12 @@ class RunDirectory:
 
     @on_main
     def save(self, state, entry=None, names=()):
-        """Makes `state` the latest checkpoint; at an epoch's end with a line for log.txt, and also under `names`, if given.
+        """Makes `state` the latest checkpoint.
 
-        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that is
-        missing would be missing for ever.
+        At an epoch's end with a line for log.txt, and also under `names`, if given.
+
+        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that
+        is missing would be missing for ever.
         """
         self.writer.flush()
         if entry is not None:
@@ -111,7 +113,8 @@ class RunDirectory:
             )
 
     def _on_signal(self, number, _):
-        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 + number.
+        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 +
+        number.
 
         Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
         nothing is lost, as files are put in place whole.
@@ -125,7 +128,9 @@ class RunDirectory:
 
     @on_main
     def begin(self, record, start, steps, log_dir=None, overwrite=False):
-        """Clears an earlier run away (overwrite), or cuts its logs back to the start; writes run.json, opens TensorBoard.
+        """Clears an earlier run away (overwrite), or cuts its logs back to the start.
+
+        Writes run.json, opens TensorBoard.
 
         record: what the run is. start: `util.training.Start`; steps: of an epoch.
         """

@@ -3,8 +3,9 @@
 
     python -m util.runner run_local.sh START FLAGS…
 
-START is the folder that relative paths are meant from. The output is shell code, which the script evaluates: it prints and
-exits (--help, --dry_run), or sets variables. Imports only the standard library, so that it runs before anything is installed.
+START is the folder that relative paths are meant from. The output is shell code, which the script evaluates: it prints
+and exits (--help, --dry_run), or sets variables. Imports only the standard library, so that it runs before anything is
+installed.
 """
 
 import os
@@ -163,7 +164,10 @@ def minutes_of(walltime):
 
 
 def nodes_of_job(env):
-    """(hosts, Gpus of each) of the job that this runs in. Raises UsageError where it has no list of nodes, or no GPU."""
+    """(hosts, Gpus of each) of the job that this runs in.
+
+    Raises UsageError where it has no list of nodes, or no GPU.
+    """
     file = env.get("PBS_NODEFILE", "")
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
@@ -172,7 +176,8 @@ def nodes_of_job(env):
     gpus = find_gpus(env)
     if not gpus.count:
         raise UsageError(
-            f"nvidia-smi shows no GPU on {os.uname().nodename}; ask for a queue with GPUs (SITE_QUEUE), or load their driver's "
+            f"nvidia-smi shows no GPU on {os.uname().nodename}; ask for a queue with GPUs (SITE_QUEUE), or load their "
+            "driver's "
             "module (SITE_MODULES)"
         )
     return list(dict.fromkeys(line.split()[0] for line in lines if line.split())), gpus

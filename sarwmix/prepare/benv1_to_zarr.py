@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v1: from patch folders and official split lists to a Zarr store that carries checksums, and the check of one.
+"""BigEarthNet v1: from patch folders and official split lists to a Zarr store that carries checksums, and the check of
+one.
 
     python -m sarwmix.prepare.benv1_to_zarr --root DIR --train LIST --val LIST --test LIST --out OUT
     mpirun -np 4 python -m sarwmix.prepare.benv1_to_zarr …
     python -m sarwmix.prepare.benv1_to_zarr --out OUT --verify
 
 writes OUT/benv1.zarr (Zarr format 3: group sentinel1/<patch> with arrays VH and VV, float32 dB, and the attributes
-`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (what could not be
-converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after an
-interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
+`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (what could not
+be converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after
+an interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
 """
 
 import hashlib
@@ -52,7 +53,10 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be converted. lists: {split: names in the order of its list}; lost: names for which there is no folder."""
+    """What is to be converted. lists: {split: names in the order of its list}.
+
+    Lost: names for which there is no folder.
+    """
 
     patches: list
     lists: dict
@@ -63,7 +67,9 @@ class Plan:
 
 
 def make_plan(source, lists, id_col):
-    """The Plan for split lists {split: path}; every patch if there are none. Raises DataError for lists that cannot be used.
+    """The Plan for split lists {split: path}; every patch if there are none.
+
+    Raises DataError for lists that cannot be used.
 
     S2 names of no patch are not an error here, but lost: lists and folders may be large, and one of them incomplete.
     """
@@ -134,7 +140,10 @@ def write_patch(folder, image, metadata):
 
 
 def read_patch(store, patch, max_nonfinite):
-    """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch. Raises DataError for what is amiss with it."""
+    """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch.
+
+    Raises DataError for what is amiss with it.
+    """
     image, metadata = store.image(patch, max_nonfinite), store.metadata(patch)
     metadata.labels()  # raises for a name that is none of the 43
     digest = hashlib.sha256(image.astype("<f4").tobytes() + json.dumps(metadata.label_names()).encode()).hexdigest()
@@ -217,13 +226,17 @@ def _check_left_out(out, skip_bad):
     left_out = len(list(read_csv_rows(out / BAD))) - 1
     if left_out and not skip_bad:
         raise DataError(
-            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} and "
+            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} "
+            "and "
             "run again, or leave it at that with --skip_bad"
         )
 
 
 def _prepare(out, target, patches):
-    """The groups above the patches; what an interrupted run left half-done is removed. Raises DataError if room lacks."""
+    """The groups above the patches; what an interrupted run left half-done is removed.
+
+    Raises DataError if room lacks.
+    """
     target.folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in target.folder.glob(".*.tmp") if path.is_dir()]:
         shutil.rmtree(path)

@@ -36,7 +36,10 @@ LISTS = ("train", "val", "test", "train_val")
 
 
 def read_official(path):
-    """(Listing, splits, rows of COLUMNS, all cells str) of an official file. Raises DataError, as BigEarthNetv2 does, for bad rows."""
+    """(Listing, splits, rows of COLUMNS, all cells str) of an official file.
+
+    Raises DataError, as BigEarthNetv2 does, for bad rows.
+    """
     if not is_parquet(path):
         raise DataError(
             f"{path}: its name does not end in .parquet; give the official metadata.parquet with --metadata"

@@ -3,8 +3,8 @@
 
     python -m sarwmix.prepare.sen12_unzip --zip SEN12FLOOD.zip --out DIR --workers 4
 
-DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json with
-their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
+DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json
+with their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
 """
 
 import json
@@ -78,7 +78,7 @@ def plan(archive):
 
 
 def _root(archive):
-    """Where the folders lie in the zip: beside the list that is least deep, else what the folders of all images lie in."""
+    """Where the folders lie in the zip: beside the least deep list, else in the common folder of all images."""
     lists = [name for name in archive.members if name.rpartition("/")[2] == S1_LIST]
     depth = min((name.count("/") for name in lists), default=0)
     roots = {name[: -len(S1_LIST)] for name in lists if name.count("/") == depth}
@@ -118,8 +118,8 @@ def unzip(path, out, workers=Workers()):
     """Extract what is wanted of the zip `path` into the folder `out`, its folders spread over workers.
 
     unzipped.json comes last: what was interrupted is not complete, and running again writes the rest. Returns False if
-    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder was
-    begun with, for lack of room, and when `out` holds something else.
+    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder
+    was begun with, for lack of room, and when `out` holds something else.
     """
     planned, record = workers.on_main(_prepare, path, out)
     with claimed(workers, out, record, last=MARKER, name=STEP) as complete:

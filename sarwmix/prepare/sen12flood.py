@@ -3,8 +3,9 @@
 
     python -m sarwmix.prepare.sen12flood --zip SEN12FLOOD.zip --work WORK --out OUT --workers 8
 
-WORK takes what is extracted from the zip (raw/), the aligned images (aligned/) and the pairs (pairs/); it is emptied at the end.
-OUT takes what training reads. Before anything is written, the room that all of it needs is compared with what is free.
+WORK takes what is extracted from the zip (raw/), the aligned images (aligned/) and the pairs (pairs/); it is emptied at
+the end. OUT takes what training reads. Before anything is written, the room that all of it needs is compared with what
+is free.
 """
 
 import argparse
@@ -100,7 +101,9 @@ def check_paths(settings):
 
 
 def estimate(folders, extracted, settings):
-    """What the preparation writes: [(what, flag of the folder, bytes)]. No compression is assumed, and only pixels count.
+    """What the preparation writes: [(what, flag of the folder, bytes)].
+
+    No compression is assumed, and only pixels count.
 
     folders: {folder: [Image]}, as `read_s1_list` gives them. extracted: bytes that come out of the zip, 0 without one.
     All pairs of the list are counted; some of them will turn out unusable.
@@ -128,7 +131,10 @@ def present(folder, apart=()):
 
 
 def read_sources(settings):
-    """({folder: [Image]}, bytes to extract): of the list given, else of that in the zip or the raw folder. Raises DataError."""
+    """({folder: [Image]}, bytes to extract): of the list given, else of that in the zip or the raw folder.
+
+    Raises DataError.
+    """
     if settings.zip is None:
         return read_s1_list(settings.s1_list or settings.raw_root / S1_LIST), 0
     with open_archive(settings.zip) as archive:
@@ -141,7 +147,10 @@ def read_sources(settings):
 
 
 def check_disk(settings):
-    """Log what goes where, and raise DataError if the file systems cannot take it. What is there is not needed again."""
+    """Log what goes where, and raise DataError if the file systems cannot take it.
+
+    What is there is not needed again.
+    """
     work, out = settings.work, settings.out
     needs = estimate(*read_sources(settings), settings)
     sources = [path for path in (settings.zip, settings.raw_root) if path is not None]
@@ -181,7 +190,10 @@ def say(text):
 
 
 def begin(settings):
-    """Whether OUT is complete already; else the room is checked. Raises DataError for OUT of other parameters, or lack of room."""
+    """Whether OUT is complete already; else the room is checked.
+
+    Raises DataError for OUT of other parameters, or lack of room.
+    """
     if is_complete(settings.out, parameters_of(settings)):
         remove_intermediate(settings)
         say(f"{settings.out} is complete already, nothing to do")
@@ -212,7 +224,8 @@ def finish(settings):
     """Remove the intermediate folders, and say what comes next."""
     remove_intermediate(settings)
     say(
-        f"done: {settings.out}. preparation.json has the counts, dropped.csv what is not there and why. To train on it from "
+        f"done: {settings.out}. preparation.json has the counts, dropped.csv what is not there and why. To train on "
+        "it from "
         "BigEarthNet v1 weights:"
     )
     say(
@@ -284,7 +297,10 @@ def check(args):
 
 
 def start_ranks(ranks, argv):
-    """Replace this process by MPI ranks of itself, where LAUNCH or --ranks asks for them. Raises DataError without mpirun."""
+    """Replace this process by MPI ranks of itself, where LAUNCH or --ranks asks for them.
+
+    Raises DataError without mpirun.
+    """
     command = [sys.executable, "-m", PROGRAM, *argv, "--as_rank"]
     if os.environ.get("LAUNCH"):
         command = [*os.environ["LAUNCH"].split(), *command]

@@ -68,7 +68,10 @@ class Place:
 
 
 def plan_places(parameters):
-    """The folders of a dataset, list of Place, training first. Raises DataError when splits are too small or too large."""
+    """The folders of a dataset, list of Place, training first.
+
+    Raises DataError when splits are too small or too large.
+    """
     tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
     if tests >= parameters.folders:
         raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")

@@ -4,9 +4,9 @@
     python -m sarwmix.simulate.flood_archive --out DIR --folders 8 --seed 0 --workers 2
 
 writes DIR/SEN12FLOOD.zip, and in it SEN12FLOOD/S1list.json and for each folder <name>_corrected_{VH,VV}.tif (float32,
-linear σ⁰, EPSG:4326, about 10 m) and S2_<date>_B04.tif (uint16, UTM, 10 m), the grid that the preparation warps the others
-onto. What does not work with real data is in it too: the images in DIR/faults.json. Nothing can be taken for measured
-data: the acquisitions are dated 2000, before the satellites flew, and each file is tagged.
+linear σ⁰, EPSG:4326, about 10 m) and S2_<date>_B04.tif (uint16, UTM, 10 m), the grid that the preparation warps the
+others onto. What does not work with real data is in it too: the images in DIR/faults.json. Nothing can be taken for
+measured data: the acquisitions are dated 2000, before the satellites flew, and each file is tagged.
 """
 
 import binascii
@@ -107,8 +107,8 @@ class RawParameters(Parameters):
 def plan_faults(places, images):
     """{kind: (name of the folder, number of the image in the order of acquisition)}, as far as there is room.
 
-    The first training folders get one each, then a second one and so on, at most half of their images, the latest first.
-    Folders of two images have no room: without one of them no pair would be left.
+    The first training folders get one each, then a second one and so on, at most half of their images, the latest
+    first. Folders of two images have no room: without one of them no pair would be left.
     """
     trains = [place.name for place in places if place.split == "train"]
     room = images // 2 if images > 2 else 0
@@ -164,7 +164,10 @@ def simulate_raw_place(place, parameters):
 
 
 def to_latlon(sigma0, index, size):
-    """Warp (2, S, S) from the UTM grid with its margin to degrees. Returns ((2, H, W) float32, transform of the pixels)."""
+    """Warp (2, S, S) from the UTM grid with its margin to degrees.
+
+    Returns ((2, H, W) float32, transform of the pixels).
+    """
     crs, pixels, _ = grid(index, size, MARGIN)
     wanted_crs, _, wanted = grid(index, size, EDGE)
     west, south, east, north = transform_bounds(wanted_crs, LATLON, *wanted)
@@ -196,7 +199,10 @@ def red_band(rng, geography, water):
 
 
 def damage(image, geotransform, kind):
-    """(image (2, H, W), transform) with the fault `kind` that shows in the pixels; any other leaves them as they are."""
+    """(image (2, H, W), transform) with the fault `kind` that shows in the pixels.
+
+    Any other leaves them as they are.
+    """
     _, high, wide = image.shape
     if kind == PARTIAL:  # the swath ends here
         image = image[:, :, : round(COVERED * wide)]
@@ -314,8 +320,8 @@ def simulate_raw_floods(out, parameters, workers=Workers()):
     """Write a dataset of RawParameters under the folder `out`, the places spread over workers.
 
     The zip comes last: what was interrupted is not complete, and running again writes the same files. Returns False if
-    everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too many
-    for the splits.
+    everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too
+    many for the splits.
     """
 
     def plan():

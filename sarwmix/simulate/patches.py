@@ -221,8 +221,8 @@ def simulate_dataset(out, parameters, workers=Workers()):
     """Write a dataset of `parameters` under the folder `out`, the scenes spread over workers.
 
     metadata.parquet comes last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are too
-    few for the splits.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are
+    too few for the splits.
     """
 
     def plan():
