@@ -20,8 +20,8 @@ WEIGHT_DOMAINS = ("linear", "standardized")
 class Weighting:
     """How the pixel weights are computed. mode, exp_scale, clip: as in `compute_weights`.
 
-    domain: "linear", from backscatter, as in the papers; "standardized", the standardised values are taken for dB, as in
-    the released code. Raises ValueError for an unknown choice.
+    domain: "linear", from backscatter, as in the papers; "standardized", the standardised values are taken for dB, as
+    in the released code. Raises ValueError for an unknown choice.
     """
 
     mode: str = "per_channel"
@@ -55,9 +55,9 @@ class BatchPreparation(nn.Module):
     input_size: side of the model's input in pixels. mean, std: dB, in the order of CHANNELS. seed: of flips and crops.
     crop_scale: smallest and largest area of a random crop in training, as shares of the image; None: whole images.
     Pixels that are NaN or infinite (no data) become the channel's mean, and are counted in `filled`.
-    Without ids, as in evaluation, batches that cannot be Sentinel-1 in dB are refused; datasets check what they read for
-    training. On a GPU only the first batch is checked, as the check synchronises.
-    Raises ValueError for impossible statistics or crops.
+    Without ids, as in evaluation, batches that cannot be Sentinel-1 in dB are refused; datasets check what they read
+    for training. On a GPU only the first batch is checked, as the check synchronises. Raises ValueError for impossible
+    statistics or crops.
     """
 
     CHANNELS, UNITS = CHANNELS, UNITS
@@ -87,7 +87,10 @@ class BatchPreparation(nn.Module):
         }
 
     def fill(self, sar_db):
-        """Replace no-data pixels by the channel's mean and count them; done before resizing, which would spread them."""
+        """Replace no-data pixels by the channel's mean and count them.
+
+        Done before resizing, which would spread them.
+        """
         finite = sar_db.isfinite()
         self.filled += finite.numel() - finite.sum()
         return torch.where(finite, sar_db, self.mean)

@@ -21,9 +21,9 @@ SECONDS_BETWEEN_LINES = 30
 def train_one_epoch(run, epoch):
     """Trains for one epoch, or what is left of it. Returns `Run.statistics`.
 
-    run: Run of a classifier of one image or of two. Its loader yields (ids, images, labels): images a list of dB tensors
-    (B, 2, h, w), labels (B, K) float or (B,) int64. run.criterion(logits (B, K) float32, targets) → scalar; run.mixup:
-    timm Mixup or None.
+    run: Run of a classifier of one image or of two. Its loader yields (ids, images, labels): images a list of dB
+    tensors (B, 2, h, w), labels (B, K) float or (B,) int64. run.criterion(logits (B, K) float32, targets) → scalar;
+    run.mixup: timm Mixup or None.
     """
     run.model.train()
     for place, batch in run.batches(epoch):  # sets the learning rate, seeds drop path
@@ -66,9 +66,9 @@ def prepare_images(prepare, images, device, ids=None, epoch=None):
 def mix(mixup, images, targets, seed):
     """Mixup and cutmix (1710.09412, 1905.04899) by timm, for any targets.
 
-    images: list of (B, 2, H, W); those of a sample are mixed alike. targets: (B, K) float. timm mixes class numbers only:
-    it is given the number of each sample as its class, and so returns the shares (B, B) in which samples were mixed.
-    mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from NumPy's.
+    images: list of (B, 2, H, W); those of a sample are mixed alike. targets: (B, K) float. timm mixes class numbers
+    only: it is given the number of each sample as its class, and so returns the shares (B, B) in which samples were
+    mixed. mixup: timm Mixup for B classes without smoothing. seed: of its random numbers, which it draws from NumPy's.
     """
     before = np.random.get_state()
     np.random.seed(seed % 2**32)
@@ -86,10 +86,12 @@ def smooth(targets, smoothing):
 
 @torch.no_grad()
 def predict(model, prepare, loader, ranks, amp, features=False, between=None):
-    """Logits, or features, of every sample of a split: (outputs (N, K) float32, labels (N, …)), on the CPU of every rank.
+    """Logits, or features, of every sample of a split: (outputs (N, K) float32, labels (N, …)), on the CPU of every
+    rank.
 
     loader: with an InOrderSampler, so that every sample comes exactly once; results are in the order of the dataset.
-    between() is called after every batch, and equally often on all ranks. Raises TrainingError if an output is not finite.
+    between() is called after every batch, and equally often on all ranks. Raises TrainingError if an output is not
+    finite.
     """
     was_training = model.training
     model.eval()

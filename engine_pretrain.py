@@ -49,8 +49,8 @@ def warm_up_loss(model, images, config):
 def reconstruct(model, prepare, sar_db, mask, amp="off"):
     """What a model sees and predicts of some images: a dict of tensors on the CPU, in dB.
 
-    sar_db: (B, 2, h, w), B even. mask: (1, L, 1). With norm_pix_loss the prediction is of standardised tokens, and their
-    own mean and standard deviation are put back. The result, all (B, 2, H, W) but "visible":
+    sar_db: (B, 2, h, w), B even. mask: (1, L, 1). With norm_pix_loss the prediction is of standardised tokens, and
+    their own mean and standard deviation are put back. The result, all (B, 2, H, W) but "visible":
       original   resized images
       visible    1 where a pixel was shown, (1, 1, H, W)
       predicted  every cell, each from the other half of its own image

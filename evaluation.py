@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(model, prepare, dataset, config, ranks, between=None):
-    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64). between: as in `predict`."""
+    """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64).
+
+    between: as in `predict`.
+    """
     task = TASKS[config.dataset]
     loader = build_test_loader(dataset, config, ranks, config.dist_eval)
     try:

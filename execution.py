@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 def attention_variants(device_type):
     """The implementations of `attend`, the default of a device type ("cpu", "cuda") first.
 
-    "fused" is PyTorch's scaled_dot_product_attention. "plain" is a product, a softmax and a product, which torch.compile
-    fuses with the operations around them. "plain" is faster in training on a CPU: no fused CPU kernel computes the
-    gradient of a learned bias, and sequences of 16 to 64 tokens are too short for the others.
+    "fused" is PyTorch's scaled_dot_product_attention. "plain" is a product, a softmax and a product, which
+    torch.compile fuses with the operations around them. "plain" is faster in training on a CPU: no fused CPU kernel
+    computes the gradient of a learned bias, and sequences of 16 to 64 tokens are too short for the others.
     """
     return ("plain", "fused") if device_type == "cpu" else ("fused", "plain")
 
@@ -53,8 +53,9 @@ class Blocks(nn.ModuleList):
 def as_autocast(x):
     """Casts x to the dtype of autocast, if autocast is enabled.
 
-    The position embeddings are added in float32. Without the cast, the residual stream x + f(x) after them would stay in
-    float32, as autocast does not cast sums; after a patch merging, whose last layer is linear, it has autocast's dtype.
+    The position embeddings are added in float32. Without the cast, the residual stream x + f(x) after them would stay
+    in float32, as autocast does not cast sums; after a patch merging, whose last layer is linear, it has autocast's
+    dtype.
     """
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

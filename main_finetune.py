@@ -9,6 +9,7 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 
 # isort: split
 import logging
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,9 @@ from timm.data import Mixup
 
 import engine_finetune
 from common.command_line import Parser, count, non_negative, positive_int, positive_share, rate, share
-from common.errors import DataError, InputError, UsageError
+from common.console import setup_logging
+from common.ending import leave, run_program
+from common.errors import DataError, UsageError
 from evaluation import evaluate, metrics_source, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
@@ -41,9 +44,8 @@ from util.configuration import (
 )
 from util.datasets import SamplesWithIds, add_data_flags, build_dataset, build_loader, check_data, drop_missing
 from util.distributed import start_ranks
-from util.ending import leave, run_program
 from util.lr_decay import param_groups_lrd
-from util.misc import duration, log_flags, setup_logging
+from util.misc import duration, log_flags
 from util.program import (
     add_distributed_flags,
     add_run_flags,
@@ -315,8 +317,10 @@ def build_splits(flags):
         both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
         if both:
             raise DataError(
-                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be trained on "
-                f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of its own "
+                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be "
+                "trained on "
+                f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of "
+                "its own "
                 f"with --{name}_metadata"
             )
     return splits
@@ -347,8 +351,8 @@ def log_class_balance(dataset, part):
 def configure(flags, checkpoint, images, machine):
     """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
 
-    checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is the
-    input size of floods. machine: of `machine_settings`.
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is
+    the input size of floods. machine: of `machine_settings`.
     """
     flood = (
         TASKS[flags.dataset] is FLOOD
@@ -433,7 +437,8 @@ class Finetuning(Run):
         for rule, entry in self.selection.state_dict().items():
             if not any((place / FILES[rule]).exists() for place in (self.directory.path, start.source.parent)):
                 raise UsageError(
-                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; copy "
+                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; "
+                    "copy "
                     f"it there"
                 )
 
@@ -558,7 +563,7 @@ def finetune(flags, ranks):
 def main():
     flags = parse_flags()
     ranks = start_ranks(flags)
-    setup_logging(ranks.is_main)
+    setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(flags)
     if works_with_checkpoint(flags):
         use_checkpoint(flags, ranks)
@@ -568,4 +573,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(run_program(main, InputError))
+    leave(run_program(main))

@@ -6,6 +6,7 @@ import common.startup  # noqa: F401 (first: puts the environment right, reports 
 # isort: split
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from timm.optim import param_groups_weight_decay
 import engine_pretrain
 from batch_preparation import WEIGHT_DOMAINS, BatchPreparation, Weighting
 from common.command_line import Parser, Range, positive_int, positive_share, rate, share
-from common.errors import InputError, UsageError
+from common.console import setup_logging
+from common.ending import leave, run_program
+from common.errors import UsageError
+from common.files import write_atomically
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.listing import SPLITS
 from sarwmix.registry import DATASETS
 from sarwmix.weighting import WEIGHT_MODES
-from util.checkpoint import find_checkpoint, initialise, write_atomically
+from util.checkpoint import find_checkpoint, initialise
 from util.checkpoint_input import LoadedCheckpoint, add_force_flag, flags_of
 from util.configuration import (
     dataset_defaults,
@@ -43,8 +47,7 @@ from util.datasets import (
     high_contrast_ids,
 )
 from util.distributed import start_ranks
-from util.ending import leave, run_program
-from util.misc import duration, log_flags, setup_logging
+from util.misc import duration, log_flags
 from util.program import (
     add_distributed_flags,
     add_run_flags,
@@ -104,7 +107,8 @@ def build_parser():
         type=positive_share,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole images)",
+        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole "
+        "images)",
     )
     group = parser.add_argument_group("polarization weights")
     group.add_argument(
@@ -208,8 +212,8 @@ def check_flags(flags):
 def configure(flags, checkpoint=None, machine=None):
     """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
 
-    checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None where
-    it does not matter.
+    checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None
+    where it does not matter.
     """
     return settle(
         flags,
@@ -374,7 +378,8 @@ def run_inference(flags, device, amp):
         log.info("%s: %s, input %d, epoch %s", path, config.model, config.input_size, checkpoint.state.get("epoch"))
     if len({result["original"].shape for result in results.values()}) > 1:
         raise UsageError(
-            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw them one by one"
+            "--inference: the checkpoints have different input sizes and cannot be drawn side by side; draw them one "
+            "by one"
         )
     folder = Path(flags.output_dir) / "inference"
     folder.mkdir(parents=True, exist_ok=True)
@@ -392,7 +397,7 @@ def run_inference(flags, device, amp):
 def main():
     flags = parse_flags()
     ranks = start_ranks(flags)
-    setup_logging(ranks.is_main)
+    setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(flags)
     if flags.inference is None:
         pretrain(flags, ranks)
@@ -404,4 +409,4 @@ def main():
 
 
 if __name__ == "__main__":
-    leave(run_program(main, InputError))
+    leave(run_program(main))

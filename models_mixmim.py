@@ -32,7 +32,8 @@ STRIDE = 32  # pixels a side of an output token, and of a mask cell
 class Attention(nn.Module):
     """Multi-head self-attention within groups of tokens.
 
-    window: side of the windows in tokens; adds Swin's learned relative position bias (2103.14030, eq. 4). None: no bias.
+    window: side of the windows in tokens; adds Swin's learned relative position bias (2103.14030, eq. 4). None: no
+    bias.
     """
 
     variant = None  # of `attend`
@@ -237,8 +238,8 @@ class MixMIM(MixMIMEncoder):
     def forward_encoder(self, x, mask):
         """(B, 2, H, W), mask (1, L, 1) → latent (B, L, C₄) of the mixed images.
 
-        The paper mixes after the patch embedding. That embeds each 4×4 patch by itself and a mask cell consists of whole
-        patches, so mixing the pixels gives the same and moves a quarter of the memory.
+        The paper mixes after the patch embedding. That embeds each 4×4 patch by itself and a mask cell consists of
+        whole patches, so mixing the pixels gives the same and moves a quarter of the memory.
         """
         return self.encode(self.mix(x, mask), mask.flatten().bool().cpu())
 
@@ -287,8 +288,8 @@ class MixMIM(MixMIMEncoder):
 
         x: (B, 2, H, W), standardised VH, VV. weights: like x, or None for 1. mask: (1, L, 1), 1 = cell taken from the
         partner image B−1−i; drawn at mask_ratio if not given. Returns loss (scalar, float32), pred (B, L, 32·32·2) of
-        every cell in its own image, mask (1, L, 1). Raises ValueError for other shapes, and for an odd B unless the mask
-        is empty, as the middle image would be mixed with itself.
+        every cell in its own image, mask (1, L, 1). Raises ValueError for other shapes, and for an odd B unless the
+        mask is empty, as the middle image would be mixed with itself.
         """
         self.check_input(x)
         if mask is None:

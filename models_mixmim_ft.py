@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Multi-label classifier: the pretrained encoder, the mean over its tokens, one linear layer.
 
-Names and shapes of the parameters are those of the released finetuned checkpoints. Source: SAR-W-MixMAE, arXiv 2503.01181.
+Names and shapes of the parameters are those of the released finetuned checkpoints. Source: SAR-W-MixMAE, arXiv
+2503.01181.
 """
 
 from torch import nn
@@ -10,7 +11,7 @@ from models_mixmim import ENCODERS, MixMIMEncoder
 
 
 class MixMIMClassifier(MixMIMEncoder):
-    """Encoder and linear head. encoder: arguments of MixMIMEncoder, which raises ValueError for an impossible img_size."""
+    """Encoder and linear head. encoder: arguments of MixMIMEncoder; ValueError for an impossible img_size."""
 
     def __init__(self, num_classes=19, **encoder):
         super().__init__(**encoder)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Flood classifier of image pairs: both images through one encoder, patch by patch, and the difference of their features.
+"""Flood classifier of image pairs: both images through one encoder, patch by patch, and the difference of their
+features.
 
 Names and shapes of the parameters are those of the released flood checkpoint. Source: SAR-W-MixMAE, IEEE JSTARS 2026.
 """
@@ -21,9 +22,10 @@ class MixMIMFloodPair(MixMIMClassifier):
     """Two logits (no flood, flood) from two images of one place.
 
     patch_cut: how images are cut into patches. "vhvv": a patch consists of VH and VV. "released": as in the released
-    code, which views (B, 2, n, n, S, S) as (B·n², 2, S, S) without moving the channel axis, so that the inputs are pairs
-    of VH patches, then pairs of VV patches; its checkpoint was trained in this way. patch_op: the default of `forward`.
-    encoder: arguments of MixMIMEncoder; img_size is the side of the patches. Raises ValueError for an unknown choice.
+    code, which views (B, 2, n, n, S, S) as (B·n², 2, S, S) without moving the channel axis, so that the inputs are
+    pairs of VH patches, then pairs of VV patches; its checkpoint was trained in this way. patch_op: the default of
+    `forward`. encoder: arguments of MixMIMEncoder; img_size is the side of the patches. Raises ValueError for an
+    unknown choice.
     """
 
     def __init__(self, patch_cut="vhvv", patch_op="avg", num_classes=2, **encoder):

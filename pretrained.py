@@ -35,8 +35,8 @@ class Task:
     """What a dataset asks of a model.
 
     name: also of its selection rules. sizes: {size: factory of the classifier}. criterion: (logits, targets) → loss.
-    activate: logits (N, K) → probabilities (N, K). metrics: (probabilities, labels) → dict. headline: row of the summary
-    table → its metrics (macro, micro), or (value,). images_per_sample: 1, or 2 for pairs.
+    activate: logits (N, K) → probabilities (N, K). metrics: (probabilities, labels) → dict. headline: row of the
+    summary table → its metrics (macro, micro), or (value,). images_per_sample: 1, or 2 for pairs.
     """
 
     name: str

@@ -14,7 +14,10 @@ import torch.nn.functional as F
 
 
 def patchify(images, side):
-    """(B, C, H, H) → (B, L, side·side·C): row in patch, column in patch, channel, the channel fastest; L = (H/side)²."""
+    """(B, C, H, H) → (B, L, side·side·C): row in patch, column in patch, channel, the channel fastest.
+
+    L = (H/side)².
+    """
     B, C, H, _ = images.shape
     g = H // side
     return images.view(B, C, g, side, g, side).permute(0, 2, 4, 3, 5, 1).reshape(B, g * g, -1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Draw the reconstructions of one run again, or of several runs side by side.
 
-    python -m analysis.compare_reconstructions --input a/inference/reconstructions.npz b/inference/reconstructions.npz \\
+    python -m analysis.compare_reconstructions --input a/inference/reconstructions.npz b/inference/reconstructions.npz
+    \\
         --output compared.png --samples 0 3
 
 The inputs are files that `main_pretrain.py --inference` saved.

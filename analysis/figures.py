@@ -4,7 +4,6 @@
 Figures of radar images have a style of their own, `util.quicklook`.
 """
 
-from functools import partial
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.programs import writing
-from common.files import put_in_place
+from common.files import atomic_path
 
 # Colours of Okabe and Ito. Lines also differ in marker or dashes, so that they differ in greyscale.
 GREY, ORANGE, BLUE, GREEN = "#999999", "#E69F00", "#0072B2", "#009E73"
@@ -110,6 +109,6 @@ def write_figure(figure, path, flag="--output"):
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sarwmix"}):
         for target in written:
             options = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
-            with writing(target, flag):
-                put_in_place(target, partial(figure.savefig, format=target.suffix[1:], **options))
+            with writing(target, flag), atomic_path(target) as temporary:
+                figure.savefig(temporary, format=target.suffix[1:], **options)
     return written

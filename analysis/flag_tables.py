@@ -17,9 +17,11 @@ HEAD = """<!-- SPDX-License-Identifier: MIT -->
 <!-- Made by `python -m analysis.flag_tables --output docs/FLAGS.md` (or `make docs`); do not edit. -->
 # Flags of the main programs
 
-What `--help` says, as tables. In *values*, capitals stand for what is to be given; a *switch* takes nothing. In *default*, – is: none, or
-see *meaning*. [FORMATS.md](FORMATS.md) describes the files that flags name, [DIFFERENCES.md](DIFFERENCES.md) the flags that
-reproduce the released code. The programs that prepare data, `python -m sarwmix.<name>`, explain theirs with `--help`.
+What `--help` says, as tables. In *values*, capitals stand for what is to be given; a *switch* takes nothing. In
+*default*, – is: none, or see *meaning*. [FORMATS.md](FORMATS.md) describes the files that flags name,
+[DIFFERENCES.md](DIFFERENCES.md) the flags that reproduce the released code. The programs that prepare data, `python -m
+sarwmix.<name>`, explain theirs with
+`--help`.
 """
 COLUMNS = ("flag", "values", "default", "meaning")
 KINDS = {int: "integer", float: "number"}

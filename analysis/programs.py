@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.runs import read_results, share_of, whole
+from common import files
 from common.command_line import Parser
 from common.errors import DataError, data_error, quoted
-from common.files import put_in_place
 
 # ---- Input: logs ---------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ def writing(path, flag):
 def write_text(text, path, flag="--output"):
     """Write a text file atomically. Raises DataError."""
     with writing(path, flag):
-        put_in_place(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        files.write_text(path, text)
 
 
 def write_table(frame, path, flag="--output"):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """All benchmarks in turn, with settings for this machine: `python -m benchmarks --out DIR`.
 
-With GPUs: base at batch 256 in bf16, eager and compiled, on 1 to all GPUs; on a CPU: base at batch 16. Each benchmark writes
-its JSON to --out; `python -m analysis.benchmark_figure DIR` draws them. A failed benchmark does not stop the others.
+With GPUs: base at batch 256 in bf16, eager and compiled, on 1 to all GPUs; on a CPU: base at batch 16. Each benchmark
+writes its JSON to --out; `python -m analysis.benchmark_figure DIR` draws them. A failed benchmark does not stop the
+others.
 """
 
 import subprocess

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Functions in separate processes with a time limit, and a report whose parts run in this way one after the other.
 
-A process is forked from this one, which must have imported what is needed but must not have computed anything: neither CUDA
-nor threads survive a fork.
+A process is forked from this one, which must have imported what is needed but must not have computed anything: neither
+CUDA nor threads survive a fork.
 """
 
 import json
@@ -86,7 +86,10 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the report. function(found, settings, seconds); share: of the time, relative to those of the others."""
+    """One part of the report. function(found, settings, seconds).
+
+    Share: of the time, relative to those of the others.
+    """
 
     name: str
     title: str

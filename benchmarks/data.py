@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from benchmarks.report import benchmark_parser, write_report
 from common.files import write_csv
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
@@ -37,9 +37,14 @@ SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
 
 
 def write_layouts(folder, samples, seed):
-    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones. Returns the dataset of GeoTIFFs."""
+    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones.
+
+    Returns the dataset of GeoTIFFs.
+    """
     scenes = folder / "geotiff"
-    simulate.simulate_dataset(scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Crew(2))
+    simulate.simulate_dataset(
+        scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Workers(2)
+    )
     dataset = BigEarthNetv2(scenes, split="train")
     images = np.stack([dataset.image(i).numpy() for i in range(len(dataset))])
     if not (folder / "lmdb").exists():

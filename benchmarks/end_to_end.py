@@ -3,11 +3,11 @@
 
     python -m benchmarks.end_to_end --out output/benchmarks
 
-Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants that
-read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes some steps
-that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time of the others is
-the cost of their loader, including the CPU time that it takes from the step. Files are read from the page cache. Writes
-end_to_end.json and prints a table.
+Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants
+that read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes
+some steps that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time
+of the others is the cost of their loader, including the CPU time that it takes from the step. Files are read from the
+page cache. Writes end_to_end.json and prints a table.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
 from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup
 from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp, wait
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import MANIFEST
@@ -35,17 +35,20 @@ from util.misc import keep_freed_memory
 
 
 def write_data(args):
-    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images). Keeps existing data."""
-    crew = Crew(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
+    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images).
+
+    Keeps existing data.
+    """
+    workers = Workers(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"
         if not (store / MANIFEST).exists():
             shutil.rmtree(store, ignore_errors=True)  # of a run that was interrupted
-            write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, crew=crew)
+            write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, workers=workers)
         return None, store
     scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
     simulate.simulate_dataset(
-        scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), crew
+        scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), workers
     )
     pack.main(
         ["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)]

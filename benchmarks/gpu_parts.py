@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The parts of the report (benchmarks/gpu_report.py): what each does, with which sizes, and what it finds.
 
-part(found, settings, seconds) runs in a process of its own, forked from one that has imported this module and computed nothing.
-It may start such processes itself, as long as it has computed nothing either. seconds: what it plans with.
+part(found, settings, seconds) runs in a process of its own, forked from one that has imported this module and computed
+nothing. It may start such processes itself, as long as it has computed nothing either. seconds: what it plans with.
 """
 
 import argparse
@@ -25,11 +25,10 @@ from benchmarks import end_to_end, memory, parity, step
 from benchmarks.apart import Apart, LeftOut, Part
 from benchmarks.random_store import write_random_store
 from benchmarks.report import machine
-from common.errors import DataError
-from common.workers import Crew
+from common.ending import run_program
+from common.workers import Workers
 from sarwmix.packed import PackedDataset
 from util.distributed import pick_device
-from util.ending import run_program
 from util.optimization import StepRecord, emulates_16_bits
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +38,10 @@ KERNELS = 10  # of the profile, those with the most time
 
 @dataclass(frozen=True)
 class Settings:
-    """How large everything is. step_amps: of the part on a step. epoch_steps: of the pretraining, 3 epochs. finetune: batch."""
+    """How large everything is. step_amps: of the part on a step.
+
+    epoch_steps: of the pretraining, 3 epochs. finetune: batch.
+    """
 
     out: Path
     seed: int
@@ -143,7 +145,8 @@ def look_at_machine(found, settings, seconds):
     found.add(f"{facts['gpu'] or facts['cpu']}, {memory_text}, PyTorch {facts['torch']}, Python {facts['python']}")
     if emulated:
         found.add(
-            f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} instead"
+            f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} "
+            "instead"
         )
 
 
@@ -151,7 +154,7 @@ def look_at_machine(found, settings, seconds):
 
 
 class Outcomes:
-    """A plugin of pytest that counts, test by test, so that the count is there if not all of them can be run in time."""
+    """A plugin of pytest that counts test by test, so that the count exists if time ends before all are run."""
 
     def __init__(self, found):
         self.found, self.of = found, {"passed": [], "failed": [], "skipped": []}
@@ -204,11 +207,14 @@ def as_program(module, flags, kill_at):
     sys.argv = [f"{module.__name__}.py", *map(str, flags)]
     if kill_at:
         killed_at(kill_at)
-    return run_program(module.main, DataError)
+    return run_program(module.main)
 
 
 def run(module, flags, log, kill_at=None):
-    """A program in a process of its own, to its end, or to the step at which it kills itself. Returns the seconds it took."""
+    """A program in a process of its own, to its end, or to the step at which it kills itself.
+
+    Returns the seconds it took.
+    """
     started = time.monotonic()
     process = Apart(as_program, module, flags, kill_at, log=log)
     status = process.wait()
@@ -219,12 +225,12 @@ def run(module, flags, log, kill_at=None):
 
 def write_stores(work, settings):
     """The packed stores of the trainings."""
-    crew = Crew(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
+    workers = Workers(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
     few, (batch, side) = 2 * settings.finetune, settings.floods
     splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
-    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, crew=crew)
+    write_random_store(work / "patches", "benv2", splits, seed=settings.seed, workers=workers)
     write_random_store(
-        work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, crew
+        work / "floods", "sen12flood", {"train": 3 * batch, "test": 2 * batch}, side, settings.seed, workers
     )
 
 
@@ -269,7 +275,8 @@ def pretrain(found, settings, work, log):
     took = run(main_pretrain, (*flags, "--output_dir", whole), log)
     expected = losses_of(whole)
     found.add(
-        f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with start and saves, "
+        f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with "
+        "start and saves, "
         f"loss {expected[0]:.4f} → {expected[-1]:.4f}",
         losses=expected,
         seconds=took,
@@ -334,7 +341,8 @@ def finetune(found, settings, work, log, start):
         )
         entry = json.loads((folders[dataset] / "log.txt").read_text())
         found.add(
-            f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, {entry['test_loss']:.4f} after it, "
+            f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, "
+            f"{entry['test_loss']:.4f} after it, "
             f"{took:.0f} s",
             dataset=dataset,
             seconds=took,
@@ -376,7 +384,10 @@ def export(found, settings, work, log, folders):
 
 
 def train(found, settings, seconds):
-    """Pretraining, killed and continued; finetuning of both kinds; export and load. From packed stores of random images."""
+    """Pretraining, killed and continued; finetuning of both kinds; export and load.
+
+    From packed stores of random images.
+    """
     work, log, started = settings.out / "runs", settings.out / "runs.log", time.monotonic()
     log.unlink(missing_ok=True)
     work.mkdir()
@@ -457,7 +468,8 @@ def measure_end_to_end(found, settings, seconds):
                 row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
             )
             found.add(
-                f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data {row['waiting']}"
+                f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data "
+                f"{row['waiting']}"
             )
 
 
@@ -472,7 +484,8 @@ def compare_losses(found, settings, seconds):
     )
     for row in rows[1:]:
         found.add(
-            f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; float32 "
+            f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; "
+            "float32 "
             f"{rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}"
         )
 
@@ -562,7 +575,8 @@ def profile_step(found, settings, seconds):
     whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
     add_kernels(found, taken, whole, steps)
     found.add(
-        f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels and copies a step",
+        f"GPU idle {1 - busy / whole:.1%} of {whole / steps / 1e3:.1f} ms a step, {len(spans) / steps:,.0f} kernels "
+        "and copies a step",
         idle=1 - busy / whole,
         ms=whole / steps / 1e3,
     )

@@ -3,11 +3,11 @@
 
     python -m benchmarks.gpu_report --minutes 8 --out output/gpu_report
 
-Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a share of
-the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the later ones. It
-runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone. After every part
---out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part printed. On a CPU the same
-parts run with the smallest sizes. Ends with status 1 if a part failed.
+Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a
+share of the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the
+later ones. It runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone.
+After every part --out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part
+printed. On a CPU the same parts run with the smallest sizes. Ends with status 1 if a part failed.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def table(rows, style):
 
 def write_report(out, started, args, rows):
     """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
-    from common.files import put_in_place, write_json
+    from common.files import write_json, write_text
 
     machine = rows[0].get("machine", {})
     seconds = time.monotonic() - started
@@ -79,7 +79,7 @@ def write_report(out, started, args, rows):
     )
     place = f"{machine.get('gpu') or machine.get('cpu')}, PyTorch {machine.get('torch')}"
     text = f"# Report\n\n{place}; {seconds / 60:.1f} of {args.minutes:g} minutes.\n\n{table(rows, 'pipe')}\n"
-    put_in_place(out / f"{NAME}.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(out / f"{NAME}.md", text)
 
 
 def missing_packages(names=NEEDED):

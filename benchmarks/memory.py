@@ -4,12 +4,10 @@
     python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
 
 Each case runs in its own process. The peak is that of the GPU, or of the process on a CPU. In addition, the bytes that
-autograd keeps from forward to backward are counted (each tensor once, without parameters), in all and within the largest
-block, which gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that grows with the
-batch from the constant part (weights in 16 bits). The table estimates the batch size that fits a GPU from this, leaving a
-tenth of its memory free.
-Writes memory.json and prints a table.
-"""
+autograd keeps from forward to backward are counted (each tensor once, without parameters), in all and within the
+largest block, which gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that
+grows with the batch from the constant part (weights in 16 bits). The table estimates the batch size that fits a GPU
+from this, leaving a tenth of its memory free. Writes memory.json and prints a table."""
 
 import argparse
 import json

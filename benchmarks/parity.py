@@ -3,8 +3,8 @@
 
     python -m benchmarks.parity --model mixmim_tiny --steps 200
 
-All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the last
-bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
+All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the
+last bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
 analysis/benchmark_figure.py, and prints a table.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.report import benchmark_parser, changed, deadline, report
 from benchmarks.step import SIDE, Ours, Reference, add_more_executions, add_path_flags, usual_amp
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.simulate.patches import Parameters, plan_scenes, simulate_scene
 from util.distributed import pick_device
 
@@ -35,8 +35,8 @@ def simulated_batches(args, device):
     """Batches (batch_size, 2, 120, 120) of simulated patches, dB."""
     count = args.batch_size * args.batches
     scenes = plan_scenes(Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0))
-    crew = Crew(min(len(os.sched_getaffinity(0)), 1 + count // 256))
-    images = np.concatenate(crew.map(partial(patches_of, seed=args.seed), scenes, "scenes"))
+    workers = Workers(min(len(os.sched_getaffinity(0)), 1 + count // 256))
+    images = np.concatenate(workers.map(partial(patches_of, seed=args.seed), scenes, "scenes"))
     return list(
         torch.from_numpy(images[np.random.default_rng(args.seed).permutation(count)]).to(device).split(args.batch_size)
     )

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A packed store of random images, made in seconds and without any data: for the report, and for tests.
 
-Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels are
-drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset itself.
+Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels
+are drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset
+itself.
 """
 
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.prepare.distinct_images import DistinctImages
 from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_part
 from sarwmix.registry import DATASETS
@@ -21,7 +22,10 @@ LABEL_SHARE = 0.15  # of the samples of BigEarthNet that have a given class
 
 
 class RandomImages:
-    """What `sarwmix.prepare.pack` asks of a dataset. image_names: (N, k), of which each image is a function, with the seed."""
+    """What `sarwmix.prepare.pack` asks of a dataset.
+
+    image_names: (N, k), of which each image is a function, with the seed.
+    """
 
     def __init__(self, kind, image_names, size, seed):
         self.kind, self.image_names, self.size, self.seed = kind, image_names, size, seed
@@ -60,7 +64,7 @@ def draw_labels(kind, count, rng):
     return labels.astype(np.uint8)
 
 
-def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
+def write_random_store(out, kind, splits, size=120, seed=0, workers=Workers()):
     """Write a store of dataset `kind` with {split: samples} into a new folder. Returns its path."""
     out, rng, sources = Path(out), np.random.default_rng(seed), []
     out.mkdir(parents=True)
@@ -73,7 +77,7 @@ def write_random_store(out, kind, splits, size=120, seed=0, crew=Crew()):
     write = partial(
         write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
     )
-    reports = crew.map(write, parts_of(sources), "parts")
+    reports = workers.map(write, parts_of(sources), "parts")
     finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
     for path in out.glob("part_*.json"):
         path.unlink()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Our plain re-implementation of the original approach, for the benchmarks: the same numbers without optimisations.
 
-It follows the description of that approach: tokens are in raster order, and every block partitions them into windows and
-reverses this; attention is a product, a softmax and a product, and every block looks up the bias and builds the mask; images
-are mixed after the patch embedding; each sample is read from two GeoTIFFs and resized, flipped, weighted and standardised on
-its own; AdamW has PyTorch's defaults; fp16 with a scaled loss on a GPU; the loss is read after every step. Written from the
-papers (2205.13137, 2103.14030, 2503.01181). It uses the parameters of a `MixMIM`, so that tests can compare both
-(tests/benchmarks/test_benchmarks.py).
+It follows the description of that approach: tokens are in raster order, and every block partitions them into windows
+and reverses this; attention is a product, a softmax and a product, and every block looks up the bias and builds the
+mask; images are mixed after the patch embedding; each sample is read from two GeoTIFFs and resized, flipped, weighted
+and standardised on its own; AdamW has PyTorch's defaults; fp16 with a scaled loss on a GPU; the loss is read after
+every step. Written from the papers (2205.13137, 2103.14030, 2503.01181). It uses the parameters of a `MixMIM`, so that
+tests can compare both (tests/benchmarks/test_benchmarks.py).
 """
 
 import random

@@ -42,8 +42,8 @@ def in_turns(variants, rounds, seed=0, until=None):
     """Time callables in turn: every round runs each of them once, in a new random order.
 
     variants: {name: callable}. Returns {name: [seconds, one per round]}. A disturbance that lasts longer than a round
-    affects all variants, so ratios within a round are more reliable than times. until: a time of time.monotonic(); after
-    the first round, none begins that would end later than this if it takes as long as the longest so far.
+    affects all variants, so ratios within a round are more reliable than times. until: a time of time.monotonic();
+    after the first round, none begins that would end later than this if it takes as long as the longest so far.
     """
     order, rng, seconds, longest = list(variants), random.Random(seed), {name: [] for name in variants}, 0.0
     for number in range(rounds):
@@ -60,7 +60,10 @@ def in_turns(variants, rounds, seed=0, until=None):
 
 
 def spread(values):
-    """{"median", "low", "high"} of values; low and high are the quartiles, or the extremes of fewer than four values."""
+    """{"median", "low", "high"} of values.
+
+    Low and high are the quartiles, or the extremes of fewer than four values.
+    """
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), None, max(values))
     return {"median": median(values), "low": low, "high": high}
 

@@ -3,11 +3,12 @@
 
     python -m benchmarks.scaling --ranks 1 2
 
-torchrun starts each number of ranks, with the same batch size per rank. Every round measures, in a new random order that is
-the same on all ranks: rank 0 alone while the others wait; all ranks without exchange; all ranks with DDP; the reference with
-DDP and its default settings. The difference of the first two is lost to shared resources (memory, caches, power), that of the
-next two to the exchange of gradients and to waiting for the slowest rank. On a CPU the cores are divided among the ranks, so
-"alone" has as many cores as one of several. Writes scaling.json and prints a table.
+torchrun starts each number of ranks, with the same batch size per rank. Every round measures, in a new random order
+that is the same on all ranks: rank 0 alone while the others wait; all ranks without exchange; all ranks with DDP; the
+reference with DDP and its default settings. The difference of the first two is lost to shared resources (memory,
+caches, power), that of the next two to the exchange of gradients and to waiting for the slowest rank. On a CPU the
+cores are divided among the ranks, so "alone" has as many cores as one of several. Writes scaling.json and prints a
+table.
 """
 
 import argparse
@@ -28,7 +29,8 @@ MARK = "scaling: "  # beginning of the line of rank 0 that contains the result
 
 
 def measure(args):
-    """The row of one number of ranks, in one of them: {"alone", "together", "exchanging", "reference": seconds of a step, one a round}."""
+    """The row of one number of ranks, in one of them: {"alone", "together", "exchanging", "reference": seconds of a
+    step, one a round}."""
     ranks = start_ranks(
         argparse.Namespace(device=args.device, local_rank=None, dist_url="env://", port=None, dist_timeout=10)
     )

@@ -4,12 +4,12 @@
     python -m benchmarks.step --out output/benchmarks
     python -m benchmarks.step --batch_size 256 --steps 20 --compile default max-autotune-no-cudagraphs
 
-All paths train in one process, each its own model with the same weights, images and masks, in turns in a new random order
-every round. The reference is measured twice ("reference, again"); the difference of the two is the noise of the measurement.
-Ours prepares dB images within the step. The reference gets prepared images, as its loader prepares them on the CPU; that
-cost is part of benchmarks/end_to_end.py. On a CPU our programs keep freed memory (`util.misc.keep_freed_memory`); each path
-is measured with and without it. bf16 is skipped if the processor emulates it, unless --amp requests it.
-Writes step.json and prints a table.
+All paths train in one process, each its own model with the same weights, images and masks, in turns in a new random
+order every round. The reference is measured twice ("reference, again"); the difference of the two is the noise of the
+measurement. Ours prepares dB images within the step. The reference gets prepared images, as its loader prepares them on
+the CPU; that cost is part of benchmarks/end_to_end.py. On a CPU our programs keep freed memory
+(`util.misc.keep_freed_memory`); each path is measured with and without it. bf16 is skipped if the processor emulates
+it, unless --amp requests it. Writes step.json and prints a table.
 """
 
 import ctypes
@@ -202,7 +202,8 @@ def warm_up_all(paths, args, device, ends):
 
 
 def warm_up(path, steps, device):
-    """Steps before the timing: (seconds of these steps, peak bytes on the GPU during one more, above those in use before)."""
+    """Steps before the timing: (seconds of these steps, peak bytes on the GPU during one more, above those in use
+    before)."""
     started = time.perf_counter()
     path.run(steps)
     seconds = time.perf_counter() - started

@@ -11,7 +11,7 @@ from common.launchers import launched_rank
 
 
 class Range:
-    """An argparse type: a finite number within bounds, which `--help` shows. Messages say the bound that is not kept."""
+    """An argparse type: a finite number within bounds, which `--help` and error messages show."""
 
     def __init__(self, kind, at_least=None, above=None, at_most=None, below=None):
         self.kind = kind
@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
 
     def parse_known_args(self, args=None, namespace=None):
-        """Refuses unknown flags before parsing the others: argparse would first miss the required one that was misspelt."""
+        """Refuses unknown flags first: argparse would report a misspelt required flag as missing."""
         words = list(sys.argv[1:] if args is None else args)
         flags = words[: words.index("--") if "--" in words else None]
         unknown = [self._with_nearest(word) for word in flags if self._is_unknown(word)]

@@ -1,62 +1,99 @@
 # SPDX-License-Identifier: MIT
-"""Writing files so that nothing half-written ever has its final name, and folders that one run at a time may fill."""
+"""Atomic writing, reading with one-line errors, free space, and folders that one run at a time fills."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import DataError
+from common.lock import LOCK, FolderLock
 
-LOCK = ".lock"
-RESERVE = 256 * 2**20  # bytes that a file system should have left over
+RESERVE = 256 * 2**20  # bytes that stay free on a file system
+HALF_WRITTEN = ".*.[0-9]*.tmp"  # temporary files of `atomic_path`, as a killed run leaves them
 
 
-def put_in_place(path, write):
-    """Have write(temporary path) make a file beside `path`; when it is on the disk, give it its name."""
+# ---- Atomic writing ------------------------------------------------------------------------------
+
+
+@contextmanager
+def temporary_beside(path):
+    """Yields a path of this process beside `path`, on the same file system. A file there is removed after the block."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)  # what an interrupted run left; GDAL would try to open it
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # a killed process may have had this process's number
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def save_array(path, array):
-    """A .npy file, in place only when it is whole."""
+def sync(path):
+    """Flushes a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    def write(temporary):
-        with open(temporary, "wb") as file:  # given a name, NumPy would append .npy to that of the temporary file
-            np.save(file, array)
 
-    put_in_place(path, write)
+@contextmanager
+def atomic_path(path):
+    """Yields a temporary path. At the end of the block the file there is flushed to the disk and renamed to `path`.
+
+    Killed at any moment, `path` holds either what it held before or all of the new content. An exception (disk full, …)
+    leaves `path` as it was.
+    """
+    with temporary_beside(path) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+    sync(Path(path).parent)
 
 
-def write_csv(path, header, rows):
-    """A CSV file with this header (None: without), in place only when it is whole."""
+def write_atomically(path, write):
+    """Writes a file by write(file), opened in binary mode; see `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write(file)
 
-    def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *rows] if header else rows)
 
-    put_in_place(path, write)
+def write_text(path, text):
+    """Writes a UTF-8 text file; see `atomic_path`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path, value):
-    """A JSON file, in place only when it is whole."""
-    put_in_place(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+    """Writes a JSON file; see `atomic_path`."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_csv(path, header, rows):
+    """Writes a CSV file with this header, or without one (None); see `atomic_path`."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows] if header else rows)
+
+
+def save_array(path, array):
+    """Writes a .npy file; see `atomic_path`."""
+    write_atomically(path, lambda file: np.save(file, array))
+
+
+def remove_half_written(folder):
+    """Removes the temporary files that a killed run left in a folder and below it."""
+    for path in Path(folder).rglob(HALF_WRITTEN):
+        path.unlink()
+
+
+# ---- Reading -------------------------------------------------------------------------------------
 
 
 def read_json(path, remedy):
-    """The content of a JSON file, with a byte order mark or without. Raises DataError, which names it and ends with the remedy."""
+    """The content of a JSON file, with or without a byte order mark. Raises DataError that ends with the remedy."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: too many brackets within each other
@@ -70,7 +107,7 @@ def sha256_of(path):
 
 
 def file_fault(folder, expected):
-    """What is wrong with a file of a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
+    """What is wrong with a file in a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
     name, checksum = expected
     try:
         return None if sha256_of(Path(folder) / name) == checksum else f"{name} differs"
@@ -78,19 +115,19 @@ def file_fault(folder, expected):
         return f"{name} cannot be read ({error.strerror})"
 
 
-# ---- Room ----------------------------------------------------------------------------------------
+# ---- Free space ----------------------------------------------------------------------------------
 
 
 def room_at(folder):
-    """(the nearest folder that exists at or above `folder`, bytes that are free there)."""
+    """(the nearest folder that exists at or above `folder`, free bytes there)."""
     there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
     return there, shutil.disk_usage(there).free
 
 
 def check_room(needs):
-    """DataError, naming folder, need and room, if the file systems of these folders cannot take what is to be written.
+    """Raises DataError, with folders, need and free space, if a file system has no room for what is to be written.
 
-    needs: [(flag, folder that need not exist yet, bytes)]. Folders of one file system share its room.
+    needs: [(flag, folder, which need not exist yet, bytes)]. Folders on one file system share its space.
     """
     by_device = {}
     for flag, folder, need in needs:
@@ -106,19 +143,19 @@ def check_room(needs):
             )
 
 
-# ---- Folders -------------------------------------------------------------------------------------
+# ---- Folders that one run at a time fills --------------------------------------------------------
 
 
 @contextmanager
-def claimed(crew, out, record, last, name="simulation.json", flag="--out"):
-    """Hold the folder `out`, so that no other run fills it too. Yields whether it is complete: the file `last` is there.
+def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
+    """Holds the folder `out` against other runs. Yields whether it is complete, which is when the file `last` exists.
 
-    record: what decides its content, plain values, kept in the file `name`. A folder with the same record is finished, or
-    continued; one that is not there is made. flag: how the user named the folder. Raises DataError on every rank of
-    `crew` for any other content and for a folder that another run holds, and touches nothing then.
+    record: the parameters that decide its content, plain values, kept in the file `name`. A folder with the same record
+    is continued; a missing folder is made. flag: how the user named the folder. Raises InputError on every rank of
+    `workers`, and changes nothing, for any other content and for a folder that another run holds.
     """
     with ExitStack() as stack:
-        yield crew.on_main(lambda: stack.enter_context(_claimed(Path(out), record, last, name, flag)))
+        yield workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
 
 
 @contextmanager
@@ -130,16 +167,22 @@ def _claimed(out, record, last, name, flag):
         yield True
         return
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out, flag):
-        if new and not _has_record(out, record, name, flag):  # another run may have just begun it
+    lock = FolderLock(out)
+    lock.acquire(f"{flag} {out}", any_host=True)  # files are replaced whole, with the content that any run gives them
+    try:
+        if new and not _has_record(out, record, name, flag):  # another run may have begun it in the meantime
             write_json(out / name, record)
+        else:
+            remove_half_written(out)
         yield (out / last).exists()
+    finally:
+        lock.path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _has_record(out, record, name, flag):
-    """Whether `out` has this record; otherwise it has no content at all. Raises DataError."""
-    content = {entry.name for entry in out.iterdir()} - {f".{name}.tmp", LOCK} if out.exists() else set()
-    if not content:
+    """Whether `out` has this record; if not, it is empty or missing. Raises DataError for any other content."""
+    if not out.exists() or not any(path.name != LOCK and not path.match(HALF_WRITTEN) for path in out.iterdir()):
         return False
     try:
         found = json.loads((out / name).read_text(encoding="utf-8"))
@@ -152,32 +195,3 @@ def _has_record(out, record, name, flag):
             f"{flag} {out} was made with other parameters ({out / name}); choose another {flag}, or remove it"
         )
     return True
-
-
-@contextmanager
-def _locked(out, flag):
-    path = out / LOCK
-    while True:
-        lock = open(path, "a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another run"
-            lock.close()
-            raise DataError(
-                f"{flag} {out} is being written by {holder}; wait for it, or choose another {flag}"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-            break
-        lock.close()  # the last holder removed it in the meantime
-    try:
-        lock.truncate(0)
-        lock.write(f"{socket.gethostname()} pid {os.getpid()}\n")
-        lock.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.close()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a launcher (mpirun, torchrun, srun, …) tells a process in its environment: which rank it is, and of how many."""
+"""The rank of this process and the number of ranks, from the environment variables of mpirun, torchrun, srun, …"""
 
 import os
 import re
 from dataclasses import dataclass
 
-# launcher → variables of rank, world size, rank on this node, ranks on this node; of several, the first that is set counts.
-# Launchers are tried in this order: an mpirun or a torchrun in a Slurm job sets its own variables beside those of Slurm.
+# Launcher → names of its variables for rank, world size, rank on this node, ranks on this node; the first that is set
+# counts. The order matters: mpirun and torchrun in a Slurm job set their own variables beside those of Slurm.
 LAUNCHERS = {
     "Open MPI": (
         ("OMPI_COMM_WORLD_RANK",),
@@ -31,12 +31,12 @@ LAUNCHERS = {
     "PMIx": (("PMIX_RANK",), (), (), ()),
 }
 MPI = ("Open MPI", "MVAPICH", "MPICH")  # launchers whose ranks mpi4py can connect
-# Slurm's numbers for what is no step of srun: the batch script, and the shell of an interactive allocation.
+# SLURM_STEP_ID outside of srun: of the batch script, and of the shell of an interactive allocation.
 NOT_SRUN = ("batch", "interactive", "extern", "4294967290", "4294967291", "4294967292")
 
 
 class LaunchError(ValueError):
-    """A launcher's variables cannot be used. One line: which, and what to do instead."""
+    """The variables of a launcher cannot be used. One line: which, and the remedy."""
 
 
 class OutsideSrun(LaunchError):
@@ -45,7 +45,7 @@ class OutsideSrun(LaunchError):
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of this process. world_size: 0 where it does not say how many ranks there are."""
+    """This process among its ranks. world_size: 0 if the launcher does not state it."""
 
     launcher: str = "single process"
     rank: int = 0
@@ -69,9 +69,9 @@ def _integers(launcher, **values):
 
 
 def detect_launch(env=os.environ):
-    """The rank of this process and the number of ranks, from the first launcher whose variables are set, else a single process.
+    """The Launch by the first launcher whose variables are set; without any, a single process.
 
-    Raises LaunchError when variables contradict each other, and OutsideSrun.
+    Raises LaunchError for variables that contradict each other, and OutsideSrun.
     """
     unknown = None
     for launcher, names in LAUNCHERS.items():
@@ -84,7 +84,7 @@ def detect_launch(env=os.environ):
         if rank is None:
             continue
         if size is None:
-            # Open MPI sets PMIX_RANK=0 for what a process starts that uses MPI without an mpirun.
+            # Open MPI sets PMIX_RANK=0 in the children of a process that uses MPI without mpirun.
             alone = rank == "0" and (launcher != "PMIx" or env.get("OMPI_MCA_ess") == "singleton")
             if not alone and re.fullmatch("[0-9]{1,9}", rank):
                 unknown = Launch(launcher, int(rank), 0)
@@ -103,7 +103,7 @@ def detect_launch(env=os.environ):
 
 
 def _ranks_here(launcher, rank, world_size, local_rank, env):
-    """The number of ranks on this node. Where nothing says it, all are taken to be here, unless this rank's two numbers differ."""
+    """The number of ranks on this node. If no variable states it: all, unless the rank and the local rank differ."""
     if launcher == "Slurm":
         return _tasks_here(world_size, env)
     name, value = _first(env, LAUNCHERS[launcher][3])
@@ -113,7 +113,7 @@ def _ranks_here(launcher, rank, world_size, local_rank, env):
 
 
 def _tasks_here(world_size, env):
-    """The number of Slurm's tasks on this node; "4(x2),1" is four tasks on each of two nodes, and one on a third."""
+    """The number of Slurm tasks on this node. "4(x2),1" means four tasks on each of two nodes, and one on a third."""
     if _first(env, ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"))[1] == "1":
         return world_size
     name, counts = _first(env, ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"))
@@ -122,7 +122,8 @@ def _tasks_here(world_size, env):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part.strip())
         if not match:
             raise LaunchError(
-                f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set MASTER_ADDR"
+                f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set "
+                f"MASTER_ADDR"
             )
         tasks, node = int(match[1]), node - int(match[2] or 1)
         if node < 0:
@@ -131,7 +132,7 @@ def _tasks_here(world_size, env):
 
 
 def _srun_says_the_same(env):
-    """Whether srun started this process and PMI_RANK is its (srun --mpi=pmi2), so that Slurm's variables, which say more, hold."""
+    """Whether srun --mpi=pmi2 set PMI_RANK: the variables of Slurm then say the same, and more."""
     return (
         "SLURM_STEP_ID" in env
         and not _outside_of_srun(env)
@@ -141,9 +142,9 @@ def _srun_says_the_same(env):
 
 
 def _outside_of_srun(env):
-    """Whether this process belongs to a Slurm job without being a task of srun: in a batch script, or in the shell of salloc.
+    """Whether this process is no task of srun: a batch script, the shell of salloc, or no Slurm job at all.
 
-    A batch script has SLURM_PROCID=0 as the first task of srun has it, but no SLURM_STEP_ID.
+    A batch script has SLURM_PROCID=0, like the first task of srun, but no SLURM_STEP_ID.
     """
     step = env.get("SLURM_STEP_ID", env.get("SLURM_STEPID"))
     if step is not None:
@@ -160,13 +161,13 @@ def _refuse_many_tasks(env):
     if tasks and tasks != "1":
         shown = tasks if re.fullmatch("[0-9]{1,9}", tasks) else repr(tasks[:40])
         raise OutsideSrun(
-            f"this Slurm job has {name}={shown} tasks, and this process was not started by srun: start it with srun, or, to "
-            f"use a single process, with srun -n 1"
+            f"this Slurm job has {name}={shown} tasks, and this process was not started by srun: start it with srun, "
+            f"or, to use a single process, with srun -n 1"
         )
 
 
 def launched_rank(env=os.environ):
-    """The rank of this process; 0 where the launcher does not say it in an intelligible way."""
+    """The rank of this process; 0 if the variables of the launcher cannot be used."""
     try:
         return detect_launch(env).rank
     except LaunchError:
@@ -174,6 +175,14 @@ def launched_rank(env=os.environ):
 
 
 def first_host(nodes):
-    """The first host of a list as Slurm writes it: "gpu[03-07,12],cpu1" → "gpu03"."""
+    """The first host of a node list of Slurm: "gpu[03-07,12],cpu1" → "gpu03"."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])*", nodes)[0]
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first).strip()
+
+
+def mpirun(ranks, slots):
+    """What starts several ranks on this machine, with `slots` GPUs or cores for them; nothing for one rank."""
+    if ranks == 1:
+        return []
+    as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return ["mpirun", "-np", str(ranks), "--bind-to", "none", *as_root, *(["--oversubscribe"] if slots < ranks else [])]

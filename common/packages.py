@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packages that a machine can do without, as long as nothing needs them: imported where they are used, or one line."""
+"""Optional packages, which are imported where they are used; a missing one is an error of one line."""
 
 from importlib import import_module
 
@@ -9,14 +9,15 @@ PACK_ELSEWHERE = ", or pack the data on a machine that has it: python -m sarwmix
 
 
 def load(module, work, otherwise=""):
-    """The module of this name. Raises DataError if its package is absent or broken.
+    """Imports and returns a module. Raises DataError if its package is missing or broken.
 
-    work: what needs it ("reading GeoTIFFs"); otherwise: a way without it, for the end of the message.
+    work: what needs it ("reading GeoTIFFs"). otherwise: how to do without it, for the end of the message.
     """
     try:
         return import_module(module)
-    except (ImportError, RuntimeError, OSError) as error:  # the latter where a library that it needs cannot be loaded
-        package = {"osgeo": "gdal"}.get(module.partition(".")[0], module.partition(".")[0])
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError, OSError: a library of it cannot be loaded
+        top = module.partition(".")[0]
+        package = {"osgeo": "gdal"}.get(top, top)
+        absent = isinstance(error, ModuleNotFoundError) and error.name == top
         fault = "which is not installed" if absent else f"which cannot be imported ({' '.join(str(error).split())})"
         raise DataError(f"{work} needs {package}, {fault}; pip install {package}{otherwise}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the ranks of a program do together, whatever connects them: fail alike, and have rank 0 work for all."""
+"""What the ranks of a program do together, whatever connects them: fail together, and let rank 0 work for all."""
 
 import functools
 from contextlib import contextmanager

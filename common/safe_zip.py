@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading a zip that may be damaged, or made to do harm: nothing is written unless all of its directory is in order."""
+"""Reads zips that may be damaged or malicious: the whole directory is checked before anything is read or written."""
 
 import copy
 import hashlib
@@ -12,26 +12,30 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from common.errors import DataError, data_error
-from common.files import put_in_place
+from common.errors import DataError, data_error, quoted, reason_of
+from common.files import atomic_path
 
 MAX_ENTRIES = 200_000
-MAX_BYTES = 200 * 10**9  # of all members together, as they state it
-MAX_RATIO = 200  # bytes of a member to bytes that it takes in the zip, where it has more than
-RATIO_FROM = 8 * 2**20  # bytes: an empty image of 1 MB may well be a thousand times larger than its member
+MAX_BYTES = 200 * 10**9  # of all members together, as their directory entries state
+MAX_RATIO = 200  # largest ratio of unpacked to packed bytes, for members of more than RATIO_FROM unpacked bytes
+RATIO_FROM = 8 * 2**20  # an empty image of 1 MB is a thousand times larger than its member
 CHUNK = 2**20
-HEADER = 30  # bytes before the name and the data of a member, at least
-ENCRYPTED = 0x1 | 0x40 | 0x2000
-PATCH = 0x20  # flag of data that are a difference from another file
+HEADER = 30  # least number of bytes before the name and the data of a member
+ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits
+PATCHED = 0x20  # flag bit of data that are a difference from another file
 AGAIN = "download it again, and compare its size with what the source states"
+# What zipfile raises for a file that is no zip, or is damaged.
+BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error)
+_quoted = partial(quoted, most=200)  # names of images with their folders have some 110 characters
 
 
 def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=MAX_RATIO):
-    """Open a zip and check its directory. Returns Archive, which is to be closed (`with`).
+    """Opens a zip and checks its directory. Returns an Archive, which is to be closed (`with`).
 
-    max_entries, max_bytes, max_ratio: more members, bytes in all, or bytes of a large member per byte in the zip are refused.
-    Raises DataError, which names the zip and the first five members that cannot be trusted: names that lead elsewhere,
-    clash or hold control characters; links and devices; encrypted or unusually packed ones; sizes that cannot be.
+    max_entries, max_bytes, max_ratio: upper bounds of members, bytes in all, and unpacked bytes per packed byte of a
+    large member. Raises DataError, with the zip and the first five members that cannot be trusted: names that lead
+    elsewhere, clash or hold control characters; links and devices; encrypted or unusually packed members; impossible
+    sizes.
     """
     try:
         file = zipfile.ZipFile(path)
@@ -41,8 +45,8 @@ def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=M
         raise DataError(
             f"{path}: cannot be opened ({error.strerror or error}); give the zip as it was downloaded"
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: is not a zip, or is cut off or damaged ({_one_line(error)}); {AGAIN}") from None
+    except BROKEN as error:
+        raise DataError(f"{path}: is not a zip, or is cut off or damaged ({reason_of(error)[:200]}); {AGAIN}") from None
     try:
         return Archive(path, file, _checked(path, file, max_entries, max_bytes, max_ratio))
     except DataError:
@@ -50,10 +54,23 @@ def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=M
         raise
 
 
-class Archive:
-    """An open zip with a directory that has been checked.
+def packing_fault(path):
+    """Why a zip whose members should be stored unpacked may take more memory than it has bytes, or None."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = file.infolist()
+    except (*BROKEN, OSError) as error:
+        return str(error)
+    packed = [info.filename for info in entries if info.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(info.file_size for info in entries) > Path(path).stat().st_size:
+        return f"its {packed[0] if packed else 'content'} is packed, which PyTorch's never is"
+    return None
 
-    members: {name with "/" between its parts: zipfile.ZipInfo} of the files in it, in the order of the directory.
+
+class Archive:
+    """An open zip whose directory has been checked.
+
+    members: {name with "/" between its parts: zipfile.ZipInfo} of its files, in the order of the directory.
     """
 
     def __init__(self, path, file, members):
@@ -71,48 +88,39 @@ class Archive:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def read(self, name, most=64 * 2**20):
-        """Content of a small member, bytes. Raises DataError as `extract` does, and for more than `most` bytes."""
-        if self.members[name].file_size > most:
+        """The content of a small member. Raises DataError as `extract` does, and for more than `most` bytes."""
+        size = self.members[name].file_size
+        if size > most:
             raise DataError(
-                f"{self.path}: member {_quoted(name)} has {self.members[name].file_size} bytes, far more than such a file "
-                f"has; {AGAIN}"
+                f"{self.path}: member {_quoted(name)} has {size} bytes, far more than such a file has; {AGAIN}"
             )
         return b"".join(self._chunks(name))
 
     def pending(self, chosen, out):
-        """What of {relative path under the folder `out`: member} is not there yet with the size of its member."""
-
-        def is_there(path, size):
-            return path.is_file() and path.stat().st_size == size
-
+        """The entries of {path relative to the folder `out`: member} without a file of the member's size."""
         return {
-            target: name for target, name in chosen.items() if not is_there(out / target, self.members[name].file_size)
+            target: name
+            for target, name in chosen.items()
+            if not (out / target).is_file() or (out / target).stat().st_size != self.members[name].file_size
         }
 
     def extract(self, chosen, out):
-        """Write {relative path under the folder `out`: member}; what is there with the right size stays.
+        """Writes {path relative to the folder `out`: member}; files that exist with the right size are kept.
 
-        A file with its final name is whole, and has the checksum that the zip states. Raises DataError, naming the zip and
-        the member, for damaged data and for more or fewer bytes than stated; no more than those are ever written.
+        A file under its final name is complete and has the checksum that the zip states. Raises DataError, with the zip
+        and the member, for damaged data and for another number of bytes than stated; never writes more than stated.
         """
         for target, name in self.pending(chosen, out).items():
             (out / target).parent.mkdir(parents=True, exist_ok=True)
-            put_in_place(out / target, partial(self._write, name))
-
-    def _write(self, name, path):
-        try:
-            with open(path, "wb") as file:
+            with atomic_path(out / target) as temporary, open(temporary, "wb") as file:
                 for chunk in self._chunks(name):
                     file.write(chunk)
-        except DataError:
-            path.unlink()
-            raise
 
     def _chunks(self, name):
-        """The bytes of a member in pieces. Their number has been held against the ratio allowed, so that one bound is enough."""
+        """The bytes of a member in pieces, at most as many as its directory entry states."""
         stated = self.members[name].file_size
         info = copy.copy(self.members[name])
-        info.file_size += 2 * CHUNK  # zipfile stops in silence at the size that it knows
+        info.file_size += 2 * CHUNK  # zipfile stops silently at the stated size
         total = 0
         try:
             with self._file.open(info) as member:
@@ -122,7 +130,9 @@ class Archive:
                         break
                     yield chunk
         except (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.path}: member {_quoted(name)} is damaged ({_one_line(error)}); {AGAIN}") from None
+            raise DataError(
+                f"{self.path}: member {_quoted(name)} is damaged ({reason_of(error)[:200]}); {AGAIN}"
+            ) from None
         if total != stated:
             raise DataError(
                 f"{self.path}: member {_quoted(name)} holds {'more' if total > stated else 'fewer'} than the {stated} "
@@ -131,7 +141,7 @@ class Archive:
 
 
 def _checked(path, file, max_entries, max_bytes, max_ratio):
-    """{name: ZipInfo} of the files of a zip, when all of its directory can be trusted."""
+    """{name: ZipInfo} of the files of a zip. Raises DataError unless its whole directory can be trusted."""
     entries = file.infolist()
     if len(entries) > max_entries:
         raise DataError(f"{path}: has {len(entries)} members, more than the {max_entries} allowed; {AGAIN}")
@@ -154,8 +164,8 @@ def _parts(info):
 
 
 def _fault(info, max_ratio):
-    """Why a member by itself cannot be trusted, or None."""
-    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)  # where there are modes; 0 elsewhere
+    """Why a single member cannot be trusted, or None."""
+    name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)  # 0 where the zip has no file modes
     if not name.isprintable():
         return "has control characters in its name"
     if "\\" in name or re.match("[A-Za-z]:", name):
@@ -172,7 +182,7 @@ def _fault(info, max_ratio):
         return "is neither a plain file nor a folder"
     if info.flag_bits & ENCRYPTED:
         return "is encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & PATCH:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & PATCHED:
         return f"is packed by a method that is not read here ({info.compress_type})"
     if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
         return "is not packed, but has another size in the zip"
@@ -182,7 +192,7 @@ def _fault(info, max_ratio):
 
 
 def _clashes(entries):
-    """Names that come twice, or are those of a file and of a folder. In sorted order what lies in a folder follows it."""
+    """Names that occur twice, or as a file and as a folder. In sorted order a folder precedes its content."""
     named = sorted((_parts(info), _is_folder(info)) for info in entries)
     found = []
     for (first, is_folder), (second, also) in pairwise(named):
@@ -194,7 +204,7 @@ def _clashes(entries):
 
 
 def _overlaps(entries, end):
-    """Members that share bytes with the one before or lie outside the file, in the order of their place in it; end: of all."""
+    """Members that share bytes with another or lie outside the file. end: offset of the end of all members."""
     found, free = [], 0
     for info in sorted(entries, key=lambda info: info.header_offset):
         if info.header_offset < free:
@@ -203,13 +213,3 @@ def _overlaps(entries, end):
         if free > end:
             found.append(f"{_quoted(info.orig_filename)} reaches beyond the members of the zip")
     return found
-
-
-def _quoted(name):
-    """A name as it can stand in a one-line message; names of images, with their folders, have some 110 characters."""
-    text = repr(name)
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What every program does before it imports anything else, so that nothing in its environment ends it.
+"""Prepares the process before a program imports anything else: the environment, the Python version, error reports.
 
-The main programs and the packages of `python -m` import this module first. Where another program imports them, nothing happens.
+The main programs and the packages of `python -m` import this module first. It does nothing where another program
+imports them.
 """
 
 import os
@@ -9,13 +10,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folders of another installation, which its shell or its batch job exported; rasterio and GDAL find their own.
-OF_OTHERS = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH")
+# Data folders of another installation, exported by a shell or batch job; rasterio and GDAL find their own.
+FOREIGN_FOLDERS = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH")
 ENTER = "set up the environment with 'bash scripts/setup.sh' and enter it with 'source .venv/bin/activate'"
 
 
 def is_program():
-    """Whether this process is one of our programs: a main program, or what `python -m` is about to run."""
+    """Whether this process runs a main program, or is about to run a module by `python -m`."""
     file = getattr(sys.modules["__main__"], "__file__", None)
     return (
         sys.argv[:1] == ["-m"]
@@ -25,14 +26,14 @@ def is_program():
 
 
 def settle_environment(env=os.environ):
-    """Select Matplotlib's file backend, whatever a notebook exported, and leave PROJ and GDAL to the libraries that bring them."""
+    """Selects Matplotlib's file backend and removes the variables that point PROJ and GDAL to another installation."""
     env["MPLBACKEND"] = "agg"
-    for name in OF_OTHERS:
+    for name in FOREIGN_FOLDERS:
         env.pop(name, None)
 
 
 def missing_package(error):
-    """One line, with the remedy, about an import that failed for want of a package of others; None about any other error."""
+    """One line with the remedy, if an import failed because a third-party package is missing; else None."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if (
         not package
@@ -46,7 +47,7 @@ def missing_package(error):
 
 
 def _report(kind, error, trace):
-    """A sys.excepthook to which a missing package is one line and exit status 2."""
+    """A sys.excepthook that reports a missing package in one line, with exit status 2."""
     line = missing_package(error)
     if line is None:
         sys.__excepthook__(kind, error, trace)
@@ -58,7 +59,7 @@ def _report(kind, error, trace):
 
 
 if is_program():
-    if sys.version_info < (3, 11):  # noqa: UP036 (it may be started with any)
+    if sys.version_info < (3, 11):  # noqa: UP036 (any Python may start it)
         sys.stderr.write(
             f"error: Python 3.11 or newer is needed, and {sys.executable} is {sys.version.split()[0]}; {ENTER}\n"
         )
@@ -66,4 +67,4 @@ if is_program():
     settle_environment()
     sys.excepthook = _report
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: what its encoding lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, so that no character is an error

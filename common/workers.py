@@ -1,104 +1,117 @@
 # SPDX-License-Identifier: MIT
-"""Who does the work of generating and preparing data: MPI ranks, where a launcher started some, with processes on each."""
+"""Distributes the work of preparing data over MPI ranks, where a launcher started several, and processes on each."""
 
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import wait
 
-from common.errors import DataError
+from common.command_line import positive_int
+from common.console import setup_logging
+from common.ending import PREPARATION, run_program
+from common.errors import DataError, InputError
 from common.launchers import LaunchError, OutsideSrun, detect_launch
+from common.ranks import RankGroup
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5
 
 
-class Crew:
-    """All processes of a program. workers: processes of each rank. comm: mpi4py communicator, or None for one process alone."""
+class Workers(RankGroup):
+    """The MPI ranks of a program, with `processes` on each. comm: mpi4py communicator; None for one rank."""
 
-    def __init__(self, workers=1, comm=None):
-        self.workers, self._comm = workers, comm
-        self.rank, self.size = (comm.Get_rank(), comm.Get_size()) if comm else (0, 1)
+    def __init__(self, processes=1, comm=None):
+        self.processes, self._comm = processes, comm
+        if comm:
+            self.rank, self.world_size = comm.Get_rank(), comm.Get_size()
 
     @classmethod
-    def start(cls, workers):
-        """The ranks that mpirun or srun started, or this process alone. Raises DataError where MPI does not connect them."""
+    def start(cls, processes):
+        """The ranks that mpirun or srun started, or one rank. Raises DataError if MPI does not connect them."""
         try:
             launch = detect_launch()
-        except OutsideSrun:  # the processes of one program can use all cores of the job
-            return cls(workers)
+        except OutsideSrun:  # the processes of one rank can use all cores of the job
+            return cls(processes)
         except LaunchError as error:
             raise DataError(str(error)) from None
         if launch.world_size == 1 or launch.launcher == "torchrun":
-            return cls(workers)
+            return cls(processes)
         try:
             from mpi4py import MPI
         except ImportError as error:
             raise DataError(
-                f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded ({error}); "
-                f"install it as INSTALL.md says, or start one process with --workers"
+                f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded "
+                f"({error}); install it as INSTALL.md says, or start one process with --workers"
             ) from None
         size = MPI.COMM_WORLD.Get_size()
         if size != (launch.world_size or size) or launch.rank >= size:
             raise DataError(
-                f"{launch.launcher} started {launch.world_size or 'several'} processes, and MPI connects {size} of them; use the "
-                f"mpirun of the MPI that mpi4py is built for, or srun --mpi=pmix, or start one process with --workers"
+                f"{launch.launcher} started {launch.world_size or 'several'} processes, and MPI connects {size} of "
+                f"them; use the mpirun of the MPI that mpi4py is built for, or srun --mpi=pmix, or start one process "
+                f"with --workers"
             )
-        return cls(workers, MPI.COMM_WORLD if size > 1 else None)
+        return cls(processes, MPI.COMM_WORLD if size > 1 else None)
 
-    @property
-    def is_main(self):
-        return self.rank == 0
+    def gather(self, value):
+        return self._comm.allgather(value) if self._comm else [value]
 
     def map(self, work, items, what):
-        """[work(item) for item in items], on every rank; spread over the ranks, and over the processes of each.
+        """[work(item) for item in items] on every rank, distributed over all processes.
 
-        work, items and results must be picklable. what: of which progress is reported ("folders"). Whatever is raised
-        anywhere is raised everywhere, carrying `reported_by`, the rank it happened on.
+        work, items and results must be picklable. what: the unit in progress lines ("folders"). Raises the first
+        exception of any process on every rank; see `RankGroup.together`.
         """
         items = list(items)
-        mine = items[self.rank :: self.size]
-        parts = self._together(lambda: list(_with_progress(_in_processes(work, mine, self.workers), len(mine), what)))
-        return [parts[i % self.size][i // self.size] for i in range(len(items))]
-
-    def on_main(self, work):
-        """work() on rank 0; its result, or what it raises, on every rank."""
-        return self._together(lambda: work() if self.is_main else None)[0]
+        mine = items[self.rank :: self.world_size]
+        with self.together():
+            results = list(_with_progress(_in_processes(work, mine, self.processes), len(mine), what))
+        parts = self.gather(results)
+        return [parts[i % self.world_size][i // self.world_size] for i in range(len(items))]
 
     def abort(self):
-        """End all ranks at once, after an error that the others do not know of."""
+        """Ends all ranks at once, after an error that the others do not know of."""
         if self._comm:
             self._comm.Abort(1)
 
-    def _together(self, work):
-        """The results of work() on all ranks, in their order; the first failure is raised on all."""
-        if self._comm is None:
-            return [work()]
-        result, failure = None, None
-        try:
-            result = work()
-        except Exception as error:  # whatever it is, the other ranks must not wait for this one
-            failure = error
-        answers = self._comm.allgather((result, failure))
-        for rank, (_, error) in enumerate(answers):
-            if error is not None:
-                error.reported_by = rank
-                raise error
-        return [answer for answer, _ in answers]
+
+def add_workers_flag(group):
+    group.add_argument(
+        "--workers",
+        type=positive_int,
+        default=len(os.sched_getaffinity(0)),
+        help="processes of each MPI rank, or of the one machine; the files do not depend on it",
+    )
 
 
-def _in_processes(work, items, workers):
-    """Results of `work` for every item, in order; computed in several processes if workers > 1."""
-    workers = min(workers, len(items))
-    if workers <= 1:
+def run_command(parser, work, argv=None):
+    """A program that every rank runs: parses the flags and calls work(args, workers). Exits unless all goes well.
+
+    Bad input, InputError or OSError, is one line and exit status 2; see `run_program`.
+    """
+    args = parser.parse_args(argv)
+    try:
+        workers = Workers.start(args.workers)
+    except InputError as error:
+        parser.error(str(error))
+    setup_logging(logging.INFO if workers.is_main else logging.WARNING)
+    status = run_program(lambda: work(args, workers), parser.prog, PREPARATION, workers.abort)
+    if status:
+        sys.exit(status)
+
+
+def _in_processes(work, items, processes):
+    """The results of work(item), in order, computed in several processes if processes > 1."""
+    processes = min(processes, len(items))
+    if processes <= 1:
         yield from map(work, items)
         return
-    # Spawned, as forking is not safe under MPI and beside threads.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    # Spawned, because forking is not safe under MPI and beside threads.
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_parent)
     try:
         yield from pool.map(work, items)
     finally:
@@ -106,7 +119,7 @@ def _in_processes(work, items, workers):
 
 
 def _end_with_parent():
-    """A worker whose parent was killed would wait for work for ever."""
+    """Ends this worker with its parent: if the parent is killed, it would wait for work for ever."""
 
     def watch():
         wait([multiprocessing.parent_process().sentinel])

@@ -90,11 +90,11 @@ def _is_sound(manifest):
     )
 
 
-def verify(root, crew):
+def verify(root, workers):
     """Checks every file of a store against its checksum. Raises DataError: the count and the first five that differ."""
-    manifest = crew.on_main(lambda: read_manifest(root))
+    manifest = workers.on_main(read_manifest, root)
     expected = {**manifest["files"], **{part["file"]: part["sha256"] for part in manifest["parts"]}}
-    faults = [fault for fault in crew.map(partial(file_fault, root), sorted(expected.items()), "files") if fault]
+    faults = [fault for fault in workers.map(partial(file_fault, root), sorted(expected.items()), "files") if fault]
     if faults:
         raise data_error(
             f"{root}: {len(faults)} of {len(expected)} files are not what was written",

@@ -11,10 +11,12 @@ them sea; others, 5), and on simulated scenes and floods, which lie within these
     mean of an image    VH -31.7 (calm sea) … -14.1 (forest), VV -31.0 (calm sea) … -7.9 (town)
     VV above VH         4.8 … 10.6 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
     standard deviation  1.9 … 7.5 dB of an image
-    darkest pixel       -57.3 in products in dB. OPERA subtracts noise without a floor, so that pixels of the sea come near to
+    darkest pixel       -57.3 in products in dB. OPERA subtracts noise without a floor, so that pixels of the sea come
+    near to
                         0: 3e-5 of all its VH pixels are below -60 dB, one of 3.1 million is at -103.5
     brightest pixel     25.6 dB
-    commonest value     0.02 % of the pixels of an image; up to 0.34 % if values were clipped at 0 dB or rounded to 1/8 dB
+    commonest value     0.02 % of the pixels of an image; up to 0.34 % if values were clipped at 0 dB or rounded to 1/8
+    dB
 """
 
 import logging
@@ -209,7 +211,10 @@ def find_doubts(figures, expected=None, histogram=None):
             f"{_pair(expected[1])} that the input is standardised with; {remedy}"
         )
     if max(map(abs, figures["max"])) < 1e-6:
-        yield "the greatest value of VH and of VV is exactly 0 dB, or 1, as if scaled or clipped to [0, 1]; store calibrated backscatter"
+        yield (
+            "the greatest value of VH and of VV is exactly 0 dB, or 1, as if scaled or clipped to [0, 1]; store "
+            "calibrated backscatter"
+        )
     common = [_common_value(k, figures, histogram) for k in range(len(CHANNELS))] if histogram else []
     if any(common):
         yield (

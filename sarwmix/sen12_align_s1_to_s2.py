@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: MIT
 """SEN12-FLOOD: warps the Sentinel-1 images onto the 10 m UTM grid of the Sentinel-2 images of their folder.
 
-    python -m sarwmix.sen12_align_s1_to_s2 --raw-root RAW --out DIR --workers 8
+    python -m sarwmix.sen12_align_s1_to_s2 --raw_root RAW --out DIR --workers 8
 
 RAW holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif (linear σ⁰ in degrees of longitude and latitude, 0 = no
 data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. DIR/<folder>/<image>.tif then has two
-bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became of
-it, and is written last.
+bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became
+of it, and is written last.
 
-Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them. `bilinear`
-on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the mean of dB is
-not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours, as many as lie within
-a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel. `average` is the mean of all
-source pixels that touch a pixel, for sources that are much finer.
+Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them.
+`bilinear` on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the
+mean of dB is not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours,
+as many as lie within a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel.
+`average` is the mean of all source pixels that touch a pixel, for sources that are much finer.
 
 Each channel is warped by itself with an exact transformation: together, GDAL takes a pixel for missing only where both
-channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on has
-no data; with `average`, where all that it touches have none.
+channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on
+has no data; with `average`, where all that it touches have none.
 """
 
-import argparse
 import logging
 import re
 from collections import Counter
@@ -35,11 +34,11 @@ try:
 except ImportError:
     gdal = osr = None  # `align` says so
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of
+from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
 from sarwmix.plausibility import check_linear
 from sarwmix.sen12_index import ALIGN, ALIGNED, S1_LIST, SIDE, STEP, read_s1_list
@@ -165,14 +164,15 @@ def _band_of(dataset, channel, name):
 
 
 def _in_one_line(error, path):
-    """GDAL's message, without the name of the file, which is named anyhow and with the folders above the raw data here."""
+    """GDAL's message without the path of the file, which the caller adds relative to the raw data."""
     return " ".join(re.sub(rf"[`']?{re.escape(str(path))}(['`:,]* ?)", "", str(error)).split()) or "unknown"
 
 
 def to_linear(values, units, path):
     """(linear σ⁰ with 0 for no data, number of pixels that were NaN or infinite) of a channel in `units`.
 
-    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly ever.
+    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly
+    ever.
     """
     lost = ~np.isfinite(values)
     known = values[~lost & (values != 0)]
@@ -192,7 +192,9 @@ def to_linear(values, units, path):
 
 
 def find_reference(raw, folder):
-    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid; name and Grid None without any.
+    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid.
+
+    Name and Grid None without any.
 
     remarks: what else was found, one line each: B04 files that cannot be used, and such of another grid.
     """
@@ -298,15 +300,12 @@ def _warp(values, source, target, resampling, image):
 
 
 def write_aligned(path, values, grid, lost):
-    """A GeoTIFF of values (2, H, W), VH, VV, on a Grid; in place only when it was read back as it should be."""
-
-    def write(temporary):
+    """Writes values (2, H, W), VH, VV, on a Grid as a GeoTIFF, and reads them back before the file takes its name."""
+    with atomic_path(path) as temporary:
         temporary.write_bytes(_as_geotiff(values, grid, lost))
         written = _open(temporary)
         if not (_is_aligned(written, grid) and np.array_equal(written.ReadAsArray(), values)):
             raise DataError(f"{path}: does not hold what was written; check the disk, or choose another --out")
-
-    put_in_place(path, write)
 
 
 def _as_geotiff(values, grid, lost):
@@ -352,7 +351,10 @@ def _is_aligned(dataset, grid):
 
 
 def align_folder(images, raw, out, resampling, units):
-    """Align the images of one folder. Returns (its rows of align.csv, size of the reference (width, height) or None, remarks)."""
+    """Align the images of one folder.
+
+    Returns (its rows of align.csv, size of the reference (width, height) or None, remarks).
+    """
     folder = images[0].folder
     with _gdal():
         name, grid, remarks = find_reference(raw, folder)
@@ -367,23 +369,23 @@ def align_folder(images, raw, out, resampling, units):
     return rows, (grid.width, grid.height) if grid else None, remarks
 
 
-def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, crew=Crew()):
-    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over a crew.
+def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, workers=Workers()):
+    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over workers.
 
     size: pixels of the side that references should have, to estimate the room and to name others. align.csv comes last:
     what was interrupted is continued. Returns False if everything was there already. Raises DataError.
     """
     raw, out = Path(raw), Path(out)
     s1_list = Path(s1_list or raw / S1_LIST)
-    folders, digest = crew.on_main(lambda: _read_input(raw, s1_list))
+    folders, digest = workers.on_main(_read_input, raw, s1_list)
     record = {"program": ALIGN, "resampling": resampling, "units": units, "s1_list_sha256": digest}
-    with claimed(crew, out, record, last=ALIGNED.name, name=STEP) as complete:
+    with claimed(workers, out, record, last=ALIGNED.name, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: _begin(out, folders, s1_list, size))
+            workers.on_main(_begin, out, folders, s1_list, size)
             work = partial(align_folder, raw=raw, out=out, resampling=resampling, units=units)
-            found = crew.map(work, folders.values(), "folders")
-            crew.on_main(lambda: _finish(out, list(folders), found, size))
-        crew.on_main(lambda: _report(out))
+            found = workers.map(work, folders.values(), "folders")
+            workers.on_main(_finish, out, list(folders), found, size)
+        workers.on_main(_report, out)
     return not complete
 
 
@@ -391,7 +393,7 @@ def _read_input(raw, s1_list):
     load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
     if not raw.is_dir():
         raise DataError(
-            f"--raw-root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"
+            f"--raw_root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"
         )
     return {folder: images for folder, images in read_s1_list(s1_list).items() if images}, sha256_of(s1_list)
 
@@ -401,7 +403,7 @@ def _begin(out, folders, s1_list, size):
         not (out / image.folder / f"{image.name}.tif").exists() for images in folders.values() for image in images
     )
     check_room([("--out", out, missing * len(CHANNELS) * size**2 * np.float32().itemsize)])
-    put_in_place(out / S1_LIST, lambda temporary: temporary.write_bytes(s1_list.read_bytes()))
+    write_atomically(out / S1_LIST, lambda file: file.write(s1_list.read_bytes()))
 
 
 def _finish(out, folders, found, size):
@@ -411,7 +413,7 @@ def _finish(out, folders, found, size):
         raise data_error(
             f"none of the {len(rows)} images can be aligned",
             [f"{row[4]} ({row[3]})" for row in dropped],
-            "check --raw-root",
+            "check --raw_root",
         )
     _warn(
         "other sizes than --size",
@@ -453,36 +455,13 @@ def _report(out):
 # ---- Program -------------------------------------------------------------------------------------
 
 
-def get_args_parser():
-    parser = Command(
-        ALIGN, "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder."
-    )
-    group = parser.add_argument_group("files")
-    group.add_argument(
-        "--raw-root",
-        "--raw_root",
-        type=Path,
-        required=True,
-        default=argparse.SUPPRESS,
-        help=f"folder that holds {S1_LIST} and the folders of images, as unzipped",
-    )
-    group.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        default=argparse.SUPPRESS,
-        help="folder to write, new, empty, or to be continued",
-    )
-    group.add_argument(
-        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw-root"
-    )
-    add_workers_flag(group)
-    group = parser.add_argument_group("warping")
+def add_warping_flags(group):
     group.add_argument(
         "--resampling",
         choices=RESAMPLING,
         default="bilinear",
-        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer than 10 m",
+        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer "
+        "than 10 m",
     )
     group.add_argument(
         "--units",
@@ -490,9 +469,35 @@ def get_args_parser():
         default="linear",
         help="of the files; what is written is linear sigma0. 0 is no data in both",
     )
+
+
+def get_args_parser():
+    parser = Parser(
+        "Warp the Sentinel-1 images of SEN12-FLOOD onto the 10 m grid of the Sentinel-2 image of their folder.", ALIGN
+    )
+    group = parser.add_argument_group("files")
+    group.add_argument(
+        "--raw_root",
+        "--raw-root",
+        type=Path,
+        required=True,
+        help=f"folder that holds {S1_LIST} and the folders of images, as unzipped",
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to write, new, empty, or to be continued",
+    )
+    group.add_argument(
+        "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw_root"
+    )
+    add_workers_flag(group)
+    group = parser.add_argument_group("warping")
+    add_warping_flags(group)
     group.add_argument(
         "--size",
-        type=int,
+        type=positive_int,
         default=SIDE,
         help="side that references should have, pixels of 10 m; others are aligned as they are, and named",
     )
@@ -500,14 +505,11 @@ def get_args_parser():
 
 
 def main(argv=None):
-    def work(args, crew):
-        if args.size < 1:
-            parser.error(f"--size {args.size}: must be at least 1")
-        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, crew):
+    def work(args, workers):
+        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
-    parser = get_args_parser()
-    run_command(parser, work, argv)
+    run_command(get_args_parser(), work, argv)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 """SEN12-FLOOD: all candidate pairs of the list with their split, and how much data the aligned images hold.
 
     python -m sarwmix.sen12_data_prep --aligned DIR --out PAIRS --workers 8
-    python -m sarwmix.sen12_data_prep --list-only --s1-list S1list.json --out PAIRS
+    python -m sarwmix.sen12_data_prep --list_only --s1_list S1list.json --out PAIRS
 
-PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its size,
-the share of pixels without data of each channel, and the NaN and infinite pixels of its sources; PAIRS/dropped.csv, written
-last, the images that could not be aligned and the pairs lost with them. Nothing is judged here: that is the next step's,
-sarwmix.sen12_prune_partial_pairs.
+PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its
+size, the share of pixels without data of each channel, and the NaN and infinite pixels of its sources;
+PAIRS/dropped.csv, written last, the images that could not be aligned and the pairs lost with them. Nothing is judged
+here: that is the next step's, sarwmix.sen12_prune_partial_pairs.
 """
 
-import argparse
 import logging
 import re
 from functools import partial
@@ -20,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.errors import DataError, data_error, quoted
 from common.files import claimed, sha256_of
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
 from sarwmix.listing import CHANNELS
 from sarwmix.sen12_index import (
@@ -89,7 +88,10 @@ def read_folder_list(path):
 
 
 def read_splits(train_list, test_list, known):
-    """{"train", "test": names of folders} of two lists, for `split_of`. Raises DataError for a folder in both; logs unknown ones."""
+    """{"train", "test": names of folders} of two lists, for `split_of`.
+
+    Raises DataError for a folder in both; logs unknown ones.
+    """
     lists = {"train": read_folder_list(train_list), "test": read_folder_list(test_list)}
     both = sorted(set(lists["train"]) & set(lists["test"]))
     if both:
@@ -107,7 +109,7 @@ def read_splits(train_list, test_list, known):
 
 
 def candidate_pairs(folders, splits):
-    """Rows of pairs.csv for {folder: [Image]}, folders that `splits` (folder → split or None) leaves out without any."""
+    """Rows of pairs.csv for {folder: [Image]}. splits: folder → split, or None for a folder that is left out."""
     return [
         (split, folder, images[a].name, images[b].name, label)
         for folder, images in folders.items()
@@ -142,16 +144,16 @@ def _tell(what, names):
 # ---- The step ------------------------------------------------------------------------------------
 
 
-def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, crew=Crew()):
-    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over a crew.
+def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, workers=Workers()):
+    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over workers.
 
-    aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in `aligned`).
-    train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns False if everything
-    was there already. Raises DataError.
+    aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in
+    `aligned`). train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns
+    False if everything was there already. Raises DataError.
     """
     out, aligned = Path(out), aligned and Path(aligned)
     s1_list = Path(s1_list or aligned / S1_LIST)
-    folders, splits, state, record = crew.on_main(lambda: _read_input(aligned, s1_list, train_list, test_list))
+    folders, splits, state, record = workers.on_main(_read_input, aligned, s1_list, train_list, test_list)
     candidates = candidate_pairs(folders, splits)
     images = [image for folder in folders if splits[folder] for image in folders[folder]]
     dropped = {
@@ -160,9 +162,9 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
         if splits.get(key[0]) and row["status"] == "dropped"
     }
     lost = lost_pairs(candidates, dropped)
-    with claimed(crew, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
+    with claimed(workers, out, record, last=DROPPED.name if aligned else CANDIDATES.name, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: CANDIDATES.write(out, candidates))
+            workers.on_main(CANDIDATES.write, out, candidates)
         if not complete and aligned:
             there = [
                 (image, int(state[key]["nonfinite"]))
@@ -170,10 +172,10 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, cr
                 if (key := (image.folder, image.name)) not in dropped
             ]
             by_folder = [list(group) for _, group in groupby(there, key=lambda entry: entry[0].folder)]
-            found = crew.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
-            crew.on_main(lambda: IMAGES.write(out, [row for rows in found for row in rows]))
+            found = workers.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
+            workers.on_main(IMAGES.write, out, [row for rows in found for row in rows])
             rows = [("image", folder, name, "", *why) for (folder, name), why in dropped.items()]
-            crew.on_main(lambda: DROPPED.write(out, rows + lost))
+            workers.on_main(DROPPED.write, out, rows + lost)
     _report(folders, splits, candidates, lost)
     return not complete
 
@@ -245,41 +247,41 @@ def _report(folders, splits, candidates, lost):
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def add_list_flags(group):
+    group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
+    group.add_argument(
+        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+    )
+
+
 def get_args_parser():
-    parser = Command(PREPARE, "Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.")
+    parser = Parser("Make all candidate pairs of SEN12-FLOOD, and measure the aligned images.", PREPARE)
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
+        "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
     )
     group.add_argument(
-        "--s1-list", "--s1_list", type=Path, help=f"the list of images, if it is not the copy of {S1_LIST} in --aligned"
-    )
-    group.add_argument(
-        "--list-only", "--list_only", action="store_true", help="only pairs.csv, from --s1-list, without images"
+        "--list_only", "--list-only", action="store_true", help="only pairs.csv, from --s1_list, without images"
     )
     add_workers_flag(group)
-    group = parser.add_argument_group(
-        "splits", "Without these lists, folders with names of one or two digits are for test."
-    )
-    group.add_argument("--train-list", "--train_list", type=Path, help="folders for training, one per row, no header")
-    group.add_argument(
-        "--test-list", "--test_list", type=Path, help="folders for test, likewise; folders of neither list are left out"
-    )
+    note = "Without these lists, folders with names of one or two digits are for test."
+    add_list_flags(parser.add_argument_group("splits", note))
     return parser
 
 
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
+    def work(args, workers):
         if args.list_only and (args.aligned or not args.s1_list):
-            parser.error("--list-only needs --s1-list, and goes without --aligned")
+            parser.error("--list_only needs --s1_list, and goes without --aligned")
         if not args.list_only and not args.aligned:
-            parser.error("--aligned is needed, or --list-only with --s1-list")
+            parser.error("--aligned is needed, or --list_only with --s1_list")
         if bool(args.train_list) != bool(args.test_list):
-            parser.error("--train-list and --test-list go together")
-        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, crew):
+            parser.error("--train_list and --test_list go together")
+        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
     run_command(parser, work, argv)

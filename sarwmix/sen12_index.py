@@ -52,13 +52,13 @@ def read_s1_list(path):
 
     Raises DataError, which names the file and the first five entries that cannot be used.
     """
-    return parse_s1_list(read_json(path, "copy it again, or give another with --s1-list"), path)
+    return parse_s1_list(read_json(path, "copy it again, or give another with --s1_list"), path)
 
 
 def parse_s1_list(content, path):
     """As `read_s1_list`, from the parsed file; path: how messages call it."""
     if not isinstance(content, dict) or not content:
-        raise DataError(f"{path}: holds no folders; give the S1list.json of SEN12-FLOOD with --s1-list")
+        raise DataError(f"{path}: holds no folders; give the S1list.json of SEN12-FLOOD with --s1_list")
     folders, bad = {}, []
     for folder, entries in sorted(content.items()):
         if not _FOLDER.fullmatch(folder) or not isinstance(entries, dict):
@@ -98,10 +98,11 @@ def _is_image(name):
 
 
 def pairs(flooded):
-    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is flooded.
+    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is
+    flooded.
 
-    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it is
-    the second, else the later one is.
+    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it
+    is the second, else the later one is.
     """
     found = []
     for a, b in combinations(range(len(flooded)), 2):

@@ -4,19 +4,18 @@
     python -m sarwmix.sen12_prune_partial_pairs --aligned DIR --pairs PAIRS --out OUT --workers 8
     python -m sarwmix.sen12_prune_partial_pairs --out OUT --verify
 
-A pair is kept if both images were aligned, are size × size pixels, and have in both channels a share of pixels without data
-below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = no data:
+A pair is kept if both images were aligned, are size × size pixels, and have in both channels a share of pixels without
+data below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = no data:
   --layout images   OUT/images/<folder>/<image>.npy, (2, S, S), each image that a kept pair uses, once, and
                     OUT/pairs_{train,test}.csv (folder,first,second,label);
-  --layout npy      OUT/{train,test}/<folder>__<first>__<second>__<label>.npy, (2, 2, S, S): image, channel, row, column.
+  --layout npy      OUT/{train,test}/<folder>__<first>__<second>__<label>.npy, (2, 2, S, S): image, channel, row,
+  column.
 OUT/dropped.csv says of every image and pair that is not there why; OUT/checksums.csv has the SHA-256 of each file; and
 OUT/preparation.json, written last, the parameters and counts.
 """
 
 import argparse
-import hashlib
 import logging
-import sys
 from collections import Counter
 from functools import cache, partial
 from itertools import groupby
@@ -25,13 +24,11 @@ from pathlib import Path
 import numpy as np
 from tabulate import tabulate
 
+from common.command_line import Parser, positive_int, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
-from common.safe_zip import open_archive
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
-from sarwmix.prepare.sen12_unzip import plan
 from sarwmix.sen12_data_prep import read_aligned
 from sarwmix.sen12_index import (
     ALIGN,
@@ -45,7 +42,6 @@ from sarwmix.sen12_index import (
     PATCH,
     PREPARE,
     PRUNE,
-    S1_LIST,
     SIDE,
     SPLITS,
     STEP,
@@ -167,29 +163,27 @@ def _there(out, path):
     return next((out / name for name in (path, unfinished(path)) if (out / name).exists()), None)
 
 
-def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", crew=Crew()):
-    """Write the final dataset into `out`, the folders spread over a crew. aligned, pairs: what the steps before wrote.
+def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", workers=Workers()):
+    """Write the final dataset into `out`, the folders spread over workers. aligned, pairs: what the steps before wrote.
 
-    preparation.json comes last: what was interrupted is continued. Returns False if everything was there already. Raises
-    DataError.
+    preparation.json comes last: what was interrupted is continued. Returns False if everything was there already.
+    Raises DataError.
     """
     aligned, pairs, out = Path(aligned), Path(pairs), Path(out)
-    record, candidates, kept, dropped = crew.on_main(lambda: _select(aligned, pairs, max_zeros, size, layout))
+    record, candidates, kept, dropped = workers.on_main(_select, aligned, pairs, max_zeros, size, layout)
     files = files_of(kept, layout)
-    with claimed(crew, out, record, last=LAST, name=STEP) as complete:
+    with claimed(workers, out, record, last=LAST, name=STEP) as complete:
         if not complete:
-            crew.on_main(lambda: _check_room(out, files, size))
+            workers.on_main(_check_room, out, files, size)
             folders = [
                 list(group)
                 for _, group in groupby(
                     sorted(files.items(), key=lambda entry: entry[1]), key=lambda entry: entry[1][0]
                 )
             ]
-            found = crew.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
-            crew.on_main(
-                lambda: _finish(out, record, candidates, kept, dropped, [row for rows in found for row in rows])
-            )
-        crew.on_main(lambda: _report(out))
+            found = workers.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
+            workers.on_main(_finish, out, record, candidates, kept, dropped, [row for rows in found for row in rows])
+        workers.on_main(_report, out)
     return not complete
 
 
@@ -200,7 +194,8 @@ def _select(aligned, pairs, max_zeros, size, layout):
     made_from = before.get("aligned")
     if not isinstance(made_from, dict) or made_from.get("align_sha256") != sha256_of(aligned / ALIGNED.name):
         raise DataError(
-            f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of its own"
+            f"--pairs {pairs} was not made from --aligned {aligned}; run python -m {PREPARE} again, with an --out of "
+            "its own"
         )
     candidates = CANDIDATES.read(pairs)
     kept, dropped = curate(candidates, IMAGES.read(pairs), dropped, size, max_zeros)
@@ -260,7 +255,10 @@ def _finish(out, record, candidates, kept, dropped, checksums):
 
 
 def parameters_of(record, path):
-    """All that decides the content of a dataset, of this step and those before: {name: plain value}; path: of the record."""
+    """All that decides the content of a dataset, of this step and those before: {name: plain value}.
+
+    Path: of the record.
+    """
     try:
         pairs = record["pairs"]
         step = pairs["aligned"]["step"]
@@ -300,13 +298,16 @@ def _report(out):
 # ---- Looking at a dataset that is there ----------------------------------------------------------
 
 
-def verify(out, crew=Crew()):
-    """Compare every file of a dataset with its checksum. Returns their number. Raises DataError: count and first five."""
+def verify(out, workers=Workers()):
+    """Compare every file of a dataset with its checksum.
+
+    Returns their number. Raises DataError: count and first five.
+    """
     out = Path(out)
-    rows = crew.on_main(lambda: _listed(out))
-    faults = [fault for fault in crew.map(partial(file_fault, out), rows, "files") if fault]
+    rows = workers.on_main(_listed, out)
+    faults = [fault for fault in workers.map(partial(file_fault, out), rows, "files") if fault]
     listed = {file for file, _ in rows}
-    faults += [f"{name} is not listed" for name in crew.on_main(lambda: _arrays(out)) if name not in listed]
+    faults += [f"{name} is not listed" for name in workers.on_main(_arrays, out) if name not in listed]
     if faults:
         raise data_error(
             f"{out}: {len(faults)} of {len(rows)} files differ from {CHECKSUMS.name}",
@@ -339,7 +340,10 @@ def _arrays(out):
 
 
 def is_complete(out, wanted):
-    """Whether the dataset `out` is complete. Raises DataError if it was begun with other parameters than {name: value} `wanted`."""
+    """Whether the dataset `out` is complete.
+
+    Raises DataError if it was begun with other parameters than {name: value} `wanted`.
+    """
     out = Path(out)
     if not (out / STEP).exists():
         if out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
@@ -354,35 +358,39 @@ def is_complete(out, wanted):
     return (out / LAST).exists()
 
 
-def wanted_parameters(layout, size, max_zeros, others):
-    """{name: value} as `parameters_of` has them; others: ["resampling=…", "s1_list=FILE or zip", "train_list=FILE or nothing", …]."""
-    wanted = {"layout": layout, "size": size, "max_zeros": max_zeros}
-    for text in others:
-        name, _, value = text.partition("=")
-        if name in LISTS:
-            wanted[f"{name}_sha256"] = _digest(value) if value else None
-        elif name in ("resampling", "units"):
-            wanted[name] = value
-        else:
-            raise DataError(f"--made-with {text}: give resampling=, units=, {'=, '.join(LISTS)}=")
-    return wanted
-
-
-def _digest(path):
-    """SHA-256 of a list, or of the S1list.json in a zip; None if the zip has none."""
-    if Path(path).suffix.lower() != ".zip":
-        return sha256_of(path)
-    with open_archive(path) as archive:
-        member = plan(archive).wanted.get(S1_LIST)
-        return member and hashlib.sha256(archive.read(member)).hexdigest()
-
-
 # ---- Program -------------------------------------------------------------------------------------
 
 
+def image_side(text):
+    """An argparse type: the side of square images that can be cut into patches."""
+    side = positive_int(text)
+    if side % PATCH:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {PATCH}, the side of the patches the model cuts")
+    return side
+
+
+def add_curation_flags(group):
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="images",
+        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
+    )
+    group.add_argument(
+        "--max_zeros",
+        "--max-zeros",
+        type=positive_share,
+        default=0.25,
+        help="share of pixels without data from which on a channel of an image is too empty",
+    )
+    group.add_argument(
+        "--size", type=image_side, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
+    )
+
+
 def get_args_parser():
-    parser = Command(
-        PRUNE, "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood."
+    parser = Parser(
+        "Drop the pairs of SEN12-FLOOD whose images lack data, and write the others for --dataset sen12flood.", PRUNE
     )
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
@@ -391,68 +399,26 @@ def get_args_parser():
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         help="folder to write, new, empty, or to be continued",
     )
-    group.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        default="images",
-        help="images: each image once, with lists of pairs; npy: a file per pair, about seven times as large",
-    )
     add_workers_flag(group)
-    group = parser.add_argument_group("curation")
-    group.add_argument(
-        "--max_zeros",
-        "--max-zeros",
-        type=float,
-        default=0.25,
-        help="share of pixels without data, above 0, at most 1, from which on a channel of an image is too empty",
-    )
-    group.add_argument(
-        "--size", type=int, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
-    )
+    add_curation_flags(parser.add_argument_group("curation"))
     group = parser.add_argument_group("looking at --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
-    group.add_argument(
-        "--state",
-        action="store_true",
-        help="write 'complete' or 'incomplete' to stdout; fail if it was begun with other parameters than the flags say",
-    )
-    group.add_argument(
-        "--made-with",
-        "--made_with",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for --state, parameters of the steps before: resampling=, units=, s1_list=FILE or zip, train_list=, test_list=",
-    )
     return parser
 
 
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
-        if args.size < 1 or args.size % PATCH:
-            parser.error(f"--size {args.size}: must be a multiple of {PATCH}, the side of the patches the model cuts")
-        if not 0 < args.max_zeros <= 1:
-            parser.error(f"--max_zeros {args.max_zeros}: must be above 0 and at most 1")
-        if (args.verify or args.state) and (args.aligned or args.pairs or args.verify and args.state):
-            parser.error("--verify and --state go without each other, --aligned and --pairs")
-        if args.made_with and not args.state:
-            parser.error("--made-with goes with --state")
+    def work(args, workers):
+        if args.verify and (args.aligned or args.pairs):
+            parser.error("--verify goes without --aligned and --pairs")
         if args.verify:
-            log.info("%s: %d files are as they were written", args.out, verify(args.out, crew))
-        elif args.state:
-            complete = crew.on_main(
-                lambda: is_complete(args.out, wanted_parameters(args.layout, args.size, args.max_zeros, args.made_with))
-            )
-            if crew.is_main:
-                sys.stdout.write("complete\n" if complete else "incomplete\n")
+            log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
-        elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, crew):
+        elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, workers):
             log.info("%s: complete already, nothing to do", args.out)
 
     run_command(parser, work, argv)

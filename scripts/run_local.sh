@@ -5,42 +5,21 @@
 #   bash scripts/run_local.sh --data_path DIR        on BigEarthNet v2: pretrain by the published recipe
 #   bash scripts/run_local.sh --task_type finetune --data_path DIR …
 # Run it again to go on with a run that was stopped. --dry_run prints the command instead.
-#   RANKS          processes (default: one per GPU)
-set -euo pipefail
-started=$SECONDS
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# shellcheck source=scripts/runner.sh
-. "$root/scripts/runner.sh"
-SETTINGS+=(RANKS)
-read_flags "$@"
-python=.venv/bin/python
-enter_checkout
 
-find_gpus
-RANKS=${RANKS:-$((gpus > 1 ? gpus : 1))}
-whole RANKS 1
-launch=()
-if [ "$RANKS" -gt 1 ]; then
-    launch=(mpirun -np "$RANKS" --bind-to none)
-    if [ "$(id -u)" = 0 ]; then launch+=(--allow-run-as-root); fi
-    if [ "$gpus" -lt "$RANKS" ]; then launch+=(--oversubscribe); fi
-fi
+# shellcheck disable=SC2154      # `decide` sets the variables
+set -euo pipefail
+started=$SECONDS start=$(pwd -P) program=run_local.sh python=.venv/bin/python
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/runner.sh
+. scripts/runner.sh
+decide $program "$start" "$@"
+
 set_up() {
     bash scripts/setup.sh
-    [ "$RANKS" = 1 ] || command -v mpirun >/dev/null || die "there is no mpirun to start $RANKS processes; install it (INSTALL.md), or give --ranks 1"
+    [ "$ranks" = 1 ] || command -v mpirun >/dev/null || die "there is no mpirun to start $ranks processes; install it (INSTALL.md), or give --ranks 1"
 }
-
-chosen=''
-for name in "${SETTINGS[@]}"; do
-    case $name in MODELS_PATH|RANKS) ;; *) chosen+=${!name:-} ;; esac
-done
-if [ -n "$chosen" ]; then
-    settle
-    recipe "$RANKS"
-    describe "$RANKS" 1
-    command=("${launch[@]}" "$python" "$main" "${flags[@]}" "${extra[@]}")
-    show "${command[@]}"
-    if [ -n "$dry_run" ]; then exit; fi
+if [ ${#command[@]} -gt 0 ]; then
+    printf '%s\n' "${said[@]}"
     set_up
     mkdir -p "$(dirname "$log")"
     # The program takes this one's place, so that signals reach it; what copies its lines into the log outlives them.
@@ -49,6 +28,7 @@ if [ -n "$chosen" ]; then
 fi
 
 # ---- the whole way on simulated scenes
+show() { local line; printf -v line ' %q' "$@"; echo "${line# }"; }
 if [ -z "$dry_run" ]; then set_up; fi
 run() { if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi; }
 logged() {  # name, command
@@ -56,7 +36,6 @@ logged() {  # name, command
     mkdir -p "$models/logs"
     "${@:2}" 2>&1 | tee "$models/logs/$1_$stamp.log"
 }
-models=${MODELS_PATH:-output}
 scenes=$models/simulated
 pretrained=$models/pretrain_simulated
 finetuned=$models/finetune_simulated

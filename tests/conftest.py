@@ -79,15 +79,14 @@ def simulated(tmp_path_factory):
 @pytest.fixture
 def program(monkeypatch, capsys):
     """program(module, *flags) → (exit status, stdout, stderr), run in this process."""
-    from common.errors import DataError
-    from util.ending import run_program
+    from common.ending import run_program
 
     def run(module, *flags):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words(flags)])
         capsys.readouterr()
         handlers, on_sigterm = logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)
         try:
-            status = run_program(module.main, DataError)
+            status = run_program(module.main)
         except SystemExit as end:
             status = end.code
         finally:

@@ -9,6 +9,7 @@ import signal
 import pytest
 import torch
 
+from common.sealed_file import SealedFile
 from sarwmix.prepare import pack
 from tests.helpers.forked import (
     Run,
@@ -22,7 +23,7 @@ from tests.helpers.forked import (
 )
 from tests.helpers.resumed import PRETRAIN, differences
 from tests.helpers.runs import digests, same_states, scalars, words
-from util.checkpoint import load_checkpoint, sidecar
+from util.checkpoint import load_checkpoint
 from util.sampling import DROP_PATH_STREAM, MASK_STREAM, MIXUP_STREAM, Place
 
 TWO_RANKS = "--accum_iter 1"
@@ -220,7 +221,7 @@ def test_a_lost_piece_of_state_is_noticed(jobs, whole, stopped, tmp_path, progra
         state = load_checkpoint(checkpoint)
         change(state)
         torch.save(state, checkpoint)
-        sidecar(checkpoint).unlink()
+        SealedFile(checkpoint).sidecar.unlink()
     finish(program, (jobs[program], "--output_dir", tmp_path / "run", "--resume auto"), tmp_path / "output")
     found = differences(whole[program][0], tmp_path / "run")
     assert set(noticed) <= set(found) and bool(noticed) == bool(found), found
@@ -307,7 +308,7 @@ def test_with_another_torch_it_goes_on_and_says_that_bits_may_differ(stopped, jo
     state = load_checkpoint(checkpoint)
     state["bits"]["torch"] = "1.13"
     torch.save(state, checkpoint)
-    sidecar(checkpoint).unlink()
+    SealedFile(checkpoint).sidecar.unlink()
     flags = (jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume auto")
     run = finish("main_pretrain", flags, tmp_path / "output")
     assert f"the run goes on with torch {torch.__version__} (was 1.13)" in run.text()

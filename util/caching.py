@@ -20,26 +20,7 @@ from common.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-# Memory of a training step in 16 bits, measured with benchmarks.memory (docs/PERFORMANCE.md): millions of parameters; MB
-# of activations kept per image, without and with --grad_checkpointing; MB within the largest block.
-STEP_MEMORY = {
-    "mixmim_tiny": (2.7, 5.0, 1.0, 2.0),
-    "mixmim_base": (113.7, 42.7, 3.8, 4.7),
-    "mixmim_large": (222.3, 61.7, 5.5, 7.1),
-    "mixmim_huge": (683.0, 109.2, 9.5, 13.0),
-}
-MEASURED_SIZE = 128  # of the images of that table, pixels a side
-PARAMETER_BYTES = 18  # weight, gradient and two moments in float32, and the weight in 16 bits
-MARGIN, RESERVE = 4 / 3, 2e9  # factor and bytes added for what is not counted: workspaces, fragmentation, NCCL
 MEMORY_SHARE = 0.5  # largest share of a node's free memory that --data_cache auto uses
-
-
-def step_bytes(args, images_per_sample=1):
-    """Estimates the bytes that a training step with these flags takes on a GPU, with a margin."""
-    parameters, kept, kept_checkpointing, block = STEP_MEMORY[args.model]
-    each = (kept_checkpointing + block if args.grad_checkpointing else kept) * 1e6 * (2 if args.amp == "off" else 1)
-    images = args.batch_size * images_per_sample * (args.input_size / MEASURED_SIZE) ** 2
-    return int(MARGIN * (parameters * 1e6 * PARAMETER_BYTES + images * each) + RESERVE)
 
 
 # ---- What is free --------------------------------------------------------------------------------
@@ -128,7 +109,8 @@ def _copies(places):
 def choose_cache(places, need, step):
     """The choice of --data_cache auto: ("device", "ram" or "none", the reason). It is the same on all ranks.
 
-    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns `step_bytes`.
+    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns
+    `step_memory.step_bytes`.
     """
     gpu, memory = (
         min((place.gpu for place in places if place.gpu is not None), default=None),
@@ -155,8 +137,8 @@ def choose_cache(places, need, step):
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
     """Fills the cache of a packed split; all ranks call this together.
 
-    cache: "none", "ram", "device" or "auto". step: function that returns `step_bytes`, for "auto" on a GPU. Raises
-    UsageError if "ram" or "device" is given and there is not enough memory.
+    cache: "none", "ram", "device" or "auto". step: function that returns `step_memory.step_bytes`, for "auto" on a GPU.
+    Raises UsageError if "ram" or "device" is given and there is not enough memory.
     """
     if cache == "none":
         return

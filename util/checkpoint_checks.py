@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Whether what a checkpoint says can be true, before anything is made of it: kinds, ranges and shapes of all that is read."""
+"""Checks of what a checkpoint contains, before any of it is used: types, ranges and shapes of all that is read."""
+
+from functools import partial
 
 import torch
 
@@ -7,12 +9,24 @@ LARGEST_INPUT = 8192  # pixels a side
 LARGEST_DB = 1e6  # of any value
 
 
-def _is_count(value, least=0):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value, least=0, most=float("inf")):
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_share(value):
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def _are_names(value):
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+
+def _has_names(value):
+    return isinstance(value, dict) and _are_names(list(value))
 
 
 def are_statistics(value, above=-LARGEST_DB):
-    """Whether a value can be the mean, or above 0 the standard deviation, of two channels in dB."""
+    """Whether a value can be the means of two channels in dB, or with above=0 their standard deviations."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
@@ -20,8 +34,11 @@ def are_statistics(value, above=-LARGEST_DB):
     )
 
 
-def _are_names(value):
-    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+def _are_samples(value):
+    return _has_names(value) and all(
+        isinstance(part, dict) and _is_count(part.get("samples")) and isinstance(part.get("simulated"), bool)
+        for part in value.values()
+    )
 
 
 def _is_progress(value):
@@ -38,49 +55,32 @@ def _is_progress(value):
     )
 
 
-def _is_text(value):
-    return isinstance(value, str)
-
-
-def _is_dict(value):
-    return isinstance(value, dict)
-
-
-def _are_samples(value):
-    """Of what a model was trained on: {"train", …: {"samples": count, "simulated": whether}}."""
-    return (
-        _is_dict(value)
-        and _are_names(list(value))
-        and all(
-            _is_dict(part) and _is_count(part.get("samples")) and isinstance(part.get("simulated"), bool)
-            for part in value.values()
-        )
-    )
-
-
-def _is_share(value):
-    return isinstance(value, (int, float)) and 0 <= value <= 1
-
-
-# Parts of a checkpoint, of its flags and of what it says of its input → what they are if they are there and not None.
+# Entries of a checkpoint → the type, or the check, that their values must pass unless they are missing or None.
 PARTS = {
-    **dict.fromkeys(("args", "input", "run", "optimizer", "scaler", "selection", "metrics"), _is_dict),
-    "bits": lambda value: _is_dict(value) and _are_names(list(value)),
-    "epoch": lambda value: _is_count(value, -1),
-    "data": _are_samples,
+    "args": dict,
+    "input": dict,
+    "run": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "selection": dict,
+    "metrics": dict,
+    "bits": _has_names,
+    "epoch": partial(_is_count, least=-1),  # the last finished one; -1 before the first
+    "data": _are_samples,  # {"train", …: {"samples": count, "simulated": bool}}
     "filled": _is_count,
-    "progress": _is_progress,
+    "progress": _is_progress,  # within an epoch: {"step", "losses" of these steps, "grad_norm", "skipped"}
 }
-FACTS = {
-    "model": _is_text,
-    "dataset": _is_text,
-    "patch_cut": _is_text,
-    "patch_op": _is_text,
-    "units": _is_text,
-    "input_size": lambda value: _is_count(value, 1) and value <= LARGEST_INPUT,
-    "nb_classes": lambda value: _is_count(value, 1),
+# Entries of its "args" and of its "input", likewise.
+VALUES = {
+    "model": str,
+    "dataset": str,
+    "patch_cut": str,
+    "patch_op": str,
+    "units": str,
+    "input_size": partial(_is_count, least=1, most=LARGEST_INPUT),
+    "nb_classes": partial(_is_count, least=1),
     "mean": are_statistics,
-    "std": lambda value: are_statistics(value, above=0),
+    "std": partial(are_statistics, above=0),
     "channels": _are_names,
     "classes": _are_names,
     "val_fraction": _is_share,
@@ -88,20 +88,24 @@ FACTS = {
 }
 
 
+def _fits(value, wanted):
+    return isinstance(value, wanted) if isinstance(wanted, type) else wanted(value)
+
+
 def fault_of(state):
-    """What is wrong with a checkpoint (dict with a dict "model"), in a few words, or None."""
+    """What is wrong with a checkpoint, a dict with a dict "model", in a few words; None if nothing is."""
     for name, value in state["model"].items():
         fault = _fault_of_weight(name, value)
         if fault:
             return f"its weight {name!r} {fault}"
     for where, said, known in (
         ("", state, PARTS),
-        (" of its flags", state.get("args"), FACTS),
-        (" of its input", state.get("input"), FACTS),
+        (" of its flags", state.get("args"), VALUES),
+        (" of its input", state.get("input"), VALUES),
     ):
-        for name, is_good in known.items():
+        for name, wanted in known.items():
             value = said.get(name) if isinstance(said, dict) else None
-            if value is not None and not is_good(value):
+            if value is not None and not _fits(value, wanted):
                 return f"'{name}'{where} is not what it should be: {_short(value)}"
     missing = [
         name for name in ("channels", "units") if state.get("input") is not None and state["input"].get(name) is None
@@ -129,7 +133,7 @@ def _fault_of_weight(name, value):
 
 
 def fault_of_moments(optimizer, has_begun):
-    """What is wrong with the state that was loaded into an AdamW, or None; has_begun: whether it has taken a step."""
+    """What is wrong with the state loaded into an AdamW, or None. has_begun: whether it has taken a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})

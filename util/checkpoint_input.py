@@ -11,7 +11,8 @@ from common.errors import UsageError
 from util.checkpoint import find_checkpoint, load_checkpoint
 
 CHANNELS, UNITS = ["VH", "VV"], "dB"  # of the input that the programs feed
-# Flags that describe a model and its input. They are None where the user leaves them out, and a checkpoint may state them.
+# Flags that describe a model and its input. They are None where the user leaves them out, and a checkpoint may state
+# them.
 TRAINED_WITH = ("model", "input_size", "mean", "std", "norm_pix_loss", "patch_cut", "patch_op", "nb_classes")
 STATISTICS = ("mean", "std")
 STARTED_WITH = ("model", "input_size", *STATISTICS)  # of an encoder: a training that starts from it takes them over
@@ -41,7 +42,7 @@ def flags_of(path):
 
 @dataclass
 class LoadedCheckpoint:
-    """A checkpoint on the CPU: its path, its content (of `load_checkpoint`) and the size of model its weights are of."""
+    """A checkpoint on the CPU: its path, its content (of `load_checkpoint`) and the size of its model."""
 
     path: str
     state: dict
@@ -49,7 +50,10 @@ class LoadedCheckpoint:
 
     @classmethod
     def load(cls, path, size_of):
-        """path: a checkpoint, an exported folder, or the folder of a run. size_of: of models_mixmim. Raises UsageError."""
+        """path: a checkpoint, an exported folder, or the folder of a run. size_of: of models_mixmim.
+
+        Raises UsageError.
+        """
         path = find_checkpoint(path)
         state = load_checkpoint(path)
         return cls(path, state, size_of(state["model"]))
@@ -71,8 +75,8 @@ class LoadedCheckpoint:
     def stated(self):
         """What it states: a dict with some of TRAINED_WITH and "classes" (names).
 
-        Checkpoints of the released code state only the flags of their run. Their flood models were trained on images cut
-        in the released way, and their input_size is the side of a patch, not of the image, so it is left out.
+        Checkpoints of the released code state only the flags of their run. Their flood models were trained on images
+        cut in the released way, and their input_size is the side of a patch, not of the image, so it is left out.
         """
         known = {**self.flags(), **self.state.get("input", {})}
         stated = {name: known[name] for name in (*TRAINED_WITH, "classes") if known.get(name) is not None}
@@ -119,11 +123,12 @@ class LoadedCheckpoint:
         return layer
 
     def started_from(self, flags, names=STARTED_WITH):
-        """The layer of a checkpoint that a training starts from: the input of an encoder is prepared as in its training.
+        """The layer of a checkpoint that a training starts from: the input of an encoder is prepared as in its
+        training.
 
-        flags: None where not given. names: what to take over. The flags may ask for other statistics, with a warning, or
-        for another input size. Raises UsageError for another model, and if the checkpoint needs channels or units that
-        are not fed.
+        flags: None where not given. names: what to take over. The flags may ask for other statistics, with a warning,
+        or for another input size. Raises UsageError for another model, and if the checkpoint needs channels or units
+        that are not fed.
         """
         self.check_channels()
         stated = self.stated()
@@ -143,7 +148,8 @@ class LoadedCheckpoint:
                 )
             if name in STATISTICS and not agree(flag, value):
                 log.warning(
-                    "%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as in its "
+                    "%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as "
+                    "in its "
                     "training",
                     self.path,
                     name,
@@ -162,7 +168,7 @@ class LoadedCheckpoint:
             )
 
     def origin(self):
-        """What run.json records about the checkpoint that the weights are from: its epochs, if stated, and its flags."""
+        """What run.json records about the origin of the weights: checkpoint, epochs, if stated, and flags."""
         epoch, plain = self.state.get("epoch"), (bool, int, float, str, list, tuple, type(None))
         return {
             "checkpoint": str(self.path),
@@ -172,7 +178,10 @@ class LoadedCheckpoint:
 
 
 def encoder_input(weights):
-    """What weights alone tell: {"input_size"}, the side of the images or patches that an encoder takes; {} if unknown."""
+    """What weights alone tell: {"input_size"}, the side of the images or patches that an encoder takes.
+
+    {} if unknown.
+    """
     table = weights.get("absolute_pos_embed")
     side = math.isqrt(table.shape[1]) if table is not None and table.ndim == 3 else 0
     return {"input_size": PATCH * side} if side and side**2 == table.shape[1] else {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The configuration of a run: settled once, in one order, and never written again.
 
-A flag that the user leaves out is None. It is filled in by the first of these that knows it: the checkpoint that the run
-starts from or uses, the defaults of the program and its dataset, the machine.
+A flag that the user leaves out is None. It is filled in by the first of these that knows it: the checkpoint that the
+run starts from or uses, the defaults of the program and its dataset, the machine.
 """
 
 import json

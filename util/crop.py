@@ -13,11 +13,12 @@ STREAM = 1  # of `random_bits`
 
 
 def draw_crops(seed, epoch, ids, scale=SCALE, ratio=RATIO):
-    """One crop per sample, all (B,) float32 on the device of `ids`: left, top, width, height as shares of the image's sides.
+    """One crop per sample, all (B,) float32 on the device of `ids`: left, top, width, height as shares of the image's
+    sides.
 
     The area is uniform in `scale`, as a share of the image. The aspect ratio width/height is log-uniform in the part of
-    `ratio` in which a crop of this area fits into a square image, and the position is uniform. torchvision instead draws
-    area and ratio again until they fit, which a batch on a GPU would have to wait for.
+    `ratio` in which a crop of this area fits into a square image, and the position is uniform. torchvision instead
+    draws area and ratio again until they fit, which a batch on a GPU would have to wait for.
     """
     bits = (random_bits(seed, epoch, ids, STREAM, k) for k in range(4))
     area, shape, x, y = ((b & 0xFFFFFF).float() / 2**24 for b in bits)  # each uniform in [0, 1)
@@ -31,12 +32,12 @@ def draw_crops(seed, epoch, ids, scale=SCALE, ratio=RATIO):
 def random_resized_crop(images, size, seed, epoch, ids, scale=SCALE):
     """Crop each image at random and resize the crop to size × size pixels.
 
-    images: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. scale: smallest and largest area of a crop,
-    as shares of the image. Returns (B, C, size, size).
+    images: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. scale: smallest and largest area of a
+    crop, as shares of the image. Returns (B, C, size, size).
 
     The interpolation is bilinear, as in the resizing of whole images. Bicubic, as in MAE, overshoots beside the bright
-    point targets of radar images and creates values that are darker than all of their neighbours, which the polarization
-    weights would emphasise. Where a crop shrinks, several samples per pixel are averaged.
+    point targets of radar images and creates values that are darker than all of their neighbours, which the
+    polarization weights would emphasise. Where a crop shrinks, several samples per pixel are averaged.
     """
     oversampling = max(1, math.ceil(max(images.shape[-2:]) / size))
     place = (torch.arange(size * oversampling, device=images.device) + 0.5) / (size * oversampling)  # (S,)

@@ -27,19 +27,24 @@ from sarwmix.registry import (
     open_dataset,
     source_options,
 )
-from util.caching import fill_cache, step_bytes
+from util.caching import fill_cache
 from util.sampling import InOrderSampler, MicroBatchSampler
+from util.step_memory import step_bytes
 from util.stopping import SIGNALS, Stopping
 
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
-# Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes "/pymp-xxxxxxxx/listener-xxxxxxxx".
+# Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes
+# "/pymp-xxxxxxxx/listener-xxxxxxxx".
 LONGEST_TMPDIR = 107 - 32
 
 log = logging.getLogger(__name__)
 
 
 def add_data_flags(parser):
-    """Flags of the data: where it lies and its statistics. A program adds --dataset and --split to the group returned."""
+    """Flags of the data: where it lies and its statistics.
+
+    A program adds --dataset and --split to the group returned.
+    """
     group = parser.add_argument_group("data")
     add_source_flags(group)
     add_skip_missing_flag(group)
@@ -47,8 +52,10 @@ def add_data_flags(parser):
         "--data_cache",
         choices=("auto", "none", "ram", "device"),
         default="auto",
-        help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a node (ram), "
-        "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from disk",
+        help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a "
+        "node (ram), "
+        "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from "
+        "disk",
     )
     group.add_argument(
         "--mean",
@@ -62,12 +69,14 @@ def add_data_flags(parser):
         type=positive,
         nargs=2,
         metavar=("VH", "VV"),
-        help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released checkpoints)",
+        help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released "
+        "checkpoints)",
     )
     group.add_argument(
         "--statistics",
         metavar="FILE",
-        help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the statistics.json of a "
+        help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the "
+        "statistics.json of a "
         "packed store (its split train)",
     )
     group.add_argument(
@@ -75,7 +84,8 @@ def add_data_flags(parser):
         type=positive,
         default=8,
         metavar="MIN",
-        help="minutes after which a batch that loader processes or threads do not give is an error; below --dist_timeout, so "
+        help="minutes after which a batch that loader processes or threads do not give is an error; below "
+        "--dist_timeout, so "
         "that the rank that waits says so",
     )
     group.add_argument(
@@ -113,7 +123,8 @@ def drop_missing(dataset, args, ranks=None):
         return dataset
     if dataset.is_packed:
         raise UsageError(
-            f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; leave the "
+            f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; "
+            "leave the "
             "flag out"
         )
     if ranks is None:
@@ -324,7 +335,8 @@ def check_temporary_folder():
         ) from None
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         raise UsageError(
-            f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of at most "
+            f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of "
+            "at most "
             f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0"
         )
 

@@ -26,7 +26,8 @@ def detect_launch(env=os.environ):
         raise UsageError(str(error)) from None
     if not launch.world_size:
         raise UsageError(
-            f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with mpirun, torchrun or "
+            f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with "
+            "mpirun, torchrun or "
             f"srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
         )
     return launch
@@ -48,8 +49,9 @@ def rendezvous(launch, port=None, env=os.environ):
     """Where the ranks meet: (address, port).
 
     The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py,
-    else this node's if it holds all ranks, else the first of Slurm's list of nodes; the port is --port, else MASTER_PORT, else made
-    from the job id, else (with the broadcast) one that is free. Raises UsageError where nothing tells.
+    else this node's if it holds all ranks, else the first of Slurm's list of nodes; the port is --port, else
+    MASTER_PORT, else made from the job id, else (with the broadcast) one that is free. Raises UsageError where nothing
+    tells.
     """
     address = env.get("MASTER_ADDR")
     if not address and env.get("PBS_NODEFILE"):
@@ -112,7 +114,9 @@ class Ranks(RankGroup):
         return values
 
     def agree(self, wish):
-        """The largest of the integers that the ranks gave to the call before this one, 0 at the first; alike on all ranks.
+        """The largest of the integers that the ranks gave to the call before this one, 0 at the first.
+
+        Alike on all ranks.
 
         This call's are exchanged in the background, so that nobody waits; with one process the answer is its own wish.
         """
@@ -139,7 +143,10 @@ class Ranks(RankGroup):
 
 
 def pick_device(name, local_rank):
-    """--device as a torch.device: "auto" is CUDA where there is a GPU, else the CPU. Raises UsageError if it is absent."""
+    """--device as a torch.device: "auto" is CUDA where there is a GPU, else the CPU.
+
+    Raises UsageError if it is absent.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -210,9 +217,9 @@ def start_ranks(args):
 def distribute(model, ranks, warm_up_loss):
     """The model under DDP, which averages gradients over ranks; the model itself where there is one rank.
 
-    warm_up_loss(model) → the loss of any input. After its first backward pass DDP assigns the gradients to other buckets,
-    which changes the order in which three or more ranks are summed. That pass is made here, so that a continued run has the
-    same buckets, and the same last bits, as a run that was not interrupted.
+    warm_up_loss(model) → the loss of any input. After its first backward pass DDP assigns the gradients to other
+    buckets, which changes the order in which three or more ranks are summed. That pass is made here, so that a
+    continued run has the same buckets, and the same last bits, as a run that was not interrupted.
     """
     if ranks.world_size == 1:
         return model

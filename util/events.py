@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """TensorBoard event files, written synchronously.
 
-torch.utils.tensorboard.SummaryWriter passes events to a thread. If that thread fails, for example on a full disk, a later
-`flush` blocks forever. A run has few events, so they are written in the calling thread, where errors are raised.
+torch.utils.tensorboard.SummaryWriter passes events to a thread. If that thread fails, for example on a full disk, a
+later `flush` blocks forever. A run has few events, so they are written in the calling thread, where errors are raised.
 """
 
 import contextlib

@@ -22,7 +22,10 @@ drop_path freeze_encoder mask_ratio norm_pix_loss weight_mode weight_level weigh
 seed""".split()
 
 TAGS = ("sentinel-1", "sar", "remote-sensing", "masked-autoencoder")
-SIMULATED = "**Simulated data**: this model, or a figure below, comes from simulated images and says nothing of measured ones.\n\n"
+SIMULATED = (
+    "**Simulated data**: this model, or a figure below, comes from simulated images and says nothing of measured "
+    "ones.\n\n"
+)
 CARD = Template("""---
 library_name: $library_name
 license: mit
@@ -33,7 +36,8 @@ tags: [$tags]
 
 ${warning}SAR-W-MixMAE ([arXiv 2503.01181](https://arxiv.org/abs/2503.01181)); $size values; $output.
 
-The license is that of the code. Change it where the data, or the weights that the training started from, ask for another.
+The license is that of the code. Change it where the data, or the weights that the training started from, ask for
+another.
 
 ## Trained on
 ${trained_on}Epoch $epoch (counted from 0) of a run with these flags:
@@ -130,14 +134,17 @@ def model_card(config, size):
     pair, classes, metrics = config["task"] == "pair classifier", prepared.get("classes", ()), config["metrics"]
     simulated = any(part["simulated"] for part in (*config["data"].values(), *config["measured_on"].values()))
     steps = [
-        f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in {prepared['units']}",
-        f"pixels without data: the channel's mean; then bilinear resizing to {prepared['input_size']}×{prepared['input_size']} pixels",
+        f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in "
+        f"{prepared['units']}",
+        "pixels without data: the channel's mean; then bilinear resizing to "
+        f"{prepared['input_size']}×{prepared['input_size']} pixels",
     ]
     for channel, mean, std in zip(prepared["channels"], prepared["mean"], prepared["std"]):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")
     if pair:
         steps.append(
-            f"both images of a pair alike; the model cuts them into patches of 128×128 (patch_cut {facts['patch_cut']}, "
+            "both images of a pair alike; the model cuts them into patches of 128×128 (patch_cut "
+            f"{facts['patch_cut']}, "
             f"patch_op {facts['patch_op']})"
         )
     output = "encoder: features (B, C) from `model.forward_features`"

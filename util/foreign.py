@@ -21,8 +21,8 @@ def take_weights(state):
     """Convert the content of a checkpoint file to our form: ({"model": weights, …}, list of remarks for the log).
 
     Of a file without "model" only the weights are kept, as its other entries have other meanings. A prefix that all
-    weights of the model share is removed from the names. There are no remarks on our own checkpoints. Raises ValueError,
-    which names what was found, if there are no weights of this model or several sets of them.
+    weights of the model share is removed from the names. There are no remarks on our own checkpoints. Raises
+    ValueError, which names what was found, if there are no weights of this model or several sets of them.
     """
     if not isinstance(state, dict):
         raise ValueError(f"it has no 'model', as it is a {type(state).__name__}")

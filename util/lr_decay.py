@@ -24,16 +24,17 @@ def layer_id(name, depths):
 
 
 def param_groups_lrd(model, weight_decay, no_weight_decay_list=(), layer_decay=0.75):
-    """Parameter groups for an optimizer, with an `lr_scale` by which `adjust_learning_rate` multiplies the learning rate.
+    """Parameter groups for an optimizer, with an `lr_scale` by which `adjust_learning_rate` multiplies the learning
+    rate.
 
         lr_scale = layer_decay^(N + 1 − layer_id)     from layer_decay at the head to layer_decay^(N+1) at the embedding
 
     model: an encoder with stages `layers[i].blocks`, with or without a head; not wrapped in DDP. weight_decay: of all
-    parameters except those of at most one dimension (biases, norms) and those in no_weight_decay_list; relative position
-    bias tables have two dimensions and decay. Frozen parameters are in no group.
-    Returns a list of {"params", "weight_decay", "lr_scale"}, sorted by layer id, decayed parameters first. The order is
-    the same in every run, because optimizer states are restored by position.
-    Raises ValueError if nothing is trainable. Source: BEiT, arXiv 2106.08254.
+    parameters except those of at most one dimension (biases, norms) and those in no_weight_decay_list; relative
+    position bias tables have two dimensions and decay. Frozen parameters are in no group. Returns a list of {"params",
+    "weight_decay", "lr_scale"}, sorted by layer id, decayed parameters first. The order is the same in every run,
+    because optimizer states are restored by position. Raises ValueError if nothing is trainable. Source: BEiT, arXiv
+    2106.08254.
     """
     depths = [len(stage.blocks) for stage in model.layers]
     members = defaultdict(list)  # (layer id, spared from weight decay) → parameters

@@ -10,7 +10,8 @@ def adjust_learning_rate(optimizer, epoch, args):
         t < warmup:  lr·t/warmup;   else  min + (lr − min)·½·(1 + cos(π·(t − warmup)/(epochs − warmup)))
 
     epoch: t in epochs, a float, set at every iteration. args: lr, min_lr, warmup_epochs, epochs. The learning rate of a
-    parameter group is multiplied by its `lr_scale`, if it has one (layer decay). Source: MAE, arXiv 2111.06377, appendix A.1.
+    parameter group is multiplied by its `lr_scale`, if it has one (layer decay). Source: MAE, arXiv 2111.06377,
+    appendix A.1.
     """
     if epoch < args.warmup_epochs:
         lr = args.lr * epoch / args.warmup_epochs

@@ -3,9 +3,9 @@
 
 Undefined values:
 - A class without a positive label in the set has no average precision and no recall. It is excluded from all three
-  macro means, which therefore cover the same classes; its values per class are None, and it is listed under "undefined".
-  Counting it as 0 would make the score depend on the classes that the set contains. The micro means cover all
-  (sample, class) pairs, including those of such a class.
+  macro means, which therefore cover the same classes; its values per class are None, and it is listed under
+  "undefined". Counting it as 0 would make the score depend on the classes that the set contains. The micro means cover
+  all (sample, class) pairs, including those of such a class.
 - A class that occurs but is never predicted has no precision either. This is an error of the model and counts as 0.
 - Without a flooded sample, recall and F1 of the flood class are None; without a predicted one, its precision is 0.
 
@@ -32,7 +32,7 @@ THRESHOLD = 0.5  # a label is predicted where its probability is greater; at 0.5
 
 
 def _check(probabilities, labels):
-    """Raises ValueError for an empty set, probabilities that are not floats in [0, 1], and labels other than 0 and 1."""
+    """Raises ValueError for an empty set, probabilities outside of [0, 1], and labels other than 0 and 1."""
     if not labels.numel():
         raise ValueError("no sample to evaluate: the set is empty")
     # torchmetrics interprets other values, including NaN, as logits and applies a sigmoid to all of them.
@@ -94,10 +94,10 @@ def multilabel_metrics(probabilities, labels):
 def flood_metrics(probabilities, labels):
     """Accuracy, and precision, recall and F1 of the flood class.
 
-    probabilities: (N, 2) floats in [0, 1]: no flood, flood. The prediction is the larger one, no flood if they are equal.
-    labels: (N,), 1 = flood, of any type, on the same device.
-    Returns a dict: "accuracy", "precision", "recall", "f1" in [0, 1] or None, "confusion": {"tn", "fp", "fn", "tp"},
-    in samples. Raises ValueError for other shapes or values and an empty set.
+    probabilities: (N, 2) floats in [0, 1]: no flood, flood. The prediction is the larger one, no flood if they are
+    equal. labels: (N,), 1 = flood, of any type, on the same device. Returns a dict: "accuracy", "precision", "recall",
+    "f1" in [0, 1] or None, "confusion": {"tn", "fp", "fn", "tp"}, in samples. Raises ValueError for other shapes or
+    values and an empty set.
     """
     if labels.ndim != 1 or probabilities.shape != (len(labels), 2):
         raise ValueError(

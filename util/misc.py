@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Console logging, durations, memory, and the record of what a run was."""
+"""Logged flags, durations, memory, and the record of what a run was."""
 
 import ctypes
 import datetime
@@ -17,23 +17,6 @@ import torch
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3): when to shrink the heap, and from which size on to map memory
-
-
-class _ClockFormatter(logging.Formatter):
-    """Lines that begin `[HH:MM:SS.ffffff] `, which existing log readers expect."""
-
-    def format(self, record):
-        clock = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
-        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return f"[{clock}] {level}{super().format(record)}"
-
-
-def setup_logging(is_main):
-    """Log to the console: rank 0 from INFO, other ranks errors only. Python warnings go the same way."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_ClockFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, handlers=[handler], force=True)
-    logging.captureWarnings(True)
 
 
 def log_flags(args):
@@ -56,8 +39,8 @@ def peak_memory(device):
 def keep_freed_memory():
     """Have this process keep the memory that it frees, for the next step, instead of giving it back to the system.
 
-    A training step on a CPU allocates gigabytes in pieces so large that glibc maps and unmaps each; the system then has to
-    hand out and clear every page of them again, in every step. Does nothing where the C library is another.
+    A training step on a CPU allocates gigabytes in pieces so large that glibc maps and unmaps each; the system then has
+    to hand out and clear every page of them again, in every step. Does nothing where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -35,7 +35,8 @@ def settle_amp(amp, ranks):
         return "fp16"
     if emulated:
         log.warning(
-            "--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag out",
+            "--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag "
+            "out",
             amp,
             *(("GPU", "in fp16") if on_gpu else ("CPU", "in float32")),
         )
@@ -91,9 +92,9 @@ def optimizer_step(parameters, optimizer, scaler, clip_grad):
 class StepRecord:
     """Loss and gradient norm of every step of an epoch. They stay on the device until `collect` reads them.
 
-    sampler: the MicroBatchSampler of the epoch. scaled: whether the loss is scaled (fp16). progress: what `progress` gave
-    for the first steps of the epoch, where a run continues in mid-epoch.
-    losses: of the steps read so far. grad_norm: of the last of them.
+    sampler: the MicroBatchSampler of the epoch. scaled: whether the loss is scaled (fp16). progress: what `progress`
+    gave for the first steps of the epoch, where a run continues in mid-epoch. losses: of the steps read so far.
+    grad_norm: of the last of them.
     """
 
     def __init__(self, sampler, ranks, scaled, progress=None):
@@ -109,8 +110,8 @@ class StepRecord:
     def collect(self, done):
         """Reads what the steps before step `done` gave, averaged over ranks. Every rank calls it.
 
-        Raises TrainingError, on all ranks alike, at the first loss or norm that is not finite. With a scaled loss a norm
-        may overflow, as that step is then skipped; but not many times in a row.
+        Raises TrainingError, on all ranks alike, at the first loss or norm that is not finite. With a scaled loss a
+        norm may overflow, as that step is then skipped; but not many times in a row.
         """
         if done == self.read:
             return
@@ -129,7 +130,8 @@ class StepRecord:
                 self.skipped = 0
             if bad:
                 raise TrainingError(
-                    f"epoch {self.sampler.epoch}, step {step}: {bad}; {self._samples_of(step)}; the last saved checkpoint "
+                    f"epoch {self.sampler.epoch}, step {step}: {bad}; {self._samples_of(step)}; the last saved "
+                    "checkpoint "
                     f"precedes this step"
                 )
             self.losses.append(loss)

@@ -33,9 +33,10 @@ def _is_square(number):
 def fit_position_weights(state, target):
     """Resample the position-dependent entries of a state dict for a model of another input size.
 
-    Position embeddings are resampled on their grid and relative position bias tables on their grid of offsets (bicubic),
-    if their shapes differ from the target's. Entries with another number of heads or channels are left unchanged, and
-    `load_state_dict` refuses them. `relative_position_index` holds no weights and is taken from the target.
+    Position embeddings are resampled on their grid and relative position bias tables on their grid of offsets
+    (bicubic), if their shapes differ from the target's. Entries with another number of heads or channels are left
+    unchanged, and `load_state_dict` refuses them. `relative_position_index` holds no weights and is taken from the
+    target.
 
     state, target: state dicts. Returns (a new dict, list of the names that were resampled).
     """

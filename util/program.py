@@ -93,13 +93,16 @@ def add_speed_flags(parser):
         "--compile",
         choices=("auto", *COMPILE_MODES),
         metavar="MODE",
-        help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; or auto: time eager and compiled "
-        f"steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, off on a CPU)",
+        help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; or auto: time eager and "
+        "compiled "
+        "steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, off on a "
+        "CPU)",
     )
     group.add_argument(
         "--grad_checkpointing",
         action="store_true",
-        help="compute each block's forward pass twice instead of keeping what is in it: less memory, a quarter more time",
+        help="compute each block's forward pass twice instead of keeping what is in it: less memory, a quarter more "
+        "time",
     )
     return group
 
@@ -187,7 +190,8 @@ def check_common_flags(flags, needs_data=True):
         need(not path or os.path.exists(path), f"--{flag} {path}: there is no such checkpoint")
     need(
         not compiles(flags) or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))),
-        f"--compile {flags.compile}: needs a C++ compiler, and there is no g++ or clang++; install one, name it in CXX, or "
+        f"--compile {flags.compile}: needs a C++ compiler, and there is no g++ or clang++; install one, name it in "
+        "CXX, or "
         f"leave the flag out",
     )
     need(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What an evaluation leaves: tables in the log, metrics as JSON, predictions and features with the ids of their samples.
+"""What an evaluation leaves: tables in the log, metrics as JSON, predictions and features with the ids of their
+samples.
 
 A dataset here is anything with ids (N,), CLASSES, label_table() → (N, K) and, for features, groups (N,).
 """
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from util.checkpoint import write_atomically
+from common.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def write_predictions(path, dataset, probabilities):
 
 
 def write_features(path, dataset, features):
-    """Features with ids, groups (what lies side by side: acquisition or folder) and labels, all 0 of a sample without a label."""
+    """Features with ids, groups (what lies side by side: acquisition or folder) and labels, all 0 of a sample without a
+    label."""
     features, labels = features.numpy(), dataset.label_table()
     unlabelled = np.count_nonzero(~labels.any(1))
     if 0 < unlabelled < len(labels):

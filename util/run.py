@@ -129,8 +129,8 @@ class Run:
     def step(self, loss, place):
         """Backward pass of a micro-batch. With the last one of a step, the optimizer follows, and what is due after it.
 
-        loss: scalar on the device. Raises TrainingError when a loss or gradient is not finite, Stopped when the run is to
-        end.
+        loss: scalar on the device. Raises TrainingError when a loss or gradient is not finite, Stopped when the run is
+        to end.
         """
         config, scaler, done = self.config, self.training.scaler, place.step + 1
         scaler.scale(loss / config.accum_iter).backward()
@@ -146,7 +146,8 @@ class Run:
             self.stop_if_asked(Place(place.epoch, done), steps=place.epoch * self.steps + done)
 
     def statistics(self):
-        """Of the epoch: {"loss" (mean over steps and ranks), "lr", "grad_norm" (both of the last step), "samples_per_s"}."""
+        """Of the epoch: {"loss" (mean over steps and ranks), "lr", "grad_norm" (both of the last step),
+        "samples_per_s"}."""
         place = self.sampler.epoch + (self.steps - 1) / self.steps
         return {
             "loss": sum(self.record.losses) / self.steps,
@@ -158,8 +159,8 @@ class Run:
     def stop_if_asked(self, place, where=None, steps=None, saved=False):
         """Saves if that is due, and raises Stopped, on all ranks alike, if the run is to end. Called between two steps.
 
-        place: the next step. where: in the run, for people. steps: of the run so far, at which --save_every_steps counts.
-        saved: whether the place is saved already.
+        place: the next step. where: in the run, for people. steps: of the run so far, at which --save_every_steps
+        counts. saved: whether the place is saved already.
         """
         where = where or f"epoch {place.epoch}, step {place.step}/{self.steps}"
         self.stopping.check(where, None if saved else partial(self.save, place), steps)
@@ -167,7 +168,8 @@ class Run:
     def save(self, place, entry=None, names=(), **more):
         """Saves a checkpoint at a place: what comes before it is done.
 
-        entry: the line of log.txt, at the end of an epoch. names: of further files for the checkpoint. more: parts of it.
+        entry: the line of log.txt, at the end of an epoch. names: of further files for the checkpoint. more: parts of
+        it.
         """
         progress = None
         if place.step:

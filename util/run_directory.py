@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: MIT
 """The output directory of a run: one run at a time, nothing overwritten unasked, logs that match the checkpoint."""
 
-import fcntl
 import json
 import logging
 import os
 import signal
-import socket
 import tempfile
 from pathlib import Path
 
 from common.errors import Stopped, UsageError, reason_of
+from common.files import HALF_WRITTEN, write_atomically
+from common.lock import FolderLock
 from common.ranks import on_main
-from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint, sidecar, write_atomically
+from common.sealed_file import SealedFile
+from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint
 from util.events import EventFile
 from util.stopping import SIGNALS, catch
 
-LOCK, LOG, RECORD = ".lock", "log.txt", "run.json"
+LOG, RECORD = "log.txt", "run.json"
 SELECTED = "checkpoint_best*.pth"
 CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", SELECTED)
 # What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
@@ -24,12 +25,11 @@ OWN_FILES = (
     LOG,
     RECORD,
     *CHECKPOINTS,
-    *(sidecar(name).name for name in CHECKPOINTS),
+    *(SealedFile(name).sidecar.name for name in CHECKPOINTS),
     "reconstruction_*.png",
     "train_ids.csv",
     "eval_*.json",
 )
-HALF_WRITTEN = ".*.[0-9]*.tmp"  # what a killed run was writing
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,14 @@ class RunDirectory:
 
     Every rank calls the same methods, and only rank 0 does anything.
 
-    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it holds
-    a run already and neither resume nor overwrite is asked for, or a file cannot be written.
-    writer: an EventFile, from `begin` on, on rank 0.
+    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it
+    holds a run already and neither resume nor overwrite is asked for, or a file cannot be written. writer: an
+    EventFile, from `begin` on, on rank 0.
     """
 
     def __init__(self, path, ranks):
-        self.path, self.ranks, self.writer, self._lock, self._handlers = Path(path), ranks, None, None, {}
+        self.path, self.ranks, self.writer, self._handlers = Path(path), ranks, None, {}
+        self._lock = FolderLock(path)
 
     def __enter__(self):
         return self
@@ -64,10 +65,12 @@ class RunDirectory:
 
     @on_main
     def save(self, state, entry=None, names=()):
-        """Makes `state` the latest checkpoint; at an epoch's end with a line for log.txt, and also under `names`, if given.
+        """Makes `state` the latest checkpoint.
 
-        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that is
-        missing would be missing for ever.
+        At an epoch's end with a line for log.txt, and also under `names`, if given.
+
+        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that
+        is missing would be missing for ever.
         """
         self.writer.flush()
         if entry is not None:
@@ -81,25 +84,26 @@ class RunDirectory:
         """Close the logs and free the folder for another run."""
         if self.writer:
             self.writer.close()
-        if self._lock and not self._lock.closed:
-            self._lock.truncate(0)
-            self._lock.close()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+        self._lock.release()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     @on_main
     def open(self, resume=False, overwrite=False):
         """Locks the folder. Nothing else in it is touched before `begin`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / LOCK, "a+")
-            # A loader process would hold the lock for as long as it lives, and it may outlive a killed run by seconds.
-            os.register_at_fork(after_in_child=self._lock.close)
+            gone = self._lock.acquire(f"--output_dir {self.path}")
         except OSError as error:
             raise UsageError(
                 f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written"
             ) from None
-        self._acquire()
+        if gone:
+            log.warning("taking over the lock of %s: that process is gone", gone)
+        self._handlers = catch(
+            self._on_signal, set(SIGNALS) - {signal.SIGINT}
+        )  # Ctrl-C unwinds the program, as elsewhere
         earlier = self._own_files()
         if earlier and not (resume or overwrite):
             self.close()
@@ -108,56 +112,25 @@ class RunDirectory:
                 f"--resume auto, or choose another folder (--overwrite would delete that run)"
             )
 
-    def _acquire(self):
-        here, checked = socket.gethostname(), True
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = self._holder()
-            self._lock.close()
-            raise UsageError(
-                f"--output_dir {self.path} is in use by another run ({holder or 'starting up'}); wait for it or "
-                f"choose another folder"
-            ) from None
-        except OSError:
-            checked = False  # a file system without locks: the name in the file has to do
-        holder = self._holder()
-        # The kernel gives a lock back when its holder dies, but on some network file systems only hosts know of their own.
-        if holder and not (checked and holder.startswith(f"{here} ")):
-            self._lock.close()
-            raise UsageError(
-                f"--output_dir {self.path} is locked by {holder}, which cannot be checked from {here}; if that "
-                f"run is gone, remove {self.path / LOCK}"
-            )
-        if holder:
-            log.warning("taking over the lock of %s: that process is gone", holder)
-        self._lock.truncate(0)
-        self._lock.write(f"{here} pid {os.getpid()}\n")
-        self._lock.flush()
-        self._handlers = catch(
-            self._on_signal, set(SIGNALS) - {signal.SIGINT}
-        )  # Ctrl-C unwinds the program, as elsewhere
-
     def _on_signal(self, number, _):
-        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 + number.
+        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 +
+        number.
 
         Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
         nothing is lost, as files are put in place whole.
         """
-        self._lock.truncate(0)
+        self._lock.clear()
         os.write(2, f"ended by {signal.Signals(number).name}; continue with --resume auto\n".encode())
         os._exit(128 + number)
-
-    def _holder(self):
-        self._lock.seek(0)
-        return self._lock.read().strip()
 
     def _own_files(self):
         return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
 
     @on_main
     def begin(self, record, start, steps, log_dir=None, overwrite=False):
-        """Clears an earlier run away (overwrite), or cuts its logs back to the start; writes run.json, opens TensorBoard.
+        """Clears an earlier run away (overwrite), or cuts its logs back to the start.
+
+        Writes run.json, opens TensorBoard.
 
         record: what the run is. start: `util.training.Start`; steps: of an epoch.
         """

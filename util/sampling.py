@@ -47,7 +47,10 @@ def random_bits(seed, epoch, ids, *stream):
 
 @dataclass(frozen=True)
 class Place:
-    """A place in a run: epoch, step of the epoch, and micro-batch of the step, counted over all ranks. All are 0-based."""
+    """A place in a run: epoch, step of the epoch, and micro-batch of the step, counted over all ranks.
+
+    All are 0-based.
+    """
 
     epoch: int
     step: int = 0
@@ -92,7 +95,9 @@ class MicroBatchSampler(torch.utils.data.Sampler):
 
 
 class InOrderSampler(torch.utils.data.Sampler):
-    """Batches of range(num_samples) in order; the last one may be shorter. Rank r takes the batches r, r + world_size, …
+    """Batches of range(num_samples) in order; the last one may be shorter.
+
+    Rank r takes the batches r, r + world_size, …
 
     Every sample occurs exactly once, and in the same batch for any number of ranks.
     """

@@ -12,8 +12,9 @@ from common.errors import Interrupted, Stopped
 
 # What a rank asks for. Higher numbers are the exit status of the signal it received (128 + its number).
 NOTHING, SAVE, WALLTIME = 0, 1, 2
-# At these a run saves and ends. mpirun forwards SIGUSR1 and SIGUSR2, and ends all ranks at any of the others; a terminal that
-# is closed sends SIGHUP; batch systems send SIGUSR2 or SIGXCPU, if told to, some time before the walltime is over.
+# At these a run saves and ends. mpirun forwards SIGUSR1 and SIGUSR2, and ends all ranks at any of the others; a
+# terminal that is closed sends SIGHUP; batch systems send SIGUSR2 or SIGXCPU, if told to, some time before the walltime
+# is over.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 PATIENCE = 5  # seconds that a signal waits for a batch
 DISK_SPEED = 50e6  # bytes/s assumed of a save until one was timed
@@ -39,7 +40,8 @@ def add_stopping_flags(group):
         "--walltime",
         type=positive,
         metavar="MIN",
-        help="save and end, with status 0, before this many minutes have passed since the program was started; continue "
+        help="save and end, with status 0, before this many minutes have passed since the program was started; "
+        "continue "
         "with --resume auto",
     )
 
@@ -62,12 +64,14 @@ def catch(handler, signals):
 class Stopping:
     """Saves and ends a run between two steps, where all ranks call the same methods.
 
-    Within the `with` block, SIGNALS wait for the next `check`. A signal that arrives while the process waits for a batch
-    (`waiting_for_data`), or before, waits PATIENCE seconds for it. Then a single process raises Interrupted there, and
-    checks; one of several ranks ends alone, as it cannot save without the others. A second Ctrl-C does not wait.
-    A signal or a clock of one rank counts for all: they agree on it in the background, one check later than it came.
+    Within the `with` block, SIGNALS wait for the next `check`. A signal that arrives while the process waits for a
+    batch (`waiting_for_data`), or before, waits PATIENCE seconds for it. Then a single process raises Interrupted
+    there, and checks; one of several ranks ends alone, as it cannot save without the others. A second Ctrl-C does not
+    wait. A signal or a clock of one rank counts for all: they agree on it in the background, one check later than it
+    came.
 
-    config: save_every_steps, save_every_minutes, walltime (minutes). state_bytes: the size of a checkpoint, as far as known.
+    config: save_every_steps, save_every_minutes, walltime (minutes). state_bytes: the size of a checkpoint, as far as
+    known.
     """
 
     _active = None  # the one whose `with` block the process is in
@@ -101,8 +105,8 @@ class Stopping:
     def check(self, where, save=None, steps=None):
         """Calls save() if that is due, and raises Stopped, on all ranks alike, if the run is to end.
 
-        where: the place in the run, for people. save: None where everything is saved already. steps: those of the run so
-        far, where --save_every_steps counts; None elsewhere.
+        where: the place in the run, for people. save: None where everything is saved already. steps: those of the run
+        so far, where --save_every_steps counts; None elsewhere.
         """
         due = bool(self.every_steps) and steps is not None and steps % self.every_steps == 0
         wish = self.ranks.agree(self._wish())
@@ -155,7 +159,8 @@ class Stopping:
             raise Interrupted
         name = signal.Signals(self._signal).name
         raise Stopped(
-            f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this state "
+            f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this "
+            "state "
             f"was not saved: --resume auto continues from the last checkpoint",
             128 + self._signal,
             on_all_ranks=False,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What is trained, how its state is saved and restored, and what a continued run must have in common with its beginning."""
+"""What is trained, how its state is saved and restored, and what a continued run must have in common with its
+beginning."""
 
 import logging
 from dataclasses import dataclass, field
@@ -50,8 +51,8 @@ def run_identity(config, names, world_size, fingerprints):
 def sample_counts(parts, checkpoint=None):
     """What a checkpoint records about its data: {"train", …: {"samples", "simulated"}}.
 
-    parts: {name: what `check_data` returned}. checkpoint: the LoadedCheckpoint that the training starts from, whose data
-    are recorded as "pretraining".
+    parts: {name: what `check_data` returned}. checkpoint: the LoadedCheckpoint that the training starts from, whose
+    data are recorded as "pretraining".
     """
     before = {} if checkpoint is None else checkpoint.state.get("data", {})
     before = before.get("pretraining", before.get("train"))
@@ -67,8 +68,8 @@ def sample_counts(parts, checkpoint=None):
 class Start:
     """Where training begins or continues: at an epoch (0-based), or after some steps of it.
 
-    progress: of `StepRecord`, None at the beginning of an epoch. source: the checkpoint it continues from, None for a new
-    run. selection, bits: what that states about the epochs selected so far, and about `Training.bits`.
+    progress: of `StepRecord`, None at the beginning of an epoch. source: the checkpoint it continues from, None for a
+    new run. selection, bits: what that states about the epochs selected so far, and about `Training.bits`.
     """
 
     epoch: int
@@ -179,7 +180,7 @@ class Training:
         return start
 
     def warn_of_other_bits(self, start):
-        """Logs what has changed since the run was saved that this one continues, and changes the last bits of results."""
+        """Logs what has changed since the continued run was saved and affects the last bits of results."""
         changed = [
             f"{name} {value} (was {start.bits[name]})"
             for name, value in self.bits().items()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How a training is executed: `--compile auto` times eager and compiled execution, with both ways of attention, and takes the fastest.
+"""How a training is executed: `--compile auto` times eager and compiled execution, with both ways of attention, and
+takes the fastest.
 
-Forward and backward passes of the model are timed before DDP takes it, so that no rank waits for another within a step, and
-without an optimizer step. Nothing that a run's numbers depend on is changed: no weight, gradient, moment or random stream.
+Forward and backward passes of the model are timed before DDP takes it, so that no rank waits for another within a step,
+and without an optimizer step. Nothing that a run's numbers depend on is changed: no weight, gradient, moment or random
+stream.
 """
 
 import gc
@@ -27,7 +29,7 @@ OUT_OF_MEMORY = "out of memory"  # how PyTorch words it
 
 
 def describe(execution):
-    """An execution in words. execution: {"compile": "off" or a mode of torch.compile, "attention": of `execute_with`}."""
+    """An execution in words. execution: {"compile": "off" or a torch.compile mode, "attention": of `execute_with`}."""
     how = "eager" if execution["compile"] == OFF else f"compiled ({execution['compile']})"
     return f"{how} with {execution['attention']} attention"
 
@@ -35,10 +37,10 @@ def describe(execution):
 def settle_execution(training, loss_of, config, ranks, start):
     """Chooses how `training.model` is executed, and notes it in `training.execution`. The same on all ranks.
 
-    loss_of(model) → the loss of a batch of the shapes of training. start: `util.training.Start`. With --compile auto, or
-    without the flag, a continued run keeps the execution of the run that it continues, if that ran on such a device.
-    Without the flag a new run is timed on CUDA, and eager on a CPU. Raises TrainingError where a mode that was asked for
-    cannot be compiled.
+    loss_of(model) → the loss of a batch of the shapes of training. start: `util.training.Start`. With --compile auto,
+    or without the flag, a continued run keeps the execution of the run that it continues, if that ran on such a device.
+    Without the flag a new run is timed on CUDA, and eager on a CPU. Raises TrainingError where a mode that was asked
+    for cannot be compiled.
     """
     usual = {"compile": OFF, "attention": training.model.attention_variants[0]}
     before, mode = kept_execution(training, start), config.compile
@@ -56,7 +58,8 @@ def settle_execution(training, loss_of, config, ranks, start):
 
 
 def kept_execution(training, start):
-    """The execution of the run that is continued, or None for a new run, one on another device, or an older one that does not say."""
+    """The execution of the run that is continued, or None for a new run, one on another device, or an older one that
+    does not say."""
     before, variants = start.bits, training.model.attention_variants
     if before.get("device") != training.bits()["device"] or before.get("compile") not in COMPILE_MODES:
         return None
@@ -74,13 +77,17 @@ def leave_out(execution, failure):
 def refuse(execution, failure):
     """End a run whose --compile cannot be had."""
     raise TrainingError(
-        f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU also "
+        f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU "
+        "also "
         f"Triton), or go on without it: --compile off"
     )
 
 
 class Bench:
-    """Has a model executed in one way or another, and times it. Every rank calls the same methods and gets the same results."""
+    """Has a model executed in one way or another, and times it.
+
+    Every rank calls the same methods and gets the same results.
+    """
 
     def __init__(self, training, loss_of, config, ranks):
         self.training, self.model, self.loss_of, self.ranks = training, training.model, loss_of, ranks
@@ -97,7 +104,11 @@ class Bench:
         )
 
     def compiled_or(self, execution, on_failure):
-        """Set an execution. Where its compiler fails, on_failure(execution, failure) is called, and it is set to be eager. Returns what is set."""
+        """Set an execution.
+
+        Where its compiler fails, on_failure(execution, failure) is called, and it is set to be eager. Returns what is
+        set.
+        """
         if execution["compile"] == OFF:
             self.set(execution)
             return execution
@@ -152,7 +163,10 @@ class Bench:
         return {**best, "ms": measured}
 
     def attempt(self, work):
-        """Run work() on every rank. Returns (the results of all, None), or (None, what has failed on the first rank where something did)."""
+        """Run work() on every rank.
+
+        Returns (the results of all, None), or (None, what has failed on the first rank where something did).
+        """
         result, failure = None, None
         try:
             result = work()
@@ -173,7 +187,8 @@ class Bench:
         return statistics.median(self.steps(steps) for _ in range(ROUNDS))
 
     def steps(self, count):
-        """Mean seconds of some forward and backward passes, beside memory as large as the moments that training will hold."""
+        """Mean seconds of some forward and backward passes, beside memory as large as the moments that training will
+        hold."""
         device, model = self.ranks.device, self.model
         parameters = [p for p in model.parameters() if p.requires_grad]
         missing = 0 if self.training.optimizer.state else 2 * sum(p.nbytes for p in parameters)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v1: from patch folders and official split lists to a Zarr store that carries checksums, and the check of one.
+"""BigEarthNet v1: from patch folders and official split lists to a Zarr store that carries checksums, and the check of
+one.
 
     python -m sarwmix.prepare.benv1_to_zarr --root DIR --train LIST --val LIST --test LIST --out OUT
     mpirun -np 4 python -m sarwmix.prepare.benv1_to_zarr …
     python -m sarwmix.prepare.benv1_to_zarr --out OUT --verify
 
 writes OUT/benv1.zarr (Zarr format 3: group sentinel1/<patch> with arrays VH and VV, float32 dB, and the attributes
-`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (what could not be
-converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after an
-interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
+`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (what could not
+be converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after
+an interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
 """
 
-import argparse
 import hashlib
 import json
 import logging
@@ -24,12 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.command_line import Parser, share
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of, write_csv
+from common.files import check_room, claimed, sha256_of, write_atomically, write_csv
 from common.packages import load
+from common.workers import add_workers_flag, run_command
 from sarwmix.bigearthnet import SIZE
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
-from sarwmix.command import Command, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS, check_root, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be converted. lists: {split: names in the order of its list}; lost: names for which there is no folder."""
+    """What is to be converted. lists: {split: names in the order of its list}.
+
+    Lost: names for which there is no folder.
+    """
 
     patches: list
     lists: dict
@@ -63,7 +67,9 @@ class Plan:
 
 
 def make_plan(source, lists, id_col):
-    """The Plan for split lists {split: path}; every patch if there are none. Raises DataError for lists that cannot be used.
+    """The Plan for split lists {split: path}; every patch if there are none.
+
+    Raises DataError for lists that cannot be used.
 
     S2 names of no patch are not an error here, but lost: lists and folders may be large, and one of them incomplete.
     """
@@ -134,7 +140,10 @@ def write_patch(folder, image, metadata):
 
 
 def read_patch(store, patch, max_nonfinite):
-    """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch. Raises DataError for what is amiss with it."""
+    """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch.
+
+    Raises DataError for what is amiss with it.
+    """
     image, metadata = store.image(patch, max_nonfinite), store.metadata(patch)
     metadata.labels()  # raises for a name that is none of the 43
     digest = hashlib.sha256(image.astype("<f4").tobytes() + json.dumps(metadata.label_names()).encode()).hexdigest()
@@ -164,24 +173,24 @@ def _convert_all(patches, source, target, max_nonfinite):
 # ---- The store -----------------------------------------------------------------------------------
 
 
-def convert(root, out, lists, id_col, max_nonfinite, skip_bad, crew):
+def convert(root, out, lists, id_col, max_nonfinite, skip_bad, workers):
     """Convert the patches of the folder `root` that are in split lists {split: path}, or all if there are none.
 
     manifest.csv comes last. Returns False if everything was there already. Raises DataError for lists and folders that
     cannot be used, and, when all other patches are converted, for those that could not be, unless skip_bad.
     """
-    source, target = crew.on_main(lambda: _open(root)), ZarrStore(out / STORE)
-    record = crew.on_main(lambda: _record(lists, id_col, max_nonfinite))
+    source, target = workers.on_main(_open, root), ZarrStore(out / STORE)
+    record = workers.on_main(_record, lists, id_col, max_nonfinite)
     # Before the folder is begun: lists may have to be corrected first.
-    plan = crew.on_main(lambda: None if (out / MANIFEST).exists() else make_plan(source, lists, id_col))
-    with claimed(crew, out, record, last=MANIFEST, name=RECORD) as complete:
+    plan = workers.on_main(lambda: None if (out / MANIFEST).exists() else make_plan(source, lists, id_col))
+    with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
         if complete:
-            crew.on_main(lambda: _check_left_out(out, skip_bad))
+            workers.on_main(_check_left_out, out, skip_bad)
             return False
-        crew.on_main(lambda: _prepare(out, target, len(plan.patches)))
+        workers.on_main(_prepare, out, target, len(plan.patches))
         work = partial(_convert_all, source=source, target=target, max_nonfinite=max_nonfinite)
-        done = crew.map(work, _chunks(plan.patches), f"parts of {CHUNK} patches")
-        crew.on_main(lambda: _finish(out, plan, [outcome for part in done for outcome in part], skip_bad))
+        done = workers.map(work, _chunks(plan.patches), f"parts of {CHUNK} patches")
+        workers.on_main(_finish, out, plan, [outcome for part in done for outcome in part], skip_bad)
     return True
 
 
@@ -217,13 +226,17 @@ def _check_left_out(out, skip_bad):
     left_out = len(list(read_csv_rows(out / BAD))) - 1
     if left_out and not skip_bad:
         raise DataError(
-            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} and "
+            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} "
+            "and "
             "run again, or leave it at that with --skip_bad"
         )
 
 
 def _prepare(out, target, patches):
-    """The groups above the patches; what an interrupted run left half-done is removed. Raises DataError if room lacks."""
+    """The groups above the patches; what an interrupted run left half-done is removed.
+
+    Raises DataError if room lacks.
+    """
     target.folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in target.folder.glob(".*.tmp") if path.is_dir()]:
         shutil.rmtree(path)
@@ -231,7 +244,7 @@ def _prepare(out, target, patches):
     files = {}
     load("zarr", "writing a Zarr store").create_group(files, zarr_format=3)
     for folder in (target.folder.parent, target.folder):
-        put_in_place(folder / "zarr.json", lambda path: path.write_bytes(files["zarr.json"].to_bytes()))
+        write_atomically(folder / "zarr.json", lambda file: file.write(files["zarr.json"].to_bytes()))
 
 
 def _finish(out, plan, outcomes, skip_bad):
@@ -261,14 +274,16 @@ def _finish(out, plan, outcomes, skip_bad):
 # ---- Looking again -------------------------------------------------------------------------------
 
 
-def verify(out, crew):
+def verify(out, workers):
     """Read every patch of a store again and compare it with the manifest. Returns how many there are.
 
     Raises DataError, with their number and the first five, for patches that are not what was written.
     """
-    target, expected = ZarrStore(out / STORE), crew.on_main(lambda: _read_manifest(out))
-    faults = crew.map(partial(_faults, target=target), _chunks(sorted(expected.items())), f"parts of {CHUNK} patches")
-    more = crew.on_main(
+    target, expected = ZarrStore(out / STORE), workers.on_main(_read_manifest, out)
+    faults = workers.map(
+        partial(_faults, target=target), _chunks(sorted(expected.items())), f"parts of {CHUNK} patches"
+    )
+    more = workers.on_main(
         lambda: [f"{patch}: is not in {MANIFEST}" for patch in target.patches() if patch not in expected]
     )
     found = [fault for part in faults for fault in part] + more
@@ -305,9 +320,9 @@ def _faults(patches, target):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.benv1_to_zarr",
+    parser = Parser(
         "Convert the Sentinel-1 folders of BigEarthNet v1 to a Zarr store with checksums.",
+        "sarwmix.prepare.benv1_to_zarr",
     )
     group = parser.add_argument_group("input")
     group.add_argument("--root", type=Path, metavar="DIR", help="BigEarthNet-S1-v1.0, or the folder that holds it")
@@ -323,10 +338,10 @@ def get_args_parser():
     )
     group.add_argument(
         "--max_nonfinite",
-        type=float,
+        type=share,
         default=0.01,
         metavar="SHARE",
-        help="share of NaN, infinite or no-data pixels above which a patch is bad, 0…1",
+        help="share of NaN, infinite or no-data pixels above which a patch is bad",
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave patches that cannot be read out, instead of failing"
@@ -336,7 +351,6 @@ def get_args_parser():
         "--out",
         type=Path,
         required=True,
-        default=argparse.SUPPRESS,
         metavar="DIR",
         help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program",
     )
@@ -350,18 +364,16 @@ def get_args_parser():
 def main(argv=None):
     parser = get_args_parser()
 
-    def work(args, crew):
+    def work(args, workers):
         lists = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
         if args.verify:
             if args.root or lists or args.skip_bad:
                 parser.error("--verify goes with --out alone: it reads what was written")
-            log.info("%s: %d patches are what was written", args.out, verify(args.out, crew))
+            log.info("%s: %d patches are what was written", args.out, verify(args.out, workers))
             return
         if args.root is None:
             parser.error("--root is missing: the folder of patch folders")
-        if not 0 <= args.max_nonfinite <= 1:
-            parser.error(f"--max_nonfinite {args.max_nonfinite}: a share between 0 and 1 is needed")
-        wrote = convert(args.root, args.out, lists, args.id_col, args.max_nonfinite, args.skip_bad, crew)
+        wrote = convert(args.root, args.out, lists, args.id_col, args.max_nonfinite, args.skip_bad, workers)
         log.info("%s: %s", args.out, "complete" if wrote else "complete already, nothing to do")
 
     run_command(parser, work, argv)

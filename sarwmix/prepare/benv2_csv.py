@@ -7,17 +7,17 @@ writes benv2_{train,val,test,train_val}.csv with the official columns, in the or
 printed list of quoted names. The S1 name is column 4 counted from 0, the fifth.
 """
 
-import argparse
 import logging
 from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from common.command_line import Parser
 from common.errors import DataError, data_error
-from common.files import write_csv
+from common.files import remove_half_written, write_csv
+from common.workers import run_command
 from sarwmix.bigearthnetv2 import is_parquet, read_metadata, snow_cloud_beside
-from sarwmix.command import Command, run_command
 from sarwmix.listing import PARTS, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,10 @@ LISTS = ("train", "val", "test", "train_val")
 
 
 def read_official(path):
-    """(Listing, splits, rows of COLUMNS, all cells str) of an official file. Raises DataError, as BigEarthNetv2 does, for bad rows."""
+    """(Listing, splits, rows of COLUMNS, all cells str) of an official file.
+
+    Raises DataError, as BigEarthNetv2 does, for bad rows.
+    """
     if not is_parquet(path):
         raise DataError(
             f"{path}: its name does not end in .parquet; give the official metadata.parquet with --metadata"
@@ -73,6 +76,7 @@ def write_lists(metadata, out, include_snow_cloud=False):
             f"{len(differ)} lists are there already and differ", differ, "remove them, or choose another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
+    remove_half_written(out)
     for path, content in lists.items():
         write_csv(path, COLUMNS, content)
         log.info("%s: %d rows", path, len(content))
@@ -83,27 +87,25 @@ def _cells(path):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.benv2_csv", "Write the official metadata of BigEarthNet v2 as one CSV file per split."
+    parser = Parser(
+        "Write the official metadata of BigEarthNet v2 as one CSV file per split.", "sarwmix.prepare.benv2_csv"
     )
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--metadata", type=Path, required=True, default=argparse.SUPPRESS, help="the official metadata.parquet"
-    )
+    group.add_argument("--metadata", type=Path, required=True, help="the official metadata.parquet")
     group.add_argument(
         "--include_snow_cloud",
         action="store_true",
         help="add the patches with seasonal snow, cloud or shadow, from the second official file, which lies beside it",
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the lists")
+    group.add_argument("--out", type=Path, required=True, help="folder of the lists")
     parser.set_defaults(workers=1)
     return parser
 
 
 def main(argv=None):
-    def work(args, crew):
-        crew.on_main(lambda: write_lists(args.metadata, args.out, args.include_snow_cloud))
+    def work(args, workers):
+        workers.on_main(write_lists, args.metadata, args.out, args.include_snow_cloud)
 
     run_command(get_args_parser(), work, argv)
 

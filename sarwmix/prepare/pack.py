@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
-from common.files import check_room, claimed, put_in_place, sha256_of, write_csv, write_json
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically, write_csv, write_json
+from common.workers import add_workers_flag, run_command
 from sarwmix.moments import Moments
 from sarwmix.packed_codec import DTYPES, NO_DATA, as_tensor, decode, encode
 from sarwmix.packed_store import (
@@ -81,10 +82,10 @@ class Part:
         return f"part_{self.number:05d}.json"
 
 
-def open_sources(args):
+def open_sources(args, splits):
     """Returns (the Sources of all splits, `store_facts`, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
-    for split in args.splits:
+    for split in splits:
         metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
         wanted = "all" if split == EVERY else split
         dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
@@ -170,7 +171,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     if fault:
         raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {fault}")
     codes, scale, offset = encode(images, dtype)
-    put_in_place(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
+    write_atomically(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
     nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
     report = {
         "part": {
@@ -216,7 +217,8 @@ def largest_error(images, codes, scale, offset):
 
 
 def write_table(path, columns):
-    put_in_place(path, lambda temporary: pd.DataFrame(columns).to_parquet(temporary, index=False))
+    with atomic_path(path) as temporary:
+        pd.DataFrame(columns).to_parquet(temporary, index=False)
 
 
 def write_tables(out, sources, positions, reports, classes):
@@ -296,10 +298,10 @@ def finish(out, sources, positions, reports, known, dtype):
     )
 
 
-def pack(args, crew):
+def pack(args, splits, workers):
     """Packs a dataset. Returns False if the store was complete already. Raises DataError."""
     out = Path(args.out)
-    sources, known, positions = crew.on_main(lambda: open_sources(args))
+    sources, known, positions = workers.on_main(open_sources, args, splits)
     parts = parts_of(sources)
     record = {
         "generator": "sarwmix.prepare.pack",
@@ -311,10 +313,10 @@ def pack(args, crew):
         "samples": [[source.split, digest_of(source)] for source in sources],
         "order": hashlib.sha256(positions.tobytes()).hexdigest(),
     }
-    with claimed(crew, out, record, last=MANIFEST, name=RECORD) as complete:
+    with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
         if not complete:
-            crew.on_main(lambda: check_space(args, out, parts, known["shape"]))
-            reports = crew.map(
+            workers.on_main(check_space, args, out, parts, known["shape"])
+            reports = workers.map(
                 partial(
                     write_part,
                     out=out,
@@ -331,10 +333,10 @@ def pack(args, crew):
                 sum(len(part.images) for part in parts),
                 args,
                 out,
-                crew,
+                workers,
             )
-            crew.on_main(lambda: finish(out, sources, positions, reports, known, args.dtype))
-        crew.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
+            workers.on_main(finish, out, sources, positions, reports, known, args.dtype)
+        workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
     return not complete
 
 
@@ -349,11 +351,11 @@ def check_space(args, out, parts, shape):
     check_room([("--out", out, missing * size)])
 
 
-def refuse_bad(bad, count, args, out, crew):
+def refuse_bad(bad, count, args, out, workers):
     if not bad:
         return
     if not args.skip_bad or len(bad) == count:
-        crew.on_main(lambda: write_csv(out / BAD, ("image", "reason"), bad))
+        workers.on_main(write_csv, out / BAD, ("image", "reason"), bad)
         raise data_error(
             f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}",
             [reason for _, reason in bad],
@@ -366,9 +368,9 @@ def refuse_bad(bad, count, args, out, crew):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.pack",
+    parser = Parser(
         "Pack a dataset, from whatever layout it has, into a store made for training; or check one.",
+        "sarwmix.prepare.pack",
     )
     parser.add_argument(
         "--verify", metavar="STORE", help="check every file of this store against its checksum, and do nothing else"
@@ -400,7 +402,7 @@ def get_args_parser():
     )
     group.add_argument(
         "--part_mb",
-        type=int,
+        type=positive_int,
         default=128,
         metavar="MIB",
         help="size of a part at most, MiB; a process needs 3 to 5 times as much memory while it makes one",
@@ -414,8 +416,6 @@ def check_flags(args):
     for name in ("dataset", "data_path", "out"):
         if getattr(args, name) is None:
             raise DataError(f"--{name} is missing")
-    if args.part_mb < 1:
-        raise DataError(f"--part_mb {args.part_mb}: must be at least 1")
     if is_packed(args.data_path):
         raise DataError(f"--data_path {args.data_path}: is a packed store already")
     splits = list(
@@ -426,12 +426,12 @@ def check_flags(args):
     return splits
 
 
-def work(args, crew):
+def work(args, workers):
     if args.verify:
-        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, crew))
+        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, workers))
         return
-    args.splits = crew.on_main(lambda: check_flags(args))
-    if not pack(args, crew):
+    splits = workers.on_main(check_flags, args)
+    if not pack(args, splits, workers):
         log.info("%s: complete already, nothing to do", args.out)
 
 

@@ -3,11 +3,10 @@
 
     python -m sarwmix.prepare.sen12_unzip --zip SEN12FLOOD.zip --out DIR --workers 4
 
-DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json with
-their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
+DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json
+with their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
 """
 
-import argparse
 import json
 import logging
 import re
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from common.command_line import Parser
 from common.errors import DataError
 from common.files import check_room, claimed, write_json
 from common.safe_zip import open_archive
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.sen12_index import S1_LIST, STEP
 
 log = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ def plan(archive):
 
 
 def _root(archive):
-    """Where the folders lie in the zip: beside the list that is least deep, else what the folders of all images lie in."""
+    """Where the folders lie in the zip: beside the least deep list, else in the common folder of all images."""
     lists = [name for name in archive.members if name.rpartition("/")[2] == S1_LIST]
     depth = min((name.count("/") for name in lists), default=0)
     roots = {name[: -len(S1_LIST)] for name in lists if name.count("/") == depth}
@@ -94,14 +93,14 @@ def _root(archive):
     if len(roots) > 1:
         raise DataError(
             f"{archive.path}: holds more than one data set ({', '.join(repr(root) for root in sorted(roots)[:5])}); "
-            "unpack the right one, and give its folder with --raw-root instead"
+            "unpack the right one, and give its folder with --raw_root instead"
         )
     return roots.pop()
 
 
 def _s1_list(archive, name):
     if name is None:
-        log.warning("%s: holds no %s; the next steps need it: --s1-list", archive.path, S1_LIST)
+        log.warning("%s: holds no %s; the next steps need it: --s1_list", archive.path, S1_LIST)
         return None
     content = archive.read(name)
     try:
@@ -115,34 +114,33 @@ def _s1_list(archive, name):
 # ---- Extraction ----------------------------------------------------------------------------------
 
 
-def unzip(path, out, crew=Crew()):
-    """Extract what is wanted of the zip `path` into the folder `out`, its folders spread over a crew.
+def unzip(path, out, workers=Workers()):
+    """Extract what is wanted of the zip `path` into the folder `out`, its folders spread over workers.
 
     unzipped.json comes last: what was interrupted is not complete, and running again writes the rest. Returns False if
-    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder was
-    begun with, for lack of room, and when `out` holds something else.
+    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder
+    was begun with, for lack of room, and when `out` holds something else.
     """
-    planned, record = crew.on_main(lambda: _prepare(path, out))
-    with claimed(crew, out, record, last=MARKER, name=STEP) as complete:
+    planned, record = workers.on_main(_prepare, path, out)
+    with claimed(workers, out, record, last=MARKER, name=STEP) as complete:
         if complete:
             return False
         folders = list(planned.folders.values())
-        count = min(len(folders), PARTS_PER_PROCESS * crew.workers * crew.size)
+        count = min(len(folders), PARTS_PER_PROCESS * workers.processes * workers.world_size)
         parts = [
             {path: member for folder in folders[n::count] for path, member in folder.items()} for n in range(count)
         ]
-        crew.map(partial(_extract, path, out), parts, "parts of the zip")
-        crew.on_main(
-            lambda: write_json(
-                out / MARKER,
-                {
-                    "folders": len(planned.folders) - (S1_LIST in planned.wanted),
-                    "files": len(planned.wanted),
-                    "bytes": planned.bytes,
-                    "left_out": planned.left_out,
-                    "s1_list": S1_LIST in planned.wanted,
-                },
-            )
+        workers.map(partial(_extract, path, out), parts, "parts of the zip")
+        workers.on_main(
+            write_json,
+            out / MARKER,
+            {
+                "folders": len(planned.folders) - (S1_LIST in planned.wanted),
+                "files": len(planned.wanted),
+                "bytes": planned.bytes,
+                "left_out": planned.left_out,
+                "s1_list": S1_LIST in planned.wanted,
+            },
         )
     return True
 
@@ -177,22 +175,18 @@ def _extract(path, out, chosen):
 
 
 def get_args_parser():
-    parser = Command(PROGRAM, "Extract from the zip of SEN12-FLOOD what its preparation reads.")
+    parser = Parser("Extract from the zip of SEN12-FLOOD what its preparation reads.", PROGRAM)
     group = parser.add_argument_group("input")
-    group.add_argument(
-        "--zip", type=Path, required=True, default=argparse.SUPPRESS, help="the zip as it was downloaded"
-    )
+    group.add_argument("--zip", type=Path, required=True, help="the zip as it was downloaded")
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     add_workers_flag(group)
     return parser
 
 
 def main(argv=None):
-    def work(args, crew):
-        wrote = unzip(args.zip, args.out, crew)
+    def work(args, workers):
+        wrote = unzip(args.zip, args.out, workers)
         log.info("%s: %s", args.out, "extracted" if wrote else "complete already, nothing to do")
 
     run_command(get_args_parser(), work, argv)

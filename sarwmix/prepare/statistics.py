@@ -14,9 +14,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from common.command_line import Parser
 from common.errors import DataError, data_error
 from common.files import write_json
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import add_workers_flag, run_command
 from sarwmix.listing import SPLITS, UNITS
 from sarwmix.moments import Moments
 from sarwmix.packed_store import STATISTICS, is_packed
@@ -53,9 +54,9 @@ def chunks_of(dataset):
     return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
-def measure(chunks, floor_db, crew):
+def measure(chunks, floor_db, workers):
     """The Moments of all images of these parts. Raises DataError if some cannot be read: count and first five."""
-    results = crew.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
+    results = workers.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
         raise data_error(
@@ -82,9 +83,9 @@ def log_moments(total, channels):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.prepare.statistics",
+    parser = Parser(
         "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
+        "sarwmix.prepare.statistics",
     )
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
@@ -97,7 +98,7 @@ def get_args_parser():
     return parser
 
 
-def work(args, crew):
+def work(args, workers):
     def prepare():
         if not args.data_path:
             raise DataError("--data_path is missing: the folder of the data")
@@ -112,8 +113,8 @@ def work(args, crew):
         return chunks_of(dataset), len(dataset)
 
     kind = DATASETS[args.dataset]
-    chunks, samples = crew.on_main(prepare)
-    total = measure(chunks, kind.FLOOR_DB, crew)
+    chunks, samples = workers.on_main(prepare)
+    total = measure(chunks, kind.FLOOR_DB, workers)
     log_moments(total, kind.CHANNELS)
     judge(f"{args.data_path}: split '{args.split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     if args.out:
@@ -127,7 +128,7 @@ def work(args, crew):
             **total.summary(),
             "histogram": total.histogram_dict(),
         }
-        crew.on_main(lambda: write_json(Path(args.out), report))
+        workers.on_main(write_json, Path(args.out), report)
         log.info("wrote %s", args.out)
 
 

@@ -8,7 +8,6 @@ one place, seen at several dates. Nothing can be taken for measured data: the ac
 satellite flew, and simulation.json says what the folder is.
 """
 
-import argparse
 import logging
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
@@ -18,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from common.command_line import Parser
 from common.errors import DataError
 from common.files import claimed, save_array
-from common.workers import Crew
-from sarwmix.command import Command
+from common.workers import Workers
 from sarwmix.sen12_index import KEPT, pairs
 from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate.patches import add_output_flags, check_ranges, run_generator
@@ -69,7 +68,10 @@ class Place:
 
 
 def plan_places(parameters):
-    """The folders of a dataset, list of Place, training first. Raises DataError when splits are too small or too large."""
+    """The folders of a dataset, list of Place, training first.
+
+    Raises DataError when splits are too small or too large.
+    """
     tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
     if tests >= parameters.folders:
         raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
@@ -186,14 +188,14 @@ def write_place(place, out, parameters):
     return [(place.name, names[a], names[b], label) for a, b, label in pairs(flooded)]
 
 
-def simulate_floods(out, parameters, crew=Crew()):
-    """Write a dataset of `parameters` under the folder `out`, the places spread over a crew.
+def simulate_floods(out, parameters, workers=Workers()):
+    """Write a dataset of `parameters` under the folder `out`, the places spread over workers.
 
     The pair lists come last: what was interrupted is not complete, and running again writes the same files.
     Returns False if everything was there already. Raises DataError when `out` holds something else, or the folders are
     too few or too many for the splits.
     """
-    out, places = Path(out), crew.on_main(lambda: plan_places(parameters))
+    out, places = Path(out), workers.on_main(plan_places, parameters)
     record = {
         "SIMULATED": "yes",
         "generator": "sarwmix.simulate.flood",
@@ -201,13 +203,13 @@ def simulate_floods(out, parameters, crew=Crew()):
         "units": "linear",
         "parameters": asdict(parameters),
     }
-    with claimed(crew, out, record, last=KEPT["test"].name) as complete:
+    with claimed(workers, out, record, last=KEPT["test"].name) as complete:
         if complete:
             return False
-        found = crew.map(partial(write_place, out=out, parameters=parameters), places, "folders")
+        found = workers.map(partial(write_place, out=out, parameters=parameters), places, "folders")
         for split, table in KEPT.items():
             rows = [row for place, part in zip(places, found) if place.split == split for row in part]
-            crew.on_main(lambda: table.write(out, rows))
+            workers.on_main(table.write, out, rows)
     return True
 
 
@@ -217,7 +219,6 @@ def add_content_flags(parser):
         "--folders",
         type=int,
         required=True,
-        default=argparse.SUPPRESS,
         help="number of places, train and test together; every third is never flooded",
     )
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
@@ -233,8 +234,8 @@ def add_content_flags(parser):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.simulate.flood", "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood."
+    parser = Parser(
+        "Write simulated Sentinel-1 flood sequences as pairs for --dataset sen12flood.", "sarwmix.simulate.flood"
     )
     add_output_flags(parser)
     add_content_flags(parser)

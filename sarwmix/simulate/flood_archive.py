@@ -4,9 +4,9 @@
     python -m sarwmix.simulate.flood_archive --out DIR --folders 8 --seed 0 --workers 2
 
 writes DIR/SEN12FLOOD.zip, and in it SEN12FLOOD/S1list.json and for each folder <name>_corrected_{VH,VV}.tif (float32,
-linear σ⁰, EPSG:4326, about 10 m) and S2_<date>_B04.tif (uint16, UTM, 10 m), the grid that the preparation warps the others
-onto. What does not work with real data is in it too: the images in DIR/faults.json. Nothing can be taken for measured
-data: the acquisitions are dated 2000, before the satellites flew, and each file is tagged.
+linear σ⁰, EPSG:4326, about 10 m) and S2_<date>_B04.tif (uint16, UTM, 10 m), the grid that the preparation warps the
+others onto. What does not work with real data is in it too: the images in DIR/faults.json. Nothing can be taken for
+measured data: the acquisitions are dated 2000, before the satellites flew, and each file is tagged.
 """
 
 import binascii
@@ -27,10 +27,10 @@ try:
 except ImportError:
     rasterio = None  # `simulate_raw_floods` says so
 
-from common.files import claimed, put_in_place, write_json
+from common.command_line import Parser
+from common.files import atomic_path, claimed, write_json
 from common.packages import load
-from common.workers import Crew
-from sarwmix.command import Command
+from common.workers import Workers
 from sarwmix.sen12_index import S1_LIST
 from sarwmix.simulate.flood import (
     FIRST_DATE,
@@ -107,8 +107,8 @@ class RawParameters(Parameters):
 def plan_faults(places, images):
     """{kind: (name of the folder, number of the image in the order of acquisition)}, as far as there is room.
 
-    The first training folders get one each, then a second one and so on, at most half of their images, the latest first.
-    Folders of two images have no room: without one of them no pair would be left.
+    The first training folders get one each, then a second one and so on, at most half of their images, the latest
+    first. Folders of two images have no room: without one of them no pair would be left.
     """
     trains = [place.name for place in places if place.split == "train"]
     room = images // 2 if images > 2 else 0
@@ -164,7 +164,10 @@ def simulate_raw_place(place, parameters):
 
 
 def to_latlon(sigma0, index, size):
-    """Warp (2, S, S) from the UTM grid with its margin to degrees. Returns ((2, H, W) float32, transform of the pixels)."""
+    """Warp (2, S, S) from the UTM grid with its margin to degrees.
+
+    Returns ((2, H, W) float32, transform of the pixels).
+    """
     crs, pixels, _ = grid(index, size, MARGIN)
     wanted_crs, _, wanted = grid(index, size, EDGE)
     west, south, east, north = transform_bounds(wanted_crs, LATLON, *wanted)
@@ -196,7 +199,10 @@ def red_band(rng, geography, water):
 
 
 def damage(image, geotransform, kind):
-    """(image (2, H, W), transform) with the fault `kind` that shows in the pixels; any other leaves them as they are."""
+    """(image (2, H, W), transform) with the fault `kind` that shows in the pixels.
+
+    Any other leaves them as they are.
+    """
     _, high, wide = image.shape
     if kind == PARTIAL:  # the swath ends here
         image = image[:, :, : round(COVERED * wide)]
@@ -213,8 +219,7 @@ def damage(image, geotransform, kind):
 
 def write_raster(path, image, crs, geotransform, units, cut=False):
     """A GeoTIFF of one band (H, W). cut: only half of the file."""
-
-    def write(temporary):
+    with atomic_path(path) as temporary:
         with rasterio.open(
             temporary,
             "w",
@@ -231,8 +236,6 @@ def write_raster(path, image, crs, geotransform, units, cut=False):
         if cut:
             with open(temporary, "r+b") as file:
                 file.truncate(temporary.stat().st_size // 2)
-
-    put_in_place(path, write)
 
 
 def write_folder(place, root, parameters, faults):
@@ -298,8 +301,7 @@ def _listed(folder, entries, area):
 
 def write_zip(path, root):
     """Everything under root, with the name of that folder, as a zip; equal files make equal zips."""
-
-    def write(temporary):
+    with atomic_path(path) as temporary:
         with zipfile.ZipFile(temporary, "w") as archive:
             for member in (root, *sorted(root.rglob("*"))):
                 name = f"{member.relative_to(root.parent).as_posix()}{'/' if member.is_dir() else ''}"
@@ -313,15 +315,13 @@ def write_zip(path, root):
                 with open(member, "rb") as source, archive.open(info, "w") as target:
                     shutil.copyfileobj(source, target, 2**20)
 
-    put_in_place(path, write)
 
-
-def simulate_raw_floods(out, parameters, crew=Crew()):
-    """Write a dataset of RawParameters under the folder `out`, the places spread over a crew.
+def simulate_raw_floods(out, parameters, workers=Workers()):
+    """Write a dataset of RawParameters under the folder `out`, the places spread over workers.
 
     The zip comes last: what was interrupted is not complete, and running again writes the same files. Returns False if
-    everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too many
-    for the splits.
+    everything was there already. Raises DataError when `out` holds something else, or the folders are too few or too
+    many for the splits.
     """
 
     def plan():
@@ -330,7 +330,7 @@ def simulate_raw_floods(out, parameters, crew=Crew()):
 
     out = Path(out)
     root = out / NAME
-    places = crew.on_main(plan)
+    places = workers.on_main(plan)
     faults = plan_faults(places, parameters.images)
     record = {
         "SIMULATED": "yes",
@@ -339,12 +339,14 @@ def simulate_raw_floods(out, parameters, crew=Crew()):
         "units": "linear",
         "parameters": asdict(parameters),
     }
-    with claimed(crew, out, record, last=ZIP) as complete:
+    with claimed(workers, out, record, last=ZIP) as complete:
         if not complete:
-            found = crew.map(partial(write_folder, root=root, parameters=parameters, faults=faults), places, "folders")
-            crew.on_main(lambda: _write_lists(out, root, found))
+            found = workers.map(
+                partial(write_folder, root=root, parameters=parameters, faults=faults), places, "folders"
+            )
+            workers.on_main(_write_lists, out, root, found)
         if not parameters.keep_tree:
-            crew.on_main(lambda: shutil.rmtree(root, ignore_errors=True))
+            workers.on_main(shutil.rmtree, root, ignore_errors=True)
     return not complete
 
 
@@ -364,9 +366,9 @@ def _write_lists(out, root, found):
 
 
 def get_args_parser():
-    parser = Command(
-        "sarwmix.simulate.flood_archive",
+    parser = Parser(
         "Write a simulated SEN12-FLOOD as it is downloaded, for trying its preparation.",
+        "sarwmix.simulate.flood_archive",
     )
     add_output_flags(parser)
     group = parser.add_argument_group("intermediate files")

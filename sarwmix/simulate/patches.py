@@ -8,7 +8,6 @@ Patches of a scene lie side by side; a scene belongs to one split as a whole. No
 the country is "Simulated", the acquisitions are dated 2000, before the satellite flew, and each file is tagged.
 """
 
-import argparse
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -20,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.command_line import Parser
 from common.errors import DataError
-from common.files import claimed, put_in_place
+from common.files import atomic_path, claimed
 from common.packages import load
-from common.workers import Crew
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.simulate.landcover import LANDSCAPES, LandCover, draw_geography
 from sarwmix.simulate.radar import BANDS, PSF_REACH, observe
 
@@ -214,46 +213,43 @@ def _write_metadata(path, rows):
             ),
         ):
             columns[name].append(value)
-    put_in_place(path, partial(pq.write_table, pa.table(columns, METADATA_SCHEMA)))
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns, METADATA_SCHEMA), temporary)
 
 
-def simulate_dataset(out, parameters, crew=Crew()):
-    """Write a dataset of `parameters` under the folder `out`, the scenes spread over a crew.
+def simulate_dataset(out, parameters, workers=Workers()):
+    """Write a dataset of `parameters` under the folder `out`, the scenes spread over workers.
 
     metadata.parquet comes last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are too
-    few for the splits.
+    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are
+    too few for the splits.
     """
 
     def plan():
         load("rasterio", "writing GeoTIFFs")  # before the folder is begun
         return plan_scenes(parameters)
 
-    out, scenes = Path(out), crew.on_main(plan)
+    out, scenes = Path(out), workers.on_main(plan)
     record = {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}
-    with claimed(crew, out, record, last="metadata.parquet") as complete:
+    with claimed(workers, out, record, last="metadata.parquet") as complete:
         if complete:
             return False
-        rows = crew.map(partial(write_scene, out=out, parameters=parameters), scenes, "scenes")
-        crew.on_main(lambda: _write_metadata(out / "metadata.parquet", [row for part in rows for row in part]))
+        rows = workers.map(partial(write_scene, out=out, parameters=parameters), scenes, "scenes")
+        workers.on_main(_write_metadata, out / "metadata.parquet", [row for part in rows for row in part])
     return True
 
 
 def add_output_flags(parser):
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--out", type=Path, required=True, default=argparse.SUPPRESS, help="folder to write, new or empty"
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     add_workers_flag(group)
 
 
 def get_args_parser():
-    parser = Command("sarwmix.simulate", "Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.")
+    parser = Parser("Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.", "sarwmix.simulate")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
-    group.add_argument(
-        "--patches", type=int, required=True, default=argparse.SUPPRESS, help="number of patches, all splits together"
-    )
+    group.add_argument("--patches", type=int, required=True, help="number of patches, all splits together")
     group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
     group.add_argument(
         "--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m; the programs read 120"
@@ -271,18 +267,18 @@ def get_args_parser():
 
 
 def run_generator(parser, parameters_of, write, unit, argv=None):
-    """The program of a generator: its flags, then write(out, parameters, crew) → whether there was something to do.
+    """The program of a generator: its flags, then write(out, parameters, workers) → whether there was something to do.
 
     parameters_of(**flags) raises ValueError for what cannot be. unit: what the first flag of the content counts.
     """
 
-    def work(args, crew):
+    def work(args, workers):
         flags = {name: value for name, value in vars(args).items() if name not in ("out", "workers")}
         try:
             parameters = parameters_of(**flags)
         except ValueError as error:
             parser.error(str(error))
-        wrote = write(args.out, parameters, crew)
+        wrote = write(args.out, parameters, workers)
         log.info("%s: %s", args.out, f"{flags[unit]} {unit} written" if wrote else "complete already, nothing to do")
 
     run_command(parser, work, argv)

@@ -2,16 +2,14 @@
 """The study of the weights: what its script starts, and its table and figure from what runs leave."""
 
 import json
-import shlex
 
 import pandas as pd
 import pytest
 
 from analysis import weight_study
 from analysis.weight_study import difference, groups_of, read_study, tables
-from tests.helpers import ROOT
 from tests.helpers.result_logs import written
-from tests.helpers.runs import launch, refusal, words
+from tests.helpers.runs import refusal, words
 
 SETTINGS = {
     "dataset": "benv2",
@@ -115,40 +113,3 @@ def test_what_is_no_study_is_one_line(study, tmp_path, capsys, spoil, words):
     line = refusal(weight_study.main, [study, "--output", figure, "--table", table], capsys)
     assert all(word in line for word in words), line
     assert not figure.exists() and not table.exists()
-
-
-def dry_run(*flags):
-    result = launch(["bash", ROOT / "scripts" / "weight_study.sh", "--dry_run", flags])
-    return [shlex.split(line) for line in result.stdout.splitlines()]
-
-
-def value(words, flag):
-    return words[words.index(flag) + 1]
-
-
-def test_the_script_pretrains_every_kind_with_every_seed_and_uses_what_comes_out():
-    lines = dry_run(
-        "--data_path /d --flood_path /f --seeds '3 4' --models_path /m --model large --epoch 32 --ranks 4",
-        "-- --weight_clip 99",
-    )
-    runs = [words for words in lines if "scripts/run_local.sh" in words]
-    assert all(value(words, "--ranks") == "4" for words in runs)
-    pretrained = [words for words in runs if value(words, "--task_type") == "pretrain"]
-    kinds = {
-        (value(words, "--weight_mode"), value(words, "--weight_level"), value(words, "--seed")) for words in pretrained
-    }
-    assert len(pretrained) == len(kinds) == 10
-    assert {kind[2] for kind in kinds} == {"3", "4"} and ("none", "pixel", "3") not in kinds
-    assert all(
-        words[-3:] == ["--", "--weight_clip", "99"] and value(words, "--data_path") == "/d" for words in pretrained
-    )
-    floods = [words for words in runs if value(words, "--task_type") == "finetune"]
-    assert len(floods) == 12 and all(value(words, "--data_path") == "/f" for words in floods)
-    assert sum("random" in words for words in floods) == 2
-    embedded = [value(words, "--finetune") for words in lines if "--embed" in words]
-    assert embedded.count("/m/pretrain_benv2_large_shared_avg_pixel_seed4/checkpoint_32.pth") == 2
-    assert len(embedded) == 20
-    # What the runs are called is the runner's to say.
-    shown = launch([pretrained[0][:2], "--dry_run", pretrained[0][2:]]).stdout
-    assert value(shlex.split(shown, comments=True), "--output_dir") == "/m/pretrain_benv2_large_none_token_seed3"
-    assert lines[-1][2:4] == ["analysis.weight_study", "/m"]

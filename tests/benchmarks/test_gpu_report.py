@@ -17,7 +17,7 @@ from analysis import benchmark_figure
 from benchmarks import apart, end_to_end, gpu_parts, gpu_report, parity, report
 from benchmarks.apart import Apart, LeftOut, Part
 from benchmarks.random_store import write_random_store
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import verify
@@ -187,7 +187,7 @@ def test_sizes_are_those_of_the_machine(tmp_path):
 # ---- random stores, and what is done without rasterio
 def test_a_random_store_is_a_store_with_the_statistics_of_its_dataset(tmp_path):
     store = write_random_store(tmp_path / "patches", "benv2", {"train": 7, "val": 2}, seed=3)
-    assert verify(store, Crew()) == 6
+    assert verify(store, Workers()) == 6
     data = PackedDataset(store, "train", "benv2", supervised=True)
     (images,) = data.images(list(range(7)))
     assert len(data) == 7 and images.shape == (7, 2, 120, 120) and len(PackedDataset(store, "val")) == 2

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Flags that there are none of: the nearest one is named."""
+"""Unknown flags, for which the nearest one is named, and the ranges of values."""
 
 import pytest
 
 import main_finetune
 import main_pretrain
+from common.command_line import Parser, Range, count, positive, positive_int, positive_share, rate, share
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from tests.helpers.runs import refusal
@@ -50,3 +51,33 @@ def test_values_that_begin_with_a_dash_are_no_flags(capsys):
     with pytest.raises(SystemExit) as end:
         main_pretrain.parse_flags(["--batch-size", "8", "--help"])
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "kind, text, said",
+    [
+        (positive_int, "1", 1),
+        (positive_int, "0", "must be at least 1"),
+        (positive_int, "1.5", "a whole number is needed"),
+        (count, "0", 0),
+        (count, "-1", "must be at least 0"),
+        (positive, "1e-9", 1e-9),
+        (positive, "0", "must be above 0"),
+        (positive, "inf", "a finite number is needed"),
+        (positive, "x", "a number is needed"),
+        (share, "1", 1.0),
+        (share, "nan", "a finite number is needed"),
+        (share, "1.1", "must be at least 0 and at most 1"),
+        (positive_share, "0", "must be above 0 and at most 1"),
+        (rate, "1", "must be at least 0 and below 1"),
+        (Range(int, at_least=1, at_most=65535), "65536", "must be at least 1 and at most 65535"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_the_range(kind, text, said, capsys):
+    parser = Parser("What it does.", "program")
+    parser.add_argument("--flag", type=kind, help="a value")
+    if not isinstance(said, str):
+        assert parser.parse_args(["--flag", text]).flag == said
+        return
+    assert refusal(parser.parse_args, ["--flag", text], capsys) == f"python -m program: error: --flag {text}: {said}\n"
+    assert "a value" + (f" ({kind})" if kind.bounds else "") in " ".join(parser.format_help().split())

@@ -30,9 +30,8 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 import benchmarks.step, main_finetune, main_pretrain, sarwmix.prepare.pack, sarwmix.simulate, sarwmix.prepare.statistics
-from common.errors import DataError
-from util.ending import run_program
-sys.exit(run_program(main_pretrain.main, DataError))
+from common.ending import run_program
+sys.exit(run_program(main_pretrain.main))
 """
 
 
@@ -129,7 +128,7 @@ def test_what_cannot_be_written_is_one_line_before_any_work(tmp_path, absent, ca
         (simulate_flood_raw, ["--folders", 8], "writing GeoTIFFs needs rasterio"),
         (
             sen12_align_s1_to_s2,
-            ["--raw-root", tmp_path / "raw"],
+            ["--raw_root", tmp_path / "raw"],
             "warping images needs gdal, which is not installed; pip install gdal",
         ),
         (benv1_to_zarr, ["--root", tmp_path / "v1"], "writing a Zarr store needs zarr"),

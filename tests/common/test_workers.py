@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Work spread over processes and MPI ranks, files put in place whole, folders held, and one line for what is wrong."""
+"""Work spread over processes and MPI ranks, and errors in one line from whichever of them they happen on."""
 
 import os
 import subprocess
@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from common.errors import DataError
-from common.files import LOCK, check_room, claimed, put_in_place, save_array, sha256_of, write_csv, write_json
-from common.workers import Crew
+from common.workers import Workers
 from tests.helpers import ROOT
 from tests.helpers.runs import mpirun
 
 PROGRAM = """
 import sys
-from sarwmix.command import Command, add_workers_flag, run_command
+from common.command_line import Parser
+from common.workers import add_workers_flag, run_command
 from common.errors import DataError
 
 def square(number):
@@ -24,12 +24,12 @@ def square(number):
         raise DataError(f"item {{number}}: cannot be squared; take it out")
     return number ** 2
 
-def work(args, crew):
-    values = crew.map(square, range(7), "numbers")
-    print(f"rank {{crew.rank}} of {{crew.size}}: {{values}} {{crew.on_main(lambda: crew.rank)}}", flush=True)
+def work(args, workers):
+    values = workers.map(square, range(7), "numbers")
+    print(f"rank {{workers.rank}} of {{workers.world_size}}: {{values}} {{workers.on_main(lambda: workers.rank)}}", flush=True)
 
 if __name__ == "__main__":
-    parser = Command("squares", "Squares.")
+    parser = Parser("Squares.", "squares")
     add_workers_flag(parser)
     run_command(parser, work)
 """
@@ -49,21 +49,21 @@ def start(tmp_path, *flags, bad=-1, ranks=False):
     )
 
 
-# ---- Crew ----------------------------------------------------------------------------------------
+# ---- Workers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", (1, 2, 50))
 def test_results_come_in_order_from_any_number_of_processes(workers):
-    assert Crew(workers).map(abs, range(-9, 1), "numbers") == list(range(9, -1, -1))
+    assert Workers(workers).map(abs, range(-9, 1), "numbers") == list(range(9, -1, -1))
 
 
 def test_no_work_is_no_result():
-    assert Crew(2).map(abs, [], "numbers") == []
+    assert Workers(2).map(abs, [], "numbers") == []
 
 
 def test_what_fails_in_a_process_is_raised():
     with pytest.raises(ValueError, match="invalid literal"):
-        Crew(2).map(int, ["1", "x", "2"], "words")
+        Workers(2).map(int, ["1", "x", "2"], "words")
 
 
 @pytest.mark.parametrize("workers", (1, 2))
@@ -127,95 +127,7 @@ def test_ranks_of_every_launcher_are_found_or_refused(monkeypatch, env, connecte
     world = SimpleNamespace(Get_size=lambda: connected, Get_rank=lambda: 0)
     monkeypatch.setitem(sys.modules, "mpi4py", connected and SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world)))
     if isinstance(size, int):
-        assert Crew.start(3).size == size
+        assert Workers.start(3).world_size == size
     else:
         with pytest.raises(DataError, match=size):
-            Crew.start(3)
-
-
-# ---- Files ---------------------------------------------------------------------------------------
-
-
-def test_a_file_that_fails_midway_leaves_what_was_there(tmp_path):
-    path = tmp_path / "list.csv"
-    write_csv(path, ("a", "b"), [(1, "x,y")])
-    assert path.read_text() == 'a,b\n1,"x,y"\n'
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        put_in_place(path, fail)
-    assert path.read_text() == 'a,b\n1,"x,y"\n'
-    write_csv(path, None, [(2,)])  # over what the failed one left
-    assert path.read_text() == "2\n" and [p.name for p in tmp_path.iterdir()] == ["list.csv"]
-
-
-def test_checksum_is_that_of_the_content(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_room_is_counted_by_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.files.shutil.disk_usage", lambda path: SimpleNamespace(free=10 * 10**9))
-    check_room([("--work", tmp_path / "new" / "a", 4 * 10**9), ("--out", tmp_path, 5 * 10**9)])
-    with pytest.raises(DataError, match=r"--work .*new/a and --out .*about 10.0 GB are needed, and 10.0 GB are free"):
-        check_room([("--work", tmp_path / "new" / "a", 5 * 10**9), ("--out", tmp_path, 5 * 10**9)])
-
-
-# ---- Folders -------------------------------------------------------------------------------------
-
-
-def fill(out, record, last="done", **options):
-    """Whether a folder was complete already; completes it."""
-    with claimed(Crew(), out, record, last, **options) as complete:
-        if not complete:
-            save_array(out / "done", [1])
-        return complete
-
-
-def test_a_folder_is_filled_once_and_by_one_set_of_parameters(tmp_path):
-    out = tmp_path / "deep" / "out"
-    assert not fill(out, {"seed": 1})
-    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert before.keys() == {"simulation.json", "done"}
-    assert fill(out, {"seed": 1})
-    with pytest.raises(
-        DataError, match="--out .*other parameters .*simulation.json.*choose another --out, or remove it"
-    ):
-        fill(out, {"seed": 2})
-    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-
-
-def test_an_unfinished_folder_is_continued(tmp_path):
-    with pytest.raises(KeyboardInterrupt), claimed(Crew(), tmp_path / "out", {"seed": 1}, "done"):
-        raise KeyboardInterrupt
-    (tmp_path / "out" / LOCK).write_text("elsewhere pid 1\n")  # as a killed run leaves it
-    assert not fill(tmp_path / "out", {"seed": 1})
-    assert not (tmp_path / "out" / LOCK).exists()
-
-
-def test_other_content_is_left_alone(tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="--store .* is not empty and was not begun by this program"):
-        fill(tmp_path, {"seed": 1}, flag="--store")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="is not a folder"):
-        fill(tmp_path / "file", {"seed": 1})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thesis.txt"]
-
-
-def test_two_runs_do_not_fill_one_folder(tmp_path):
-    with claimed(Crew(), tmp_path, {"seed": 1}, "done"):
-        with pytest.raises(DataError, match=r"is being written by \S+ pid \d+; wait for it"):
-            fill(tmp_path, {"seed": 1})
-    assert not fill(tmp_path, {"seed": 1})
-
-
-def test_json_is_compared_as_json(tmp_path):
-    assert not fill(tmp_path, {"sizes": (1, 2)})
-    assert fill(tmp_path, {"sizes": [1, 2]})
-    write_json(tmp_path / "simulation.json", {"sizes": [1, 3]})
-    with pytest.raises(DataError, match="other parameters"):
-        fill(tmp_path, {"sizes": [1, 2]})
+            Workers.start(3)

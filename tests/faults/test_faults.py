@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from common.sealed_file import SealedFile
 from tests.helpers import ROOT
 from tests.helpers.forked import (
     Run,
@@ -30,7 +31,7 @@ from tests.helpers.forked import (
 )
 from tests.helpers.resumed import differences
 from tests.helpers.runs import mpirun, same_states
-from util.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_latest, save_checkpoint, sidecar
+from util.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 PROGRAMS = ("main_pretrain", "main_finetune")
@@ -139,9 +140,9 @@ def save_and_die(folder, fatal, before):
 
         return call
 
-    from util.checkpoint import _Hashed
+    from common.sealed_file import _HashedWriter
 
-    _Hashed.write = deadly(_Hashed.write)
+    _HashedWriter.write = deadly(_HashedWriter.write)
     for name in ("replace", "link", "unlink", "fsync"):
         setattr(os, name, deadly(getattr(os, name)))
     save_checkpoint(folder, STATES[3], NAMES)
@@ -187,9 +188,9 @@ def test_a_flipped_bit_is_seen(whole, tmp_path, campaign, count):
     rng, path = random.Random(0), tmp_path / LATEST
     load_checkpoint(path)
     for number in range(400 if campaign else 40):
-        victim = sidecar(path) if number % 20 == 19 else path
+        victim = SealedFile(path).sidecar if number % 20 == 19 else path
         # The last characters of a sidecar are the name of the file, which tells nothing.
-        place = rng.randrange(64 if victim == sidecar(path) else victim.stat().st_size)
+        place = rng.randrange(64 if victim == SealedFile(path).sidecar else victim.stat().st_size)
         with open(victim, "r+b") as file:
             file.seek(place)
             good = file.read(1)[0]
@@ -302,10 +303,10 @@ def wrapper(tmp_path, *hurt):
     path = tmp_path / "hurt.py"
     path.write_text(
         f"import os, signal, sys; sys.path[:0] = [{str(ROOT)!r}]\n"
-        f"import torch, main_pretrain\nfrom tests.helpers import forked\nfrom common.errors import DataError\nfrom util.ending import run_program\n"
+        f"import torch, main_pretrain\nfrom tests.helpers import forked\nfrom common.ending import run_program\n"
         f"sys.argv[0] = 'main_pretrain.py'\n"
         f"if os.environ['OMPI_COMM_WORLD_RANK'] == '1': forked.{hurt[0]}({', '.join(map(str, hurt[1:]))})\n"
-        f"sys.exit(run_program(main_pretrain.main, DataError))\n"
+        f"sys.exit(run_program(main_pretrain.main))\n"
     )
     return path
 

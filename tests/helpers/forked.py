@@ -38,14 +38,13 @@ def _run(program, flags, output, env, hurt):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     sys.argv = [f"{program}.py", *flags]
     torch.set_num_threads(1)
-    from common.errors import DataError
-    from util.ending import run_program
+    from common.ending import run_program
 
     main = importlib.import_module(program).main
     if hurt is not None:
         hurt[0](*hurt[1:])
     try:
-        status = run_program(main, DataError)
+        status = run_program(main)
     except SystemExit as end:
         status = end.code
     multiprocessing.util._exit_function()  # as at the end of a program: loader processes are waited for

@@ -45,7 +45,7 @@ USES = {
     "statistics": (statistics, "--dataset benv2 --data_path {data} --split all --out {out}.json --workers 1"),
     "csv": (benv2_csv, "--metadata {data}/metadata.parquet --out {out}"),
     "zarr": (benv1_to_zarr, "--root {data} --train {data}/benv1_train.csv --val {data}/benv1_val.csv", STEP),
-    "list": (sen12_data_prep, "--list-only --s1-list {data}/S1list.json", STEP),
+    "list": (sen12_data_prep, "--list_only --s1_list {data}/S1list.json", STEP),
     "prepare": (sen12_data_prep, "--aligned {data}/aligned", STEP),
     "prune": (sen12_prune_partial_pairs, "--aligned {data}/aligned --pairs {data}/pairs --size", S, STEP),
     "verify floods": (sen12_prune_partial_pairs, "--verify --out {data}/final --workers 1"),

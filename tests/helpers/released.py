@@ -5,8 +5,8 @@ import argparse
 
 import torch
 
-from models_mixmim import MixMIM
-from models_mixmim_ft import MixMIMClassifier
+import models_mixmim_ft
+from models_mixmim import mixmim_base
 
 
 def layout(dim, depths, heads, windows, decoder=None, classes=None, grid=32, cells=16, mlp_ratio=4):
@@ -74,9 +74,7 @@ def write_released(path, **kind):
     kind: decoder or classes, as in `layout`. Returns its state dict.
     """
     generator = torch.Generator().manual_seed(0)
-    own = (MixMIM if "decoder" in kind else MixMIMClassifier)(
-        **({} if "decoder" in kind else {"num_classes": kind["classes"]})
-    )
+    own = mixmim_base() if "decoder" in kind else models_mixmim_ft.mixmim_base(num_classes=kind["classes"])
     weights = {}
     for name, (shape, dtype) in layout(**BASE, **kind).items():
         if dtype == torch.int64 or name.endswith("pos_embed"):

@@ -15,7 +15,7 @@ import torch
 import zarr
 
 from common.errors import DataError
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.prepare.benv1_to_zarr import DISK_BYTES, convert, main, verify
 from tests.helpers import ROOT
@@ -161,7 +161,7 @@ def test_real_samples(tmp_path):
     assert len(stored) == 6 and stored.ids.tolist() == original.ids.tolist()
     for (image, labels), (expected, classes) in zip(stored, original):
         assert torch.equal(image, expected) and torch.equal(labels, classes) and labels.any() and image.std() > 1
-    assert verify(tmp_path / "out", Crew()) == 6
+    assert verify(tmp_path / "out", Workers()) == 6
 
 
 def test_some_lists_or_none(root, caplog):
@@ -325,7 +325,7 @@ def test_skip_bad_leaves_them_out_of_the_lists(root, capsys):
     assert table(out / "benv1_train.csv") == [[s2_name(2), s1_name(2)]] and table(out / "benv1_val.csv") == []
     assert [row[0] for row in table(out / "manifest.csv")[1:]] == [s1_name(1), s1_name(2)]
     assert len(table(out / "bad.csv")) == 3
-    assert verify(out, Crew()) == 2
+    assert verify(out, Workers()) == 2
     main([*flags(root), "--skip_bad"])
     fails(capsys, flags(root), "complete but for 2 patches", "bad.csv", "manifest.csv", "--skip_bad")
     main([*flags(root, "at_once"), "--skip_bad"])
@@ -395,7 +395,7 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(root, capsys):
         capsys, ["--out", str(root / "out"), "--verify"], "1 of 4 patches are not what was written", f"{s1_name(2)}/VV"
     )
     path.write_bytes(whole)
-    assert verify(root / "out", Crew()) == 4
+    assert verify(root / "out", Workers()) == 4
 
 
 def test_verify_finds_what_is_changed_lost_or_added(root, capsys):
@@ -447,10 +447,10 @@ def test_wrong_flags(root, capsys):
 def test_room_is_looked_for_first(root, monkeypatch):
     needs = []
     monkeypatch.setattr("sarwmix.prepare.benv1_to_zarr.check_room", needs.extend)
-    convert(root / "data", root / "out", {}, None, 0.01, False, Crew())
+    convert(root / "data", root / "out", {}, None, 0.01, False, Workers())
     assert needs == [("--out", root / "out", 4 * DISK_BYTES)]
     size = sum(path.stat().st_blocks * 512 for path in patch_folder(root / "out", 0).rglob("*"))
     assert size < DISK_BYTES
     (root / "out" / "manifest.csv").unlink()
-    convert(root / "data", root / "out", {}, None, 0.01, False, Crew())
+    convert(root / "data", root / "out", {}, None, 0.01, False, Workers())
     assert needs[1] == ("--out", root / "out", 0)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from common.workers import Crew
+from common.workers import Workers
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.moments import Moments
 from sarwmix.prepare import statistics
@@ -83,7 +83,7 @@ def test_histogram_bins_are_where_they_say():
 
 
 def measure(dataset):
-    return statistics.measure(statistics.chunks_of(dataset), dataset.FLOOR_DB, Crew())
+    return statistics.measure(statistics.chunks_of(dataset), dataset.FLOOR_DB, Workers())
 
 
 # ---- Datasets ------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     fails_with(lambda: measure(BigEarthNetv2(tmp_path, "all")), "1 of 4 images cannot be read", f"{s1_name(2)}_VV.tif")
 
 
-def test_the_program_reports_the_same_for_any_crew(simulated, tmp_path, caplog):
+def test_the_program_reports_the_same_for_any_number_of_workers(simulated, tmp_path, caplog):
     flags = ["--dataset", "benv2", "--data_path", simulated, "--split", "train_val"]
     with caplog.at_level("INFO"):
         statistics.main([*map(str, flags), "--workers", "1", "--out", str(tmp_path / "one.json")])

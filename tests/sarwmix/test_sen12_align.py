@@ -314,7 +314,7 @@ def test_other_units_stop_the_program_and_name_the_flag(mean, units, remedy, tmp
     with pytest.raises(SystemExit) as stopped:
         main(
             [
-                "--raw-root",
+                "--raw_root",
                 str(tmp_path),
                 "--out",
                 str(tmp_path / "out"),
@@ -478,7 +478,7 @@ def test_if_nothing_can_be_aligned_that_is_an_error_and_nothing_is_complete(tmp_
         path.write_text("")
     with pytest.raises(DataError) as error:
         align(tmp_path, tmp_path / "out")
-    one_line(error, "none of the 1 images can be aligned", "corrupt", "--raw-root")
+    one_line(error, "none of the 1 images can be aligned", "corrupt", "--raw_root")
     assert not (tmp_path / "out" / "align.csv").exists()
 
 
@@ -502,7 +502,7 @@ def raw(tmp_path_factory):
 
 
 def flags(raw, out, workers=1):
-    return ["--raw-root", raw, "--out", out, "--size", S, "--workers", workers]
+    return ["--raw_root", raw, "--out", out, "--size", S, "--workers", workers]
 
 
 def test_the_list_is_copied_and_the_rows_are_in_its_order(raw):
@@ -609,8 +609,8 @@ def test_a_file_that_cannot_be_written_leaves_nothing_under_its_name(raw, tmp_pa
         (["--units", "power"], "power"),
         (["--size", "0"], "--size 0"),
         (["--workers", "0"], "--workers 0"),
-        (["--raw-root", "/no/such"], "/no/such"),
-        (["--s1-list", "/no/list.json"], "/no/list.json"),
+        (["--raw_root", "/no/such"], "/no/such"),
+        (["--s1_list", "/no/list.json"], "/no/list.json"),
         (["--colour", "red"], "--colour"),
     ),
 )

@@ -178,7 +178,7 @@ def test_lists_that_cannot_be_used_are_refused(train, test, words, aligned, tmp_
 
 def test_the_list_alone_gives_the_pairs(aligned, prepared, tmp_path, caplog):
     with caplog.at_level("INFO"):
-        main(["--list-only", "--s1-list", str(aligned / "S1list.json"), "--out", str(tmp_path / "pairs")])
+        main(["--list_only", "--s1_list", str(aligned / "S1list.json"), "--out", str(tmp_path / "pairs")])
     assert (tmp_path / "pairs" / "pairs.csv").read_bytes() == (prepared / "pairs.csv").read_bytes()
     assert digests(tmp_path / "pairs").keys() == {"pairs.csv", "step.json"}
     table = [
@@ -267,9 +267,9 @@ def test_an_alignment_that_is_not_complete_or_of_another_list_is_refused(aligned
     "flags, words",
     (
         ([], "--aligned is needed"),
-        (["--list-only"], "--s1-list"),
-        (["--list-only", "--s1-list", "x", "--aligned", "y"], "--aligned"),
-        (["--aligned", "x", "--train-list", "y"], "--test-list"),
+        (["--list_only"], "--s1_list"),
+        (["--list_only", "--s1_list", "x", "--aligned", "y"], "--aligned"),
+        (["--aligned", "x", "--train_list", "y"], "--test_list"),
         (["--aligned", "/no/such"], "/no/such"),
         (["--colour", "red"], "--colour"),
     ),

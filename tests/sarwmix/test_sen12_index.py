@@ -97,7 +97,7 @@ def test_entries_that_cannot_be_used_are_named(entries, words):
 
 def test_files_that_are_no_list_are_named(tmp_path):
     path = tmp_path / "S1list.json"
-    for text, words in (("{", "--s1-list"), ("[]", "no folders"), ("{}", "no folders"), ('{"../x": {}}', "../x")):
+    for text, words in (("{", "--s1_list"), ("[]", "no folders"), ("{}", "no folders"), ('{"../x": {}}', "../x")):
         path.write_text(text)
         with pytest.raises(DataError) as error:
             read_s1_list(path)

@@ -108,7 +108,7 @@ def test_the_root_is_found_under_leading_folders(root, with_list, small, tmp_pat
     assert planned.root == root and planned.wanted == {name: root + name for name in members}
     assert planned.bytes == sum(map(len, members.values())) and planned.left_out == len(others)
     assert planned.s1_list == ({"0001": {}, "1": {}} if with_list else None)
-    assert ("--s1-list" in caplog.text) != with_list
+    assert ("--s1_list" in caplog.text) != with_list
     unzip(path, tmp_path / "out")
     assert content_of(tmp_path / "out") == members
 

@@ -306,7 +306,7 @@ def test_an_interrupted_run_is_completed_identically(made, tmp_path, monkeypatch
         simulate_raw_floods(out, SMALL)
     assert not (out / "SEN12FLOOD.zip").exists()
     images_of(out, "0002", "VV")[0].write_bytes(b"broken")
-    (out / "SEN12FLOOD" / "0001" / ".S2_2000-01-03_B04.tif.tmp").write_bytes(b"half")
+    (out / "SEN12FLOOD" / "0001" / ".S2_2000-01-03_B04.tif.4711.tmp").write_bytes(b"half")
     assert simulate_raw_floods(out, SMALL)
     assert digests(out) == digests(made)
 

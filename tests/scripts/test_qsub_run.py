@@ -44,7 +44,7 @@ time.sleep(60)
 """
 # A rank for the real mpirun, instead of Python: saves at SIGUSR1, and takes no notice of SIGTERM.
 RANK = """#!/bin/bash
-if [ "$1" = -c ]; then exec {python} "$@"; fi
+if [[ "$1" = -[cm] ]]; then exec {python} "$@"; fi
 trap 'touch "$RUN_FOLDER/checkpoint.pth"; exit 138' USR1
 trap '' TERM
 touch "{here}/running.$OMPI_COMM_WORLD_RANK"
@@ -61,7 +61,8 @@ def executable(path, text):
 @pytest.fixture
 def job(tmp_path):
     """job(work of mpirun, work of qsub, **variables) → the job of a run in "out, put", begun long ago, as PBS starts it."""
-    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("common", "scripts", "util"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "spool" / "jobs").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "qsub_run.sh", tmp_path / "spool" / "jobs" / "12.pbs.SC")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -128,24 +129,8 @@ def test_the_run_is_started_with_the_recipe_and_the_walltime(job, tmp_path):
     python = str(tmp_path / ".venv" / "bin" / "python")
     assert words[:9] == ["-np", "8", "--host", "localhost:8", "--map-by", "ppr:8:node", "--bind-to", "none", python]
     assert words[9] == "main_pretrain.py" and env["MASTER_ADDR"] == "localhost" and env["PWD"] == str(tmp_path)
-    from main_pretrain import parse_flags
-
-    flags = parse_flags(words[10:])
-    assert (flags.dataset, flags.data_path, flags.output_dir, flags.resume) == (
-        "benv2",
-        "data, all",
-        f"out, put/{RUN}",
-        "auto",
-    )
-    assert (flags.walltime, flags.model, flags.batch_size, flags.accum_iter) == (1435, "mixmim_base", 256, 1)
-    assert (flags.epochs, flags.stop_epoch, flags.warmup_epochs, flags.blr, flags.min_lr) == (1024, 64, 40, 1.5e-4, 0)
-    assert (flags.weight_decay, flags.mask_ratio, flags.norm_pix_loss, flags.weight_mode, flags.weight_level) == (
-        0.05,
-        0.5,
-        True,
-        "per_channel",
-        "token",
-    )
+    assert words[10:14] == ["--dataset", "benv2", "--data_path", "data, all"]
+    assert words[-6:] == ["--output_dir", f"out, put/{RUN}", "--resume", "auto", "--walltime", "1435"]
     (log,) = (tmp_path / "out, put" / "logs").iterdir()
     assert log.read_text() == "a line of the run\n" and log.name.startswith(f"{RUN}_2")
 
@@ -178,7 +163,7 @@ def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_pa
         "WEIGHT_LEVEL": "token",
         "MODELS_PATH": "out, put",
         "SEED": "0",
-        "EXTRA": "'--clip_grad' '1' '--log_dir' 'a b'",
+        "EXTRA": "--clip_grad 1 --log_dir 'a b'",
         "RESUBMIT": "2",
         "NODES": "1",
         "WALLTIME": "1:35:00",
@@ -268,21 +253,7 @@ def test_a_qsub_that_fails_is_one_line(job, code, status):
     assert ended == status and only_line(lines, "error", "qsub: no such queue ask your administrator")
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("RESUBMIT", "many"),
-        ("RESUBMIT", "-1"),
-        ("RESUBMIT", "08"),
-        ("WALLTIME", "1435"),
-        ("WALLTIME", "0:05:00"),
-        ("NODES", "0"),
-        ("SITE_GPU", "T4"),
-        ("PBS_NODEFILE", "absent"),
-        ("DATA_PATH", "absent"),
-        ("SITE", "absent"),
-    ],
-)
+@pytest.mark.parametrize("name, value", [("WALLTIME", "0:05:00"), ("PBS_NODEFILE", "absent"), ("DATA_PATH", "absent")])
 def test_a_setting_that_cannot_be_meant_is_refused_before_anything(job, tmp_path, name, value):
     status, lines = end(job(**{name: value}))
     assert status == 2 and only_line(lines, f"error: {name}={value}") and not (tmp_path / MPIRUN).exists()
@@ -303,12 +274,6 @@ def test_what_is_missing_on_the_node_is_named(job, tmp_path, spoil, words):
     spoil(tmp_path)
     status, lines = end(job())
     assert status == 2 and only_line(lines, "error", *words) and not (tmp_path / MPIRUN).exists()
-
-
-def test_without_a_group_no_job_would_follow_and_that_is_said_first(job, tmp_path):
-    status, lines = end(job(SITE_GROUP="", RESUBMIT="1"))
-    assert status == 2 and only_line(lines, "error: SITE_GROUP is missing") and not (tmp_path / MPIRUN).exists()
-    assert end(job(SITE_GROUP="", RESUBMIT="0"))[0] == 0
 
 
 def test_modules_of_the_site_are_loaded_before_mpirun_is_looked_for(job, tmp_path):

@@ -17,18 +17,15 @@ import main_pretrain
 import util.caching
 from common.errors import UsageError
 from sarwmix.packed import PackedDataset
-from tests.helpers import ROOT
 from tests.helpers.forked import signalled_at_step, start_ranks
 from tests.helpers.stores import argv, packed
 from util.caching import (
-    STEP_MEMORY,
     RankMemory,
     available_memory,
     choose_cache,
     control_group_room,
     fill_cache,
     memory_of,
-    step_bytes,
 )
 from util.datasets import SamplesWithIds, build_loader, check_data
 from util.distributed import Launch, Ranks
@@ -68,50 +65,6 @@ def test_where_a_store_goes(places, need, step, kind):
     assert found == kind
     if places[0].gpu:
         assert f"{need / GB:.1f} GB" in why and (f"{min(place.gpu for place in places) / GB:.1f} GB" in why)
-
-
-def test_what_a_step_takes_grows_with_what_it_holds():
-    def of(images_per_sample=1, **changes):
-        return step_bytes(
-            SimpleNamespace(
-                **{
-                    "model": "mixmim_base",
-                    "batch_size": 256,
-                    "amp": "bf16",
-                    "input_size": 128,
-                    "grad_checkpointing": False,
-                    "mean": (-19.2, -12.5),
-                    "std": (5.5, 5.0),
-                    **changes,
-                }
-            ),
-            images_per_sample,
-        )
-
-    # As in docs/PERFORMANCE.md: 2.0 GB whatever the batch, 42.7 MB an image; a third more, and 2 GB.
-    assert of() == pytest.approx(4 / 3 * (2.0e9 + 256 * 42.7e6) + 2e9, rel=0.01)
-    assert (
-        of(grad_checkpointing=True)
-        < of(batch_size=128)
-        < of()
-        < of(amp="off")
-        < of(input_size=256)
-        < of(images_per_sample=2, input_size=256)
-    )
-    assert of(model="mixmim_tiny") < of() < of(model="mixmim_large") < of(model="mixmim_huge")
-
-
-def test_the_runner_and_the_page_count_with_the_same_figures():
-    runner, page = ((ROOT / name).read_text() for name in ("scripts/runner.sh", "docs/PERFORMANCE.md"))
-    for model, (parameters, kept, kept_checkpointing, block) in STEP_MEMORY.items():
-        size = model.removeprefix("mixmim_")
-        if size != "tiny":
-            assert abs(int(re.search(rf"\b{size}\) per_image=(\d+)", runner)[1]) - kept) < 1
-            assert re.search(rf"\| {size} \| ours \| {parameters} \| [\d.]+ \| {kept} \| {block} \|", page)
-            assert re.search(
-                rf"\| {size} \| ours, grad_checkpointing \| {parameters} \| [\d.]+ \| {kept_checkpointing} \| {block} \|",
-                page,
-            )
 
 
 # ---- What is free --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from common.sealed_file import SealedFile
 from models_mixmim import mixmim_tiny
 from util.checkpoint import (
     LATEST,
@@ -22,8 +23,6 @@ from util.checkpoint import (
     load_checkpoint,
     load_latest,
     save_checkpoint,
-    sidecar,
-    write_atomically,
 )
 from util.pos_embed import get_2d_sincos_pos_embed
 
@@ -31,19 +30,6 @@ from util.pos_embed import get_2d_sincos_pos_embed
 def one_line(error, *parts):
     message = str(error.value)
     assert "\n" not in message and all(part in message for part in parts), message
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def write(file):
-        file.write(b"half of the new")
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError):
-        write_atomically(path, write)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_intact(tmp_path, monkeypatch):
@@ -113,10 +99,10 @@ def test_a_checksum_is_written_as_sha256sum_does_and_an_empty_one_allows_nothing
         save_checkpoint(tmp_path, {"model": {"w": torch.arange(1000.0)}, "epoch": epoch}, ("checkpoint_best.pth",))
     for name in (LATEST, PREVIOUS, "checkpoint_best.pth"):
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        assert sidecar(tmp_path / name).read_text() == f"{digest}  {name}\n"
-    sidecar(tmp_path / LATEST).write_text("")
+        assert SealedFile(tmp_path / name).sidecar.read_text() == f"{digest}  {name}\n"
+    SealedFile(tmp_path / LATEST).sidecar.write_text("")
     assert load_latest(tmp_path)[1].name == PREVIOUS
-    sidecar(tmp_path / LATEST).unlink()
+    SealedFile(tmp_path / LATEST).sidecar.unlink()
     assert load_latest(tmp_path)[1].name == LATEST
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The output directory: one run at a time, nothing overwritten unasked, logs cut to the resumed epoch."""
 
-import fcntl
 import json
 import os
 import signal
@@ -12,8 +11,9 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from common.lock import LOCK
 from util.distributed import Launch, Ranks
-from util.run_directory import LOCK, RunDirectory
+from util.run_directory import RunDirectory
 from util.training import Start
 
 ALONE = Ranks(Launch(), torch.device("cpu"))
@@ -115,19 +115,6 @@ def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_p
 def test_a_lock_of_another_host_is_explained(tmp_path):
     (tmp_path / LOCK).write_text("node17 pid 4711\n")
     refused(tmp_path, "locked by node17 pid 4711.*remove")
-
-
-def test_without_locks_the_name_in_the_file_decides(tmp_path, monkeypatch):
-    def flock(*_):
-        raise OSError("Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    first = RunDirectory(tmp_path, ALONE)
-    first.open()
-    refused(tmp_path, f"locked by .*pid {os.getpid()}.*remove")
-    first.close()
-    with RunDirectory(tmp_path, ALONE) as second:
-        second.open()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line():

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 import util.datasets
+from common.ending import describe, run_program
 from common.errors import UsageError, reason_of
 from tests.helpers import ROOT
 from tests.helpers.forked import (
@@ -27,7 +28,6 @@ from tests.helpers.forked import (
 from tests.helpers.resumed import differences
 from tests.helpers.runs import same_states
 from util.checkpoint import LATEST, load_checkpoint
-from util.ending import known_cause, run_program
 
 BOUND = 60  # seconds within which a job must have ended
 FETCH = "torch.utils.data._utils.fetch:_MapDatasetFetcher.fetch"  # of a micro-batch, in a loader process where there are some
@@ -314,8 +314,8 @@ def test_an_error_of_a_loader_process_is_told_by_its_last_line():
     ],
 )
 def test_known_causes(error, said):
-    line = known_cause(error, 3)
-    assert said in line and "rank 3" in line and "\n" not in line
+    status, line = describe(error, rank=3)
+    assert status == 1 and said in line and "rank 3" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_known_causes(error, said):
     [KeyError("x"), ValueError("the shared value of the file"), OSError(errno.EACCES, os.strerror(errno.EACCES), "x")],
 )
 def test_other_errors_have_no_known_cause(error):
-    assert known_cause(error, 0) is None
+    assert describe(error) is None
 
 
 def test_a_package_that_is_missed_late_is_one_line_too(monkeypatch, capsys):

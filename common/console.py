@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""The console log of all programs."""
+
+import datetime
+import logging
+
+
+class _ClockFormatter(logging.Formatter):
+    """Lines that begin with `[HH:MM:SS.ffffff] `, which log readers expect."""
+
+    def format(self, record):
+        clock = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"[{clock}] {level}{super().format(record)}"
+
+
+def setup_logging(level=logging.INFO, stream=None, force=False):
+    """Logs to `stream` (default: stderr) from this level on, Python's warnings included.
+
+    force: replaces the handlers that the root logger has; without it, they stay as they are.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_ClockFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=force)
+    logging.captureWarnings(True)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""How a program ends: one line that says why, an exit status, and no process left behind."""
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import traceback
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from common.errors import InputError, Stopped, TrainingError, reason_of
+from common.launchers import launched_rank
+from common.startup import missing_package
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of program reports differently. input_errors: besides InputError."""
+
+    memory: str
+    go_on: str
+    input_errors: tuple = ()
+
+
+TRAINING = Kind(
+    memory="lower --batch_size, and raise --accum_iter by as much to keep the global batch; a packed store on the GPU "
+    "leaves it with --data_cache ram",
+    go_on="saved checkpoints are intact: --resume auto continues a training from the last one",
+)
+PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", input_errors=(OSError,))
+
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
+
+# Type, or regular expression for "module.Type: message"; exit status; line. The first row that fits counts.
+FAILURES = (
+    (InputError, 2, "error: {reason}"),
+    (TrainingError, 1, "stopped: {error}"),
+    (KeyboardInterrupt, 130, "interrupted; {kind.go_on}"),
+    (
+        rf"^builtins\.OSError: \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
+        1,
+        "error: {file}: {strerror}; the checkpoints are intact. Make room or mend the disk, then continue with "
+        "--resume auto",
+    ),
+    (
+        r"MemoryError|CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory",
+        1,
+        "error: rank {rank} is out of memory ({reason}); {kind.memory}",
+    ),
+    (
+        r"shared memory ?(\(shm\)|limit|object)|unable to (write to|resize|open|mmap).*/torch_"
+        r"|killed by signal: Bus error",
+        1,
+        "error: the loader processes of rank {rank} have no room in /dev/shm, which holds {shm} MB ({reason}); give a "
+        "container more with --shm-size=8g or --ipc=host, or load without processes: --num_workers 0",
+    ),
+    (
+        r"Too many open files|received \d+ items of ancdata",
+        1,
+        "error: rank {rank} may not open more than {files} files ({reason}); raise the limit with 'ulimit -n 4096', or "
+        "lower --num_workers",
+    ),
+    (
+        r"DataLoader worker .*(exited unexpectedly|killed by signal)",
+        1,
+        "error: a loader process of rank {rank} died ({reason}), perhaps for want of memory; lower --num_workers",
+    ),
+    (
+        r"DataLoader timed out",
+        1,
+        "error: rank {rank} received no batch in time ({reason}); check that the file system of --data_path responds, "
+        "try --num_workers 0, or allow more time with --data_timeout",
+    ),
+    (
+        r"^(torch\._inductor|torch\._dynamo|triton)\.",
+        1,
+        "error: the model could not be compiled on rank {rank} ({reason}); use --compile off, or see that a C++ "
+        "compiler and the headers of Python are installed (build-essential, python3-dev)",
+    ),
+    (
+        r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|CUDA driver error",
+        1,
+        "error: the GPU of rank {rank} failed ({reason}); see whether nvidia-smi still shows it and what dmesg says of "
+        "it, then go on with --resume auto. CUDA_LAUNCH_BLOCKING=1 shows which operation failed",
+    ),
+    (
+        BrokenProcessPool,
+        1,
+        "error: a worker process was killed, perhaps for want of memory; run again, with fewer --workers if so",
+    ),
+)
+
+
+def run_program(main, name=None, kind=TRAINING, abort=None):
+    """Calls main(). Reports a failure in one line, on the rank it happened on, and returns the exit status.
+
+    The status is 0; 2 for bad input; 1 when the program cannot go on; 128 + the number of a signal that ended it. A
+    failure that is not in FAILURES is reported with its traceback. No loader process survives. In a process group of
+    PyTorch a failure ends the process here; see `leave`.
+    name: the program in messages (default: its file). abort(): ends the other ranks, which do not know of a failure.
+    """
+    hook = sys.unraisablehook
+    try:
+        _call(main)
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        status = _report(error, name or os.path.basename(sys.argv[0]), kind, abort)
+    finally:
+        sys.unraisablehook = hook
+    if status and _process_group():
+        leave(status)
+    return status
+
+
+def leave(status):
+    """Ends the process. After a failure it waits for nothing: neither a thread that reads from a file system without an
+    answer, nor a collective operation whose thread would abort with the interpreter."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)
+    sys.exit(0)
+
+
+def describe(error, kind=TRAINING, rank=0):
+    """(exit status, line) of an exception, by the table FAILURES; None for one that is not in it."""
+    words = f"{type(error).__module__}.{type(error).__name__}: {error}"
+    for sign, status, line in ((kind.input_errors, 2, "error: {reason}"), *FAILURES):
+        if re.search(sign, words) if isinstance(sign, str) else isinstance(error, sign):
+            return status, line.format(
+                error=error,
+                reason=reason_of(error) if status == 2 else reason_of(error)[:160],
+                kind=kind,
+                rank=rank,
+                file=getattr(error, "filename", None) or "output",
+                strerror=getattr(error, "strerror", None),
+                shm=_shm_megabytes(),
+                files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
+    return None
+
+
+def _call(main):
+    try:
+        main()
+    except BaseException:
+        sys.unraisablehook = lambda _: None  # messages of half-made objects that the exception releases
+        raise
+    finally:
+        _end_loaders()  # before the exception releases them: PyTorch waits five seconds for each that does not answer
+
+
+def _end_loaders():
+    """Ends all loader processes. They ignore SIGTERM, with which Python would end them before it waits for them."""
+    loaders = [process for process in multiprocessing.active_children() if process.daemon]
+    if not loaders:
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error
+    for process in loaders:
+        process.kill()
+    for process in loaders:
+        process.join()
+    signal.signal(signal.SIGCHLD, before)
+
+
+def _process_group():
+    """torch.distributed, if this process has imported it and is a rank of a process group; else None."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_initialized() else None
+
+
+def _report(error, name, kind, abort):
+    """Writes the line of a failure to stderr, on the rank that is to report it. Returns the exit status."""
+    rank, package, group = launched_rank(), missing_package(error), _process_group()
+    is_known_to_all = hasattr(error, "reported_by")
+    if isinstance(error, TrainingError) or isinstance(error, Stopped) and error.on_all_ranks:
+        error.reported_by = 0
+    reports = getattr(error, "reported_by", rank) == rank
+    if isinstance(error, Stopped):
+        status, line = error.status, f"stopped: {error}"
+        if error.on_all_ranks and group:
+            group.destroy_process_group()
+    elif package:
+        status, line = 2, f"error: {package}"
+    elif known := describe(error, kind, rank):
+        status, line = known
+    elif group and isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)):
+        time.sleep(2)  # the launcher reports the rank that ends first, which should be the one that knows why
+        status, line = 1, f"rank {rank} ends because another rank is gone; that one's message says why"
+    else:
+        if reports:
+            traceback.print_exc()
+        status = 1
+        line = (
+            f"error: {type(error).__name__}: {reason_of(error)} (on rank {rank}; the traceback above shows where); "
+            f"{kind.go_on}"
+        )
+    if reports:
+        sys.stderr.write(f"{name}: {' '.join(line.split())}\n")
+        sys.stderr.flush()
+    if abort and not is_known_to_all and not isinstance(error, (InputError, KeyboardInterrupt, *kind.input_errors)):
+        abort()
+    return status
+
+
+def _shm_megabytes():
+    with contextlib.suppress(OSError):
+        status = os.statvfs("/dev/shm")
+        return status.f_blocks * status.f_frsize // 2**20
+    return 0

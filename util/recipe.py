@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""The published recipes: from a few settings to the flags of a main program.
+
+A setting is a variable, or a flag of the same name in lower case, which wins: MODEL=large, or --model large. Flags of
+the main programs can follow after --, and win over the recipe's. Imports only the standard library, so that it runs
+before anything is installed.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from common.errors import UsageError
+from util.step_memory import fits
+
+
+class Setting(NamedTuple):
+    """default: "" for none. allowed: the values, or the least whole number.
+
+    None for any text. help: what --help says.
+    """
+
+    default: str
+    allowed: object
+    help: str
+
+
+SETTINGS = {
+    "TASK_TYPE": Setting("pretrain", ("pretrain", "finetune", "test"), "finetune ends with the test figures"),
+    "DATASET": Setting("benv2", ("benv1", "benv2", "sen12flood"), "BigEarthNet, or SEN12-FLOOD to finetune"),
+    "DATA_PATH": Setting("", None, "folder of the data"),
+    "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
+    "EPOCH": Setting("64", 1, "where pretraining stops, and from whose checkpoint_EPOCH.pth finetuning starts"),
+    "WEIGHT_MODE": Setting("per_channel", ("per_channel", "shared_avg", "none"), "kind of polarization weights"),
+    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what a weight is for"),
+    "MODELS_PATH": Setting("output", None, "folder of all runs, and of their logs in logs/"),
+    "CHECKPOINT": Setting("", None, 'another file to finetune or to test; "random": random initialisation'),
+    "PRETRAINED_ON": Setting(
+        "",
+        None,
+        "dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published); with "
+        "CHECKPOINT, whose statistics floods are standardised with",
+    ),
+    "SEED": Setting("0", 0, "seed of the run"),
+    "BATCH_SIZE": Setting("", 1, "images of a rank (default: what makes the published global batch, and fits)"),
+    "ACCUM_ITER": Setting("", 1, "micro-batches of a step (default: what makes the published global batch)"),
+    "EXTRA": Setting("", None, "flags of the main program, as after --, quoted as for a shell"),
+}
+PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
+
+
+# ---- Reading settings ----------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """values: {setting: text} of those that were given.
+
+    extra: flags of the main program. help, dry_run: were asked for.
+    """
+
+    values: dict
+    extra: list
+    help: bool
+    dry_run: bool
+
+
+def read_settings(settings, argv, env, start="."):
+    """The Request of a command line and of variables.
+
+    Relative paths are meant from the folder `start`. Raises UsageError.
+    """
+    values = {name: env[name] for name in settings if env.get(name)}
+    place = argv.index("--") if "--" in argv else len(argv)
+    words, extra = list(argv[:place]), list(argv[place + 1 :])
+    asked = set()
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help", "--dry_run"):
+            asked.add(word)
+            continue
+        flag, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            raise UsageError(
+                f"{word}: is no flag; settings are given as --data_path DIR, flags of the main program after --"
+            )
+        if flag[2:].upper() not in settings:
+            raise UsageError(
+                f"{word}: there is no such flag here; see --help, and give flags of the main program after --"
+            )
+        if not equals and not words:
+            raise UsageError(f"{word}: a value is missing")
+        values[flag[2:].upper()] = value if equals else words.pop(0)
+    for name in PATHS:
+        value = values.get(name, "")
+        if value and value != "random" and not os.path.isabs(value):
+            values[name] = os.path.relpath(os.path.join(start, value))
+    if not extra:
+        try:
+            extra = shlex.split(values.get("EXTRA", ""))
+        except ValueError as error:
+            raise UsageError(f"EXTRA={values['EXTRA']}: cannot be read ({error}); quote it as for a shell") from None
+    return Request(values, extra, bool(asked & {"-h", "--help"}), "--dry_run" in asked)
+
+
+def settled(settings, given):
+    """{setting: text} with the defaults, "" for none. Raises UsageError for a value that is not allowed."""
+    values = {name: given.get(name) or setting.default for name, setting in settings.items()}
+    for name, setting in settings.items():
+        value, allowed = values[name], setting.allowed
+        if isinstance(allowed, tuple) and value not in allowed:
+            raise UsageError(f"{name}={value}: must be one of: {' '.join(allowed)}")
+        if isinstance(allowed, int) and value:
+            if not re.fullmatch(r"0|[1-9][0-9]{0,6}", value) or int(value) < allowed:
+                raise UsageError(f"{name}={value}: must be a whole number of at least {allowed}")
+    return values
+
+
+def check(values, extra, dry_run):
+    """Raises UsageError for settings that contradict each other and, except in a dry run, for missing data."""
+    task, checkpoint, data = values["TASK_TYPE"], values["CHECKPOINT"], values["DATA_PATH"]
+    if not data:
+        raise UsageError("DATA_PATH is missing: the folder of the data, as a variable or as --data_path DIR")
+    if not dry_run and not os.path.exists(data):
+        raise UsageError(f"DATA_PATH={data}: there is no such folder")
+    if task == "pretrain" and values["DATASET"] == "sen12flood":
+        raise UsageError("DATASET=sen12flood: is for finetuning; pretrain with benv1 or benv2")
+    if task == "pretrain" and checkpoint:
+        raise UsageError(
+            f"CHECKPOINT={checkpoint}: is for TASK_TYPE=finetune and test; to pretrain from weights, give "
+            f"-- --finetune {checkpoint}"
+        )
+    if task == "test" and checkpoint == "random":
+        raise UsageError("CHECKPOINT=random: only TASK_TYPE=finetune starts from random initialisation")
+    for flag in extra:
+        if re.match("--(batch_size|accum_iter)(=|$)", flag):
+            raise UsageError(f"{flag}: give it before --, as the other one depends on it")
+
+
+# ---- The recipes ---------------------------------------------------------------------------------
+
+
+class Gpus(NamedTuple):
+    """The GPUs that each node has. count: 0 without any. mb: memory of the smallest."""
+
+    count: int = 0
+    name: str = ""
+    mb: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A main program, its flags, its output folder, and its batch: images × accumulation on each of `ranks` ranks."""
+
+    program: str
+    flags: list
+    folder: str
+    batch: int
+    accumulate: int
+    ranks: int
+
+
+def deal_batch(values, ranks, gpus):
+    """(batch, accumulation) of each rank: the published global batch, in micro-batches as large as published where they
+    fit.
+
+    Without a GPU micro-batches have an eighth of the published size. Raises UsageError where `ranks` do not divide the
+    batch.
+    """
+    own_batch, own_accumulation = int(values["BATCH_SIZE"] or 0), int(values["ACCUM_ITER"] or 0)
+    task, images = values["TASK_TYPE"], 1
+    if task == "pretrain":
+        whole, batch = 2048, 256
+    elif values["DATASET"] == "sen12flood":
+        whole, batch, images = 128, 16, 32  # a pair is twice sixteen patches
+    else:
+        whole, batch = 1024, 128
+    if not gpus.count:
+        batch //= 8
+    model = f"mixmim_{values['MODEL']}"
+    while batch > 2 and (batch * ranks > whole or (gpus.count and not fits(model, batch * images, gpus.mb))):
+        batch //= 2
+    batch = own_batch or batch
+    accumulate = own_accumulation or max(1, whole // (batch * ranks))
+    if task != "test" and not own_batch and not own_accumulation and batch * ranks * accumulate != whole:
+        raise UsageError(
+            f"the published global batch of {whole} cannot be dealt to {ranks} ranks; start 1, 2, 4, 8 or 16, or "
+            "choose "
+            "BATCH_SIZE (and ACCUM_ITER)"
+        )
+    return batch, accumulate
+
+
+def pretraining_folder(values):
+    """The folder of the pretraining run with these settings, or of the one that finetuning with them starts from."""
+    kind = "{PRETRAINED_ON}_{MODEL}_{WEIGHT_MODE}_{WEIGHT_LEVEL}_seed{SEED}".format(**values)
+    return f"{values['MODELS_PATH']}/pretrain_{kind}"
+
+
+def recipe(values, ranks, gpus, dry_run=False):
+    """The Recipe of settled values. Raises UsageError for a checkpoint that is not there, except in a dry run."""
+    v = values
+    task, dataset, checkpoint = v["TASK_TYPE"], v["DATASET"], v["CHECKPOINT"]
+    pretrained_on = v["PRETRAINED_ON"] or ("benv1" if dataset == "sen12flood" else dataset)
+    batch, accumulate = deal_batch(v, ranks, gpus)
+    origin = "" if pretrained_on == dataset else f"{pretrained_on}_"
+    start = f"{origin}{v['WEIGHT_MODE']}_{v['WEIGHT_LEVEL']}_seed{v['SEED']}_epoch{v['EPOCH']}"
+    if checkpoint:
+        start = f"{re.sub('[.]pth$', '', os.path.basename(checkpoint))}_seed{v['SEED']}"
+    name = f"{dataset}_{v['MODEL']}_{start}"
+    pretrained = pretraining_folder({**v, "PRETRAINED_ON": pretrained_on})
+    if task == "pretrain":
+        program, folder = "main_pretrain.py", pretrained
+        more = (
+            f"--accum_iter {accumulate} --epochs 1024 --stop_epoch {v['EPOCH']} --warmup_epochs 40 --blr 1.5e-4 "
+            "--min_lr 0 "
+            "--weight_decay 0.05 --mask_ratio 0.5 --norm_pix_loss "
+            f"--weight_mode {v['WEIGHT_MODE']} --weight_level {v['WEIGHT_LEVEL']}"
+        ).split()
+    else:
+        program, folder = "main_finetune.py", f"{v['MODELS_PATH']}/{task}_{name}"
+        if task == "finetune":
+            source, remedy = checkpoint or f"{pretrained}/checkpoint_{v['EPOCH']}.pth", "pretrain"
+            more = (
+                f"--accum_iter {accumulate} --epochs 50 --warmup_epochs 5 --blr 5e-4 --min_lr 1e-6 --weight_decay 0.05 "
+                "--layer_decay 0.7 --drop_path 0.1"
+            ).split()
+        else:
+            source, remedy = checkpoint or f"{v['MODELS_PATH']}/finetune_{name}/checkpoint_best.pth", "finetune"
+            more = "--eval --split test".split()
+        if source == "random":
+            source = ""
+        elif not dry_run and not os.path.exists(source):
+            raise UsageError(f"{source}: there is no such checkpoint; {remedy} first, or name one with CHECKPOINT")
+        more += ["--finetune", source]
+    if task == "finetune" and dataset == "sen12flood" and pretrained_on == "benv2" and checkpoint:
+        # Runs of this project store their statistics; released files and random weights do not.
+        more += "--mean -19.1966 -12.5144 --std 5.4501 5.0019".split()
+    flags = ["--dataset", dataset, "--data_path", v["DATA_PATH"], "--model", f"mixmim_{v['MODEL']}"]
+    flags += ["--seed", v["SEED"], "--batch_size", str(batch), *more, "--output_dir", folder]
+    if task != "test":
+        flags += ["--resume", "auto"]
+    return Recipe(program, flags, folder, batch, accumulate, ranks)
