@@ -59,7 +59,8 @@ def test_flags_of_the_released_code_are_there():
 
 def test_rows_of_known_flags():
     pretrain, finetune = map(rows_of, sections(flag_tables.page()).values())
-    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`") and finetune["batch_size"][:2] == (
+    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`")
+    assert finetune["batch_size"][:2] == (
         "integer",
         "`128`",
     )

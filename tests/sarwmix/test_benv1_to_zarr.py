@@ -113,7 +113,8 @@ def test_the_layout_is_what_the_package_reads(root):
     assert group.metadata.zarr_format == 3 and list(group) == ["sentinel1"]
     assert sorted(group["sentinel1"]) == sorted(s1_name(k) for k in range(4))
     patch = group["sentinel1"][s1_name(1)]
-    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)} and sorted(patch) == [
+    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)}
+    assert sorted(patch) == [
         "VH",
         "VV",
     ]
@@ -167,14 +168,11 @@ def test_real_samples(tmp_path):
 def test_some_lists_or_none(root, caplog):
     with caplog.at_level("INFO"):
         main(flags(root, "val", ("val",)))
-        assert {path.name for path in (root / "val").glob("benv1_*")} == {
-            "benv1_val.csv"
-        } and "no split lists" not in caplog.text
+        assert {path.name for path in (root / "val").glob("benv1_*")} == {"benv1_val.csv"}
+        assert "no split lists" not in caplog.text
         main(flags(root, "all", ()))
-    assert (
-        not list((root / "all").glob("benv1_*"))
-        and "no split lists were given: all 4 patches are converted" in caplog.text
-    )
+    assert not list((root / "all").glob("benv1_*"))
+    assert "no split lists were given: all 4 patches are converted" in caplog.text
     assert [row[0] for row in table(root / "val" / "manifest.csv")[1:]] == [s1_name(3)]
     assert BigEarthNetv1(root / "all" / "benv1.zarr", "all").ids.tolist() == sorted(s1_name(k) for k in range(4))
 

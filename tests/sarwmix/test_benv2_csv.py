@@ -45,9 +45,8 @@ def test_content(root):
     main(["--metadata", str(root / "metadata.parquet"), "--out", str(root / "out")])
     rows = {name: table(root / "out" / f"benv2_{name}.csv") for name in SPLITS}
     assert all(part[0] == list(COLUMNS) and part[0][4] == "s1_name" for part in rows.values())
-    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3] and rows["train_val"][1:] == rows["train"][1:] + rows[
-        "val"
-    ][1:]
+    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3]
+    assert rows["train_val"][1:] == rows["train"][1:] + rows["val"][1:]
     assert rows["test"][1] == [
         "S2A_MSIL2A_2",
         "['Transitional woodland, shrub', 'Inland waters']",

@@ -30,9 +30,8 @@ def tally_of(batch, floor_db=None):
 def test_figures_are_those_of_all_pixels_at_once():
     batch = images()
     found, pixels = tally_of(batch).summary(), batch.astype(np.float64).transpose(1, 0, 2, 3).reshape(2, -1)
-    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13) and found["std"] == pytest.approx(
-        pixels.std(1), rel=1e-12
-    )
+    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13)
+    assert found["std"] == pytest.approx(pixels.std(1), rel=1e-12)
     assert found["min"] == pixels.min(1).tolist() and found["max"] == pixels.max(1).tolist()
     assert found["pixels"] == [24 * 225] * 2 and found["nodata"] == found["infinite"] == [0, 0]
 
@@ -73,12 +72,8 @@ def test_histogram_bins_are_where_they_say():
     image = np.array([[-80.0, -79.95, 39.99, 40.0, -80.5], [0.0, 0.05, 0.1001, 100, -200]], np.float32)[:, :, None]
     found = tally_of([image]).histogram_dict()
     assert found["lowest"] == -80 and found["width"] == 0.1 and len(found["counts"][0]) == 1200
-    assert (
-        found["counts"][0][0] == 2
-        and found["counts"][0][-1] == 1
-        and found["above"] == [1, 1]
-        and found["below"] == [1, 1]
-    )
+    assert found["counts"][0][0] == 2 and found["counts"][0][-1] == 1 and found["above"] == [1, 1]
+    assert found["below"] == [1, 1]
     assert found["counts"][1][800] == 2 and found["counts"][1][801] == 1 and sum(found["counts"][1]) == 3
 
 

@@ -320,10 +320,8 @@ def test_packing_and_statistics_refuse_alike(flags, v2, tmp_path, capsys):
     flags = ["--workers", "1", "--dataset", "benv2", "--data_path", v2, *flags, tmp_path / "out"]
     write_v2_patch(v2, 3, vh=spot(scene(), -9999, 0.1)[0])
     message = refusal(program.main, flags, capsys)
-    assert (
-        "1 of 2 images cannot be" in message
-        and f"{s1_name(3)}_VH.tif: 10.00% of the VH pixels are below -100 dB" in message
-    )
+    assert "1 of 2 images cannot be" in message
+    assert f"{s1_name(3)}_VH.tif: 10.00% of the VH pixels are below -100 dB" in message
     for k in (0, 3):
         write_v2_patch(v2, k, *(scene(k) / 100))
     assert "VH is -0.19 dB on average" in refusal(program.main, flags, capsys)
@@ -407,9 +405,8 @@ def test_floods_that_may_be_wrong_are_a_warning(change, words, tmp_path, caplog)
 
 def test_pixels_without_backscatter_are_left_out_of_the_first_look(tmp_path, caplog):
     report = floods(tmp_path, lambda a: a).check_units(V1)
-    assert (
-        report["mean"] == pytest.approx([-19, -12.5], abs=0.2) and report["min"][0] > -50 and report["nonfinite"] == 0
-    )
+    assert report["mean"] == pytest.approx([-19, -12.5], abs=0.2) and report["min"][0] > -50
+    assert report["nonfinite"] == 0
     assert not caplog.records
 
 

@@ -229,16 +229,13 @@ def test_nan_and_infinite_pixels_become_zero_and_are_counted(tmp_path):
     name = one_image(tmp_path)
     write_image(tmp_path, "0001", name, vh, vv)
     align(tmp_path, tmp_path / "out")
-    assert (
-        row_of(tmp_path / "out", name)["nonfinite"] == "3"
-        and row_of(tmp_path / "out", image_name(9))["nonfinite"] == "0"
-    )
+    assert row_of(tmp_path / "out", name)["nonfinite"] == "3"
+    assert row_of(tmp_path / "out", image_name(9))["nonfinite"] == "0"
     warped = read(tmp_path / "out" / "0001" / f"{name}.tif")
     rows, columns = source_pixels(SOUTH, grid)
     for values, constant, (row, column) in ((warped[0], 0.02, (60, 60)), (warped[1], 0.1, (61, 90))):
-        assert ((values == 0) == ((np.floor(rows) == row) & (np.floor(columns) == column))).all() and (
-            values == 0
-        ).any()
+        assert ((values == 0) == ((np.floor(rows) == row) & (np.floor(columns) == column))).all()
+        assert (values == 0).any()
         np.testing.assert_allclose(values[values != 0], constant, rtol=1e-6)
 
 
@@ -287,9 +284,8 @@ def test_a_file_that_is_described_as_the_other_channel_is_dropped(tmp_path):
         write_channel(tmp_path, "0001", name, channel, np.full(shape, 0.1), grid, descriptions=["VV"])
     align(tmp_path, tmp_path / "out")
     row = row_of(tmp_path / "out", name)
-    assert (
-        row["reason"] == "wrong channel" and f"0001/{name}_corrected_VH.tif" in row["detail"] and "VV" in row["detail"]
-    )
+    assert row["reason"] == "wrong channel" and f"0001/{name}_corrected_VH.tif" in row["detail"]
+    assert "VV" in row["detail"]
 
 
 def test_db_is_converted_before_it_is_resampled(tmp_path):
@@ -327,12 +323,8 @@ def test_other_units_stop_the_program_and_name_the_flag(mean, units, remedy, tmp
             ]
         )
     message = capsys.readouterr().err
-    assert (
-        stopped.value.code == 2
-        and message.count("\n") == 1
-        and f"{name}_corrected_VH.tif" in message
-        and remedy in message
-    )
+    assert stopped.value.code == 2 and message.count("\n") == 1 and f"{name}_corrected_VH.tif" in message
+    assert remedy in message
     assert not (tmp_path / "out" / "align.csv").exists()
 
 
@@ -512,11 +504,8 @@ def test_the_list_is_copied_and_the_rows_are_in_its_order(raw):
     assert [(row["folder"], row["image"]) for row in rows] == [
         (folder, image_name(k)) for folder in ("0001", "0002", "0003", "0010", "1", "12") for k in range(5)
     ]
-    assert (
-        [row["status"] for row in rows].count("dropped") == 1
-        and rows[2]["reason"] == "corrupt"
-        and rows[10]["nonfinite"] == "4"
-    )
+    assert [row["status"] for row in rows].count("dropped") == 1 and rows[2]["reason"] == "corrupt"
+    assert rows[10]["nonfinite"] == "4"
 
 
 @pytest.mark.parametrize("workers", (1, 2))
@@ -558,11 +547,8 @@ def test_a_complete_alignment_is_left_alone_until_its_table_is_removed(raw, tmp_
     write_image(source, "0001", names["0001"][1])
     with caplog.at_level("INFO"):
         main([str(word) for word in flags(source, out)])
-    assert (
-        "nothing to do" in caplog.text
-        and "1 dropped: 1 corrupt" in caplog.text
-        and "remove it and run again" in caplog.text
-    )
+    assert "nothing to do" in caplog.text and "1 dropped: 1 corrupt" in caplog.text
+    assert "remove it and run again" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     (out / "align.csv").unlink()
     assert align(source, out) and [row["status"] for row in rows_of(out / "align.csv")] == ["aligned", "aligned"]

@@ -86,10 +86,8 @@ def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path)
         "s1_list": True,
     }
     step = json.loads((tmp_path / "out" / "step.json").read_text())
-    assert (
-        step["program"] == "sarwmix.prepare.sen12_unzip"
-        and step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
-    )
+    assert step["program"] == "sarwmix.prepare.sen12_unzip"
+    assert step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
     assert set(step) == {"program", "zip_bytes", "zip_directory_sha256"}
     assert len(read_s1_list(tmp_path / "out" / "S1list.json")) == 3
 
@@ -251,8 +249,5 @@ def test_two_ranks_write_the_same_tree_and_report_once(raw, tmp_path):
         text=True,
         capture_output=True,
     )
-    assert (
-        result.returncode == 2
-        and result.stderr.count("leads out of its folder") == 1
-        and not (tmp_path / "three").exists()
-    )
+    assert result.returncode == 2 and result.stderr.count("leads out of its folder") == 1
+    assert not (tmp_path / "three").exists()
