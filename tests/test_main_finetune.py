@@ -23,7 +23,7 @@ from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
 from tests.helpers.forked import finish, finish_ranks
 from tests.helpers.released import write_released
-from tests.helpers.runs import completed, launch_alike, log_of, mpirun, refused, same_states, scalars, words
+from tests.helpers.runs import argv, completed, launch_alike, log_of, mpirun, refused, same_states, scalars
 from util.checkpoint import load_checkpoint
 from util.checkpoint_input import LoadedCheckpoint
 
@@ -177,7 +177,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_pa
 
 def initial_weights(*flags):
     """The weights that the program begins to train with."""
-    flags = main_finetune.parse_flags(words(flags, "--lr 1e-3"))
+    flags = main_finetune.parse_flags(argv(flags, "--lr 1e-3"))
     checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
     config = main_finetune.configure(flags, checkpoint, None, {})
     return main_finetune.build_training(config, torch.device("cpu"), checkpoint).model.state_dict()

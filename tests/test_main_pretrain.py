@@ -20,7 +20,7 @@ from models_mixmim import mixmim_tiny
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import needs_samples, sample_path
 from tests.helpers.forked import finish, finish_ranks, taking_graphs_only
-from tests.helpers.runs import completed, launch, log_of, mpirun, refused, same_states, scalars, words
+from tests.helpers.runs import argv, completed, launch, log_of, mpirun, refused, same_states, scalars
 from util.checkpoint import load_checkpoint
 from util.optimization import StepRecord
 
@@ -62,7 +62,7 @@ def test_files_of_a_run(finished):
         "reconstruction_4.png",
         "tensorboard",
     }
-    check = words("sha256sum --check --quiet", [f"{name}.sha256" for name in checkpoints])
+    check = argv("sha256sum --check --quiet", [f"{name}.sha256" for name in checkpoints])
     assert subprocess.run(check, cwd=folder).returncode == 0
     entries = log_of(folder)
     assert [entry["epoch"] for entry in entries] == [0, 1, 2, 3]
@@ -108,7 +108,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, simulated, tmp_path, prog
     """With the commands that a user gives; tests/test_resume.py has all the places where a run may be stopped."""
     flags = ("--data_path", simulated, "--output_dir", tmp_path, TINY, FOUR, "--save_epochs 2 4")
     run = subprocess.Popen(
-        words(sys.executable, "main_pretrain.py", flags),
+        argv(sys.executable, "main_pretrain.py", flags),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

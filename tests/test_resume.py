@@ -22,7 +22,7 @@ from tests.helpers.forked import (
     start_ranks,
 )
 from tests.helpers.resumed import PRETRAIN, differences
-from tests.helpers.runs import digests, same_states, scalars, words
+from tests.helpers.runs import argv, digests, same_states, scalars
 from util.checkpoint import load_checkpoint
 from util.sampling import DROP_PATH_STREAM, MASK_STREAM, MIXUP_STREAM, Place
 
@@ -75,7 +75,7 @@ def test_from_a_packed_store_whose_batches_threads_make(jobs, whole, simulated, 
         tmp_path / "store",
         "--dtype float32 --splits train val",
     )
-    pack.main(words("--workers 1", flags))
+    pack.main(argv("--workers 1", flags))
     flags = ("--data_path", tmp_path / "store", PRETRAIN)
     stop_and_continue("main_pretrain", flags, tmp_path, at_step(9), more="--num_workers 2 --data_cache ram")
     assert scalars(whole["main_pretrain"][0]) == scalars(tmp_path / "run")

@@ -20,7 +20,7 @@ from models_mixmim import mixmim_tiny, size_of
 from sarwmix.prepare import statistics
 from sarwmix.registry import DATASETS, is_simulated
 from tests.helpers.dataset_fixtures import write_v2
-from tests.helpers.runs import refusal, words
+from tests.helpers.runs import argv, refusal
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from util.checkpoint_input import LoadedCheckpoint
 from util.configuration import log_statistics
@@ -55,7 +55,7 @@ def logged(caplog):
 
 def started(path, *flags, program=main_finetune, dataset="benv2"):
     """The configuration of a training from a checkpoint; images of floods have 512 pixels a side."""
-    flags = program.parse_flags(words("--data_path . --dataset", dataset, "--finetune", path, flags))
+    flags = program.parse_flags(argv("--data_path . --dataset", dataset, "--finetune", path, flags))
     checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
     images = [SimpleNamespace(size=512)] if program is main_finetune else []
     config = program.configure(flags, checkpoint, *images, {})
@@ -147,7 +147,7 @@ def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog
 
 def used(*flags):
     """The configuration of --eval, --embed or --export."""
-    flags = main_finetune.parse_flags(words(flags))
+    flags = main_finetune.parse_flags(argv(flags))
     return evaluation.configure(flags, LoadedCheckpoint.load(flags.finetune, size_of), {})
 
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, check
 def test_the_file_that_the_statistics_program_writes_is_taken(tmp_path):
     write_v2(tmp_path / "v2")
     flags = ("--dataset benv2 --data_path", tmp_path / "v2", "--split all --out", tmp_path / "s.json", "--workers 1")
-    statistics.main(words(flags))
+    statistics.main(argv(flags))
     content = json.loads((tmp_path / "s.json").read_text())
     args = started("", "--statistics", tmp_path / "s.json")
     np.testing.assert_allclose([args.mean, args.std], [content["mean"], content["std"]], atol=5.1e-5)

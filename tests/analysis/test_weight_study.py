@@ -9,7 +9,7 @@ import pytest
 from analysis import weight_study
 from analysis.weight_study import difference, groups_of, read_study, tables
 from tests.helpers.result_logs import written
-from tests.helpers.runs import refusal, words
+from tests.helpers.runs import argv, refusal
 
 SETTINGS = {
     "dataset": "benv2",
@@ -85,7 +85,7 @@ def test_means_and_differences_seed_by_seed(study):
 
 def test_the_program_writes_both_figures_and_the_table(study, tmp_path, capsys):
     figure, table = tmp_path / "s.png", tmp_path / "s.csv"
-    weight_study.main(words(study, "--output", figure, "--table", table, "--note tiny"))
+    weight_study.main(argv(study, "--output", figure, "--table", table, "--note tiny"))
     assert "+0.020 ± 0.025" in capsys.readouterr().out
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert "random initialisation" in figure.with_suffix(".svg").read_text()

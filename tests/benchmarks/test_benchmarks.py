@@ -19,6 +19,7 @@ from benchmarks.reference import ReferenceMixMIM, ReferenceSamples
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from tests.helpers import ROOT
+from tests.helpers.runs import argv
 from util.optimization import emulates_16_bits
 
 
@@ -230,13 +231,7 @@ def test_memory_is_less_with_checkpointing(measured):
 def test_scaling(measured):
     one, two = read(measured, "scaling")
     assert (one["ranks"], two["ranks"]) == (1, 2)
-    assert set(two["seconds"]) == {
-        "threads",
-        "alone",
-        "together",
-        "exchanging",
-        "reference",
-    }
+    assert set(two["seconds"]) == {"threads", "alone", "together", "exchanging", "reference"}
     assert min(two[name] for name in ("alone", "together", "exchanging", "reference")) > 0
 
 
@@ -271,7 +266,7 @@ def test_all_benchmarks_in_one_command(tmp_path, monkeypatch):
     for gpus in (0, 8):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         with pytest.raises(SystemExit, match="failed: parity"):
-            everything.main(["--out", str(tmp_path)])
+            everything.main(argv("--out", tmp_path))
     for command in started:
         program = importlib.import_module(command[2])
         with monkeypatch.context() as patch:  # the first thing after its flags

@@ -12,7 +12,7 @@ import main_finetune
 import main_pretrain
 from tests.helpers.damage import kept
 from tests.helpers.inputs import BASES, USES
-from tests.helpers.runs import is_refused, words
+from tests.helpers.runs import argv, is_refused
 
 RECORDS = {"step.json", "pairs.csv"}  # of a step that was begun; it is continued when its input is mended
 
@@ -23,7 +23,7 @@ def start(program, capsys):
 
     def run(use, **places):
         module, *flags = use
-        flags = [word.format(**places) for word in words(flags)]
+        flags = [word.format(**places) for word in argv(flags)]
         try:
             if module in (main_pretrain, main_finetune):
                 return program(module, flags)

@@ -20,7 +20,7 @@ from sarwmix.selection import RULES
 from tests.helpers.damage import JUNK, as_folder, cut, damage, exported, kept, put, zip_of
 from tests.helpers.forked import finish
 from tests.helpers.inputs import CHECKPOINT_USES, FINETUNE, PRETRAIN
-from tests.helpers.runs import is_refused, words
+from tests.helpers.runs import argv, is_refused
 from util.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ def begun(base, tmp_path_factory):
     """{program: folder of a run that was stopped after the first of two epochs}."""
     folders = {name: tmp_path_factory.mktemp("begun") / name for name in ("pretrain", "finetune")}
     for name, (module, *flags) in (("pretrain", PRETRAIN), ("finetune", (*FINETUNE, "--dataset benv2"))):
-        flags = [word.format(data=base("v2"), out=folders[name]) for word in words(flags, "--epochs 2 --stop_epoch 1")]
+        flags = [word.format(data=base("v2"), out=folders[name]) for word in argv(flags, "--epochs 2 --stop_epoch 1")]
         finish(module.__name__, flags, folders[name].with_suffix(".txt"))
         shutil.copy(folders[name] / "checkpoint.pth", folders[name].with_suffix(".pth"))
         resaved(optimizer=...)(folders[name].with_suffix(".pth"))

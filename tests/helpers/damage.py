@@ -91,6 +91,7 @@ def zip_of(path, members, method=zipfile.ZIP_STORED):
 def exported(path, config="{}", weights=b""):
     """A folder as --export writes it. weights: bytes, or a function of the bytes of the checkpoint."""
     content = weights(path.read_bytes()) if callable(weights) else weights
+    put(b"")(path)
     as_folder(path)
     put(config)(path / "config.json")
     put(content)(path / "model.safetensors")

@@ -22,7 +22,7 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import words
+from tests.helpers.runs import argv
 from tests.helpers.sen12 import S, align, image_name, write_raw
 from tests.helpers.zips import make
 
@@ -91,7 +91,7 @@ def write_lists(root, columns=2):
 
 def write_store(root):
     write_v2(root.with_name("source"))
-    pack.main(words("--dataset benv2 --data_path", root.with_name("source"), "--out", root, "--workers 1"))
+    pack.main(argv("--dataset benv2 --data_path", root.with_name("source"), "--out", root, "--workers 1"))
 
 
 def write_pairs(root):

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.helpers import ROOT
 
 
-def words(*parts):
+def argv(*parts):
     """The words of a command line. A string is split as a shell splits it, tuples and lists are flattened, and anything
     else, such as a Path or a number, is one word."""
     line = []
@@ -25,7 +25,7 @@ def words(*parts):
         if isinstance(part, str):
             line += shlex.split(part) or [part]  # an empty string is a word, too
         elif isinstance(part, Iterable):
-            line += words(*part)
+            line += argv(*part)
         else:
             line.append(str(part))
     return line
@@ -34,7 +34,7 @@ def words(*parts):
 def launch(command, env=None):
     """Run a command to its good end, with one thread per process unless env says otherwise."""
     result = subprocess.run(
-        words(command),
+        argv(command),
         cwd=ROOT,
         text=True,
         capture_output=True,
@@ -55,13 +55,13 @@ def mpirun(*command):
     if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
         pytest.skip("Open MPI or mpi4py is not installed")
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return words("mpirun -np 2", as_root, "--oversubscribe --bind-to none", command)
+    return argv("mpirun -np 2", as_root, "--oversubscribe --bind-to none", command)
 
 
 def refusal(main, flags, capsys):
     """The one line with which a program refuses its flags, or what they name, and ends with status 2."""
     with pytest.raises(SystemExit) as end:
-        main(words(flags))
+        main(argv(flags))
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.count("\n") == 1, message
     return message

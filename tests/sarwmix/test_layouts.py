@@ -34,8 +34,7 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import refusal
-from tests.helpers.stores import argv
+from tests.helpers.runs import argv, refusal
 from util.datasets import drop_missing
 from util.distributed import Launch, Ranks
 
@@ -293,9 +292,9 @@ def test_packing_and_measuring_a_part_of_a_dataset(tmp_path, caplog, capsys, pro
     os.unlink(BigEarthNetv2(root, "all").files(3)[0])
     source = ["--dataset", "benv2", "--data_path", str(root), "--workers", "1"]
     with caplog.at_level(logging.DEBUG):
-        pack.main([*source, "--skip_bad", "--out", str(tmp_path / "store")])
+        pack.main(argv(source, "--skip_bad --out", tmp_path / "store"))
         assert "--skip_missing" in refusal(statistics.main, [*source, "--split", "all"], capsys)
-        statistics.main([*source, "--split", "all", "--skip_missing", "--out", str(tmp_path / "statistics.json")])
+        statistics.main(argv(source, "--split all --skip_missing --out", tmp_path / "statistics.json"))
     assert not [record for record in caplog.records if record.name.startswith("rasterio")] and "GDAL" not in caplog.text
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == 3
     assert PackedDataset(tmp_path / "store", "all").ids.tolist() == [s1_name(k) for k in range(3)]

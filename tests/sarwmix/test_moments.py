@@ -13,7 +13,7 @@ from sarwmix.moments import Moments
 from sarwmix.prepare import statistics
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import fails_with, s1_name, write_v2
-from tests.helpers.runs import launch, mpirun, refusal
+from tests.helpers.runs import argv, launch, mpirun, refusal
 
 
 def images(count=24, size=15, seed=0):
@@ -117,7 +117,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
 def test_the_program_reports_the_same_for_any_number_of_workers(simulated, tmp_path, caplog):
     flags = ["--dataset", "benv2", "--data_path", simulated, "--split", "train_val"]
     with caplog.at_level("INFO"):
-        statistics.main([*map(str, flags), "--workers", "1", "--out", str(tmp_path / "one.json")])
+        statistics.main(argv(flags, "--workers 1 --out", tmp_path / "one.json"))
     assert "nodata" in caplog.text and "VH" in caplog.text
     launch(
         mpirun(

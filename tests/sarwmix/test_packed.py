@@ -39,8 +39,8 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import digests, launch, log_of, mpirun, refusal
-from tests.helpers.stores import argv, packed
+from tests.helpers.runs import argv, digests, launch, log_of, mpirun, refusal
+from tests.helpers.stores import packed
 from util.datasets import ImagesWithIds, SamplesWithIds, build_loader, build_test_loader, fill_cache
 from util.distributed import Launch, Ranks
 
@@ -232,7 +232,7 @@ def test_real_v2_samples_from_folder_and_lmdb(tmp_path):
 @needs_samples
 def test_real_v1_samples_from_folders_and_by_way_of_zarr(tmp_path):
     source = sample_path("benv1", "BigEarthNet-S1-v1.0")
-    benv1_to_zarr.main(["--root", str(source), "--out", str(tmp_path / "zarr"), "--workers", "1"])
+    benv1_to_zarr.main(argv("--root", source, "--out", tmp_path / "zarr", "--workers 1"))
     for name, path in (("folders", source), ("zarr", tmp_path / "zarr" / "benv1.zarr")):
         store = packed(tmp_path / name / "store", "benv1", path, "--splits every --dtype float32")
         same_samples(PackedDataset(store, "all"), BigEarthNetv1(source, "all"))
@@ -297,7 +297,7 @@ def test_bad_images_are_all_named_and_can_be_skipped(tmp_path, capsys):
     assert "2 of 4 images cannot be used" in message and broken.name in message and "--skip_bad" in message
     assert pd.read_csv(tmp_path / "out" / "bad.csv").image.tolist() == [s1_name(0), s1_name(2)]
     fails_with(lambda: PackedDataset(tmp_path / "out", "train"), "manifest.json: does not exist", "not finished")
-    pack.main(["--skip_bad", *map(str, flags)])
+    pack.main(argv("--skip_bad", flags))
     assert PackedDataset(tmp_path / "out", "all").ids.tolist() == [s1_name(1), s1_name(3)]
     assert PackedDataset(tmp_path / "out", "all").image(1)[0, 0, 0] == -23
     with pytest.raises(DataError, match="no sample of split 'test'"):
@@ -322,7 +322,7 @@ def test_every_flipped_bit_is_found(stores, tmp_path, capsys):
     store.mkdir()
     for path in stores["uint16"].iterdir():
         (store / path.name).write_bytes(path.read_bytes())
-    pack.main(["--verify", str(store)])
+    pack.main(argv("--verify", store))
     for name in files * 4:
         content = (store / name).read_bytes()
         damaged, place = bytearray(content), rng.integers(len(content))

@@ -30,8 +30,8 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
     write_v2_patch,
 )
-from tests.helpers.runs import refusal
-from tests.helpers.stores import argv, packed
+from tests.helpers.runs import argv, refusal
+from tests.helpers.stores import packed
 
 V2, V1 = ((kind.MEAN, kind.STD) for kind in (BigEarthNetv2, BigEarthNetv1))
 
@@ -333,8 +333,8 @@ def test_packing_and_statistics_warn_and_go_on(v2, tmp_path, capsys, caplog):
     for k in range(4):
         write_v2_patch(v2, k, *spot(scene(k), 0, 0.1))
     store = tmp_path / "store"
-    pack.main([*source, str(store), "--splits", "train"])
-    statistics.main([*source, str(tmp_path / "statistics.json")])
+    pack.main(argv(source, store, "--splits train"))
+    statistics.main(argv(source, tmp_path / "statistics.json"))
     PackedDataset(store, "train").check_units(V2)
     words = "split 'train': 10.0% of the VH pixels are at one value from 0.0 to 0.1 dB"
     assert [record.getMessage().split(": ", 1)[0] for record in caplog.records if words in record.getMessage()] == [

@@ -16,7 +16,7 @@ from scipy.ndimage import map_coordinates
 from common.errors import DataError
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import one_line, write_tif
-from tests.helpers.runs import digests, launch, mpirun
+from tests.helpers.runs import digests, launch, mpirun, refusal
 from tests.helpers.sen12 import (
     LATLON,
     NORTH,
@@ -39,9 +39,7 @@ from tests.helpers.sen12 import (
     write_raw,
     write_reference,
 )
-from tests.helpers.sen12 import (
-    align_main as main,
-)
+from tests.helpers.sen12 import align_main as main
 
 pytestmark = needs_gdal
 
@@ -307,23 +305,10 @@ def test_other_units_stop_the_program_and_name_the_flag(mean, units, remedy, tmp
     _, shape = latlon_grid()
     name = one_image(tmp_path)
     write_image(tmp_path, "0001", name, np.full(shape, mean), np.full(shape, mean))
-    with pytest.raises(SystemExit) as stopped:
-        main(
-            [
-                "--raw_root",
-                str(tmp_path),
-                "--out",
-                str(tmp_path / "out"),
-                "--units",
-                units,
-                "--size",
-                str(S),
-                "--workers",
-                "1",
-            ]
-        )
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1 and f"{name}_corrected_VH.tif" in message
+    message = refusal(
+        main, ("--raw_root", tmp_path, "--out", tmp_path / "out", "--units", units, "--size", S, "--workers 1"), capsys
+    )
+    assert f"{name}_corrected_VH.tif" in message
     assert remedy in message
     assert not (tmp_path / "out" / "align.csv").exists()
 
@@ -601,8 +586,6 @@ def test_a_file_that_cannot_be_written_leaves_nothing_under_its_name(raw, tmp_pa
     ),
 )
 def test_wrong_flags_are_one_line_and_status_2(extra, words, raw, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, flags(raw[0], tmp_path / "out")), *extra])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in message and message.count("\n") == 1
+    message = refusal(main, (flags(raw[0], tmp_path / "out"), extra), capsys)
+    assert words in message
     assert not (tmp_path / "out").exists()

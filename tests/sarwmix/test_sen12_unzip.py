@@ -19,7 +19,7 @@ from sarwmix.prepare.sen12_unzip import main, plan, unzip
 from sarwmix.sen12_index import read_s1_list
 from sarwmix.simulate.flood_archive import RawParameters, simulate_raw_floods
 from tests.helpers import ROOT
-from tests.helpers.runs import launch, mpirun
+from tests.helpers.runs import argv, launch, mpirun, refusal
 from tests.helpers.zips import HOSTILE, make, patch
 
 IMAGE = "S1A_IW_GRDH_1SDV_20000101T000000_20000101T000025_000001_000001_AB{:02X}_corrected_{}.tif"
@@ -59,11 +59,7 @@ def content_of(folder, apart=("step.json", "unzipped.json")):
 
 def refused(capsys, *flags):
     """The one line that the program leaves with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(flag) for flag in flags])
-    line = capsys.readouterr().err
-    assert stopped.value.code == 2 and line.count("\n") == 1
-    return line
+    return refusal(main, flags, capsys)
 
 
 # ---- What is wanted ------------------------------------------------------------------------------
@@ -200,7 +196,7 @@ def test_a_finished_folder_is_left_alone_and_another_zip_refused(small, tmp_path
     assert unzip(path, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     with caplog.at_level("INFO"):
-        main(["--zip", str(path), "--out", str(tmp_path / "out")])
+        main(argv("--zip", path, "--out", tmp_path / "out"))
     assert "nothing to do" in caplog.text
     make(path, {**members, "0001/more.txt": b""})
     line = refused(capsys, "--zip", path, "--out", tmp_path / "out")

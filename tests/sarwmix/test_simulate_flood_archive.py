@@ -35,7 +35,7 @@ from sarwmix.simulate.landcover import LandCover
 from sarwmix.simulate.radar import PSF_REACH
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import one_line
-from tests.helpers.runs import digests
+from tests.helpers.runs import argv, digests
 
 SMALL = RawParameters(folders=8, seed=5, size=128, keep_tree=True)
 FLAGS = ["--folders", "8", "--seed", "5", "--size", "128"]
@@ -322,6 +322,6 @@ def test_a_tree_that_was_left_beside_the_finished_zip_is_removed(tmp_path):
 def test_a_finished_dataset_is_left_alone(made, caplog):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     with caplog.at_level("INFO"):
-        main(["--out", str(made), *FLAGS, "--keep_tree"])
+        main(argv("--out", made, FLAGS, "--keep_tree"))
     assert "nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before

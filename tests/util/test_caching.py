@@ -18,7 +18,8 @@ import util.caching
 from common.errors import UsageError
 from sarwmix.packed import PackedDataset
 from tests.helpers.forked import signalled_at_step, start_ranks
-from tests.helpers.stores import argv, packed
+from tests.helpers.runs import argv
+from tests.helpers.stores import packed
 from util.caching import (
     RankMemory,
     available_memory,
