@@ -10,7 +10,7 @@ import pytest
 from common.errors import DataError
 from common.safe_zip import MAX_BYTES, MAX_ENTRIES, MAX_RATIO, RATIO_FROM, open_archive
 from tests.helpers.dataset_fixtures import one_line
-from tests.helpers.zips import GOOD, HOSTILE, VICTIM, bomb, make, patch
+from tests.helpers.zips import GOOD, VICTIM, bomb, make, patch
 
 RANDOM = random.Random(0).randbytes(50_000)
 
@@ -20,17 +20,6 @@ def everything_under(folder):
 
 
 # ---- The directory -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_zips_are_refused_in_one_line(case, tmp_path):
-    maker, words = HOSTILE[case]
-    path = maker(tmp_path / "data.zip")
-    before = everything_under(tmp_path)
-    with pytest.raises(DataError) as error:
-        open_archive(path)
-    one_line(error, str(path), words, "1 members", "nothing was extracted", "download it again")
-    assert str(error.value).isprintable() and everything_under(tmp_path) == before
 
 
 def test_many_bad_members_are_counted_and_five_named(tmp_path):
@@ -180,15 +169,6 @@ def test_a_bomb_that_states_a_small_size_stops_at_once(tmp_path, monkeypatch):
     assert everything_under(tmp_path / "out") == {tmp_path / "out" / "0001": None}
 
 
-def test_a_member_with_a_byte_more_or_fewer_than_stated(tmp_path):
-    for size, words in ((401, "fewer"), (399, "more")):
-        path = patch(make(tmp_path / "data.zip", {VICTIM: b"evil" * 100}), VICTIM, size=size)
-        with open_archive(path) as archive, pytest.raises(DataError) as error:
-            archive.extract({"victim": VICTIM}, tmp_path / "out")
-        one_line(error, str(path), f"'{VICTIM}' holds {words} than the {size} bytes")
-        assert everything_under(tmp_path / "out") == {}
-
-
 @pytest.mark.parametrize("method", (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
 def test_bit_rot_in_a_member_is_told(method, tmp_path):
     path = make(tmp_path / "data.zip", {GOOD: b"good", VICTIM: bytes(range(256)) * 40}, method)
@@ -204,14 +184,6 @@ def test_bit_rot_in_a_member_is_told(method, tmp_path):
             archive.extract({"good": GOOD, "victim": VICTIM}, tmp_path / f"out{n}")
         one_line(error, str(path), f"member '{VICTIM}'", "download it again")
         assert everything_under(tmp_path / f"out{n}") == {tmp_path / f"out{n}" / "good": b"good"}
-
-
-def test_another_name_before_the_data_than_in_the_directory(tmp_path):
-    path = make(tmp_path / "data.zip", {VICTIM: b"evil"})
-    path.write_bytes(path.read_bytes().replace(b"victim", b"nobody", 1))
-    with open_archive(path) as archive, pytest.raises(DataError) as error:
-        archive.read(VICTIM)
-    one_line(error, str(path), f"'{VICTIM}' is damaged")
 
 
 def test_whatever_byte_is_wrong_it_is_a_data_error_or_does_no_harm(tmp_path):

@@ -74,7 +74,7 @@ GEOTIFF = {
     "60 by 60": (TIF, tif(band(-20, shape=(60, 60))), *NAMED, "60x60 pixels"),
     "119 by 120": (TIF, tif(band(-20, shape=(119, 120))), *NAMED, "119x120 pixels"),
     "two bands": (TIF, tif(band(-20, shape=(2, 120, 120))), *NAMED, "has 2 bands"),
-    "described as VV": (TIF, tif(-20, ["VV"]), *NAMED, "holds VV"),
+    "described as VV": (TIF, tif(-20, ["VV"]), *NAMED, "holds VV", "not VH"),
     "int16": (TIF, tif(band(-2000, np.int16)), *NAMED, "holds int16"),
     "uint8": (TIF, tif(band(20, np.uint8)), *NAMED, "holds uint8"),
     "complex": (TIF, tif(band(-20 + 1j, np.complex64)), *NAMED, "complex"),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """BigEarthNet v1: folders and Zarr stores, 43 to 19 classes, split lists, and what is said about faulty ones."""
 
-import json
 import logging
 import warnings
 
@@ -192,12 +191,8 @@ def test_what_does_not_exist_or_is_empty(root, tmp_path):
     fails("nowhere", "--data_path", root=tmp_path / "nowhere")
     fails("none.csv", "cannot be read", root=root, metadata=root / "none.csv")
     fails("unknown split 'dev'", root=root, split="dev")
-    (tmp_path / "bare").mkdir()
-    fails("bare", "holds no patch folders", root=tmp_path / "bare")
     zarr.open_group(tmp_path / "other.zarr", mode="w").create_group("sentinel2")
     fails("other.zarr", "no group sentinel1", root=tmp_path / "other.zarr")
-    (root / "empty.csv").write_text("\n")
-    fails("empty.csv", "lists no patch", root=root, metadata=root / "empty.csv")
     head = write_csv(root / "head.csv", [["s1"]])
     fails("head.csv", "no S1 or S2 patch name", "--id_col", root=root, metadata=head)
 
@@ -209,8 +204,6 @@ def test_s2_names_of_no_patch_are_counted_and_located(root):
     metadata = root / s1_name(3) / f"{s1_name(3)}_labels_metadata.json"
     metadata.write_text(metadata.read_text().replace(s2_name(3), s2_name(0)))
     fails(s1_name(0), s1_name(3), "both belong to", s2_name(0), root=root, metadata=path)
-    metadata.write_text(json.dumps({"labels": ["Pastures"]}))
-    fails(str(metadata), "no corresponding_s2_patch", root=root, metadata=path)
 
 
 def test_faulty_rows_are_counted_and_located(root):
@@ -222,25 +215,11 @@ def test_faulty_rows_are_counted_and_located(root):
           "'' (bad.csv:4)", root=root, metadata=path)  # fmt: skip
     path = write_csv(root / "s2.csv", [[s2_name(0)], ["S2B_../.."]])
     fails("1 of 2 rows have no S2 patch name", "(s2.csv:2)", root=root, metadata=path)
-    path = write_csv(root / "short.csv", [good, [s2_name(1)]])
-    fails("1 of 2 rows have no column 1", "short.csv:2", root=root, metadata=path)
-    fails("2 of 2 rows have no column 7", root=root, metadata=path, id_col=7)
-    fails("counts from 0", root=root, metadata=path, id_col=-1)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('{"labels": ["Pastures", "Sea"]}', "unknown label 'Sea'"),
-        ('{"labels": "Pastures"}', "no list of labels"),
-        ('{"labels": [1]}', "no list of labels"),
-        ("[]", "no JSON object"),
-        ('{"labels": ["Past', "cannot be read as JSON"),
-    ],
-)
-def test_faulty_labels_are_found_before_training(root, content, reason):
-    path = root / s1_name(1) / f"{s1_name(1)}_labels_metadata.json"
-    path.write_text(content)
+def test_faulty_labels_are_found_before_training(root):
+    path, reason = root / s1_name(1) / f"{s1_name(1)}_labels_metadata.json", "unknown label 'Sea'"
+    path.write_text('{"labels": ["Pastures", "Sea"]}')
     fails("1 of 3 patches have labels that cannot be read", str(path), reason, root=root, split="all",
           keep_unlabelled=False)  # fmt: skip
     data = BigEarthNetv1(root, "all")
@@ -269,13 +248,8 @@ def test_check_files_of_zarr(store, lost):
     fails_with(lambda: data[1], str(array))
 
 
-def test_corrupt_and_misshapen_zarr_arrays_are_named(store):
+def test_misshapen_zarr_arrays_are_named(store):
     data = BigEarthNetv1(store, "all")
-    vh, vv = data.files(0)
-    chunk = next(path for path in (store / vh).rglob("*") if path.is_file() and "z" not in path.name)
-    chunk.write_bytes(chunk.read_bytes()[:-7])
-    fails_with(lambda: data[0], vh, "copy it again", s1_name(0))
-
     group = zarr.open_group(store / "sentinel1" / s1_name(1), mode="a")
     group.create_array("VH", shape=(60, 60), dtype="float32", overwrite=True)[:] = -20
     fails_with(lambda: data[1], data.files(1)[0], "60x60")

@@ -272,9 +272,6 @@ def test_what_cannot_be_a_dataset(root, tmp_path):
     fails("--val_fraction", "--val_split test", root=root, split="val")
     fails("--val_fraction 1.5", "below 1", root=root, val_fraction=1.5)
     fails("--val_fraction 0.9 of 4 folders", "nothing to train on", root=root, val_fraction=0.9)
-    (root / "train").mkdir(exist_ok=True)
-    (root / "images").mkdir(exist_ok=True)
-    fails("both", "images", "train", root=root)
 
 
 def test_lists_of_folders_that_cannot_be_used(root, tmp_path):
@@ -313,12 +310,9 @@ def test_other_files_among_the_pairs_are_left_alone(curated):
 @pytest.mark.parametrize(
     "row",
     [
-        ("../..", "a", "b", "1"),
         ("0001", ".a", "b", "1"),
         ("0001", "a/b", "c", "1"),
-        ("0001", "a", "b", "2"),
         ("0001", "", "b", "1"),
-        ("0001", "a", "b"),
         ("0001", "a__b", "c", "0"),
         ("0001", "a\nb", "c", "0"),
     ],
@@ -328,15 +322,9 @@ def test_rows_that_do_not_parse(store, row):
     fails("pairs_train.csv", "1 of 7 rows", "(pairs_train.csv:8)", "label 0 or 1", root=store)
 
 
-def test_lists_without_header_or_rows(store):
-    write_csv(store / "pairs_train.csv", PAIRS["train"])
-    fails("pairs_train.csv", "no column folder, first, second, label", "'0001'", root=store)
+def test_lists_without_a_column(store):
     write_csv(store / "pairs_train.csv", [HEADER[:3], *[row[:3] for row in PAIRS["train"]]])
     fails("pairs_train.csv", "no column label", root=store)
-    write_csv(store / "pairs_train.csv", [HEADER])
-    fails("pairs_train.csv", "no pair of split 'train'", root=store)
-    (store / "pairs_train.csv").write_text("")
-    fails("pairs_train.csv", "no column", root=store)
 
 
 def test_columns_are_found_by_name(store):

@@ -114,34 +114,12 @@ def test_a_legacy_namespace_loads_and_becomes_a_dict(tmp_path):
     assert load_checkpoint(tmp_path / "old.pth")["args"] == vars(args)
 
 
-class Hostile:
-    def __reduce__(self):
-        return os.mkdir, (os.environ["HOSTILE_MARK"],)
-
-
-def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOSTILE_MARK", str(tmp_path / "ran"))
-    torch.save({"model": {"w": torch.ones(1)}, "args": Hostile()}, tmp_path / "bad.pth")
-    with pytest.raises(UsageError) as error:
-        load_checkpoint(tmp_path / "bad.pth")
-    one_line(error, "bad.pth", "refused")
-    assert not (tmp_path / "ran").exists()
-
-
 def test_a_torch_that_can_be_made_to_run_code_opens_nothing(tmp_path, monkeypatch):
     torch.save({"model": {}}, tmp_path / "x.pth")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cu121"))
     with pytest.raises(UsageError) as error:
         load_checkpoint(tmp_path / "x.pth")
     one_line(error, "x.pth", "PyTorch 2.5.1+cu121", "install 2.10 or newer")
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated zip"])
-def test_other_files_are_named(tmp_path, content):
-    (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(UsageError) as error:
-        load_checkpoint(tmp_path / "x.pth")
-    one_line(error, "x.pth")
 
 
 def test_missing_and_foreign_checkpoints_are_named(tmp_path):
