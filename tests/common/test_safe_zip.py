@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import DataError
 from common.safe_zip import MAX_BYTES, MAX_ENTRIES, MAX_RATIO, RATIO_FROM, open_archive
-from tests.helpers.dataset_fixtures import one_line
+from tests.helpers.dataset_fixtures import fails_with, one_line
 from tests.helpers.zips import GOOD, VICTIM, bomb, make, patch
 
 RANDOM = random.Random(0).randbytes(50_000)
@@ -41,9 +41,7 @@ def test_too_many_members_too_many_bytes_too_high_a_ratio(tmp_path):
         ({"max_entries": 3}, "has 4 members, more than the 3"),
         ({"max_bytes": 12 * 2**20 - 1}, "12582912 bytes in all"),
     ):
-        with pytest.raises(DataError) as error:
-            open_archive(path, **flags)
-        one_line(error, str(path), words, "download it again")
+        fails_with(lambda: open_archive(path, **flags), str(path), words, "download it again")
     path = make(tmp_path / "large.zip", {"large.bin": (RANDOM[:1000] + bytes(2**17)) * 80})
     ratio = path.stat().st_size / (80 * (1000 + 2**17))
     open_archive(path, max_ratio=2 / ratio).__exit__()
@@ -55,9 +53,7 @@ def test_stated_sizes_beyond_the_default_cap(tmp_path):
     path = make(tmp_path / "data.zip", {f"{n:02}.bin": b"x" for n in range(50)})
     for n in range(50):
         patch(path, f"{n:02}.bin", size=2**32 - 2)
-    with pytest.raises(DataError) as error:
-        open_archive(path)
-    one_line(error, str(path), f"{50 * (2**32 - 2)} bytes in all", "200000000000 allowed")
+    fails_with(lambda: open_archive(path), str(path), f"{50 * (2**32 - 2)} bytes in all", "200000000000 allowed")
 
 
 def cut(content):
@@ -81,18 +77,14 @@ def without_its_middle(content):
 def test_what_is_not_a_whole_zip(damage, words, tmp_path):
     path = make(tmp_path / "data.zip", {GOOD: RANDOM, VICTIM: RANDOM})
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError) as error:
-        open_archive(path)
-    one_line(error, str(path), words, "download it again")
+    fails_with(lambda: open_archive(path), str(path), words, "download it again")
 
 
 def test_a_zip_that_is_not_there_or_a_folder(tmp_path):
     with pytest.raises(DataError) as error:
         open_archive(tmp_path / "none.zip")
     one_line(error, str(tmp_path / "none.zip"), "there is no such file")
-    with pytest.raises(DataError) as error:
-        open_archive(tmp_path)
-    one_line(error, str(tmp_path), "Is a directory")
+    fails_with(lambda: open_archive(tmp_path), str(tmp_path), "Is a directory")
 
 
 def test_names_that_look_odd_but_are_not(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import DataError
 from sarwmix.sen12_data_prep import main, prepare
-from tests.helpers.dataset_fixtures import needs_samples, one_line, sample_path
+from tests.helpers.dataset_fixtures import fails_with, needs_samples, one_line, sample_path
 from tests.helpers.runs import argv, digests, launch, mpirun, refusal
 from tests.helpers.sen12 import (
     S,
@@ -169,9 +169,7 @@ def test_folders_of_neither_list_are_left_out_and_reported(aligned, tmp_path, ca
 )
 def test_lists_that_cannot_be_used_are_refused(train, test, words, aligned, tmp_path):
     train, test = folder_list(tmp_path / "train.csv", *train), folder_list(tmp_path / "test.csv", *test)
-    with pytest.raises(DataError) as error:
-        prepare(tmp_path / "pairs", aligned, train_list=train, test_list=test)
-    one_line(error, "train.csv", words)
+    fails_with(lambda: prepare(tmp_path / "pairs", aligned, train_list=train, test_list=test), "train.csv", words)
     assert not (tmp_path / "pairs").exists()
 
 
@@ -244,9 +242,7 @@ def test_another_alignment_or_other_lists_are_refused(aligned, prepared, tmp_pat
         "test_list": folder_list(tmp_path / "test.csv", "7"),
     }
     for source, others in ((tmp_path / "aligned", {}), (aligned, lists)):
-        with pytest.raises(DataError) as error:
-            prepare(prepared, source, **others)
-        one_line(error, "--out", "other parameters")
+        fails_with(lambda: prepare(prepared, source, **others), "--out", "other parameters")
 
 
 def test_an_alignment_that_is_not_complete_or_of_another_list_is_refused(aligned, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import DataError
 from sarwmix.sen12_index import CANDIDATES, Image, pairs, parse_s1_list, read_s1_list, read_step, split_of
-from tests.helpers.dataset_fixtures import needs_samples, one_line, sample_path
+from tests.helpers.dataset_fixtures import fails_with, needs_samples, one_line, sample_path
 
 
 def name(start, kind="SDV"):
@@ -85,18 +85,14 @@ def test_splits_by_name_or_by_lists():
     ),
 )
 def test_entries_that_cannot_be_used_are_named(entries, words):
-    with pytest.raises(DataError) as error:
-        parse_s1_list({"0007": entries}, "RAW/S1list.json")
-    one_line(error, "RAW/S1list.json", "1 entries", words)
+    fails_with(lambda: parse_s1_list({"0007": entries}, "RAW/S1list.json"), "RAW/S1list.json", "1 entries", words)
 
 
 def test_files_that_are_no_list_are_named(tmp_path):
     path = tmp_path / "S1list.json"
     for text, words in (("{", "--s1_list"), ("{}", "no folders")):
         path.write_text(text)
-        with pytest.raises(DataError) as error:
-            read_s1_list(path)
-        one_line(error, str(path), words)
+        fails_with(lambda: read_s1_list(path), str(path), words)
 
 
 @needs_samples
@@ -127,9 +123,7 @@ def test_tables_come_back_as_text(tmp_path):
 @pytest.mark.parametrize("text", ("", "split,folder\n", "split,folder,first,second,label\ntrain,1\n", "\0"))
 def test_other_tables_are_named_with_the_program_to_run(text, tmp_path):
     (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(DataError) as error:
-        CANDIDATES.read(tmp_path)
-    one_line(error, "pairs.csv", "python -m sarwmix.sen12_data_prep")
+    fails_with(lambda: CANDIDATES.read(tmp_path), "pairs.csv", "python -m sarwmix.sen12_data_prep")
 
 
 def test_a_missing_table_or_another_record_are_named(tmp_path):

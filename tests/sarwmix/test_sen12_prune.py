@@ -14,7 +14,7 @@ from sarwmix.sen12_data_prep import prepare
 from sarwmix.sen12_prune_partial_pairs import curate, is_complete, judge, main, prune, verify
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers import ROOT
-from tests.helpers.dataset_fixtures import one_line
+from tests.helpers.dataset_fixtures import fails_with, one_line
 from tests.helpers.runs import argv, digests, launch, mpirun, refusal
 from tests.helpers.sen12 import (
     S,
@@ -305,31 +305,23 @@ def test_missing_and_additional_files_are_found(made, tmp_path):
     out = copied(made, tmp_path)
     arrays = sorted(out.rglob("*.npy"))
     arrays[0].rename(arrays[0].with_name("other.npy"))
-    with pytest.raises(DataError) as error:
-        verify(out)
-    one_line(error, "2 of", f"{arrays[0].relative_to(out)} cannot be read", "other.npy is not listed")
+    fails_with(lambda: verify(out), "2 of", f"{arrays[0].relative_to(out)} cannot be read", "other.npy is not listed")
 
 
 def test_changed_checksums_and_incomplete_data_are_refused(made, tmp_path):
     out = copied(made, tmp_path)
     rows = (out / "checksums.csv").read_text()
     (out / "checksums.csv").write_text(rows[:-2] + "0\n")
-    with pytest.raises(DataError) as error:
-        verify(out)
-    one_line(error, "checksums.csv: is not as it was written")
+    fails_with(lambda: verify(out), "checksums.csv: is not as it was written")
     (out / "preparation.json").unlink()
-    with pytest.raises(DataError) as error:
-        verify(out)
-    one_line(error, "preparation.json", "not complete")
+    fails_with(lambda: verify(out), "preparation.json", "not complete")
 
 
 def test_more_than_five_faults_are_counted(made, tmp_path):
     out = copied(made, tmp_path)
     for path in out.rglob("*.npy"):
         path.write_bytes(b"")
-    with pytest.raises(DataError) as error:
-        verify(out)
-    one_line(error, f"{len(list(out.rglob('*.npy')))} of", "more; copy them again")
+    fails_with(lambda: verify(out), f"{len(list(out.rglob('*.npy')))} of", "more; copy them again")
 
 
 def test_state_compares_all_parameters(made, steps, tmp_path):
@@ -350,14 +342,10 @@ def test_state_compares_all_parameters(made, steps, tmp_path):
         ({"s1_list_sha256": "0"}, "s1_list_sha256"),
         ({"train_list_sha256": "0"}, "train_list_sha256"),
     ):
-        with pytest.raises(DataError) as error:
-            complete(out, **change)
-        one_line(error, "other parameters", words)
+        fails_with(lambda: complete(out, **change), "other parameters", words)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "text").write_text("keep")
-    with pytest.raises(DataError) as error:
-        complete(tmp_path / "mine")
-    one_line(error, "not empty", "choose another --out")
+    fails_with(lambda: complete(tmp_path / "mine"), "not empty", "choose another --out")
 
 
 # ---- Running again -------------------------------------------------------------------------------
@@ -461,9 +449,7 @@ def test_pairs_of_another_alignment_or_of_the_list_alone_are_refused(steps, many
         (steps[0], tmp_path / "list", "dropped.csv: does not exist"),
         (steps[0], steps[0], "is not of sarwmix.sen12_data_prep"),
     ):
-        with pytest.raises(DataError) as error:
-            prune(aligned, pairs, tmp_path / "out", size=S)
-        one_line(error, words, "sarwmix.sen12_data_prep")
+        fails_with(lambda: prune(aligned, pairs, tmp_path / "out", size=S), words, "sarwmix.sen12_data_prep")
     assert not (tmp_path / "out").exists()
 
 
