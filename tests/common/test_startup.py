@@ -9,18 +9,14 @@ import pytest
 
 from common.startup import missing_package, settle_environment
 from tests.helpers import ROOT
+from tests.helpers.runs import argv
 
 NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 
 def start(*words, **env):
     return subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        env={**os.environ, **env},
+        [sys.executable, *words], cwd=ROOT, text=True, capture_output=True, timeout=300, env={**os.environ, **env}
     )
 
 
@@ -34,20 +30,8 @@ def test_a_figure_needs_no_backend_and_no_library_the_files_of_another():
 def scenes(tmp_path_factory):
     """16 patches, simulated where PROJ's variables lead to the folder of another installation, an empty one."""
     folder = tmp_path_factory.mktemp("startup")
-    result = start(
-        "-m",
-        "sarwmix.simulate",
-        "--out",
-        folder / "scenes",
-        "--patches",
-        16,
-        "--test_fraction",
-        0,
-        "--workers",
-        1,
-        PROJ_LIB=str(folder),
-        PROJ_DATA=str(folder),
-    )
+    command = argv("-m sarwmix.simulate --out", folder / "scenes", "--patches 16 --test_fraction 0 --workers 1")
+    result = start(*command, PROJ_LIB=str(folder), PROJ_DATA=str(folder))
     assert result.returncode == 0, result.stderr
     return folder / "scenes"
 
@@ -55,31 +39,12 @@ def scenes(tmp_path_factory):
 def test_pretraining_in_a_notebook_without_utf8_mpi_or_gdal(scenes, tmp_path):
     """A whole run, as `!python main_pretrain.py` starts it, where neither mpi4py nor osgeo can be imported."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['mpi4py'] = sys.modules['osgeo'] = None\n")
-    result = start(
-        "main_pretrain.py",
-        "--data_path",
-        scenes,
-        "--output_dir",
-        tmp_path / "run",
-        "--model",
-        "mixmim_tiny",
-        "--batch_size",
-        8,
-        "--input_size",
-        64,
-        "--epochs",
-        1,
-        "--warmup_epochs",
-        0,
-        "--num_workers",
-        0,
-        "--device",
-        "cpu",
-        PYTHONPATH=str(tmp_path),
-        PYTHONIOENCODING="ascii",
-        OMP_NUM_THREADS="1",
-        **NOTEBOOK,
+    small = (
+        "--model mixmim_tiny --input_size 64 --batch_size 8 --epochs 1 --warmup_epochs 0 --num_workers 0 --device cpu"
     )
+    command = argv("main_pretrain.py --data_path", scenes, "--output_dir", tmp_path / "run", small)
+    env = {"PYTHONPATH": str(tmp_path), "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1", **NOTEBOOK}
+    result = start(*command, **env)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert r"8 images \xd7 1 micro-batches" in result.stdout and (tmp_path / "run" / "reconstruction_1.png").exists()
 

@@ -2,7 +2,6 @@
 """The example of docs/ADDING_A_DATASET.md: its items, a training batch from its files and from a packed store, its errors."""
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from sarwmix.registry import DATASETS, open_dataset
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import fails_with, write_csv
 from tests.helpers.runs import argv
+from tests.helpers.stores import loader_flags
 from util.datasets import SamplesWithIds, build_dataset, build_loader
 from util.distributed import Launch, Ranks
 
@@ -33,11 +33,7 @@ def scenes(tmp_path, monkeypatch):
 
 
 def flags(root):
-    return SimpleNamespace(
-        dataset="scenes", data_path=root, split="train", metadata=None, id_col=None, include_snow_cloud=False,
-        max_nonfinite=0.01, data_cache="none", data_timeout=1, batch_size=4, accum_iter=1, seed=0, num_workers=0,
-        pin_mem=False,
-    )  # fmt: skip
+    return loader_flags(dataset="scenes", data_path=root, batch_size=4, seed=0, pin_mem=False)
 
 
 def test_the_example_gives_items_and_facts(scenes):

@@ -40,7 +40,7 @@ from tests.helpers.dataset_fixtures import (
 )
 from tests.helpers.floods import write_floods
 from tests.helpers.runs import argv, digests, launch, log_of, mpirun, refusal
-from tests.helpers.stores import packed
+from tests.helpers.stores import loader_flags, packed
 from util.datasets import ImagesWithIds, SamplesWithIds, build_loader, build_test_loader, fill_cache
 from util.distributed import Launch, Ranks
 
@@ -410,22 +410,6 @@ def test_a_full_disk_is_foreseen(v2, tmp_path, capsys, monkeypatch):
 # ---- Batches -------------------------------------------------------------------------------------
 
 
-def flags(**changes):
-    return argparse.Namespace(
-        **{
-            "batch_size": 8,
-            "accum_iter": 1,
-            "seed": 4,
-            "split": "train",
-            "num_workers": 0,
-            "pin_mem": True,
-            "data_timeout": 1,
-            "data_cache": "none",
-            **changes,
-        }
-    )
-
-
 def cached(path, split="train", data_cache="none", **_):
     """A packed split, in the cache that the flags ask for."""
     dataset = PackedDataset(path, split)
@@ -456,16 +440,16 @@ def same_batch(one, other):
 )
 @pytest.mark.parametrize("wrap", (ImagesWithIds, SamplesWithIds))
 def test_batches_are_those_of_the_folders(simulated, stores, changes, wrap):
-    expected = batches(build_loader(wrap(BigEarthNetv2(simulated, "train")), flags(), ALONE))
-    found = build_loader(wrap(cached(stores["float32"], **changes)), flags(**changes), ALONE)
+    expected = batches(build_loader(wrap(BigEarthNetv2(simulated, "train")), loader_flags(), ALONE))
+    found = build_loader(wrap(cached(stores["float32"], **changes)), loader_flags(**changes), ALONE)
     for batch, *others in zip(expected, batches(found), list(batches(decoding_on_a_device(found))), strict=True):
         assert all(same_batch(batch, other) for other in others)
 
 
 @pytest.mark.parametrize("changes", ({}, {"num_workers": 3}, {"data_cache": "ram"}))
 def test_evaluation_sees_every_sample_in_order(simulated, stores, changes):
-    expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), flags(), ALONE))
-    found = list(build_test_loader(cached(stores["float32"], "val", **changes), flags(**changes), ALONE))
+    expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), loader_flags(), ALONE))
+    found = list(build_test_loader(cached(stores["float32"], "val", **changes), loader_flags(**changes), ALONE))
     assert [len(batch[0]) for batch in found] == [8, 4]
     assert all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -502,7 +486,7 @@ def test_pairs_come_as_two_images(tmp_path):
     store = packed(tmp_path / "store", "sen12flood", root, "--dtype float32")
     for cache in ("none", "ram"):
         loaders = [
-            build_loader(SamplesWithIds(dataset), flags(batch_size=3, data_cache=kind), ALONE)
+            build_loader(SamplesWithIds(dataset), loader_flags(batch_size=3, data_cache=kind), ALONE)
             for dataset, kind in ((FloodDataset(root), "none"), (cached(store, data_cache=cache), cache))
         ]
         assert all(same_batch(a, b) for a, b in zip(*map(list, map(batches, loaders)), strict=True))
@@ -531,7 +515,7 @@ def test_an_error_in_a_thread_reaches_training(stores, tmp_path):
     store.mkdir()
     for path in stores["uint16"].iterdir():
         (store / path.name).write_bytes(path.read_bytes())
-    loader = build_loader(ImagesWithIds(PackedDataset(store, "train")), flags(num_workers=2), ALONE)
+    loader = build_loader(ImagesWithIds(PackedDataset(store, "train")), loader_flags(num_workers=2), ALONE)
     (store / "part_00000.bin").unlink()
     with pytest.raises(DataError, match="part_00000.bin"):
         list(batches(loader))

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,15 +18,8 @@ from common.errors import UsageError
 from sarwmix.packed import PackedDataset
 from tests.helpers.forked import signalled_at_step, start_ranks
 from tests.helpers.runs import argv
-from tests.helpers.stores import packed
-from util.caching import (
-    RankMemory,
-    available_memory,
-    choose_cache,
-    control_group_room,
-    fill_cache,
-    memory_of,
-)
+from tests.helpers.stores import loader_flags, packed
+from util.caching import RankMemory, available_memory, choose_cache, control_group_room, fill_cache, memory_of
 from util.datasets import SamplesWithIds, build_loader, check_data
 from util.distributed import Launch, Ranks
 
@@ -114,27 +106,8 @@ def test_the_lesser_of_machine_and_limit_is_free(monkeypatch):
 
 
 def flags(**changes):
-    return SimpleNamespace(
-        **{
-            "batch_size": 8,
-            "accum_iter": 1,
-            "seed": 4,
-            "split": "train",
-            "num_workers": 0,
-            "pin_mem": True,
-            "data_timeout": 1,
-            "data_cache": "auto",
-            "check_files": "all",
-            "dataset": "benv2",
-            "model": "mixmim_tiny",
-            "amp": "off",
-            "input_size": 128,
-            "grad_checkpointing": False,
-            "mean": (-19.2, -12.5),
-            "std": (5.5, 5.0),
-            **changes,
-        }
-    )
+    run = dict(check_files="all", model="mixmim_tiny", amp="off", input_size=128, grad_checkpointing=False)
+    return loader_flags(**{**run, "data_cache": "auto", "mean": (-19.2, -12.5), "std": (5.5, 5.0), **changes})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 """From flags to a dataset and its loader."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from common.errors import UsageError
 from sarwmix.registry import DATASETS
 from tests.helpers.dataset_fixtures import write_v2
+from tests.helpers.stores import loader_flags
 from util.datasets import (
     ImagesWithIds,
     SamplesWithIds,
@@ -36,30 +36,8 @@ class Steps:
         return image
 
 
-def flags(**kwargs):
-    return SimpleNamespace(
-        **{
-            **dict(
-                dataset="benv2",
-                data_path=None,
-                split="all",
-                metadata=None,
-                id_col=None,
-                include_snow_cloud=False,
-                data_cache="none",
-                max_nonfinite=0.01,
-                mean=None,
-                std=None,
-                batch_size=2,
-                accum_iter=1,
-                seed=0,
-                num_workers=0,
-                pin_mem=True,
-                data_timeout=1,
-            ),
-            **kwargs,
-        }
-    )
+def flags(**changes):
+    return loader_flags(**{"split": "all", "batch_size": 2, "seed": 0, **changes})
 
 
 def test_a_dataset_is_opened_by_its_name(tmp_path):
