@@ -13,8 +13,8 @@ import pytest
 import main_finetune
 from common.errors import DataError, UsageError
 from sarwmix.prepare import pack, sen12_unzip, sen12flood
+from sarwmix.prepare.sen12_index import read_s1_list
 from sarwmix.prepare.sen12flood import check_disk, check_paths, estimate, flag_of, main, present
-from sarwmix.sen12_index import read_s1_list
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood_archive
 from tests.helpers.dataset_fixtures import needs_samples, sample_path
