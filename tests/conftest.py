@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import ROOT
 from tests.helpers.resumed import jobs, whole  # noqa: F401 (fixtures)
+from tests.helpers.runs import argv
 
 COUNTS = {}  # what was tried → [times it went as it must, times it was tried]
 
@@ -66,19 +67,7 @@ def simulated(tmp_path_factory):
     """A folder with 48 simulated patches in the BigEarthNet v2 layout, all in split train or val."""
     folder = tmp_path_factory.mktemp("simulated") / "scenes"
     subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "sarwmix.simulate",
-            "--out",
-            str(folder),
-            "--patches",
-            "48",
-            "--seed",
-            "1",
-            "--test_fraction",
-            "0",
-        ],
+        argv(sys.executable, "-m sarwmix.simulate --out", folder, "--patches 48 --seed 1 --test_fraction 0"),
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -93,7 +82,7 @@ def program(monkeypatch, capsys):
     from common.ending import run_program
 
     def run(module, *flags):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, flags)])
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *argv(flags)])
         capsys.readouterr()
         handlers, on_sigterm = logging.getLogger().handlers[:], signal.getsignal(signal.SIGTERM)
         try:

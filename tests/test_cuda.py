@@ -78,30 +78,14 @@ def test_without_flags_a_run_is_timed_compiled_and_eager_its_data_go_to_the_gpu_
     tmp_path, program
 ):
     write_random_store(tmp_path / "store", "benv2", {"train": 32, "val": 16})
-    flags = (
-        "--data_path",
-        tmp_path / "store",
-        "--model",
-        "mixmim_tiny",
-        "--batch_size",
-        8,
-        "--epochs",
-        2,
-        "--warmup_epochs",
-        0,
-        "--save_epochs",
-        99,
-        "--output_dir",
-        tmp_path / "run",
-        "--resume",
-        "auto",
-    )
-    status, out, err = program(main_pretrain, *flags, "--stop_epoch", 1)
+    short = "--model mixmim_tiny --batch_size 8 --epochs 2 --warmup_epochs 0 --save_epochs 99 --resume auto"
+    flags = ("--data_path", tmp_path / "store", "--output_dir", tmp_path / "run", short)
+    status, out, err = program(main_pretrain, flags, "--stop_epoch 1")
     assert status == 0, err
     assert "--data_cache auto: the images of split train_val are on the GPU" in out and "is the fastest" in out
     first = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
     assert len(first["ms"]) == 4 and min(first["ms"], key=first["ms"].get).endswith(f"{first['attention']} attention")
-    status, out, err = program(main_pretrain, *flags)
+    status, out, err = program(main_pretrain, flags)
     assert status == 0 and "as in the run that is continued" in out, err
     again = json.loads((tmp_path / "run" / "run.json").read_text())["execution"]
     assert again == {name: first[name] for name in ("compile", "attention")}

@@ -97,6 +97,7 @@ def checkout(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="scripts/setup.sh has not been run")
 @pytest.mark.parametrize(
     "page", sorted((page for page in PAGES if runnable(page)), key=lambda page: (page != "README.md", page))

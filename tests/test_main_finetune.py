@@ -16,35 +16,22 @@ from sklearn.metrics import average_precision_score, f1_score
 
 import main_finetune
 import pretrained
-from models_mixmim import mixmim_tiny
+from models_mixmim import mixmim_tiny, size_of
 from sarwmix.bigearthnet import CLASSES
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import needs_samples, sample_path, write_v1, write_v2
 from tests.helpers.forked import finish, finish_ranks
 from tests.helpers.released import write_released
-from tests.helpers.runs import launch_alike, log_of, mpirun, same_states, scalars
+from tests.helpers.runs import argv, completed, launch_alike, log_of, mpirun, refused, same_states, scalars
 from util.checkpoint import load_checkpoint
+from util.checkpoint_input import LoadedCheckpoint
 
 TINY = (
-    "--model",
-    "mixmim_tiny",
-    "--input_size",
-    64,
-    "--batch_size",
-    6,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    1,
-    "--lr",
-    2e-3,
-    "--log_freq",
-    1,
-    "--device",
-    "cpu",
+    "--model mixmim_tiny --input_size 64 --batch_size 6 --num_workers 0 --warmup_epochs 1 --lr 2e-3 "
+    "--log_freq 1 --device cpu"
 )
-RUN = (*TINY, "--dataset", "benv2", "--epochs", 3, "--drop_path", 0.2)
+RUN = (TINY, "--dataset benv2 --epochs 3 --drop_path 0.2")
 SPLITS = {"train": 24, "validation": 11, "test": 13}  # primes, where evaluation is spread over ranks
 
 
@@ -55,7 +42,13 @@ def data(simulated, tmp_path_factory):
     frame["split"] = [split for split, count in SPLITS.items() for _ in range(count)]
     path = tmp_path_factory.mktemp("metadata") / "dealt.parquet"
     frame.to_parquet(path)
-    return "--data_path", simulated, "--metadata", path
+    return ("--data_path", simulated, "--metadata", path)
+
+
+@pytest.fixture
+def finetune(program, data, tmp_path):
+    """finetune(*flags) → (exit status, stdout, stderr) of the program on these data, with its output in tmp_path."""
+    return lambda *flags: program(main_finetune, data, "--num_workers 0 --output_dir", tmp_path, flags)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +79,7 @@ def finished(data, pretraining, tmp_path_factory):
     """A run of three epochs from a pretraining checkpoint, and its console output."""
     folder = tmp_path_factory.mktemp("finished")
     result = launch_alike(
-        [sys.executable, "main_finetune.py", *data, *RUN, "--finetune", pretraining, "--output_dir", folder]
+        [sys.executable, "main_finetune.py", data, RUN, "--finetune", pretraining, "--output_dir", folder]
     )
     return folder, result
 
@@ -123,15 +116,11 @@ def test_the_console_ends_with_the_summary_table(finished):
     lines = [line[18:] for line in result.stdout.splitlines()]
     assert all(line[0] == "[" and line[9] == "." and line[16:18] == "] " for line in result.stdout.splitlines())
     best = load_checkpoint(folder / "checkpoint_best.pth")["epoch"]
-    assert lines[-6] == f"Best Results Summary: Epoch {best}" and any(
-        line.startswith("Training time 0:") for line in lines
-    )
+    assert lines[-6] == f"Best Results Summary: Epoch {best}"
+    assert any(line.startswith("Training time 0:") for line in lines)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[-5:]]
-    assert cells[0] == ["Metric", "Macro", "Micro"] and [row[0] for row in cells[2:]] == [
-        "Average Precision",
-        "F1 Score",
-        "Precision",
-    ]
+    assert cells[0] == ["Metric", "Macro", "Micro"]
+    assert [row[0] for row in cells[2:]] == ["Average Precision", "F1 Score", "Precision"]
     metrics = json.loads((folder / "eval_test.json").read_text())
     assert cells[2][1:] == [f"{metrics['ap_macro']:.4f}", f"{metrics['ap_micro']:.4f}"] and metrics["epoch"] == best
     assert "initialised from" in result.stdout and "with a new head" in result.stdout and result.stderr == ""
@@ -162,9 +151,8 @@ def test_the_recipe_reaches_the_optimizer(finished):
     groups = load_checkpoint(finished[0] / "checkpoint.pth")["optimizer"]["param_groups"]
     scales = sorted({group["lr_scale"] for group in groups})
     assert scales == pytest.approx([0.7**k for k in range(6, 0, -1)])  # five blocks: ids 0 … 5
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.05} and all(
-        group["betas"] == (0.9, 0.999) for group in groups
-    )
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    assert all(group["betas"] == (0.9, 0.999) for group in groups)
     for group in groups:
         assert group["lr"] == pytest.approx(groups[-1]["lr"] * group["lr_scale"] / groups[-1]["lr_scale"])
 
@@ -173,9 +161,9 @@ def test_the_recipe_reaches_the_optimizer(finished):
 
 
 def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_path, program):
-    flags = (*data, *RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--resume", "auto")
-    assert program(main_finetune, *flags, "--stop_epoch", 2)[0] == 0
-    assert program(main_finetune, *flags)[0] == 0
+    flags = (data, RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--resume auto")
+    completed(program(main_finetune, flags, "--stop_epoch 2"))
+    completed(program(main_finetune, flags))
     for name in ("checkpoint.pth", "checkpoint_best.pth", "checkpoint_best_default.pth", "checkpoint_best_mbr.pth"):
         assert same_states(load_checkpoint(finished[0] / name), load_checkpoint(tmp_path / name)), name
     clock = ("train_samples_per_s",)
@@ -184,29 +172,28 @@ def test_a_stopped_run_continues_bit_for_bit(finished, data, pretraining, tmp_pa
     ]
     for key, value in json.loads((finished[0] / "eval_test.json").read_text()).items():
         assert key == "checkpoint" or json.loads((tmp_path / "eval_test.json").read_text())[key] == value
-    status, _, err = program(main_finetune, *flags, "--layer_decay", 0.8)
-    assert status == 2 and "--layer_decay 0.8 (was 0.7)" in err
+    refused(program(main_finetune, flags, "--layer_decay 0.8"), "--layer_decay 0.8 (was 0.7)")
 
 
-def test_a_new_head_nearly_zero_on_the_pretrained_encoder(pretraining, program, data, tmp_path):
-    args = main_finetune.parse_flags([str(word) for word in (*data, *RUN, "--finetune", pretraining)])
-    args.lr = 1e-3
-    training = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args))
-    weights = load_checkpoint(pretraining)["model"]
-    own = training.model.state_dict()
+def initial_weights(*flags):
+    """The weights that the program begins to train with."""
+    flags = main_finetune.parse_flags(argv(flags, "--lr 1e-3"))
+    checkpoint = LoadedCheckpoint.load(flags.finetune, size_of) if flags.finetune else None
+    config = main_finetune.configure(flags, checkpoint, None, {})
+    return main_finetune.build_training(config, torch.device("cpu"), checkpoint).model.state_dict()
+
+
+def test_a_new_head_nearly_zero_on_the_pretrained_encoder(pretraining, data):
+    weights, own = load_checkpoint(pretraining)["model"], initial_weights(data, RUN, "--finetune", pretraining)
     assert all(torch.equal(own[name], weights[name]) for name in own if not name.startswith("head."))
     assert 1e-5 < own["head.weight"].std() < 3e-5 and (own["head.bias"] == 0).all()
-    args.finetune = ""
-    again = main_finetune.build_training(args, torch.device("cpu")).model.state_dict()
+    again = initial_weights(data, RUN, "--finetune ''")
     assert not torch.equal(again["patch_embed.proj.weight"], weights["patch_embed.proj.weight"])
     assert 1e-5 < again["head.weight"].std() < 3e-5
 
 
-def test_a_frozen_encoder_stays_as_it_was(data, pretraining, tmp_path, program):
-    assert (
-        program(main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", tmp_path, "--freeze_encoder")[0]
-        == 0
-    )
+def test_a_frozen_encoder_stays_as_it_was(pretraining, tmp_path, finetune):
+    completed(finetune(RUN, "--finetune", pretraining, "--freeze_encoder"))
     state, before = load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(pretraining)["model"]
     assert all(
         torch.equal(value, before[name]) for name, value in state["model"].items() if not name.startswith("head.")
@@ -215,23 +202,11 @@ def test_a_frozen_encoder_stays_as_it_was(data, pretraining, tmp_path, program):
     assert state["args"]["drop_path"] == 0
 
 
-def test_a_fraction_of_the_labels_is_drawn_saved_and_reported(data, tmp_path, program):
+def test_a_fraction_of_the_labels_is_drawn_saved_and_reported(data, tmp_path, finetune):
     drawn = {}
     for share in (0.25, 0.5):
         folder = tmp_path / str(share)
-        status, out, _ = program(
-            main_finetune,
-            *data,
-            *RUN,
-            "--finetune",
-            "",
-            "--output_dir",
-            folder,
-            "--epochs",
-            1,
-            "--train_fraction",
-            share,
-        )
+        status, out, _ = finetune(RUN, "--finetune '' --output_dir", folder, "--epochs 1 --train_fraction", share)
         assert status == 0 and f"of {int(24 * share)} drawn" in out and "random initialisation" in out
         drawn[share] = pd.read_csv(folder / "train_ids.csv")["id"].tolist()
         assert (
@@ -241,23 +216,10 @@ def test_a_fraction_of_the_labels_is_drawn_saved_and_reported(data, tmp_path, pr
     train = BigEarthNetv2(data[1], "train", data[3]).ids.tolist()
     assert set(drawn[0.25]) < set(drawn[0.5]) < set(train)
     assert drawn[0.5] == [name for name in train if name in drawn[0.5]]
-    assert (
-        program(
-            main_finetune,
-            *data,
-            *RUN,
-            "--finetune",
-            "",
-            "--output_dir",
-            tmp_path / "other",
-            "--epochs",
-            1,
-            "--train_fraction",
-            0.25,
-            "--draw_seed",
-            1,
-        )[0]
-        == 0
+    completed(
+        finetune(
+            RUN, "--finetune '' --output_dir", tmp_path / "other", "--epochs 1 --train_fraction 0.25 --draw_seed 1"
+        )
     )
     assert pd.read_csv(tmp_path / "other" / "train_ids.csv")["id"].tolist() != drawn[0.25]
 
@@ -265,19 +227,18 @@ def test_a_fraction_of_the_labels_is_drawn_saved_and_reported(data, tmp_path, pr
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--mixup", 0.8),
-        ("--cutmix", 1.0, "--mixup_mode", "pair"),
-        ("--cutmix_minmax", 0.2, 0.6, "--smoothing", 0.1),
-        ("--mixup", 0.8, "--mixup_mode", "elem", "--accum_iter", 2),
-        ("--amp", "bf16"),
+        "--mixup 0.8",
+        "--cutmix 1.0 --mixup_mode pair",
+        "--cutmix_minmax 0.2 0.6 --smoothing 0.1",
+        "--mixup 0.8 --mixup_mode elem --accum_iter 2",
+        "--amp bf16",
     ],
 )
-def test_variants_train(data, tmp_path, program, flags):
-    status, out, err = program(main_finetune, *data, *RUN, "--finetune", "", "--output_dir", tmp_path, *flags)
+def test_variants_train(tmp_path, flags, finetune):
+    status, out, err = finetune(RUN, "--finetune ''", flags)
     losses = [entry["train_loss"] for entry in log_of(tmp_path)]
-    assert (
-        (status, err) == (0, "") and losses[2] < losses[0] and "warning" not in out.replace("warning: ", "", 6).lower()
-    )
+    assert (status, err) == (0, "") and losses[2] < losses[0]
+    assert "warning" not in out.replace("warning: ", "", 6).lower()
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------
@@ -287,29 +248,16 @@ def evaluated(folder, split="test"):
     return json.loads((folder / f"eval_{split}.json").read_text())
 
 
-def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, tmp_path, program):
+def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, tmp_path, finetune):
     checkpoint = finished[0] / "checkpoint_best.pth"
-    status, out, err = program(
-        main_finetune,
-        *data,
-        "--eval",
-        "--finetune",
-        checkpoint,
-        "--output_dir",
-        tmp_path,
-        "--batch_size",
-        6,
-        "--num_workers",
-        0,
-        "--predictions",
-        tmp_path / "predictions.csv",
-    )
+    predictions = tmp_path / "predictions.csv"
+    status, _, err = finetune("--eval --finetune", checkpoint, "--batch_size 6 --predictions", predictions)
     assert (status, err) == (0, "")
     ours, theirs = evaluated(tmp_path), evaluated(finished[0])
     assert all(ours[key] == theirs[key] for key in theirs if key != "checkpoint")
 
     dataset = BigEarthNetv2(data[1], "test", data[3])
-    frame = pd.read_csv(tmp_path / "predictions.csv")
+    frame = pd.read_csv(predictions)
     assert frame.columns.tolist() == [
         "id",
         *(f"label: {name}" for name in CLASSES),
@@ -334,15 +282,11 @@ def test_eval_equals_the_evaluation_of_the_run_and_scikit_learn(finished, data, 
 
 
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
-    flags = (*data, "--eval", "--finetune", finished[0] / "checkpoint_best.pth", "--batch_size", 3, "--num_workers", 0)
-    for name, start, more in (
-        ("one", finish, ()),
-        ("two", finish_ranks, ()),
-        ("main", finish_ranks, ("--no_dist_eval",)),
-    ):
+    flags = (data, "--eval --finetune", finished[0] / "checkpoint_best.pth", "--batch_size 3 --num_workers 0")
+    for name, start, more in (("one", finish, ()), ("two", finish_ranks, ()), ("main", finish_ranks, "--no_dist_eval")):
         start(
             "main_finetune",
-            (*flags, *more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"),
+            (flags, more, "--output_dir", tmp_path / name, "--predictions", tmp_path / f"{name}.parquet"),
             tmp_path / f"{name}_output",
         )
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two") == evaluated(tmp_path / "main")
@@ -353,151 +297,77 @@ def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_under_mpirun_a_contradiction_is_one_line(finished, data, tmp_path):
-    result = subprocess.run(
-        mpirun(
-            sys.executable,
-            "main_finetune.py",
-            *data,
-            "--eval",
-            "--finetune",
-            finished[0] / "checkpoint_best.pth",
-            "--input_size",
-            128,
-            "--output_dir",
-            tmp_path / "run",
-        ),
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
+    flags = (data, "--eval --finetune", finished[0] / "checkpoint_best.pth", "--input_size 128 --output_dir")
+    command = mpirun(sys.executable, "main_finetune.py", flags, tmp_path / "run")
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300)
     ours = [line for line in result.stderr.splitlines() if line.startswith("main_finetune.py:")]
     assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (it says 64)" in ours[0], result.stderr
 
 
 def test_two_ranks_train_like_one_process_that_accumulates(data, pretraining, tmp_path):
-    flags = (*data, *RUN, "--batch_size", 4, "--finetune", pretraining, "--mixup", 0.8)
-    finish("main_finetune", (*flags, "--accum_iter", 2, "--output_dir", tmp_path / "alone"), tmp_path / "output")
-    runs = finish_ranks("main_finetune", (*flags, "--output_dir", tmp_path / "ranks"), tmp_path / "rank")
+    flags = (data, RUN, "--batch_size 4 --finetune", pretraining, "--mixup 0.8")
+    finish("main_finetune", (flags, "--accum_iter 2 --output_dir", tmp_path / "alone"), tmp_path / "output")
+    runs = finish_ranks("main_finetune", (flags, "--output_dir", tmp_path / "ranks"), tmp_path / "rank")
     assert "".join(run.text() for run in runs).count("Best Results Summary") == 1
     for one, two in zip(log_of(tmp_path / "alone"), log_of(tmp_path / "ranks")):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=2e-6)
         assert one["test_loss"] == pytest.approx(two["test_loss"], rel=1e-4)
 
 
-def test_features_are_written_with_ids_groups_and_labels(finished, pretraining, data, tmp_path, program):
+def test_features_are_written_with_ids_groups_and_labels(finished, pretraining, data, tmp_path, finetune):
     for path in (tmp_path / "features.npz", tmp_path / "features.parquet"):
-        assert (
-            program(
-                main_finetune, *data, "--embed", path, "--split", "val", "--finetune", pretraining, "--num_workers", 0
-            )[0]
-            == 0
-        )
+        completed(finetune("--embed", path, "--split val --finetune", pretraining))
     dataset = BigEarthNetv2(data[1], "val", data[3])
     arrays, frame = np.load(tmp_path / "features.npz"), pd.read_parquet(tmp_path / "features.parquet")
-    assert arrays["ids"].tolist() == frame["id"].tolist() == dataset.ids.tolist() and arrays[
-        "classes"
-    ].tolist() == list(CLASSES)
-    assert (
-        np.array_equal(arrays["labels"], dataset.label_table())
-        and arrays["groups"][0] == dataset.ids[0].rsplit("_", 3)[0]
-    )
+    assert arrays["ids"].tolist() == frame["id"].tolist() == dataset.ids.tolist()
+    assert arrays["classes"].tolist() == list(CLASSES)
+    assert np.array_equal(arrays["labels"], dataset.label_table())
+    assert arrays["groups"][0] == dataset.ids[0].rsplit("_", 3)[0]
     assert np.array_equal(frame.filter(like="feature ").to_numpy(), arrays["features"])
     encoder, prepare = mixmim_tiny(img_size=64), pretrained.load(pretraining)[1]
     encoder.load_state_dict(load_checkpoint(pretraining)["model"])
     with torch.no_grad():
         expected = encoder.eval().encode(prepare(dataset.image(7)[None])[0]).mean(1)[0]
     np.testing.assert_allclose(arrays["features"][7], expected, atol=1e-5)
-    assert (
-        program(
-            main_finetune,
-            *data,
-            "--embed",
-            tmp_path / "tuned.npz",
-            "--split",
-            "val",
-            "--finetune",
-            finished[0] / "checkpoint.pth",
-        )[0]
-        == 0
-    )
+    completed(finetune("--embed", tmp_path / "tuned.npz", "--split val --finetune", finished[0] / "checkpoint.pth"))
     assert not np.allclose(np.load(tmp_path / "tuned.npz")["features"], arrays["features"])
 
 
 # ---- Export --------------------------------------------------------------------------------------
 
 
-def test_an_exported_classifier_gives_identical_outputs(finished, data, tmp_path, program):
+def test_an_exported_classifier_gives_identical_outputs(finished, tmp_path, program, finetune):
     checkpoint, folder = finished[0] / "checkpoint_best.pth", tmp_path / "shared"
-    status, out, err = program(
-        main_finetune,
-        *data,
-        "--eval",
-        "--finetune",
-        checkpoint,
-        "--export",
-        folder,
-        "--output_dir",
-        tmp_path / "a",
-        "--num_workers",
-        0,
-    )
+    status, out, err = finetune("--eval --finetune", checkpoint, "--export", folder, "--output_dir", tmp_path / "a")
     assert (status, err) == (0, "") and sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     x = torch.randn(2, 2, 120, 120) * 5 - 15
     (one, prepare_one), (two, prepare_two) = pretrained.load(checkpoint), pretrained.load(folder)
     with torch.no_grad():
         assert torch.equal(one(prepare_one(x)[0]), two(prepare_two(x)[0]))
-    assert (
-        program(
-            main_finetune, *data, "--eval", "--finetune", folder, "--output_dir", tmp_path / "b", "--num_workers", 0
-        )[0]
-        == 0
-    )
+    completed(finetune("--eval --finetune", folder, "--output_dir", tmp_path / "b"))
     assert {**evaluated(tmp_path / "a"), "checkpoint": ""} == {**evaluated(tmp_path / "b"), "checkpoint": ""}
 
     config, card = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text()
     assert config["input"] == load_checkpoint(checkpoint)["input"] and config["recipe"]["lr"] == 2e-3
     assert config["metrics"]["test"]["ap_macro"] == evaluated(tmp_path / "a")["ap_macro"] and "val" in config["metrics"]
-    assert (
-        config["measured_on"]["test"] == {"samples": 13, "simulated": True}
-        and "Data: val 11 simulated samples, test 13 simulated samples." in card
-    )
-    assert all(
-        text in card
-        for text in (
-            "multi-label classifier",
-            "VH and VV",
-            "64×64",
-            "-19.1966",
-            "18. Marine waters",
-            "| lr ",
-            f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}",
-        )
-    )
-    status, _, err = program(main_finetune, "--export", folder, "--finetune", checkpoint)
-    assert status == 2 and len(err.splitlines()) == 1 and "not an empty folder" in err
+    assert config["measured_on"]["test"] == {"samples": 13, "simulated": True}
+    assert "Data: val 11 simulated samples, test 13 simulated samples." in card
+    said = ("multi-label classifier", "VH and VV", "64×64", "-19.1966", "18. Marine waters", "| lr ")
+    assert all(text in card for text in (*said, f"{evaluated(tmp_path / 'a')['ap_macro']:.4f}"))
+    refused(program(main_finetune, "--export", folder, "--finetune", checkpoint), "not an empty folder")
 
 
-def test_an_exported_encoder_has_no_decoder_and_can_be_finetuned(pretraining, data, tmp_path, program):
+def test_an_exported_encoder_has_no_decoder_and_can_be_finetuned(pretraining, tmp_path, program, finetune):
     folder = tmp_path / "encoder"
-    assert program(main_finetune, "--export", folder, "--finetune", pretraining)[0] == 0
+    completed(program(main_finetune, "--export", folder, "--finetune", pretraining))
     state = load_checkpoint(folder)
-    assert (
-        not [name for name in state["model"] if "decoder" in name or name == "mask_token"]
-        and "classes" not in state["input"]
-    )
+    assert not [name for name in state["model"] if "decoder" in name or name == "mask_token"]
+    assert "classes" not in state["input"]
     assert "features" in (folder / "README.md").read_text()
     for source in (folder, pretraining):
-        assert (
-            program(
-                main_finetune, *data, *RUN, "--finetune", source, "--output_dir", tmp_path / source.stem, "--epochs", 1
-            )[0]
-            == 0
-        )
-    assert same_states(
-        *(load_checkpoint(tmp_path / source.stem / "checkpoint.pth") for source in (folder, pretraining)),
-        skip=("args",),
-    )
+        completed(finetune(RUN, "--finetune", source, "--output_dir", tmp_path / source.stem, "--epochs 1"))
+    one, two = (load_checkpoint(tmp_path / source.stem / "checkpoint.pth") for source in (folder, pretraining))
+    assert same_states(one, two)
 
 
 @pytest.mark.parametrize(
@@ -505,15 +375,15 @@ def test_an_exported_encoder_has_no_decoder_and_can_be_finetuned(pretraining, da
 )
 def test_a_damaged_export_is_one_line(pretraining, tmp_path, program, damage, said):
     folder = tmp_path / "encoder"
-    assert program(main_finetune, "--export", folder, "--finetune", pretraining)[0] == 0
+    completed(program(main_finetune, "--export", folder, "--finetune", pretraining))
     if damage == "missing":
         (folder / "config.json").unlink()
     elif damage == "truncated":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
     else:
         (folder / "config.json").write_text("[]")
-    status, _, err = program(main_finetune, "--export", tmp_path / "again", "--finetune", folder)
-    assert status == 2 and len(err.splitlines()) == 1 and said in err and not (tmp_path / "again").exists()
+    refused(program(main_finetune, "--export", tmp_path / "again", "--finetune", folder), said)
+    assert not (tmp_path / "again").exists()
 
 
 # ---- Released checkpoints (stand-ins of the same names, shapes and pickled classes) --------------
@@ -537,66 +407,28 @@ def released(tmp_path_factory):
 def test_released_finetuned_weights_evaluate_with_the_datasets_statistics(released, tmp_path, program):
     folder, weights = released
     write_v1(tmp_path / "v1")
-    flags = (
-        "--eval",
-        "--split",
-        "all",
-        "--finetune",
-        folder / "finetune.pth",
-        "--output_dir",
-        tmp_path,
-        "--num_workers",
-        0,
-    )
-    status, out, err = program(
-        main_finetune, *flags, "--dataset", "benv1", "--data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv"
-    )
-    assert (
-        (status, err) == (0, "")
-        and "5.0019" not in out
-        and "of --dataset benv1" in out
-        and "dropped 1 of 3 patches" in out
-    )
+    flags = ("--eval --split all --finetune", folder / "finetune.pth", "--output_dir", tmp_path, "--num_workers 0")
+    data = ("--dataset benv1 --data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv")
+    status, out, err = program(main_finetune, flags, data)
+    assert (status, err) == (0, "") and "5.0019" not in out
+    assert "of --dataset benv1" in out and "dropped 1 of 3 patches" in out
     model, prepare = pretrained.load(folder / "finetune.pth", "benv1")
     assert prepare.std.flatten().tolist() == pytest.approx([3.1672, 2.9644])
     assert all(torch.equal(value, weights["finetune"][name]) for name, value in model.state_dict().items())
+    image = torch.tensor([-20.0, -10.0]).view(1, 2, 1, 1).expand(1, 2, 120, 120)
     with torch.no_grad():
-        expected = (
-            model(prepare(torch.stack([torch.full((120, 120), -20.0), torch.full((120, 120), -10.0)])[None])[0])
-            .double()
-            .sigmoid()
-        )
+        expected = model(prepare(image)[0]).double().sigmoid()
     np.testing.assert_allclose(pd.read_csv(tmp_path / "p.csv").iloc[0, 20:].to_numpy(float), expected[0], atol=1e-5)
-    status, _, err = program(main_finetune, *flags, "--data_path", tmp_path / "v1")
-    assert status == 2 and "--dataset is missing" in err
+    refused(program(main_finetune, flags, "--data_path", tmp_path / "v1"), "--dataset is missing")
 
 
-def test_released_pretraining_weights_start_a_run_also_at_another_size(released, tmp_path, program):
+def test_released_pretraining_weights_start_a_run_also_at_another_size(released, tmp_path):
     folder, weights = released
     write_v2(tmp_path / "v2")
-    flags = [
-        str(word)
-        for word in (
-            "--dataset",
-            "benv2",
-            "--data_path",
-            tmp_path / "v2",
-            "--finetune",
-            folder / "pretrain.pth",
-            "--output_dir",
-            tmp_path / "run",
-            "--lr",
-            1e-3,
-        )
-    ]
+    flags = ("--dataset benv2 --data_path", tmp_path / "v2", "--finetune", folder / "pretrain.pth")
     for size, resampled in ((128, False), (64, True)):
-        args = main_finetune.parse_flags([*flags, "--input_size", str(size)])
-        own = main_finetune.build_training(
-            args, torch.device("cpu"), main_finetune.open_encoder(args)
-        ).model.state_dict()
-        assert torch.equal(
-            own["layers.2.blocks.17.mlp.fc1.weight"], weights["pretrain"]["layers.2.blocks.17.mlp.fc1.weight"]
-        )
+        own, name = initial_weights(flags, "--input_size", size), "layers.2.blocks.17.mlp.fc1.weight"
+        assert torch.equal(own[name], weights["pretrain"][name])
         table = own["layers.3.blocks.0.attn.relative_position_bias_table"]
         assert (table.shape[0] == 9) == resampled == (own["absolute_pos_embed"].shape[1] == 256)
 
@@ -611,107 +443,71 @@ def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replace
         pretrained.load(folder / "flood.pth", "sen12flood", patch_cut="vhvv", force_input=True)[0].patch_cut == "vhvv"
     )
     write_v2(tmp_path / "v2")
-    flags = ("--dataset", "benv2", "--data_path", tmp_path / "v2", "--finetune", folder / "flood.pth")
-    status, _, err = program(main_finetune, *flags, "--eval", "--output_dir", tmp_path)
-    assert status == 2 and len(err.splitlines()) == 1 and "classifies 2 classes, but --dataset benv2 has 19" in err
-    args = main_finetune.parse_flags([str(word) for word in (*flags, "--lr", 1e-3)])
-    own = main_finetune.build_training(args, torch.device("cpu"), main_finetune.open_encoder(args)).model.state_dict()
+    flags = ("--dataset benv2 --data_path", tmp_path / "v2", "--finetune", folder / "flood.pth")
+    result = program(main_finetune, flags, "--eval --output_dir", tmp_path)
+    refused(result, "classifies 2 classes, but --dataset benv2 has 19")
+    own = initial_weights(flags)
     assert own["head.weight"].shape == (19, 1024) and torch.equal(own["norm.weight"], weights["flood"]["norm.weight"])
 
 
 # ---- Wrong and contradictory input ---------------------------------------------------------------
 
 
-def refused(result, *said):
-    status, _, err = result
-    assert status == 2 and len(err.splitlines()) == 1, err
-    assert all(text in err for text in said), err
-
-
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--dataset", "benv3"], "--dataset"),
-        (["--finetune", ""], "--dataset is missing"),
-        (["--dataset", "benv2"], "--finetune is missing"),
-        (["--dataset", "benv2", "--finetune", "absent.pth"], "absent.pth: there is no such checkpoint"),
-        (["--dataset", "benv2", "--finetune", "", "--nb_classes", "43"], "--nb_classes 43"),
-        (["--dataset", "benv2", "--finetune", "", "--input_size", "100"], "--input_size"),
-        (["--dataset", "sen12flood", "--finetune", "", "--input_size", "200"], "--input_size 200"),
-        (["--dataset", "benv2", "--finetune", "", "--train_fraction", "0"], "--train_fraction 0"),
-        (["--dataset", "benv2", "--finetune", "", "--train_fraction", "1.5"], "--train_fraction 1.5"),
-        (["--dataset", "benv2", "--finetune", "", "--layer_decay", "0"], "--layer_decay 0"),
-        (
-            ["--dataset", "benv2", "--finetune", "", "--mixup", "0.8", "--batch_size", "5"],
-            "--batch_size 5: must be even",
-        ),
-        (["--dataset", "benv2", "--finetune", "", "--smoothing", "1"], "--smoothing 1"),
-        (["--dataset", "benv2", "--finetune", "", "--mixup_prob", "2"], "--mixup_prob 2"),
-        (["--dataset", "benv2", "--finetune", "", "--cutmix_minmax", "0.8", "0.2"], "--cutmix_minmax"),
-        (["--dataset", "benv2", "--finetune", "", "--val_fraction", "0.1"], "--val_fraction"),
-        (["--dataset", "benv2", "--finetune", "", "--split", "test"], "--split test"),
-        (["--dataset", "benv2", "--finetune", "", "--std", "0", "1"], "--std 0.0 1.0"),
-        (["--dataset", "benv2", "--finetune", "", "--predictions", "p.csv"], "--predictions"),
-        (["--dataset", "benv2", "--finetune", "", "--batch_size", "64"], "--batch_size 64: the 24 samples"),
-        (["--dataset", "benv2", "--eval"], "--finetune PATH"),
-        (["--eval", "--finetune", "{checkpoint}", "--predictions", "p.xlsx"], "--predictions p.xlsx"),
-        (["--eval", "--finetune", "{checkpoint}", "--predictions", "absent/p.csv"], "absent"),
-        (["--eval", "--finetune", "{checkpoint}", "--split", "training"], "--split"),
-        (["--eval", "--finetune", "{checkpoint}", "--input_size", "128"], "--input_size 128 (it says 64)"),
-        (
-            ["--eval", "--finetune", "{checkpoint}", "--mean", "-18", "-12"],
-            "--mean -18.0 -12.0 (it says -19.1966 -12.5144)",
-        ),
-        (
-            ["--eval", "--finetune", "{checkpoint}", "--model", "mixmim_base"],
-            "--model mixmim_base (it says mixmim_tiny)",
-        ),
-        (["--eval", "--finetune", "{checkpoint}", "--dataset", "sen12flood"], "classifies 19 classes"),
-        (["--eval", "--finetune", "{pretraining}"], "has no head"),
-        (["--embed", "features.txt", "--finetune", "{pretraining}"], "--embed features.txt"),
-        (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}/run"], "cannot be written there"),
-        (["--eval", "--finetune", "{checkpoint}", "--output_dir", "{checkpoint}"], "is a file; choose a folder"),
-        (["--export", "{checkpoint}", "--finetune", "{checkpoint}"], "not an empty folder"),
-        (["--export", "{checkpoint}/x", "--finetune", "{checkpoint}"], "cannot be written there"),
+        ("--dataset benv3", "--dataset"),
+        ("--finetune ''", "--dataset is missing"),
+        ("--dataset benv2", "--finetune is missing"),
+        ("--dataset benv2 --finetune absent.pth", "absent.pth: there is no such checkpoint"),
+        ("--dataset benv2 --finetune '' --nb_classes 43", "--nb_classes 43"),
+        ("--dataset benv2 --finetune '' --input_size 100", "--input_size"),
+        ("--dataset sen12flood --finetune '' --input_size 200", "--input_size 200"),
+        ("--dataset benv2 --finetune '' --train_fraction 0", "--train_fraction 0"),
+        ("--dataset benv2 --finetune '' --train_fraction 1.5", "--train_fraction 1.5"),
+        ("--dataset benv2 --finetune '' --layer_decay 0", "--layer_decay 0"),
+        ("--dataset benv2 --finetune '' --mixup 0.8 --batch_size 5", "--batch_size 5: must be even"),
+        ("--dataset benv2 --finetune '' --smoothing 1", "--smoothing 1"),
+        ("--dataset benv2 --finetune '' --mixup_prob 2", "--mixup_prob 2"),
+        ("--dataset benv2 --finetune '' --cutmix_minmax 0.8 0.2", "--cutmix_minmax"),
+        ("--dataset benv2 --finetune '' --val_fraction 0.1", "--val_fraction"),
+        ("--dataset benv2 --finetune '' --split test", "--split test"),
+        ("--dataset benv2 --finetune '' --std 0 1", "--std 0: must be above 0"),
+        ("--dataset benv2 --finetune '' --predictions p.csv", "--predictions"),
+        ("--dataset benv2 --finetune '' --batch_size 64", "--batch_size 64: the 24 samples"),
+        ("--dataset benv2 --eval", "--finetune PATH"),
+        ("--eval --finetune {checkpoint} --predictions p.xlsx", "--predictions p.xlsx"),
+        ("--eval --finetune {checkpoint} --predictions absent/p.csv", "absent"),
+        ("--eval --finetune {checkpoint} --split training", "--split"),
+        ("--eval --finetune {checkpoint} --input_size 128", "--input_size 128 (it says 64)"),
+        ("--eval --finetune {checkpoint} --mean -18 -12", "--mean -18.0 -12.0 (it says -19.1966 -12.5144)"),
+        ("--eval --finetune {checkpoint} --model mixmim_base", "--model mixmim_base (it says mixmim_tiny)"),
+        ("--eval --finetune {checkpoint} --dataset sen12flood", "classifies 19 classes"),
+        ("--eval --finetune {pretraining}", "has no head"),
+        ("--embed features.txt --finetune {pretraining}", "--embed features.txt"),
+        ("--eval --finetune {checkpoint} --output_dir {checkpoint}/run", "cannot be written there"),
+        ("--eval --finetune {checkpoint} --output_dir {checkpoint}", "is a file; choose a folder"),
+        ("--export {checkpoint} --finetune {checkpoint}", "not an empty folder"),
+        ("--export {checkpoint}/x --finetune {checkpoint}", "cannot be written there"),
     ],
 )
 def test_wrong_flags_are_one_line_and_leave_nothing(
-    finished, pretraining, data, tmp_path, program, monkeypatch, flags, said
+    finished, pretraining, tmp_path, monkeypatch, flags, said, finetune
 ):
     monkeypatch.chdir(tmp_path)
     paths = {"checkpoint": finished[0] / "checkpoint_best.pth", "pretraining": pretraining}
-    refused(
-        program(
-            main_finetune,
-            *data,
-            "--output_dir",
-            tmp_path / "run",
-            "--num_workers",
-            0,
-            *(flag.format(**paths) for flag in flags),
-        ),
-        said,
-    )
+    refused(finetune("--output_dir", tmp_path / "run", flags.format(**paths)), said)
     assert os.listdir(tmp_path) == []
 
 
-def test_forcing_a_contradiction_is_possible_and_said(finished, data, tmp_path, program):
-    flags = (
-        *data,
-        "--eval",
-        "--finetune",
-        finished[0] / "checkpoint_best.pth",
-        "--output_dir",
-        tmp_path,
-        "--num_workers",
-        0,
-    )
-    status, out, _ = program(main_finetune, *flags, "--input_size", 128, "--mean", -18, -12, "--force_input")
-    assert status == 0 and "forced --input_size 128 (it says 64)" in out and "forced --mean -18.0 -12.0" in out
+def test_forcing_a_contradiction_is_possible_and_said(finished, tmp_path, finetune):
+    flags = ("--eval --finetune", finished[0] / "checkpoint_best.pth", "--input_size 128 --mean -18 -12 --force_input")
+    out = completed(finetune(flags))
+    assert "forced --input_size 128 (it says 64)" in out and "forced --mean -18.0 -12.0" in out
     assert evaluated(tmp_path)["loss"] != evaluated(finished[0])["loss"]
 
 
-def test_a_checkpoint_fed_otherwise_or_of_other_classes_is_refused(finished, data, tmp_path, program):
+def test_a_checkpoint_fed_otherwise_or_of_other_classes_is_refused(finished, tmp_path, finetune):
     state = load_checkpoint(finished[0] / "checkpoint_best.pth")
     for key, value, said in (
         ("channels", ["VV", "VH"], "trained on VV, VH in dB"),
@@ -719,54 +515,32 @@ def test_a_checkpoint_fed_otherwise_or_of_other_classes_is_refused(finished, dat
         ("classes", list(reversed(CLASSES)), "classifies 19 classes"),
     ):
         torch.save({**state, "input": {**state["input"], key: value}}, tmp_path / "other.pth")
-        refused(
-            program(main_finetune, *data, "--eval", "--finetune", tmp_path / "other.pth", "--output_dir", tmp_path),
-            "other.pth",
-            said,
-        )
+        refused(finetune("--eval --finetune", tmp_path / "other.pth"), "other.pth", said)
 
 
-def test_training_on_what_is_tested_is_refused(data, tmp_path, program):
-    flags = ("--data_path", data[1], *RUN, "--finetune", "", "--output_dir", tmp_path / "run")
-    refused(
-        program(main_finetune, *data, *flags, "--split", "train_val"),
-        "11 of 11 samples of split 'val'",
-        "--val_metadata",
-    )
+def test_training_on_what_is_tested_is_refused(data, tmp_path, program, finetune):
+    flags = ("--data_path", data[1], RUN, "--finetune '' --output_dir", tmp_path / "run")
+    refused(finetune(flags, "--split train_val"), "11 of 11 samples of split 'val'", "--val_metadata")
     frame = pd.read_parquet(data[3]).drop(columns="split")
     frame.to_csv(tmp_path / "whole.csv", index=False)
-    refused(program(main_finetune, *flags, "--metadata", tmp_path / "whole.csv"), "48 of 48 samples", "--val_metadata")
+    refused(program(main_finetune, flags, "--metadata", tmp_path / "whole.csv"), "48 of 48 samples", "--val_metadata")
     for split in SPLITS:
         pd.read_parquet(data[3]).query("split == @split").drop(columns="split").to_csv(
             tmp_path / f"{split}.csv", index=False
         )
-    assert (
-        program(
-            main_finetune,
-            *flags,
-            "--epochs",
-            1,
-            "--metadata",
-            tmp_path / "train.csv",
-            "--val_metadata",
-            tmp_path / "validation.csv",
-            "--test_metadata",
-            tmp_path / "test.csv",
-        )[0]
-        == 0
-    )
+    names = zip(("--metadata", "--val_metadata", "--test_metadata"), SPLITS)
+    lists = [(flag, tmp_path / f"{split}.csv") for flag, split in names]
+    completed(program(main_finetune, flags, "--epochs 1", lists))
 
 
-def test_a_best_checkpoint_of_another_run_is_not_reported(finished, data, pretraining, tmp_path, program):
+def test_a_best_checkpoint_of_another_run_is_not_reported(finished, pretraining, tmp_path, finetune):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     state = load_checkpoint(folder / "checkpoint_best.pth")
     torch.save({**state, "epoch": 77}, folder / "checkpoint_best.pth")
     (folder / "checkpoint_best.pth.sha256").unlink()
-    status, _, err = program(
-        main_finetune, *data, *RUN, "--finetune", pretraining, "--output_dir", folder, "--resume", "auto"
-    )
-    refused((status, "", err), "is of epoch 77", "--eval")
+    result = finetune(RUN, "--finetune", pretraining, "--output_dir", folder, "--resume auto")
+    refused(result, "is of epoch 77", "--eval")
 
 
 # ---- A stored result, against accidents ----------------------------------------------------------
@@ -785,50 +559,29 @@ class Stripes(torch.utils.data.Dataset):
         return self.count
 
     def label_table(self):
-        return np.stack(
-            [
-                [(number >> k % 5) % 2 and k < 5 for k in range(19)]
-                for number in range(self.start, self.start + self.count)
-            ]
-        ).astype(np.uint8)
+        numbers, classes = np.arange(self.start, self.start + self.count)[:, None], np.arange(19)
+        return ((numbers >> classes % 5) % 2 * (classes < 5)).astype(np.uint8)
 
     def __getitem__(self, i):
         row, column = np.mgrid[:120, :120] / 120
         labels = self.label_table()[i]
         noise = np.random.default_rng(self.start + i).normal(0, 1, (2, 120, 120))
         waves = sum(labels[k] * np.sin(2 * np.pi * (3 + 2 * k) * (row if k % 2 else column)) for k in range(5))
-        return torch.from_numpy(
-            (np.stack([-20 + 2 * waves, -12 - 2 * waves]) + noise).astype(np.float32)
-        ), torch.from_numpy(labels.astype(np.float32))
+        image = np.stack([-20 + 2 * waves, -12 - 2 * waves]) + noise
+        return torch.from_numpy(image.astype(np.float32)), torch.from_numpy(labels.astype(np.float32))
 
     def describe(self):
         return {"fingerprint": str(self.start), "samples": self.count}
 
 
-def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
+def test_golden_metrics_of_a_finetuning(tmp_path, finetune, monkeypatch):
     """Update tests/helpers/golden_finetune.json only with a reason: SARWMIX_UPDATE_GOLDEN=1 python -m pytest tests -k golden."""
-    monkeypatch.setattr(
-        main_finetune,
-        "build_splits",
-        lambda args: {"train": Stripes(1, 96), "val": Stripes(101, 37), "test": Stripes(201, 37)},
-    )
+    splits = {"train": Stripes(1, 96), "val": Stripes(101, 37), "test": Stripes(201, 37)}
+    monkeypatch.setattr(main_finetune, "build_splits", lambda args: splits)
     monkeypatch.setattr(main_finetune, "check_data", lambda dataset, *_, **__: dataset.describe())
     # PyTorch releases differ in the numbers that their truncated normal draws, and in none else that this uses.
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, std: torch.nn.init.uniform_(tensor, -std, std))
-    status, _, err = program(
-        main_finetune,
-        *RUN,
-        "--data_path",
-        "-",
-        "--finetune",
-        "",
-        "--epochs",
-        4,
-        "--batch_size",
-        8,
-        "--output_dir",
-        tmp_path,
-    )
+    status, _, err = finetune(RUN, "--data_path - --finetune '' --epochs 4 --batch_size 8")
     assert (status, err) == (0, "")
     names = ("ap_macro", "ap_micro", "f1_macro", "f1_micro", "loss")
     figures = {
@@ -852,28 +605,12 @@ def test_golden_metrics_of_a_finetuning(tmp_path, program, monkeypatch):
 @needs_samples
 def test_real_v1_labels_reach_the_predictions_under_their_names(released, tmp_path, program):
     root = sample_path("benv1", "BigEarthNet-S1-v1.0")
-    status, out, err = program(
-        main_finetune,
-        "--eval",
-        "--split",
-        "all",
-        "--dataset",
-        "benv1",
-        "--data_path",
-        root,
-        "--finetune",
-        released[0] / "finetune.pth",
-        "--output_dir",
-        tmp_path,
-        "--num_workers",
-        0,
-        "--predictions",
-        tmp_path / "p.csv",
-    )
+    flags = ("--eval --split all --dataset benv1 --data_path", root, "--finetune", released[0] / "finetune.pth")
+    output = ("--num_workers 0 --output_dir", tmp_path, "--predictions", tmp_path / "p.csv")
+    status, _, err = program(main_finetune, flags, output)
     assert (status, err) == (0, "")
     frame = pd.read_csv(tmp_path / "p.csv").set_index("id")
     assert len(frame) == 6
-    same_name = {name for name in CLASSES}
     renamed = {
         "Non-irrigated arable land": "Arable land",
         "Discontinuous urban fabric": "Urban fabric",
@@ -888,12 +625,8 @@ def test_real_v1_labels_reach_the_predictions_under_their_names(released, tmp_pa
     checked = 0
     for patch in frame.index:
         names = json.loads(Path(root, patch, f"{patch}_labels_metadata.json").read_text())["labels"]
-        present = {
-            column.removeprefix("label: ")
-            for column in frame
-            if column.startswith("label: ") and frame.loc[patch, column]
-        }
-        known = {renamed.get(name, name) for name in names if name in same_name or name in renamed}
+        present = {name for name in CLASSES if frame.loc[patch, f"label: {name}"]}
+        known = {renamed.get(name, name) for name in names if name in CLASSES or name in renamed}
         assert known <= present and len(present) <= len(names), (names, present)
         checked += len(known)
     assert checked >= 6
@@ -903,28 +636,10 @@ def test_real_v1_labels_reach_the_predictions_under_their_names(released, tmp_pa
 def test_real_v1_patches_finetune(tmp_path, program):
     root = sample_path("benv1", "BigEarthNet-S1-v1.0")
     names = sorted(path.name for path in root.glob("S1*"))
-    for split, part in (("train", names[:2]), ("val", names[2:4]), ("test", names[4:])):
-        (tmp_path / f"{split}.csv").write_text("".join(f"x,{name}\n" for name in part))
-    status, out, err = program(
-        main_finetune,
-        *TINY,
-        "--dataset",
-        "benv1",
-        "--data_path",
-        root,
-        "--metadata",
-        tmp_path / "train.csv",
-        "--val_metadata",
-        tmp_path / "val.csv",
-        "--test_metadata",
-        tmp_path / "test.csv",
-        "--finetune",
-        "",
-        "--epochs",
-        2,
-        "--batch_size",
-        2,
-        "--output_dir",
-        tmp_path / "run",
-    )
+    flags = []
+    for flag, part in (("--metadata", names[:2]), ("--val_metadata", names[2:4]), ("--test_metadata", names[4:])):
+        flags += [flag, tmp_path / f"{flag}.csv"]
+        flags[-1].write_text("".join(f"x,{name}\n" for name in part))
+    flags += ["--dataset benv1 --data_path", root, "--finetune '' --output_dir", tmp_path / "run"]
+    status, out, err = program(main_finetune, TINY, "--epochs 2 --batch_size 2", flags)
     assert (status, err) == (0, "") and len(log_of(tmp_path / "run")) == 2 and "Best Results Summary" in out

@@ -15,30 +15,12 @@ import pretrained
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate.flood import Parameters, simulate_floods
 from tests.helpers.forked import finish, finish_ranks
-from tests.helpers.runs import launch_alike, log_of, same_states
+from tests.helpers.runs import completed, launch_alike, log_of, refused, same_states
 from util.checkpoint import load_checkpoint
 
 RUN = (
-    "--dataset",
-    "sen12flood",
-    "--model",
-    "mixmim_tiny",
-    "--batch_size",
-    4,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    1,
-    "--lr",
-    2e-3,
-    "--log_freq",
-    1,
-    "--device",
-    "cpu",
-    "--epochs",
-    2,
-    "--finetune",
-    "",
+    "--dataset sen12flood --model mixmim_tiny --batch_size 4 --num_workers 0 --warmup_epochs 1 "
+    "--lr 2e-3 --log_freq 1 --device cpu --epochs 2 --finetune ''"
 )
 
 
@@ -53,7 +35,13 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    return folder, launch_alike([sys.executable, "main_finetune.py", "--data_path", data, *RUN, "--output_dir", folder])
+    return folder, launch_alike([sys.executable, "main_finetune.py --data_path", data, RUN, "--output_dir", folder])
+
+
+@pytest.fixture
+def finetune(program, data, tmp_path):
+    """finetune(*flags) → (exit status, stdout, stderr) of the program on these pairs, with its output in tmp_path."""
+    return lambda *flags: program(main_finetune, "--data_path", data, "--num_workers 0 --output_dir", tmp_path, flags)
 
 
 def evaluated(folder, split="test"):
@@ -62,10 +50,8 @@ def evaluated(folder, split="test"):
 
 def test_a_run_selects_by_accuracy_on_the_test_split_and_says_so(finished):
     folder, result = finished
-    assert (
-        "test figures are optimistic; --val_fraction" in result.stdout
-        and "Best Results Summary: Epoch" in result.stdout
-    )
+    assert "test figures are optimistic; --val_fraction" in result.stdout
+    assert "Best Results Summary: Epoch" in result.stdout
     assert all(name in result.stdout for name in ("| Accuracy", "| Recall", "predicted no flood"))
     entries = log_of(folder)
     best = max(entries, key=lambda entry: entry["test_accuracy"])
@@ -76,36 +62,18 @@ def test_a_run_selects_by_accuracy_on_the_test_split_and_says_so(finished):
     assert state["args"]["patch_cut"] == "vhvv" and state["input"]["std"] == [3.1672, 2.9644]
 
 
-def test_counts_precision_and_predictions_agree(finished, data, tmp_path, program):
-    status, out, err = program(
-        main_finetune,
-        "--data_path",
-        data,
-        "--eval",
-        "--finetune",
-        finished[0] / "checkpoint_best.pth",
-        "--num_workers",
-        0,
-        "--output_dir",
-        tmp_path,
-        "--predictions",
-        tmp_path / "p.csv",
-        "--batch_size",
-        3,
-    )
+def test_counts_precision_and_predictions_agree(finished, data, tmp_path, finetune):
+    flags = ("--eval --finetune", finished[0] / "checkpoint_best.pth", "--predictions", tmp_path / "p.csv")
+    status, _, err = finetune(flags, "--batch_size 3")
     assert (status, err) == (0, "")
     frame, metrics = pd.read_csv(tmp_path / "p.csv"), evaluated(tmp_path)
     dataset = FloodDataset(data, "test")
-    assert (
-        frame["id"].tolist() == dataset.ids.tolist()
-        and frame["label: flood"].tolist() == dataset.label_table()[:, 1].tolist()
-    )
+    assert frame["id"].tolist() == dataset.ids.tolist()
+    assert frame["label: flood"].tolist() == dataset.label_table()[:, 1].tolist()
     said = frame["probability: flood"] > 0.5
     counts = metrics["confusion"]
-    assert (
-        counts["tp"] == (said & (frame["label: flood"] == 1)).sum()
-        and counts["fp"] == (said & (frame["label: flood"] == 0)).sum()
-    )
+    assert counts["tp"] == (said & (frame["label: flood"] == 1)).sum()
+    assert counts["fp"] == (said & (frame["label: flood"] == 0)).sum()
     assert metrics["accuracy"] == pytest.approx((said == frame["label: flood"]).mean())
     assert sum(counts.values()) == len(dataset)
     np.testing.assert_allclose(frame["probability: flood"] + frame["probability: no flood"], 1, atol=1e-6)
@@ -117,125 +85,55 @@ def test_counts_precision_and_predictions_agree(finished, data, tmp_path, progra
     assert frame["probability: flood"][3] == pytest.approx(single, abs=1e-5)
 
 
-def test_whole_folders_are_held_out_for_validation(data, tmp_path, program):
-    status, out, err = program(
-        main_finetune,
-        "--data_path",
-        data,
-        *RUN,
-        "--val_fraction",
-        0.3,
-        "--output_dir",
-        tmp_path,
-        "--patch_op",
-        "max",
-        "--patch_cut",
-        "released",
-        "--mixup",
-        0.5,
-    )
+def test_whole_folders_are_held_out_for_validation(data, tmp_path, finetune):
+    status, out, err = finetune(RUN, "--val_fraction 0.3 --patch_op max --patch_cut released --mixup 0.5")
     assert (status, err) == (0, "") and "optimistic" not in out
     record = json.loads((tmp_path / "run.json").read_text())["data"]
     train, val, test = (record[name]["samples"] for name in ("train", "val", "test"))
     assert (train + val, test) == (len(FloodDataset(data, "train")), len(FloodDataset(data, "test"))) and val > 0
     assert log_of(tmp_path)[0]["evaluated_split"] == "val"
-    assert (
-        program(
-            main_finetune,
-            "--data_path",
-            data,
-            "--eval",
-            "--split",
-            "val",
-            "--finetune",
-            tmp_path / "checkpoint.pth",
-            "--num_workers",
-            0,
-            "--output_dir",
-            tmp_path / "eval",
-            "--batch_size",
-            4,
-        )[0]
-        == 0
-    )
-    assert (
-        evaluated(tmp_path / "eval", "val")["loss"] == log_of(tmp_path)[-1]["test_loss"]
-        and evaluated(tmp_path / "eval", "val")["samples"] == val
-    )
+    flags = ("--eval --finetune", tmp_path / "checkpoint.pth", "--output_dir", tmp_path / "eval")
+    completed(finetune(flags, "--split val --batch_size 4"))
+    assert evaluated(tmp_path / "eval", "val")["loss"] == log_of(tmp_path)[-1]["test_loss"]
+    assert evaluated(tmp_path / "eval", "val")["samples"] == val
     model, _ = pretrained.load(tmp_path / "checkpoint.pth")
     assert (model.patch_op, model.patch_cut) == ("max", "released")
-    status, _, err = program(
-        main_finetune,
-        "--data_path",
-        data,
-        "--eval",
-        "--finetune",
-        tmp_path / "checkpoint.pth",
-        "--patch_op",
-        "avg",
-        "--output_dir",
-        tmp_path / "eval",
-    )
-    assert status == 2 and "--patch_op avg (it says max)" in err
+    refused(finetune(flags, "--patch_op avg"), "--patch_op avg (it says max)")
 
 
-def test_a_stopped_run_continues_bit_for_bit(finished, data, tmp_path, program):
-    flags = ("--data_path", data, *RUN, "--output_dir", tmp_path, "--resume", "auto")
-    assert program(main_finetune, *flags, "--stop_epoch", 1)[0] == 0
-    assert program(main_finetune, *flags)[0] == 0
+def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path, finetune):
+    completed(finetune(RUN, "--resume auto --stop_epoch 1"))
+    completed(finetune(RUN, "--resume auto"))
     for name in ("checkpoint.pth", "checkpoint_best.pth"):
         assert same_states(load_checkpoint(finished[0] / name), load_checkpoint(tmp_path / name)), name
 
 
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
-    flags = (
-        "--data_path",
-        data,
-        "--eval",
-        "--finetune",
-        finished[0] / "checkpoint.pth",
-        "--batch_size",
-        2,
-        "--num_workers",
-        0,
-        "--output_dir",
-    )
-    finish("main_finetune", (*flags, tmp_path / "one"), tmp_path / "alone")
-    finish_ranks("main_finetune", (*flags, tmp_path / "two"), tmp_path / "rank")
+    flags = ("--data_path", data, "--eval --finetune", finished[0] / "checkpoint.pth", "--batch_size 2 --num_workers 0")
+    finish("main_finetune", (flags, "--output_dir", tmp_path / "one"), tmp_path / "alone")
+    finish_ranks("main_finetune", (flags, "--output_dir", tmp_path / "two"), tmp_path / "rank")
     assert evaluated(tmp_path / "one") == evaluated(tmp_path / "two")
 
 
-def test_pixels_without_data_are_counted(data, tmp_path, program):
+def test_pixels_without_data_are_counted(data, tmp_path, finetune):
     shutil.copytree(data, tmp_path / "store")
     path = next((tmp_path / "store" / "images" / "0001").iterdir())
     image = np.load(path)
     image[0, :3, :5] = np.nan
     np.save(path, image)
-    status, out, _ = program(
-        main_finetune,
-        "--data_path",
-        tmp_path / "store",
-        *RUN,
-        "--epochs",
-        1,
-        "--output_dir",
-        tmp_path / "run",
-        "--num_workers",
-        1,
-    )
-    assert status == 0 and "non-finite pixels were filled so far: with -60 dB" in out
+    flags = ("--data_path", tmp_path / "store", "--output_dir", tmp_path / "run", "--epochs 1 --num_workers 1")
+    out = completed(finetune(RUN, flags))
+    assert "non-finite pixels were filled so far: with -60 dB" in out
     assert log_of(tmp_path / "run")[0]["filled_pixels"] % 15 == 0 < log_of(tmp_path / "run")[0]["filled_pixels"]
 
 
-def test_features_of_pairs_and_their_export(finished, data, tmp_path, program):
+def test_features_of_pairs_and_their_export(finished, data, tmp_path, program, finetune):
     checkpoint = finished[0] / "checkpoint_best.pth"
-    assert program(main_finetune, "--data_path", data, "--embed", tmp_path / "f.npz", "--finetune", checkpoint)[0] == 0
+    completed(finetune("--embed", tmp_path / "f.npz", "--finetune", checkpoint))
     arrays = np.load(tmp_path / "f.npz")
-    assert (
-        arrays["features"].shape == (len(FloodDataset(data, "test")), 256)
-        and arrays["groups"].tolist() == FloodDataset(data, "test").groups.tolist()
-    )
-    assert program(main_finetune, "--export", tmp_path / "shared", "--finetune", checkpoint)[0] == 0
+    assert arrays["features"].shape == (len(FloodDataset(data, "test")), 256)
+    assert arrays["groups"].tolist() == FloodDataset(data, "test").groups.tolist()
+    completed(program(main_finetune, "--export", tmp_path / "shared", "--finetune", checkpoint))
     x = torch.randn(2, 1, 2, 256, 256)
     with torch.no_grad():
         assert torch.equal(*(pretrained.load(path)[0](*x) for path in (checkpoint, tmp_path / "shared")))
@@ -246,14 +144,14 @@ def test_features_of_pairs_and_their_export(finished, data, tmp_path, program):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--val_split", "val"], "--val_fraction"),
-        (["--metadata", "{folders}"], "--val_metadata"),
-        (["--input_size", "192"], "--input_size 192"),
-        (["--val_fraction", "0.99"], "--val_fraction 0.99"),
+        ("--val_split val", "--val_fraction"),
+        ("--metadata {folders}", "--val_metadata"),
+        ("--input_size 192", "--input_size 192"),
+        ("--val_fraction 0.99", "--val_fraction 0.99"),
     ],
 )
-def test_wrong_input_is_one_line(data, tmp_path, program, flags, said):
+def test_wrong_input_is_one_line(tmp_path, flags, said, finetune):
     (tmp_path / "folders.csv").write_text("0001\n0002\n")
-    flags = [flag.format(folders=tmp_path / "folders.csv") for flag in flags]
-    status, _, err = program(main_finetune, "--data_path", data, *RUN, "--output_dir", tmp_path / "run", *flags)
-    assert status == 2 and len(err.splitlines()) == 1 and said in err and not (tmp_path / "run").exists()
+    flags = flags.format(folders=tmp_path / "folders.csv")
+    refused(finetune(RUN, "--output_dir", tmp_path / "run", flags), said)
+    assert not (tmp_path / "run").exists()

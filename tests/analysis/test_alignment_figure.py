@@ -28,7 +28,8 @@ def work(tmp_path_factory):
 
 def test_panels_are_the_reference_and_both_channels_of_each_date(work):
     reference, images = read_folder(work / "raw", work / "aligned", "1")
-    assert reference.shape == (128, 128) and [title.split("\n")[0] for title, _ in images] == [
+    assert reference.shape == (128, 128)
+    assert [title.split("\n")[0] for title, _ in images] == [
         "2000-01-01, not flooded",
         "2000-01-13, not flooded",
         "2000-01-25, flooded",
@@ -43,22 +44,16 @@ def test_panels_are_the_reference_and_both_channels_of_each_date(work):
 
 def test_pixels_without_data_are_not_dark_ones():
     image = to_grey(np.array([[0.0, 1e-9, 0.1]]), "VV")
-    assert (
-        image[0, 0].tolist() == pytest.approx(HIDDEN)
-        and image[0, 1].tolist() == [0, 0, 0]
-        and image[0, 2, 0] == pytest.approx(12 / 22)
-    )
+    assert image[0, 0].tolist() == pytest.approx(HIDDEN) and image[0, 1].tolist() == [0, 0, 0]
+    assert image[0, 2, 0] == pytest.approx(12 / 22)
 
 
 def test_reference_is_stretched_over_what_it_has_data_of():
     band = np.arange(100.0).reshape(10, 10)
     band[0, 0] = np.nan
     image = stretch(band)
-    assert (
-        image[0, 0].tolist() == pytest.approx(HIDDEN)
-        and image[0, 1].tolist() == [0, 0, 0]
-        and image[9, 9].tolist() == [1, 1, 1]
-    )
+    assert image[0, 0].tolist() == pytest.approx(HIDDEN) and image[0, 1].tolist() == [0, 0, 0]
+    assert image[9, 9].tolist() == [1, 1, 1]
     assert image[5, 0, 0] == pytest.approx((50 - 2.96) / (97.04 - 2.96))
     assert stretch(np.full((2, 2), np.nan)) == pytest.approx(np.broadcast_to(HIDDEN, (2, 2, 3)))
 

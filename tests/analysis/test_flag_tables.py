@@ -11,7 +11,7 @@ import main_pretrain
 from analysis import flag_tables
 from common.command_line import Parser, Range
 from tests.helpers import ROOT
-from tests.helpers.runs import refusal
+from tests.helpers.runs import argv, refusal
 
 # Of the released code's programs, with the same meaning here.
 KEPT = """batch_size epochs accum_iter model input_size mask_ratio norm_pix_loss clip_grad weight_decay lr blr min_lr warmup_epochs
@@ -59,10 +59,8 @@ def test_flags_of_the_released_code_are_there():
 
 def test_rows_of_known_flags():
     pretrain, finetune = map(rows_of, sections(flag_tables.page()).values())
-    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`") and finetune["batch_size"][:2] == (
-        "integer at least 1",
-        "`128`",
-    )
+    assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`")
+    assert finetune["batch_size"][:2] == ("integer at least 1", "`128`")
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
     assert pretrain["stop_epoch"][:2] == ("N, integer at least 1", "--epochs")
     assert finetune["input_size"][1:] == (
@@ -72,10 +70,8 @@ def test_rows_of_known_flags():
     assert pretrain["norm_pix_loss"][:2] == finetune["eval"][:2] == ("switch", "off")
     assert finetune["dist_eval"][:2] == ("switch", "on")
     assert finetune["no_dist_eval"] == ("switch", "off", "the opposite of `--dist_eval`")
-    assert (
-        pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
-        and pretrain["save_epochs"][0] == "N …, integer at least 1"
-    )
+    assert pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
+    assert pretrain["save_epochs"][0] == "N …, integer at least 1"
     assert pretrain["resume"][0] == "auto\\|PATH"
     assert pretrain["inference"][2] == "do not train: draw what these checkpoints reconstruct of the same samples"
 
@@ -94,7 +90,7 @@ def test_tables_of_a_parser_of_ones_own():
 
 
 def test_the_program_writes_the_page_or_says_in_one_line_why_not(tmp_path, capsys):
-    flag_tables.main(["--output", str(tmp_path / "FLAGS.md")])
+    flag_tables.main(argv("--output", tmp_path / "FLAGS.md"))
     assert (tmp_path / "FLAGS.md").read_text(encoding="utf-8") == flag_tables.page()
     nowhere = tmp_path / "none" / "FLAGS.md"
     assert f"--output {nowhere}: No such file" in refusal(flag_tables.main, ["--output", nowhere], capsys)

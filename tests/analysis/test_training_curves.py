@@ -13,7 +13,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from analysis.exponential_2_n_training import draw_curves, main, names_of, read_curve
 from analysis.programs import short_names
-from tests.helpers.runs import refusal
+from tests.helpers.runs import argv, refusal
 
 
 def log_text(losses, rate=0.5):
@@ -141,7 +141,7 @@ def test_program_writes_both_figures_and_the_table_and_says_what_it_left_out(tmp
     ours.mkdir()
     (ours / "log.txt").write_text(log_text([3.0, 2.0]) + "{")
     theirs.write_text("Wall time,Step,Value\n1,1000,4\n")
-    main([str(ours), str(theirs), "--mark", "--output", str(tmp_path / "l.svg"), "--table", str(table)])
+    main(argv(ours, theirs, "--mark --output", tmp_path / "l.svg", "--table", table))
     (warning,) = capsys.readouterr().err.splitlines()
     assert f"warning: {ours}: 1 of its entries" in warning
     assert (tmp_path / "l.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ import pytest
 from analysis import weight_study
 from analysis.weight_study import difference, groups_of, read_study, tables
 from tests.helpers.result_logs import written
-from tests.helpers.runs import refusal
+from tests.helpers.runs import argv, refusal
 
 SETTINGS = {
     "dataset": "benv2",
@@ -63,14 +63,14 @@ def test_runs_become_rows_by_what_their_flags_say(study):
     ]
     assert frame["seed"].tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert frame["probe: AP macro"].tolist()[:6] == pytest.approx([0.5, 0.6, 0.7, 0.51, 0.62, 0.73])
-    assert frame["flood: accuracy"].tolist() == [0.8] * 3 + [0.9] * 3 + [0.6] and pd.isna(
-        frame["probe: AP macro"].iloc[-1]
-    )
+    assert frame["flood: accuracy"].tolist() == [0.8] * 3 + [0.9] * 3 + [0.6]
+    assert pd.isna(frame["probe: AP macro"].iloc[-1])
 
 
 def test_means_and_differences_seed_by_seed(study):
     means, differences = tables(read_study(study))
-    assert means["probe: AP macro"].tolist() == ["0.600 ± 0.100", "0.620 ± 0.110", "–"] and means["seeds"].tolist() == [
+    assert means["probe: AP macro"].tolist() == ["0.600 ± 0.100", "0.620 ± 0.110", "–"]
+    assert means["seeds"].tolist() == [
         3,
         3,
         1,
@@ -85,11 +85,10 @@ def test_means_and_differences_seed_by_seed(study):
 
 def test_the_program_writes_both_figures_and_the_table(study, tmp_path, capsys):
     figure, table = tmp_path / "s.png", tmp_path / "s.csv"
-    weight_study.main([str(study), "--output", str(figure), "--table", str(table), "--note", "tiny"])
+    weight_study.main(argv(study, "--output", figure, "--table", table, "--note tiny"))
     assert "+0.020 ± 0.025" in capsys.readouterr().out
-    assert (
-        figure.read_bytes().startswith(b"\x89PNG") and "random initialisation" in figure.with_suffix(".svg").read_text()
-    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert "random initialisation" in figure.with_suffix(".svg").read_text()
     assert len(pd.read_csv(table)) == 7
 
 

@@ -58,7 +58,8 @@ def test_without_data_scenes_and_floods_are_simulated_and_the_model_is_tiny():
     study, commands = planned("--clip_grad", "2", simulated=True, SEEDS="0", KINDS="none/token")
     assert [step.command[2] for step in study.before] == ["sarwmix.simulate", "sarwmix.simulate.flood"]
     pretraining, *_, flood, from_random = commands
-    assert value(pretraining, "--data_path") == "output/weight_study/simulated" and pretraining[-2:] == [
+    assert value(pretraining, "--data_path") == "output/weight_study/simulated"
+    assert pretraining[-2:] == [
         "--clip_grad",
         "2",
     ]

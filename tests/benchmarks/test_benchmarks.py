@@ -19,6 +19,7 @@ from benchmarks.reference import ReferenceMixMIM, ReferenceSamples
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from tests.helpers import ROOT
+from tests.helpers.runs import argv
 from util.optimization import emulates_16_bits
 
 
@@ -58,10 +59,8 @@ def test_the_reference_prepares_samples_as_a_batch_is_prepared(simulated):
 def test_speedups_are_of_the_same_round():
     calls = []
     seconds = report.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 20, seed=3)
-    assert (
-        all(sorted(calls[i : i + 2]) == ["a", "b"] for i in range(0, 40, 2))
-        and len(set(map(tuple, zip(calls[::2], calls[1::2])))) == 2
-    )
+    assert all(sorted(calls[i : i + 2]) == ["a", "b"] for i in range(0, 40, 2))
+    assert len(set(map(tuple, zip(calls[::2], calls[1::2])))) == 2
     assert [len(values) for values in seconds.values()] == [20, 20]
     assert report.speedup([2, 4, 8], [1, 2, 2]) == {"median": 2, "low": 2, "high": 4}
 
@@ -146,9 +145,8 @@ def test_the_report_on_a_cpu(report_run):
 
 def read(folder, name):
     written = json.loads((folder / f"{name}.json").read_text())
-    assert written["machine"]["torch"] == str(torch.__version__) and written["command"].startswith(
-        f"python -m benchmarks.{name}"
-    )
+    assert written["machine"]["torch"] == str(torch.__version__)
+    assert written["command"].startswith(f"python -m benchmarks.{name}")
     return written["rows"]
 
 
@@ -209,9 +207,8 @@ def test_end_to_end(measured):
         "ours, batch in hand",
     ]
     for row in rows:
-        assert len(row["seconds"]) == 2 and all(
-            0 <= waited < whole for waited, whole in zip(row["waited"], row["seconds"])
-        )
+        assert len(row["seconds"]) == 2
+        assert all(0 <= waited < whole for waited, whole in zip(row["waited"], row["seconds"]))
 
 
 def test_parity(measured):
@@ -233,13 +230,8 @@ def test_memory_is_less_with_checkpointing(measured):
 
 def test_scaling(measured):
     one, two = read(measured, "scaling")
-    assert (one["ranks"], two["ranks"]) == (1, 2) and set(two["seconds"]) == {
-        "threads",
-        "alone",
-        "together",
-        "exchanging",
-        "reference",
-    }
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert set(two["seconds"]) == {"threads", "alone", "together", "exchanging", "reference"}
     assert min(two[name] for name in ("alone", "together", "exchanging", "reference")) > 0
 
 
@@ -274,7 +266,7 @@ def test_all_benchmarks_in_one_command(tmp_path, monkeypatch):
     for gpus in (0, 8):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         with pytest.raises(SystemExit, match="failed: parity"):
-            everything.main(["--out", str(tmp_path)])
+            everything.main(argv("--out", tmp_path))
     for command in started:
         program = importlib.import_module(command[2])
         with monkeypatch.context() as patch:  # the first thing after its flags

@@ -92,11 +92,8 @@ def test_outside_of_the_environment_a_line_says_how_to_enter_it(words):
     result = start("-S", *words)  # without the installed packages
     name = " ".join(["python", *words] if words[0] == "-m" else words[:1])
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
-    assert (
-        result.stderr.startswith(f"{name}: error: the package ")
-        and "scripts/setup.sh" in result.stderr
-        and ".venv/bin/activate" in result.stderr
-    )
+    assert result.stderr.startswith(f"{name}: error: the package ") and "scripts/setup.sh" in result.stderr
+    assert ".venv/bin/activate" in result.stderr
 
 
 def test_a_python_that_is_too_old_is_told_so():
@@ -104,12 +101,8 @@ def test_a_python_that_is_too_old_is_told_so():
         "-c",
         "import sys; sys.argv, sys.version_info, sys.version = ['-m'], (3, 9, 2), '3.9.2 (main)'; import common.startup",
     )
-    assert (
-        result.returncode == 2
-        and result.stderr.count("\n") == 1
-        and "Python 3.11 or newer is needed" in result.stderr
-        and "3.9.2" in result.stderr
-    )
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "Python 3.11 or newer is needed" in result.stderr and "3.9.2" in result.stderr
 
 
 def test_only_packages_of_others_count_as_missing():
@@ -117,12 +110,8 @@ def test_only_packages_of_others_count_as_missing():
         return missing_package(ModuleNotFoundError("No module", name=name))
 
     assert "the package torch is missing" in line("torch.nn") and "INSTALL.md" in line("osgeo")
-    assert (
-        line("util.nothing") is None
-        and line("main_pretrain") is None
-        and line("sqlite3") is None
-        and line(None) is None
-    )
+    assert line("util.nothing") is None and line("main_pretrain") is None and line("sqlite3") is None
+    assert line(None) is None
     assert missing_package(ImportError("libcudart.so.12: cannot open", name="torch")) is None
 
 

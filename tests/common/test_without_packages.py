@@ -18,7 +18,7 @@ from sarwmix.simulate import flood_archive as simulate_flood_raw
 from sarwmix.simulate import patches as simulate
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import one_line, write_v1, write_v1_zarr, write_v2, write_v2_lmdb
-from tests.helpers.runs import refusal
+from tests.helpers.runs import argv, refusal
 from tests.helpers.sen12 import write_raw
 
 ABSENT = ("rasterio", "zarr", "lmdb", "osgeo", "mpi4py")
@@ -37,7 +37,7 @@ sys.exit(run_program(main_pretrain.main))
 
 def test_a_packed_store_is_trained_on_without_them(tmp_path):
     source, store = write_v2(tmp_path / "v2"), tmp_path / "store"
-    pack.main(["--dataset", "benv2", "--data_path", str(source), "--out", str(store), "--workers", "1"])
+    pack.main(argv("--dataset benv2 --data_path", source, "--out", store, "--workers 1"))
     flags = [
         "--model",
         "mixmim_tiny",

@@ -84,9 +84,8 @@ def test_an_error_on_one_rank_ends_all_and_is_reported_once(tmp_path, bad):
 
 def test_an_error_in_a_process_is_one_line(tmp_path):
     result = start(tmp_path, "--workers", "2", bad=3)
-    assert (
-        result.returncode == 2 and result.stderr == "python -m squares: error: item 3: cannot be squared; take it out\n"
-    )
+    assert result.returncode == 2
+    assert result.stderr == "python -m squares: error: item 3: cannot be squared; take it out\n"
 
 
 @pytest.mark.parametrize("ranks", (False, True))

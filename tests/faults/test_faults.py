@@ -33,6 +33,7 @@ from tests.helpers.resumed import differences
 from tests.helpers.runs import mpirun, same_states
 from util.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 
+pytestmark = pytest.mark.slow
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 PROGRAMS = ("main_pretrain", "main_finetune")
 
@@ -55,17 +56,8 @@ LONGEST = 2.5  # seconds after its start at which a run is hit at the latest; it
 
 def hit_again_and_again(program, flags, folder, hits, blow, rng, count, what):
     """Start a run, hit it at a random moment, continue it, and so on. Returns how many runs a blow reached."""
-    flags = (
-        *flags,
-        "--output_dir",
-        folder / "run",
-        "--resume",
-        "auto",
-        "--save_every_steps",
-        1,
-        "--num_workers",
-        rng.choice((0, 0, 2)),
-    )
+    flags = (flags, "--output_dir", folder / "run", "--resume auto --save_every_steps 1 --num_workers")
+    flags += (rng.choice((0, 0, 2)),)
     reached = 0
     for number in range(hits):
         run = Run(program, flags, folder / f"output_{number}")
@@ -79,34 +71,24 @@ def hit_again_and_again(program, flags, folder, hits, blow, rng, count, what):
         assert status == -blow or blow == signal.SIGTERM and status == 143, run.text()  # 143: the run had begun
         reached += 1
         if (folder / "run").exists():
-            assert count(f"checkpoints loadable after {what}", not unloadable(folder / "run")), unloadable(
-                folder / "run"
-            )
+            bad = unloadable(folder / "run")
+            assert count(f"checkpoints loadable after {what}", not bad), bad
     return reached
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
-    "blow, few, many", [(signal.SIGKILL, 4, 100), (signal.SIGTERM, 2, 10)], ids=["SIGKILL", "SIGTERM"]
+    "blow, blows", [(signal.SIGKILL, (4, 100)), (signal.SIGTERM, (2, 10))], ids=["SIGKILL", "SIGTERM"]
 )
-def test_hit_at_random_it_ends_as_if_nothing_had_happened(
-    jobs,
-    whole,
-    tmp_path,
-    campaign,
-    count,
-    program,
-    blow,
-    few,
-    many,
-):
-    rng, left = random.Random(f"{program} {blow}"), many if campaign else few
+def test_hit_at_random_it_ends_as_if_nothing_had_happened(jobs, whole, tmp_path, campaign, count, program, blow, blows):
+    """blows: how many of them, in a usual run and in a campaign."""
+    rng, left = random.Random(f"{program} {blow}"), blows[campaign]
     attempt = 0
     while left:
         folder = tmp_path / str(attempt)
         folder.mkdir()
         reached = hit_again_and_again(program, jobs[program], folder, min(left, 12), blow, rng, count, blow.name)
-        flags = (*jobs[program], "--output_dir", folder / "run", "--resume", "auto")
+        flags = (jobs[program], "--output_dir", folder / "run", "--resume auto")
         ended = Run(program, flags, folder / "last")
         survived = ended.wait() == 0 and differences(whole[program][0], folder / "run") == []
         for _ in range(reached):
@@ -210,7 +192,7 @@ def test_a_flipped_bit_is_seen(whole, tmp_path, campaign, count):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_full_disk_is_one_line_and_nothing_is_lost(jobs, whole, tmp_path, count, program):
-    flags = (*jobs[program], "--output_dir", tmp_path / "run", "--save_every_steps", 4, "--resume", "auto")
+    flags = (jobs[program], "--output_dir", tmp_path / "run", "--save_every_steps 4 --resume auto")
     ended = Run(program, flags, tmp_path / "full", hurt=(without_room_from_step, 9, 10 * 2**20))
     status, said = ended.wait(), ended.lines()
     good = status != 0 and len(said) == 1 and "could not be written" in said[0] and "--resume auto" in said[0]
@@ -222,7 +204,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(jobs, whole, tmp_path, coun
 
 # ---- Ranks ---------------------------------------------------------------------------------------
 
-ONE_BATCH = ("--accum_iter", 1)
+ONE_BATCH = "--accum_iter 1"
+GONE = "main_pretrain.py: rank {} ends because another rank is gone; that one's message says why"
 BOUND = 60  # seconds within which all ranks must have ended
 
 
@@ -235,34 +218,22 @@ def ends_of_ranks(runs):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_others(jobs, tmp_path, count, rank):
-    runs = start_ranks(
-        "main_pretrain",
-        (*jobs["main_pretrain"], *ONE_BATCH, "--output_dir", tmp_path / "run", "--save_every_steps", 1),
-        tmp_path / "output",
-        hurt={rank: (signalled_at_step, 4, signal.SIGKILL)},
-    )
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run", "--save_every_steps 1")
+    runs = start_ranks("main_pretrain", flags, tmp_path / "output", hurt={rank: (signalled_at_step, 4, signal.SIGKILL)})
     statuses, said = ends_of_ranks(runs)
-    assert count("lost ranks that end the others", statuses[rank] == -signal.SIGKILL and statuses[1 - rank] == 1), (
-        statuses,
-        said,
-    )
-    assert said == [f"main_pretrain.py: rank {1 - rank} ends because another rank is gone; that one's message says why"]
+    good = statuses[rank] == -signal.SIGKILL and statuses[1 - rank] == 1
+    assert count("lost ranks that end the others", good), (statuses, said)
+    assert said == [GONE.format(1 - rank)]
     assert not unloadable(tmp_path / "run")
 
 
 def test_a_rank_that_hangs_ends_the_others_in_time(jobs, tmp_path, count):
-    runs = start_ranks(
-        "main_pretrain",
-        (*jobs["main_pretrain"], *ONE_BATCH, "--output_dir", tmp_path / "run", "--dist_timeout", 0.1),
-        tmp_path / "output",
-        hurt={1: (signalled_at_step, 4, signal.SIGSTOP)},
-    )
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run", "--dist_timeout 0.1")
+    runs = start_ranks("main_pretrain", flags, tmp_path / "output", hurt={1: (signalled_at_step, 4, signal.SIGSTOP)})
     try:
         status = runs[0].wait(BOUND)
         assert count("lost ranks that end the others", status == 1), runs[0].text()
-        assert runs[0].lines() == [
-            "main_pretrain.py: rank 0 ends because another rank is gone; that one's message says why"
-        ]
+        assert runs[0].lines() == [GONE.format(0)]
     finally:
         runs[1].kill()
         runs[1].wait()
@@ -270,9 +241,10 @@ def test_a_rank_that_hangs_ends_the_others_in_time(jobs, tmp_path, count):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_out_of_memory_says_so_and_all_end(jobs, tmp_path, count, rank):
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run")
     runs = start_ranks(
         "main_pretrain",
-        (*jobs["main_pretrain"], *ONE_BATCH, "--output_dir", tmp_path / "run"),
+        flags,
         tmp_path / "output",
         hurt={rank: (failing_at_step, 4, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))},
     )
@@ -283,19 +255,14 @@ def test_a_rank_out_of_memory_says_so_and_all_end(jobs, tmp_path, count, rank):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_bad_loss_on_one_rank_stops_all_of_them_with_one_line(jobs, tmp_path, count, program):
-    runs = start_ranks(
-        program,
-        (*jobs[program], *ONE_BATCH, "--output_dir", tmp_path / "run", "--save_every_steps", 2),
-        tmp_path / "output",
-        hurt={1: (with_a_bad_loss_at_step, 9)},
-    )
+    flags = (jobs[program], ONE_BATCH, "--output_dir", tmp_path / "run", "--save_every_steps 2")
+    runs = start_ranks(program, flags, tmp_path / "output", hurt={1: (with_a_bad_loss_at_step, 9)})
     statuses, said = ends_of_ranks(runs)
     good = statuses == [1, 1] and len(said) == 1 and "stopped: epoch 1, step 2: loss nan; sample ids " in said[0]
     assert count("losses that are not finite, on one rank", good), (statuses, said)
     state = load_checkpoint(tmp_path / "run" / LATEST)
-    assert (state["epoch"], state["progress"]["step"]) == (0, 2) and all(
-        value.isfinite().all() for value in state["model"].values()
-    )
+    assert (state["epoch"], state["progress"]["step"]) == (0, 2)
+    assert all(value.isfinite().all() for value in state["model"].values())
 
 
 def wrapper(tmp_path, *hurt):
@@ -322,9 +289,9 @@ def wrapper(tmp_path, *hurt):
     ids=["killed", "bug", "loss"],
 )
 def test_under_mpirun_all_ranks_end_with_one_message(jobs, tmp_path, count, hurt, said):
-    flags = [str(flag) for flag in (*jobs["main_pretrain"], *ONE_BATCH, "--output_dir", tmp_path / "run")]
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run")
     result = subprocess.run(
-        mpirun(sys.executable, wrapper(tmp_path, *hurt), *flags),
+        mpirun(sys.executable, wrapper(tmp_path, *hurt), flags),
         cwd=ROOT,
         text=True,
         capture_output=True,
@@ -332,9 +299,8 @@ def test_under_mpirun_all_ranks_end_with_one_message(jobs, tmp_path, count, hurt
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     ours = [line for line in result.stderr.splitlines() if line.startswith("main_pretrain.py:")]
-    good = result.returncode != 0 and (
-        [said in line for line in ours] == [True] if said else "signal 9" in result.stderr
-    )
+    good = [said in line for line in ours] == [True] if said else "signal 9" in result.stderr
+    good = good and result.returncode != 0
     assert count("lost ranks that end the others", good), result.stderr
     assert subprocess.run(["pgrep", "-f", str(tmp_path / "hurt.py")]).returncode == 1  # nobody is left
 
@@ -342,22 +308,10 @@ def test_under_mpirun_all_ranks_end_with_one_message(jobs, tmp_path, count, hurt
 @needs_mpirun
 def test_a_signal_to_mpirun_reaches_the_ranks_and_is_waited_for(jobs, tmp_path, count):
     """SIGUSR1, which scripts/qsub_run.sh makes of SIGTERM: at SIGTERM mpirun ends the ranks itself, within a second."""
-    flags = [
-        str(flag)
-        for flag in (
-            *jobs["main_pretrain"],
-            *ONE_BATCH,
-            "--output_dir",
-            tmp_path / "run",
-            "--epochs",
-            1000,
-            "--log_freq",
-            1,
-        )
-    ]
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run", "--epochs 1000 --log_freq 1")
     with open(tmp_path / "output", "w+") as output:
         job = subprocess.Popen(
-            mpirun(sys.executable, "main_pretrain.py", *flags),
+            mpirun(sys.executable, "main_pretrain.py", flags),
             cwd=ROOT,
             text=True,
             stdout=output,
@@ -370,51 +324,32 @@ def test_a_signal_to_mpirun_reaches_the_ranks_and_is_waited_for(jobs, tmp_path, 
         job.send_signal(signal.SIGUSR1)
         status = job.wait(BOUND)
     text = (tmp_path / "output").read_text()
-    assert count(
-        "signals to mpirun after which all was saved",
-        status == 128 + signal.SIGUSR1 and text.count("SIGUSR1: ended in epoch") == 1,
-    ), text
+    good = status == 128 + signal.SIGUSR1 and text.count("SIGUSR1: ended in epoch") == 1
+    assert count("signals to mpirun after which all was saved", good), text
     assert load_checkpoint(tmp_path / "run" / LATEST)["epoch"] >= 0
 
 
 # ---- Two runs in one folder ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flag", [("--resume", "auto"), ("--overwrite",)])
+@pytest.mark.parametrize("flag", ["--resume auto", "--overwrite"])
 def test_of_runs_started_together_in_one_folder_exactly_one_runs(jobs, whole, tmp_path, campaign, count, flag):
     for attempt in range(10 if campaign else 1):
         folder = tmp_path / str(attempt)
-        runs = [
-            Run(
-                "main_pretrain",
-                (*jobs["main_pretrain"], "--output_dir", folder, *flag),
-                tmp_path / f"{attempt}_{number}",
-            )
-            for number in range(4)
-        ]
-        statuses = [run.wait() for run in runs]
-        refused = [
-            run
-            for run, status in zip(runs, statuses)
-            if status == 2 and len(run.lines()) == 1 and "in use by another run" in run.lines()[0]
-        ]
-        good = (
-            statuses.count(0) >= 1
-            and statuses.count(0) + len(refused) == 4
-            and differences(whole["main_pretrain"][0], folder) == []
-        )
-        assert count("runs started together of which one runs at a time", good), (
-            statuses,
-            [run.lines() for run in runs],
-        )
+        flags = (jobs["main_pretrain"], "--output_dir", folder, flag)
+        runs = [Run("main_pretrain", flags, tmp_path / f"{attempt}_{number}") for number in range(4)]
+        ends = [(run.wait(), run.lines()) for run in runs]
+        finished = sum(status == 0 for status, _ in ends)
+        refused = sum(status == 2 and len(lines) == 1 and "in use by another run" in lines[0] for status, lines in ends)
+        good = finished >= 1 and finished + refused == 4
+        good = good and differences(whole["main_pretrain"][0], folder) == []
+        assert count("runs started together of which one runs at a time", good), ends
 
 
 def test_run_json_says_how_a_run_ended_or_that_nobody_knows(jobs, tmp_path):
-    flags = (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto")
-    assert (
-        Run("main_pretrain", flags, tmp_path / "killed", hurt=(signalled_at_step, 3, signal.SIGKILL)).wait()
-        == -signal.SIGKILL
-    )
+    flags = (jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume auto")
+    killed = Run("main_pretrain", flags, tmp_path / "killed", hurt=(signalled_at_step, 3, signal.SIGKILL))
+    assert killed.wait() == -signal.SIGKILL
     assert json.loads((tmp_path / "run" / "run.json").read_text())["outcome"] == "running"
     (tmp_path / "run" / "run.json").write_text("{ damaged")
     assert "run.json: cannot be read" in finish("main_pretrain", flags, tmp_path / "output").text()

@@ -146,9 +146,8 @@ def test_csv_files(examples, tmp_path):
         rows = outcome(DataError, lambda: list(read_csv_rows(path)))
         if rows is not None:
             lines = [line for line, _ in rows]
-            assert lines == sorted(set(lines)) and all(
-                row and all(isinstance(cell, str) for cell in row) for _, row in rows
-            )
+            assert lines == sorted(set(lines))
+            assert all(row and all(isinstance(cell, str) for cell in row) for _, row in rows)
 
     run()
 
@@ -156,9 +155,8 @@ def test_csv_files(examples, tmp_path):
 def is_listing(listing, splits):
     """Whether read metadata can be what training needs."""
     count = len(listing.ids)
-    assert (
-        listing.labels.shape == (count, 19) and np.isin(listing.labels, (0, 1)).all() and (listing.labels.any(1)).all()
-    )
+    assert listing.labels.shape == (count, 19) and np.isin(listing.labels, (0, 1)).all()
+    assert (listing.labels.any(1)).all()
     assert all("/" not in name and name.startswith("S1") for name in listing.ids) and len(listing.line) == count
     assert len(splits) in (0, count) and set(splits) <= {"train", "val", "test"}
 
@@ -253,9 +251,8 @@ def test_the_list_of_images(examples, tmp_path):
     def run(content):
         path.write_bytes(content)
         for folder, images in (outcome(DataError, read_s1_list, path) or {}).items():
-            assert Path(folder).name == folder and all(
-                isinstance(image, Image) and image.folder == folder for image in images
-            )
+            assert Path(folder).name == folder
+            assert all(isinstance(image, Image) and image.folder == folder for image in images)
             assert images == sorted(images, key=lambda image: image.start)
 
     run()
@@ -547,12 +544,8 @@ def test_flags(module, examples, tmp_path, monkeypatch):
             except SystemExit as end:
                 assert end.code == 2 and len(err.getvalue().splitlines()) == 1 or {"-h", "--help"} & set(argv)
                 return
-        assert (
-            err.getvalue() == ""
-            and args.batch_size >= 1
-            and (args.lr is None or args.lr > 0)
-            and not math.isnan(args.weight_decay)
-        )
+        assert err.getvalue() == "" and args.batch_size >= 1 and (args.lr is None or args.lr > 0)
+        assert not math.isnan(args.weight_decay)
 
     run()
     assert not list(tmp_path.iterdir())

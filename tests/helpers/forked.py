@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from tests.helpers import ROOT
+from tests.helpers.runs import argv
 
 PROGRAMS = ("main_pretrain", "main_finetune")
 _context = multiprocessing.get_context("forkserver")
@@ -55,9 +56,7 @@ class Run:
 
     def __init__(self, program, flags, output, env=None, hurt=None):
         self.output = Path(output)
-        self.process = _context.Process(
-            target=_run, args=(program, [str(flag) for flag in flags], str(output), env or {}, hurt)
-        )
+        self.process = _context.Process(target=_run, args=(program, argv(flags), str(output), env or {}, hurt))
         self.process.start()
 
     def wait(self, seconds=300):

@@ -5,8 +5,10 @@ import hashlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -15,10 +17,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.helpers import ROOT
 
 
+def argv(*parts):
+    """The words of a command line. A string is split as a shell splits it, tuples and lists are flattened, and anything
+    else, such as a Path or a number, is one word."""
+    line = []
+    for part in parts:
+        if isinstance(part, str):
+            line += shlex.split(part) or [part]  # an empty string is a word, too
+        elif isinstance(part, Iterable):
+            line += argv(*part)
+        else:
+            line.append(str(part))
+    return line
+
+
 def launch(command, env=None):
     """Run a command to its good end, with one thread per process unless env says otherwise."""
     result = subprocess.run(
-        [str(word) for word in command],
+        argv(command),
         cwd=ROOT,
         text=True,
         capture_output=True,
@@ -39,16 +55,34 @@ def mpirun(*command):
     if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
         pytest.skip("Open MPI or mpi4py is not installed")
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    return [str(word) for word in ("mpirun", "-np", 2, *as_root, "--oversubscribe", "--bind-to", "none", *command)]
+    return argv("mpirun -np 2", as_root, "--oversubscribe --bind-to none", command)
 
 
 def refusal(main, flags, capsys):
     """The one line with which a program refuses its flags, or what they name, and ends with status 2."""
     with pytest.raises(SystemExit) as end:
-        main([str(flag) for flag in flags])
+        main(argv(flags))
     message = capsys.readouterr().err
     assert end.value.code == 2 and message.count("\n") == 1, message
     return message
+
+
+def is_refused(result, *said, status=2):
+    """Whether a program, (exit status, stdout, stderr), ended with this status and one line that holds all these texts."""
+    ended, _, err = result
+    return (
+        ended == status and len(err.splitlines()) == 1 and "Traceback" not in err and all(text in err for text in said)
+    )
+
+
+def refused(result, *said, status=2):
+    assert is_refused(result, *said, status=status), result
+
+
+def completed(result):
+    """What a program, (exit status, stdout, stderr), wrote to stdout; it ended with status 0."""
+    assert result[0] == 0, result
+    return result[1]
 
 
 def digests(folder):

@@ -438,7 +438,8 @@ def test_fused_and_plain_attention_compute_the_same(kind):
             called.clear()
             model.execute_with(attention=variant)
             found[variant] = grads_of(model, x, weights, mask), len(called)
-    assert model.attention_variants == ("plain", "fused") and [found[name][1] for name in ("plain", "fused", None)] == [
+    assert model.attention_variants == ("plain", "fused")
+    assert [found[name][1] for name in ("plain", "fused", None)] == [
         0,
         7,
         0,

@@ -12,6 +12,7 @@ from sarwmix.prepare import pack
 from sarwmix.registry import DATASETS, open_dataset
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import fails_with, write_csv
+from tests.helpers.runs import argv
 from util.datasets import SamplesWithIds, build_dataset, build_loader
 from util.distributed import Launch, Ranks
 
@@ -54,8 +55,7 @@ def test_the_example_trains_from_files_and_from_a_store(scenes, tmp_path, layout
     root = scenes
     if layout == "packed":
         root = tmp_path / "store"
-        pack.main(["--dataset", "scenes", "--data_path", str(scenes), "--out", str(root), "--splits", "train", "test",
-                   "--workers", "1"])  # fmt: skip
+        pack.main(argv("--dataset scenes --data_path", scenes, "--out", root, "--splits train test --workers 1"))  # fmt: skip
     loader = build_loader(SamplesWithIds(build_dataset(flags(root))), flags(root), Ranks(Launch(), torch.device("cpu")))
     ((ids, (images,), labels),) = loader
     torch.testing.assert_close(images[:, 1, 0, 0], -12.0 - ids)

@@ -33,7 +33,7 @@ from tests.helpers.dataset_fixtures import (
     write_v1_patch,
     write_v1_zarr,
 )
-from tests.helpers.runs import launch, mpirun
+from tests.helpers.runs import argv, launch, mpirun
 
 LISTS = {"train": (2, 0), "val": (3,), "test": (1,)}  # patches of each official list, in its order
 WRITTEN = {f"benv1_{split}.csv" for split in LISTS}
@@ -113,10 +113,8 @@ def test_the_layout_is_what_the_package_reads(root):
     assert group.metadata.zarr_format == 3 and list(group) == ["sentinel1"]
     assert sorted(group["sentinel1"]) == sorted(s1_name(k) for k in range(4))
     patch = group["sentinel1"][s1_name(1)]
-    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)} and sorted(patch) == [
-        "VH",
-        "VV",
-    ]
+    assert dict(patch.attrs) == {"labels": V1_LABELS[1], "corresponding_s2_patch": s2_name(1)}
+    assert sorted(patch) == ["VH", "VV"]
     for channel in ("VH", "VV"):
         array = patch[channel]
         assert array.shape == array.chunks == (120, 120) and array.dtype == np.float32
@@ -147,7 +145,7 @@ def test_a_constant_image_has_a_chunk(root):
     """The package leaves chunks of the fill value out."""
     write_tif(tif(root, 0), np.nan)
     write_tif(tif(root, 1), 0.0)
-    main([*flags(root), "--max_nonfinite", "1"])
+    main(argv(*flags(root), "--max_nonfinite 1"))
     data = BigEarthNetv1(root / "out" / "benv1.zarr", "all", max_nonfinite=1)
     data.check_files()
     images = {name: data.image(i)[0] for i, name in enumerate(data.ids.tolist())}
@@ -156,7 +154,7 @@ def test_a_constant_image_has_a_chunk(root):
 
 @needs_samples
 def test_real_samples(tmp_path):
-    main(["--root", str(sample_path("benv1")), "--out", str(tmp_path / "out")])
+    main(argv("--root", sample_path("benv1"), "--out", tmp_path / "out"))
     original, stored = BigEarthNetv1(sample_path("benv1"), "all"), BigEarthNetv1(tmp_path / "out" / "benv1.zarr", "all")
     assert len(stored) == 6 and stored.ids.tolist() == original.ids.tolist()
     for (image, labels), (expected, classes) in zip(stored, original):
@@ -167,14 +165,11 @@ def test_real_samples(tmp_path):
 def test_some_lists_or_none(root, caplog):
     with caplog.at_level("INFO"):
         main(flags(root, "val", ("val",)))
-        assert {path.name for path in (root / "val").glob("benv1_*")} == {
-            "benv1_val.csv"
-        } and "no split lists" not in caplog.text
+        assert {path.name for path in (root / "val").glob("benv1_*")} == {"benv1_val.csv"}
+        assert "no split lists" not in caplog.text
         main(flags(root, "all", ()))
-    assert (
-        not list((root / "all").glob("benv1_*"))
-        and "no split lists were given: all 4 patches are converted" in caplog.text
-    )
+    assert not list((root / "all").glob("benv1_*"))
+    assert "no split lists were given: all 4 patches are converted" in caplog.text
     assert [row[0] for row in table(root / "val" / "manifest.csv")[1:]] == [s1_name(3)]
     assert BigEarthNetv1(root / "all" / "benv1.zarr", "all").ids.tolist() == sorted(s1_name(k) for k in range(4))
 
@@ -270,8 +265,8 @@ def test_two_ranks_write_what_one_process_writes(root):
 
 def test_two_processes_write_what_one_writes(root, monkeypatch):
     monkeypatch.setattr("sarwmix.prepare.benv1_to_zarr.CHUNK", 1)
-    main([*flags(root, "two"), "--workers", "2"])
-    main([*flags(root, "one"), "--workers", "1"])
+    main(argv(*flags(root, "two"), "--workers 2"))
+    main(argv(*flags(root, "one"), "--workers 1"))
     assert tree(root / "two") == tree(root / "one")
 
 
@@ -320,15 +315,15 @@ def test_bad_patches_end_the_run_when_all_others_are_converted(root, capsys, pai
 def test_skip_bad_leaves_them_out_of_the_lists(root, capsys):
     spoil(root)
     fails(capsys, flags(root), "2 of 4 patches")
-    main([*flags(root), "--skip_bad"])
+    main(argv(*flags(root), "--skip_bad"))
     out = root / "out"
     assert table(out / "benv1_train.csv") == [[s2_name(2), s1_name(2)]] and table(out / "benv1_val.csv") == []
     assert [row[0] for row in table(out / "manifest.csv")[1:]] == [s1_name(1), s1_name(2)]
     assert len(table(out / "bad.csv")) == 3
     assert verify(out, Workers()) == 2
-    main([*flags(root), "--skip_bad"])
+    main(argv(*flags(root), "--skip_bad"))
     fails(capsys, flags(root), "complete but for 2 patches", "bad.csv", "manifest.csv", "--skip_bad")
-    main([*flags(root, "at_once"), "--skip_bad"])
+    main(argv(*flags(root, "at_once"), "--skip_bad"))
     assert tree(root / "at_once") == tree(out)
 
 
@@ -361,7 +356,7 @@ def test_faulty_images_are_bad(root, capsys):
     values[:2] = np.nan
     write_tif(tif(root, 1, "VV"), values)
     fails(capsys, flags(root), "2 of 4", "119x120 pixels", "1.67%")
-    main([*flags(root, "more"), "--max_nonfinite", "0.02", "--skip_bad"])
+    main(argv(*flags(root, "more"), "--max_nonfinite 0.02 --skip_bad"))
     assert len(table(root / "more" / "bad.csv")) == 2
 
 

@@ -9,6 +9,7 @@ import pytest
 from sarwmix.bigearthnetv2 import SNOW_CLOUD, BigEarthNetv2
 from sarwmix.prepare.benv2_csv import COLUMNS, main
 from tests.helpers.dataset_fixtures import needs_samples, s1_name, sample_path, v2_frame, write_v2
+from tests.helpers.runs import argv, refusal
 
 SPLITS = ("train", "val", "test", "train_val")
 
@@ -33,21 +34,17 @@ def table(path):
 
 
 def fails(capsys, root, *words, flags=()):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--metadata", str(root / "metadata.parquet"), "--out", str(root / "out"), *flags])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1
+    message = refusal(main, ("--metadata", root / "metadata.parquet", "--out", root / "out", flags), capsys)
     for word in words:
         assert word in message
 
 
 def test_content(root):
-    main(["--metadata", str(root / "metadata.parquet"), "--out", str(root / "out")])
+    main(argv("--metadata", root / "metadata.parquet", "--out", root / "out"))
     rows = {name: table(root / "out" / f"benv2_{name}.csv") for name in SPLITS}
     assert all(part[0] == list(COLUMNS) and part[0][4] == "s1_name" for part in rows.values())
-    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3] and rows["train_val"][1:] == rows["train"][1:] + rows[
-        "val"
-    ][1:]
+    assert [len(rows[name]) for name in SPLITS] == [2, 2, 2, 3]
+    assert rows["train_val"][1:] == rows["train"][1:] + rows["val"][1:]
     assert rows["test"][1] == [
         "S2A_MSIL2A_2",
         "['Transitional woodland, shrub', 'Inland waters']",
@@ -71,13 +68,9 @@ def same(one, other):
 @pytest.mark.parametrize("split", SPLITS)
 def test_it_reads_back_to_the_same_listing(root, split, more):
     main(
-        [
-            "--metadata",
-            str(root / "metadata.parquet"),
-            "--out",
-            str(root / "out"),
-            *(["--include_snow_cloud"] if more else []),
-        ]
+        argv(
+            "--metadata", root / "metadata.parquet", "--out", root / "out", *(["--include_snow_cloud"] if more else [])
+        )
     )
     (root / "out" / "BigEarthNet-S1").symlink_to(root / "BigEarthNet-S1")
     same(BigEarthNetv2(root / "out", split), BigEarthNetv2(root, split, include_snow_cloud=more))
@@ -89,13 +82,7 @@ def test_it_reads_back_to_the_same_listing(root, split, more):
 def test_the_official_rows(tmp_path, more, rows):
     source = sample_path("benv2")
     main(
-        [
-            "--metadata",
-            str(source / "metadata.parquet"),
-            "--out",
-            str(tmp_path),
-            *(["--include_snow_cloud"] if more else []),
-        ]
+        argv("--metadata", source / "metadata.parquet", "--out", tmp_path, *(["--include_snow_cloud"] if more else []))
     )
     (tmp_path / "BigEarthNet-S1").symlink_to(source / "BigEarthNet-S1")
     for split in SPLITS:
@@ -151,5 +138,5 @@ def test_csv_as_input_is_refused(root, capsys):
     path = root / "dump.csv"
     official([0]).to_csv(path)
     with pytest.raises(SystemExit) as stopped:
-        main(["--metadata", str(path), "--out", str(root / "out")])
+        main(argv("--metadata", path, "--out", root / "out"))
     assert stopped.value.code == 2 and ".parquet" in capsys.readouterr().err

@@ -34,8 +34,7 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import refusal
-from tests.helpers.stores import argv
+from tests.helpers.runs import argv, refusal
 from util.datasets import drop_missing
 from util.distributed import Launch, Ranks
 
@@ -205,10 +204,8 @@ def test_missing_samples_are_left_out_and_counted(tmp_path, caplog):
     metadata = tmp_path / "some.parquet"
     v2_frame().iloc[[0, 3]].to_parquet(metadata)
     assert part.describe()["fingerprint"] == BigEarthNetv2(tmp_path, "all", metadata).describe()["fingerprint"]
-    assert (
-        part.describe()["left_out"] == part.subset([0]).describe()["left_out"] == 2
-        and "left_out" not in data.describe()
-    )
+    assert part.describe()["left_out"] == part.subset([0]).describe()["left_out"] == 2
+    assert "left_out" not in data.describe()
     assert leave_out(part, part.missing()).describe()["left_out"] == 0
     shutil.rmtree(tmp_path / V2)
     fails_with(lambda: leave_out(data, data.missing()), "4 of 4 samples lack data")
@@ -249,9 +246,8 @@ def test_training_on_a_part_of_a_dataset(tmp_path, program):
     status, _, err = program(main_pretrain, *flags)
     assert status == 2 and "1 of 4 samples lack data (--skip_missing" in err and not out.exists()
     status, log, err = program(main_pretrain, *flags, "--skip_missing", "--stop_epoch", 1)
-    assert (
-        (status, err) == (0, "") and "warning: 1 of 4 samples of split 'all' are left out" in log and "GDAL" not in log
-    )
+    assert (status, err) == (0, "") and "warning: 1 of 4 samples of split 'all' are left out" in log
+    assert "GDAL" not in log
     data = json.loads((out / "run.json").read_text())["data"]
     assert data["samples"] == 3 and data["left_out"] == 1
     (tmp_path / "away.tif").rename(path)
@@ -296,9 +292,9 @@ def test_packing_and_measuring_a_part_of_a_dataset(tmp_path, caplog, capsys, pro
     os.unlink(BigEarthNetv2(root, "all").files(3)[0])
     source = ["--dataset", "benv2", "--data_path", str(root), "--workers", "1"]
     with caplog.at_level(logging.DEBUG):
-        pack.main([*source, "--skip_bad", "--out", str(tmp_path / "store")])
+        pack.main(argv(source, "--skip_bad --out", tmp_path / "store"))
         assert "--skip_missing" in refusal(statistics.main, [*source, "--split", "all"], capsys)
-        statistics.main([*source, "--split", "all", "--skip_missing", "--out", str(tmp_path / "statistics.json")])
+        statistics.main(argv(source, "--split all --skip_missing --out", tmp_path / "statistics.json"))
     assert not [record for record in caplog.records if record.name.startswith("rasterio")] and "GDAL" not in caplog.text
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == 3
     assert PackedDataset(tmp_path / "store", "all").ids.tolist() == [s1_name(k) for k in range(3)]

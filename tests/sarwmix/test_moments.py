@@ -13,7 +13,7 @@ from sarwmix.moments import Moments
 from sarwmix.prepare import statistics
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import fails_with, s1_name, write_v2
-from tests.helpers.runs import launch, mpirun, refusal
+from tests.helpers.runs import argv, launch, mpirun, refusal
 
 
 def images(count=24, size=15, seed=0):
@@ -30,9 +30,8 @@ def tally_of(batch, floor_db=None):
 def test_figures_are_those_of_all_pixels_at_once():
     batch = images()
     found, pixels = tally_of(batch).summary(), batch.astype(np.float64).transpose(1, 0, 2, 3).reshape(2, -1)
-    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13) and found["std"] == pytest.approx(
-        pixels.std(1), rel=1e-12
-    )
+    assert found["mean"] == pytest.approx(pixels.mean(1), rel=1e-13)
+    assert found["std"] == pytest.approx(pixels.std(1), rel=1e-12)
     assert found["min"] == pixels.min(1).tolist() and found["max"] == pixels.max(1).tolist()
     assert found["pixels"] == [24 * 225] * 2 and found["nodata"] == found["infinite"] == [0, 0]
 
@@ -73,12 +72,8 @@ def test_histogram_bins_are_where_they_say():
     image = np.array([[-80.0, -79.95, 39.99, 40.0, -80.5], [0.0, 0.05, 0.1001, 100, -200]], np.float32)[:, :, None]
     found = tally_of([image]).histogram_dict()
     assert found["lowest"] == -80 and found["width"] == 0.1 and len(found["counts"][0]) == 1200
-    assert (
-        found["counts"][0][0] == 2
-        and found["counts"][0][-1] == 1
-        and found["above"] == [1, 1]
-        and found["below"] == [1, 1]
-    )
+    assert found["counts"][0][0] == 2 and found["counts"][0][-1] == 1 and found["above"] == [1, 1]
+    assert found["below"] == [1, 1]
     assert found["counts"][1][800] == 2 and found["counts"][1][801] == 1 and sum(found["counts"][1]) == 3
 
 
@@ -122,7 +117,7 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
 def test_the_program_reports_the_same_for_any_number_of_workers(simulated, tmp_path, caplog):
     flags = ["--dataset", "benv2", "--data_path", simulated, "--split", "train_val"]
     with caplog.at_level("INFO"):
-        statistics.main([*map(str, flags), "--workers", "1", "--out", str(tmp_path / "one.json")])
+        statistics.main(argv(flags, "--workers 1 --out", tmp_path / "one.json"))
     assert "nodata" in caplog.text and "VH" in caplog.text
     launch(
         mpirun(

@@ -39,8 +39,8 @@ from tests.helpers.dataset_fixtures import (
     write_v2_lmdb,
 )
 from tests.helpers.floods import write_floods
-from tests.helpers.runs import digests, launch, log_of, mpirun, refusal
-from tests.helpers.stores import argv, packed
+from tests.helpers.runs import argv, digests, launch, log_of, mpirun, refusal
+from tests.helpers.stores import packed
 from util.datasets import ImagesWithIds, SamplesWithIds, build_loader, build_test_loader, fill_cache
 from util.distributed import Launch, Ranks
 
@@ -132,12 +132,8 @@ def test_a_store_has_the_samples_of_the_folders(simulated, stores, dtype, tolera
     for split in ("train", "val", "train_val"):
         same_samples(PackedDataset(stores[dtype], split), BigEarthNetv2(simulated, split), tolerance)
     manifest = json.loads((stores[dtype] / "manifest.json").read_text())
-    assert (
-        manifest["channels"] == ["VH", "VV"]
-        and manifest["units"] == "dB"
-        and manifest["dtype"] == dtype
-        and manifest["images"] == 48
-    )
+    assert manifest["channels"] == ["VH", "VV"] and manifest["units"] == "dB" and manifest["dtype"] == dtype
+    assert manifest["images"] == 48
     assert manifest["largest_error_db"] <= tolerance and len(manifest["parts"]) >= 3
     size = {"float32": 4}.get(dtype, 2) * 2 * 120 * 120
     assert sum((stores[dtype] / part["file"]).stat().st_size for part in manifest["parts"]) == 48 * size
@@ -236,7 +232,7 @@ def test_real_v2_samples_from_folder_and_lmdb(tmp_path):
 @needs_samples
 def test_real_v1_samples_from_folders_and_by_way_of_zarr(tmp_path):
     source = sample_path("benv1", "BigEarthNet-S1-v1.0")
-    benv1_to_zarr.main(["--root", str(source), "--out", str(tmp_path / "zarr"), "--workers", "1"])
+    benv1_to_zarr.main(argv("--root", source, "--out", tmp_path / "zarr", "--workers 1"))
     for name, path in (("folders", source), ("zarr", tmp_path / "zarr" / "benv1.zarr")):
         store = packed(tmp_path / name / "store", "benv1", path, "--splits every --dtype float32")
         same_samples(PackedDataset(store, "all"), BigEarthNetv1(source, "all"))
@@ -275,9 +271,8 @@ def test_floods_are_packed_and_measured_by_ranks_too(tmp_path):
     assert digests(tmp_path / "ranks") == digests(packed(tmp_path / "alone", "sen12flood", root, "--part_mb 1"))
     measured = json.loads((tmp_path / "train.json").read_text())
     stored = json.loads((tmp_path / "alone" / "statistics.json").read_text())["train"]
-    assert measured["images"] == 6 and all(
-        measured[name] == pytest.approx(stored[name]) for name in ("mean", "std", "pixels", "nodata")
-    )
+    assert measured["images"] == 6
+    assert all(measured[name] == pytest.approx(stored[name]) for name in ("mean", "std", "pixels", "nodata"))
 
 
 def test_a_finished_store_is_left_alone_and_other_flags_are_refused(simulated, stores, capsys, caplog):
@@ -302,7 +297,7 @@ def test_bad_images_are_all_named_and_can_be_skipped(tmp_path, capsys):
     assert "2 of 4 images cannot be used" in message and broken.name in message and "--skip_bad" in message
     assert pd.read_csv(tmp_path / "out" / "bad.csv").image.tolist() == [s1_name(0), s1_name(2)]
     fails_with(lambda: PackedDataset(tmp_path / "out", "train"), "manifest.json: does not exist", "not finished")
-    pack.main(["--skip_bad", *map(str, flags)])
+    pack.main(argv("--skip_bad", flags))
     assert PackedDataset(tmp_path / "out", "all").ids.tolist() == [s1_name(1), s1_name(3)]
     assert PackedDataset(tmp_path / "out", "all").image(1)[0, 0, 0] == -23
     with pytest.raises(DataError, match="no sample of split 'test'"):
@@ -327,7 +322,7 @@ def test_every_flipped_bit_is_found(stores, tmp_path, capsys):
     store.mkdir()
     for path in stores["uint16"].iterdir():
         (store / path.name).write_bytes(path.read_bytes())
-    pack.main(["--verify", str(store)])
+    pack.main(argv("--verify", store))
     for name in files * 4:
         content = (store / name).read_bytes()
         damaged, place = bytearray(content), rng.integers(len(content))
@@ -471,9 +466,8 @@ def test_batches_are_those_of_the_folders(simulated, stores, changes, wrap):
 def test_evaluation_sees_every_sample_in_order(simulated, stores, changes):
     expected = list(build_test_loader(BigEarthNetv2(simulated, "val"), flags(), ALONE))
     found = list(build_test_loader(cached(stores["float32"], "val", **changes), flags(**changes), ALONE))
-    assert [len(batch[0]) for batch in found] == [8, 4] and all(
-        same_batch(a, b) for a, b in zip(found, expected, strict=True)
-    )
+    assert [len(batch[0]) for batch in found] == [8, 4]
+    assert all(same_batch(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ("uint16", "float16", "float32"))
@@ -528,11 +522,8 @@ def test_a_cache_of_a_later_split_that_does_not_fit_ends_a_run_before_it_starts(
     flags = argv("--dataset benv2 --test_split none --model mixmim_tiny --batch_size 4 --data_cache ram --output_dir")
     flags += [tmp_path / "out", "--data_path", stores["uint16"], "--finetune", ""]
     status, _, err = program(main_finetune, *flags)
-    assert (
-        status == 2
-        and "--data_cache ram: split 'val' takes" in err.splitlines()[-1]
-        and not (tmp_path / "out").exists()
-    )
+    assert status == 2 and "--data_cache ram: split 'val' takes" in err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_in_a_thread_reaches_training(stores, tmp_path):
@@ -593,9 +584,8 @@ def test_a_cache_needs_a_store(program, simulated, tmp_path, module, more):
     status, _, err = program(
         module, "--data_path", simulated, "--data_cache", "ram", "--output_dir", tmp_path / "out", *more
     )
-    assert status == 2 and err.splitlines()[-1].startswith(
-        f"{module.__name__}.py: error: --data_cache ram: --data_path {simulated}"
-    )
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"{module.__name__}.py: error: --data_cache ram: --data_path {simulated}")
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ from sarwmix.prepare.sen12_index import read_s1_list
 from sarwmix.prepare.sen12_unzip import main, plan, unzip
 from sarwmix.simulate.flood_archive import RawParameters, simulate_raw_floods
 from tests.helpers import ROOT
-from tests.helpers.runs import launch, mpirun
+from tests.helpers.runs import argv, launch, mpirun, refusal
 from tests.helpers.zips import HOSTILE, make, patch
 
 IMAGE = "S1A_IW_GRDH_1SDV_20000101T000000_20000101T000025_000001_000001_AB{:02X}_corrected_{}.tif"
@@ -59,11 +59,7 @@ def content_of(folder, apart=("step.json", "unzipped.json")):
 
 def refused(capsys, *flags):
     """The one line that the program leaves with status 2."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(flag) for flag in flags])
-    line = capsys.readouterr().err
-    assert stopped.value.code == 2 and line.count("\n") == 1
-    return line
+    return refusal(main, flags, capsys)
 
 
 # ---- What is wanted ------------------------------------------------------------------------------
@@ -86,10 +82,8 @@ def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path)
         "s1_list": True,
     }
     step = json.loads((tmp_path / "out" / "step.json").read_text())
-    assert (
-        step["program"] == "sarwmix.prepare.sen12_unzip"
-        and step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
-    )
+    assert step["program"] == "sarwmix.prepare.sen12_unzip"
+    assert step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
     assert set(step) == {"program", "zip_bytes", "zip_directory_sha256"}
     assert len(read_s1_list(tmp_path / "out" / "S1list.json")) == 3
 
@@ -202,7 +196,7 @@ def test_a_finished_folder_is_left_alone_and_another_zip_refused(small, tmp_path
     assert unzip(path, tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     with caplog.at_level("INFO"):
-        main(["--zip", str(path), "--out", str(tmp_path / "out")])
+        main(argv("--zip", path, "--out", tmp_path / "out"))
     assert "nothing to do" in caplog.text
     make(path, {**members, "0001/more.txt": b""})
     line = refused(capsys, "--zip", path, "--out", tmp_path / "out")
@@ -251,8 +245,5 @@ def test_two_ranks_write_the_same_tree_and_report_once(raw, tmp_path):
         text=True,
         capture_output=True,
     )
-    assert (
-        result.returncode == 2
-        and result.stderr.count("leads out of its folder") == 1
-        and not (tmp_path / "three").exists()
-    )
+    assert result.returncode == 2 and result.stderr.count("leads out of its folder") == 1
+    assert not (tmp_path / "three").exists()

@@ -18,7 +18,7 @@ from sarwmix.prepare.sen12flood import check_disk, check_paths, estimate, flag_o
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood_archive
 from tests.helpers.dataset_fixtures import needs_samples, sample_path
-from tests.helpers.runs import digests, refusal
+from tests.helpers.runs import argv, digests, refusal
 from tests.helpers.sen12 import kill_midway
 from tests.helpers.zips import make
 
@@ -192,7 +192,7 @@ def archive(tmp_path_factory):
 
 def prepare(folder, *flags):
     """Run the program on one process, with paths relative to a folder."""
-    main(["--relative-to", str(folder), "--size", "128", "--workers", "1", *map(str, flags)])
+    main(argv("--relative-to", folder, "--size 128 --workers 1", flags))
 
 
 MINE = ("--zip", "my flood.zip", "--work", "my work", "--out", "my out")
@@ -241,7 +241,7 @@ def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_pat
         "--out",
         str(tmp_path / "store"),
     ]
-    pack.main([*store, "--workers", "1"])
+    pack.main(argv(store, "--workers 1"))
     flags = (
         "--dataset sen12flood --model mixmim_tiny --batch_size 2 --epochs 1 --warmup_epochs 0 --num_workers 0".split()
     )
@@ -306,7 +306,7 @@ def test_lists_and_layout_are_handed_on(archive, tmp_path):
 def test_a_raw_root_in_the_work_folder_stays(made, archive, tmp_path):
     """As --zip would have left it: then it is the user's."""
     raw = tmp_path / "work" / "raw"
-    sen12_unzip.main(["--zip", str(archive / "my flood.zip"), "--out", str(raw), "--workers", "1"])
+    sen12_unzip.main(argv("--zip", archive / "my flood.zip", "--out", raw, "--workers 1"))
     before = digests(raw)
     prepare(tmp_path, "--raw-root", "work/raw", "--work", "work", "--out", "out")
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["raw"] and digests(raw) == before

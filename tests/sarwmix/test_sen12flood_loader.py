@@ -179,10 +179,8 @@ def test_subset(root):
     data = FloodDataset(root)
     for rows in ([4, 1], np.array([False, True, False, False, True, False])):
         part = data.subset(rows)
-        assert (
-            sorted(part.ids.tolist()) == ["0001__a0__a2", "0003__a5__a6"]
-            and part.label_table().tolist() == [[0, 1]] * 2
-        )
+        assert sorted(part.ids.tolist()) == ["0001__a0__a2", "0003__a5__a6"]
+        assert part.label_table().tolist() == [[0, 1]] * 2
         assert part.nonfinite is data.nonfinite and len(data) == 6
     assert torch.equal(data.subset([4])[0][1], data[4][1]) and data.subset([4]).where(0) == data.where(4)
 
@@ -190,11 +188,8 @@ def test_subset(root):
 def test_describe_is_json(root):
     record = json.loads(json.dumps(FloodDataset(root).describe()))
     assert record["name"] == "FloodDataset" and record["root"] == str(root) and record["split"] == "train"
-    assert (
-        record["samples"] == 6
-        and record["class_counts"] == {"no flood": 3, "flood": 3}
-        and len(record["metadata"]) == 1
-    )
+    assert record["samples"] == 6 and record["class_counts"] == {"no flood": 3, "flood": 3}
+    assert len(record["metadata"]) == 1
     assert record["fingerprint"] != FloodDataset(root, "test").describe()["fingerprint"]
 
 

@@ -18,7 +18,7 @@ from sarwmix.simulate import flood, flood_archive
 from sarwmix.simulate.flood import Parameters, main, plan_places, simulate_floods, simulate_place, under_water
 from sarwmix.simulate.landcover import LandCover, draw_geography
 from tests.helpers import ROOT
-from tests.helpers.runs import digests
+from tests.helpers.runs import argv, digests, refusal
 
 SMALL = Parameters(folders=5, seed=3, size=128, test_fraction=0.4)
 FLAGS = ["--folders", "5", "--seed", "3", "--size", "128", "--test_fraction", "0.4"]
@@ -182,7 +182,7 @@ def test_folders_are_named_after_their_split(folders, fraction, tests):
 def test_a_finished_dataset_is_left_alone(dataset, caplog):
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     with caplog.at_level("INFO"):
-        main(["--out", str(dataset), *FLAGS])
+        main(argv("--out", dataset, FLAGS))
     assert "nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
@@ -193,10 +193,8 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
         simulate_floods(dataset, Parameters(folders=5, seed=4, size=128, test_fraction=0.4))
     assert digests(dataset) == before
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path), *FLAGS])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and "--out" in message and "not empty" in message and message.count("\n") == 1
+    message = refusal(main, ("--out", tmp_path, FLAGS), capsys)
+    assert "--out" in message and "not empty" in message
     assert digests(tmp_path).keys() == {"mine.txt"}
 
 
@@ -218,8 +216,6 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
     ),
 )
 def test_wrong_flags_are_one_line_and_status_2(program, flags, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        program.main(["--out", str(tmp_path / "out"), *flags.split()])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in message and message.count("\n") == 1
+    message = refusal(program.main, ("--out", tmp_path / "out", flags), capsys)
+    assert words in message
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from sarwmix.simulate import radar as simulate_radar
 from sarwmix.simulate.landcover import LANDSCAPES, LandCover, draw_geography, fractal, hashed
 from sarwmix.simulate.patches import METADATA_SCHEMA, Parameters, main, plan_scenes, simulate_dataset, simulate_scene
 from tests.helpers import ROOT
-from tests.helpers.runs import digests
+from tests.helpers.runs import argv, digests, refusal
 
 SMALL = Parameters(patches=13, seed=3, size=32)
 
@@ -270,17 +270,14 @@ def test_no_held_out_patches_on_request():
 def test_a_finished_dataset_is_left_alone(dataset, caplog):
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
     with caplog.at_level("INFO"):
-        main(["--out", str(dataset), "--patches", "13", "--seed", "3", "--size", "32"])
+        main(argv("--out", dataset, "--patches 13 --seed 3 --size 32"))
     assert "nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 
 
 def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
     before = digests(dataset)
-    with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(dataset), "--patches", "13", "--seed", "4", "--size", "32"])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.count("\n") == 1
+    message = refusal(main, ("--out", dataset, "--patches 13 --seed 4 --size 32"), capsys)
     assert re.search("--out .*other parameters.*choose another", message)
     assert digests(dataset) == before
     (tmp_path / "mine.txt").write_text("keep")
@@ -306,8 +303,6 @@ def test_other_content_is_refused_and_left_alone(dataset, tmp_path, capsys):
     ),
 )
 def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--out", str(tmp_path / "out"), *flags.split()])
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and words in message and message.count("\n") == 1
+    message = refusal(main, ("--out", tmp_path / "out", flags), capsys)
+    assert words in message
     assert not (tmp_path / "out").exists()

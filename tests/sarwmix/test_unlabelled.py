@@ -15,16 +15,8 @@ from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
 from sarwmix.prepare import pack, statistics
 from sarwmix.registry import open_dataset
-from tests.helpers.dataset_fixtures import (
-    fails_with,
-    s1_name,
-    v2_frame,
-    write_csv,
-    write_v1,
-    write_v1_zarr,
-    write_v2,
-)
-from tests.helpers.stores import argv
+from tests.helpers.dataset_fixtures import fails_with, s1_name, v2_frame, write_csv, write_v1, write_v1_zarr, write_v2
+from tests.helpers.runs import argv
 
 TINY = argv("--model mixmim_tiny --input_size 64 --batch_size 2 --num_workers 0 --device cpu")
 TRAIN = argv(*TINY, "--warmup_epochs 0 --lr 1e-3 --epochs 1 --save_epochs")
@@ -136,9 +128,9 @@ def test_what_needs_no_labels_does_without(dataset, tmp_path, program):
     assert np.isfinite(features["features"]).all() and features["features"].std(0).any()
 
     words = [str(word) for word in (*flags, "--workers", 1)]
-    statistics.main([*words, "--split", "all", "--out", str(tmp_path / "statistics.json")])
+    statistics.main(argv(words, "--split all --out", tmp_path / "statistics.json"))
     assert json.loads((tmp_path / "statistics.json").read_text())["samples"] == count
-    pack.main([*words, *splits, "--out", str(tmp_path / "store")])
+    pack.main(argv(words, splits, "--out", tmp_path / "store"))
     assert len(PackedDataset(tmp_path / "store", "train_val")) == (3 if dataset == "benv1" else 2)
     fails_with(
         lambda: open_dataset(dataset, tmp_path / "store", "train_val", supervised=True),
@@ -153,13 +145,8 @@ def test_what_needs_labels_refuses(tmp_path, program):
     for labels, words in ((..., "no column labels"), ([], "none of the 2 patches has a 19-class label")):
         flags = ("--dataset", "benv2", "--data_path", root, "--metadata", relabelled(root, labels), "--finetune", "")
         status, _, err = program(main_finetune, *TRAIN[:-1], *flags, "--output_dir", tmp_path / "run")
-        assert (
-            status == 2
-            and "other.parquet" in err
-            and words in err
-            and err.count("\n") == 1
-            and not (tmp_path / "run").exists()
-        )
+        assert status == 2 and "other.parquet" in err and words in err and err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
 
 
 def test_some_unlabelled_samples_are_embedded_but_not_evaluated(tmp_path, program):

@@ -9,7 +9,7 @@ from sarwmix.prepare import sen12flood
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood_archive
 from tests.helpers import ROOT
-from tests.helpers.runs import digests, mpirun
+from tests.helpers.runs import argv, digests, mpirun
 
 SCRIPT = ROOT / "scripts" / "prepare_sen12flood.sh"
 
@@ -22,7 +22,7 @@ def test_from_the_zip_to_the_loader_on_two_ranks_and_again(tmp_path):
     pytest.importorskip("osgeo.gdal", reason="GDAL's Python binding is not installed")
     mpirun()  # skips the test where there is none
     folder = tmp_path / "my data"
-    flood_archive.main(["--out", str(folder), "--folders", "3", "--size", "128", "--workers", "1"])
+    flood_archive.main(argv("--out", folder, "--folders 3 --size 128 --workers 1"))
     flags = ("--zip", "SEN12FLOOD.zip", "--work", "my work", "--out=my out", "--size", "128")
     first = run(folder, *flags, "--ranks", "2")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -31,7 +31,7 @@ def test_from_the_zip_to_the_loader_on_two_ranks_and_again(tmp_path):
     assert f"--data_path '{folder}/my out' --finetune" in first.stdout
     assert "| kept |" in first.stderr.replace("   ", " ") and len(FloodDataset(folder / "my out", "train")) > 0
     one = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--size", "128", "--workers", "1"]
-    sen12flood.main(["--zip", str(folder / "SEN12FLOOD.zip"), *one])
+    sen12flood.main(argv("--zip", folder / "SEN12FLOOD.zip", one))
     assert digests(tmp_path / "out") == digests(folder / "my out")
     again = run(folder, *flags)
     assert (again.returncode, again.stderr) == (0, "") and "complete already, nothing to do" in again.stdout

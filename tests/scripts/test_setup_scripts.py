@@ -104,7 +104,8 @@ def test_as_root_all_system_packages_are_installed(tmp_path, works):
     machine.add("env", '#!/bin/bash\nshift\n"$@"\n')
     machine.add("apt-get", f'#!/bin/bash\necho "apt-get $*" >> calls\nif [ "$1" = install ]; then {makes}; fi\n')
     status, lines, calls = machine.set_up()
-    assert status == 0 and calls[:2] == [
+    assert status == 0
+    assert calls[:2] == [
         "apt-get update -qq",
         "apt-get install -y -qq openmpi-bin libopenmpi-dev gdal-bin libgdal-dev build-essential",
     ]

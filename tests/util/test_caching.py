@@ -18,7 +18,8 @@ import util.caching
 from common.errors import UsageError
 from sarwmix.packed import PackedDataset
 from tests.helpers.forked import signalled_at_step, start_ranks
-from tests.helpers.stores import argv, packed
+from tests.helpers.runs import argv
+from tests.helpers.stores import packed
 from util.caching import (
     RankMemory,
     available_memory,
@@ -152,9 +153,8 @@ def test_batches_are_the_same_wherever_they_come_from(store, monkeypatch, caplog
     dataset = PackedDataset(store, "train")
     check_data(dataset, flags(), ALONE)
     found = list(build_loader(SamplesWithIds(dataset), flags(), ALONE))
-    assert f"--data_cache auto: the images of split train {said}" in caplog.text and dataset.source.on_device == (
-        place is GPU
-    )
+    assert f"--data_cache auto: the images of split train {said}" in caplog.text
+    assert dataset.source.on_device == (place is GPU)
     assert len(found) == len(expected) > 1
     for (ids, images, labels), (own, theirs, label) in zip(found, expected):
         assert torch.equal(ids, own) and torch.equal(labels, label) and all(map(torch.equal, images, theirs))

@@ -18,7 +18,7 @@ from common.errors import TrainingError
 from engine_pretrain import warm_up_loss
 from models_mixmim import mixmim_tiny
 from tests.helpers.forked import start_ranks
-from tests.helpers.runs import same_states
+from tests.helpers.runs import completed, same_states
 from util.checkpoint import load_checkpoint
 from util.distributed import Launch, Ranks
 from util.training import Start
@@ -26,25 +26,10 @@ from util.tuning import settle_execution
 
 CPU = torch.device("cpu")
 TINY = (
-    "--model",
-    "mixmim_tiny",
-    "--input_size",
-    32,
-    "--batch_size",
-    8,
-    "--num_workers",
-    0,
-    "--warmup_epochs",
-    0,
-    "--epochs",
-    2,
-    "--save_epochs",
-    99,
-    "--device",
-    "cpu",
-    "--drop_path",
-    0.3,
+    "--model mixmim_tiny --input_size 32 --batch_size 8 --num_workers 0 --warmup_epochs 0 --epochs 2 "
+    "--device cpu --drop_path 0.3"
 )
+PRETRAIN = (TINY, "--save_epochs 99")
 EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED = (
     (mode, attention) for mode in ("off", "default") for attention in ("plain", "fused")
 )
@@ -205,11 +190,8 @@ def test_the_slowest_rank_counts_and_a_failure_on_one(monkeypatch):
     costs = {EAGER_PLAIN: 4, EAGER_FUSED: 3, PLAIN: 1, FUSED: 2}
     ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, None, (9.0, None), None, None, (2.5, None))
     case = Case(monkeypatch, costs)
-    assert (
-        case.settle(ranks=ranks) == FUSED
-        and list(case.execution["ms"].values()) == [4500, 3500, 9000, 2500]
-        and not ranks.others
-    )
+    assert case.settle(ranks=ranks) == FUSED and list(case.execution["ms"].values()) == [4500, 3500, 9000, 2500]
+    assert not ranks.others
     ranks = Both(None, None, (4.5, None), None, None, (3.5, None), None, (None, "InductorError: no compiler"))
     assert Case(monkeypatch, costs).settle(ranks=ranks) == EAGER_FUSED and not ranks.others
     ranks = Both(
@@ -249,12 +231,8 @@ def test_measuring_changes_nothing_of_a_training(monkeypatch):
     torch.manual_seed(3)
     images = torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(0))
     settle_execution(training, partial(warm_up_loss, images=images, config=args), args, ranks, Start(0))
-    assert (
-        torch.equal(torch.rand(4), expected)
-        and model.training
-        and not optimizer.state
-        and len(training.execution["ms"]) == 4
-    )
+    assert torch.equal(torch.rand(4), expected) and model.training and not optimizer.state
+    assert len(training.execution["ms"]) == 4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -283,69 +261,44 @@ def with_costs(monkeypatch, **costs):
 
 
 def test_a_pretraining_that_chose_is_the_same_and_goes_on_as_it_chose(simulated, tmp_path, program, monkeypatch):
-    flags = ("--data_path", simulated, *TINY)
-    assert program(main_pretrain, *flags, "--output_dir", tmp_path / "off")[0] == 0
+    flags = ("--data_path", simulated, PRETRAIN)
+    completed(program(main_pretrain, flags, "--output_dir", tmp_path / "off"))
     timed = with_costs(monkeypatch, off_plain=1)
-    assert program(main_pretrain, *flags, "--compile", "auto", "--output_dir", tmp_path / "auto")[0] == 0
+    completed(program(main_pretrain, flags, "--compile auto --output_dir", tmp_path / "auto"))
     assert timed == [EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED]
     assert same_states(*(load_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("off", "auto")))
 
-    flags = (*flags, "--compile", "auto", "--output_dir", tmp_path / "fused", "--resume", "auto")
+    flags = (flags, "--compile auto --output_dir", tmp_path / "fused", "--resume auto")
     with_costs(monkeypatch, off_fused=1)
-    assert program(main_pretrain, *flags, "--stop_epoch", 1)[0] == 0
+    completed(program(main_pretrain, flags, "--stop_epoch 1"))
     timed = with_costs(monkeypatch, off_plain=1)
-    status, out, _ = program(main_pretrain, *flags)
-    assert (
-        status == 0
-        and not timed
-        and "--compile auto: eager with fused attention, as in the run that is continued" in out
-    )
+    status, out, _ = program(main_pretrain, flags)
+    assert status == 0 and not timed
+    assert "--compile auto: eager with fused attention, as in the run that is continued" in out
     assert "not to the last bit" not in out
     record, state = (
         json.loads((tmp_path / "fused" / "run.json").read_text()),
         load_checkpoint(tmp_path / "fused" / "checkpoint.pth"),
     )
-    assert (
-        record["execution"] == {"compile": "off", "attention": "fused"}
-        and len(record["earlier"][0]["execution"]["ms"]) == 4
-    )
+    assert record["execution"] == {"compile": "off", "attention": "fused"}
+    assert len(record["earlier"][0]["execution"]["ms"]) == 4
     assert (state["bits"]["compile"], state["bits"]["attention"]) == EAGER_FUSED
-    status, out, _ = program(main_pretrain, *flags[:-2], "--resume", "auto", "--compile", "off", "--epochs", 2)
+    status, out, _ = program(main_pretrain, flags, "--compile off --epochs 2")
     assert status == 0 and "the run goes on with attention plain (was fused)" in out
 
 
 def test_finetuning_chooses_too_and_evaluation_is_eager(simulated, tmp_path, program, monkeypatch):
     timed = with_costs(monkeypatch, default_fused=1)
-    flags = (
-        "--dataset",
-        "benv2",
-        "--data_path",
-        simulated,
-        *TINY[:-6],
-        *TINY[-4:],
-        "--compile",
-        "auto",
-        "--output_dir",
-    )
-    status, out, err = program(
-        main_finetune, *flags, tmp_path, "--finetune", "", "--test_split", "none", "--stop_epoch", 1
-    )
+    flags = ("--dataset benv2 --data_path", simulated, TINY, "--compile auto --output_dir")
+    status, out, err = program(main_finetune, flags, tmp_path, "--finetune '' --test_split none --stop_epoch 1")
     assert status == 0 and timed == [EAGER_PLAIN, EAGER_FUSED, PLAIN, FUSED], err
     assert (
         "--compile auto: compiled (default) with fused attention is the fastest: forward and backward pass of 8 samples"
         in out
     )
     assert json.loads((tmp_path / "run.json").read_text())["execution"]["compile"] == "default"
-    status, _, err = program(
-        main_finetune,
-        *flags,
-        tmp_path / "eval",
-        "--eval",
-        "--split",
-        "val",
-        "--finetune",
-        tmp_path / "checkpoint_best.pth",
-    )
+    best = ("--eval --split val --finetune", tmp_path / "checkpoint_best.pth")
+    status, _, err = program(main_finetune, flags, tmp_path / "eval", best)
     assert status == 0 and len(timed) == 4, err
 
 
@@ -362,19 +315,13 @@ def stand_in(fails):
 
 
 def test_two_ranks_agree_that_one_of_them_cannot_compile(simulated, tmp_path):
-    flags = ("--data_path", simulated, *TINY, "--stop_epoch", 1, "--output_dir", tmp_path / "run", "--compile")
-    runs = start_ranks(
-        "main_pretrain", (*flags, "auto"), tmp_path / "auto", hurt={0: (stand_in, False), 1: (stand_in, True)}
-    )
+    flags = ("--data_path", simulated, PRETRAIN, "--stop_epoch 1 --output_dir", tmp_path / "run", "--compile")
+    hurt = {0: (stand_in, False), 1: (stand_in, True)}
+    runs = start_ranks("main_pretrain", (flags, "auto"), tmp_path / "auto", hurt=hurt)
     assert [run.wait() for run in runs] == [0, 0], runs[0].text() + runs[1].text()
     assert runs[0].text().count("is left out: RuntimeError: InductorError: no compiler") == 1
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pth")["bits"]["compile"] == "off"
-    runs = start_ranks(
-        "main_pretrain",
-        (*flags, "default", "--overwrite"),
-        tmp_path / "default",
-        hurt={0: (stand_in, False), 1: (stand_in, True)},
-    )
+    runs = start_ranks("main_pretrain", (flags, "default --overwrite"), tmp_path / "default", hurt=hurt)
     assert [run.wait() for run in runs] == [1, 1] and not runs[1].lines()
     assert [line.split(";")[0] for line in runs[0].lines()] == [
         "main_pretrain.py: stopped: --compile default: RuntimeError: InductorError: no compiler"
