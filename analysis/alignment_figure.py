@@ -16,8 +16,8 @@ from analysis.programs import add_picture_flag
 from common.command_line import Parser
 from common.errors import DataError
 from sarwmix.geotiff import read_band
+from sarwmix.prepare.sen12_index import ALIGNED, S1_LIST, read_s1_list
 from sarwmix.sen12_data_prep import read_aligned
-from sarwmix.sen12_index import ALIGNED, S1_LIST, read_s1_list
 from util.quicklook import HIDDEN, grey, new_figure
 
 MOST = 5  # acquisitions in a figure

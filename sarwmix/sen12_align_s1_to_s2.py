@@ -41,7 +41,7 @@ from common.packages import load
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
 from sarwmix.plausibility import check_linear
-from sarwmix.sen12_index import ALIGN, ALIGNED, S1_LIST, SIDE, STEP, read_s1_list
+from sarwmix.prepare.sen12_index import ALIGN, ALIGNED, S1_LIST, SIDE, STEP, read_s1_list
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from common.files import claimed, sha256_of
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
 from sarwmix.listing import CHANNELS
-from sarwmix.sen12_index import (
+from sarwmix.prepare.sen12_index import (
     ALIGN,
     ALIGNED,
     CANDIDATES,

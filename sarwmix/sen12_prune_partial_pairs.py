@@ -28,9 +28,8 @@ from common.command_line import Parser, positive_int, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from common.workers import Workers, add_workers_flag, run_command
-from sarwmix.listing import CHANNELS
-from sarwmix.sen12_data_prep import read_aligned
-from sarwmix.sen12_index import (
+from sarwmix.listing import CHANNELS, PATCH
+from sarwmix.prepare.sen12_index import (
     ALIGN,
     ALIGNED,
     CANDIDATES,
@@ -39,7 +38,6 @@ from sarwmix.sen12_index import (
     IMAGES,
     KEPT,
     LAYOUTS,
-    PATCH,
     PREPARE,
     PRUNE,
     SIDE,
@@ -47,6 +45,7 @@ from sarwmix.sen12_index import (
     STEP,
     read_step,
 )
+from sarwmix.sen12_data_prep import read_aligned
 
 log = logging.getLogger(__name__)
 

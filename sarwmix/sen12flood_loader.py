@@ -17,7 +17,9 @@ from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import check_nonfinite
 from sarwmix.listing import (
+    PAIR,
     PARTS,
+    PATCH,
     Listing,
     as_paths,
     check_root,
@@ -29,7 +31,6 @@ from sarwmix.listing import (
     refuse_duplicates,
 )
 from sarwmix.plausibility import FLOOR_DB, check_linear
-from sarwmix.sen12_index import PAIR, PATCH
 
 # A name has single underscores inside, so that "__" separates names, no "/" and no leading ".".
 _NAME = r"[A-Za-z0-9-][A-Za-z0-9.-]*(?:_[A-Za-z0-9.-]+)*"

@@ -19,7 +19,7 @@ from common.errors import DataError
 from common.files import check_room, claimed, write_json
 from common.safe_zip import open_archive
 from common.workers import Workers, add_workers_flag, run_command
-from sarwmix.sen12_index import S1_LIST, STEP
+from sarwmix.prepare.sen12_index import S1_LIST, STEP
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from common.launchers import mpirun
 from common.safe_zip import open_archive
 from common.workers import add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
+from sarwmix.prepare.sen12_index import S1_LIST, STEP, pairs, parse_s1_list, read_s1_list
 from sarwmix.prepare.sen12_unzip import plan, unzip
 from sarwmix.sen12_align_s1_to_s2 import add_warping_flags, align
 from sarwmix.sen12_data_prep import add_list_flags, prepare
-from sarwmix.sen12_index import S1_LIST, STEP, pairs, parse_s1_list, read_s1_list
 from sarwmix.sen12_prune_partial_pairs import add_curation_flags, is_complete, prune
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from common.command_line import Parser
 from common.errors import DataError
 from common.files import claimed, save_array
 from common.workers import Workers
-from sarwmix.sen12_index import KEPT, pairs
+from sarwmix.prepare.sen12_index import KEPT, pairs
 from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
 from sarwmix.simulate.patches import add_output_flags, check_ranges, run_generator
 from sarwmix.simulate.radar import PSF_REACH, observe

@@ -31,7 +31,7 @@ from common.command_line import Parser
 from common.files import atomic_path, claimed, write_json
 from common.packages import load
 from common.workers import Workers
-from sarwmix.sen12_index import S1_LIST
+from sarwmix.prepare.sen12_index import S1_LIST
 from sarwmix.simulate.flood import (
     FIRST_DATE,
     NEXT_PLACE,

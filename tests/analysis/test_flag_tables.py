@@ -60,9 +60,9 @@ def test_flags_of_the_released_code_are_there():
 def test_rows_of_known_flags():
     pretrain, finetune = map(rows_of, sections(flag_tables.page()).values())
     assert pretrain["batch_size"][:2] == ("integer at least 1", "`64`")
-    assert finetune["batch_size"][:2] == ("integer", "`128`")
+    assert finetune["batch_size"][:2] == ("integer at least 1", "`128`")
     assert pretrain["weight_level"][:2] == ("`token`, `pixel`", "`token`")
-    assert pretrain["stop_epoch"][:2] == ("N, integer", "--epochs")
+    assert pretrain["stop_epoch"][:2] == ("N, integer at least 1", "--epochs")
     assert finetune["input_size"][1:] == (
         "that of the checkpoint, else 128; floods: that of the images, a multiple of 128",
         "side of the input",
@@ -71,7 +71,7 @@ def test_rows_of_known_flags():
     assert finetune["dist_eval"][:2] == ("switch", "on")
     assert finetune["no_dist_eval"] == ("switch", "off", "the opposite of `--dist_eval`")
     assert pretrain["mean"][:2] == ("VH VV, number", "that of the checkpoint it starts from, else the dataset's")
-    assert pretrain["save_epochs"][0] == "N …, integer"
+    assert pretrain["save_epochs"][0] == "N …, integer at least 1"
     assert pretrain["resume"][0] == "auto\\|PATH"
     assert pretrain["inference"][2] == "do not train: draw what these checkpoints reconstruct of the same samples"
 

@@ -35,7 +35,7 @@ from sarwmix.listing import read_csv_rows
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import manifest_checksum, read_manifest
 from sarwmix.prepare import pack
-from sarwmix.sen12_index import CANDIDATES, Image, read_s1_list
+from sarwmix.prepare.sen12_index import CANDIDATES, Image, read_s1_list
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.dataset_fixtures import s1_name, v2_frame, write_csv, write_tif, write_v1_zarr, write_v2
 from tests.helpers.floods import write_floods

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from common.errors import DataError
-from sarwmix.sen12_index import CANDIDATES, Image, pairs, parse_s1_list, read_s1_list, read_step, split_of
+from sarwmix.prepare.sen12_index import CANDIDATES, Image, pairs, parse_s1_list, read_s1_list, read_step, split_of
 from tests.helpers.dataset_fixtures import fails_with, needs_samples, one_line, sample_path
 
 

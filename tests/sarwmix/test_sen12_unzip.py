@@ -15,8 +15,8 @@ from collections import namedtuple
 import pytest
 
 from common.safe_zip import open_archive
+from sarwmix.prepare.sen12_index import read_s1_list
 from sarwmix.prepare.sen12_unzip import main, plan, unzip
-from sarwmix.sen12_index import read_s1_list
 from sarwmix.simulate.flood_archive import RawParameters, simulate_raw_floods
 from tests.helpers import ROOT
 from tests.helpers.runs import argv, launch, mpirun, refusal

@@ -12,7 +12,7 @@ import pytest
 from scipy import ndimage
 
 from common.errors import DataError
-from sarwmix.sen12_index import pairs
+from sarwmix.prepare.sen12_index import pairs
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood, flood_archive
 from sarwmix.simulate.flood import Parameters, main, plan_places, simulate_floods, simulate_place, under_water
@@ -153,7 +153,7 @@ def test_an_interrupted_run_is_completed_identically(dataset, tmp_path, monkeypa
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sarwmix.sen12_index.Table.write", stop)
+        patch.setattr("sarwmix.prepare.sen12_index.Table.write", stop)
         simulate_floods(out, SMALL)
     assert not list(out.glob("pairs_*"))
     next(out.rglob("*.npy")).write_bytes(b"broken")

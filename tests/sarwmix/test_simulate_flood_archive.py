@@ -14,7 +14,7 @@ import rasterio
 from rasterio.warp import Resampling, reproject
 
 from sarwmix.geotiff import read_band
-from sarwmix.sen12_index import pairs, read_s1_list
+from sarwmix.prepare.sen12_index import pairs, read_s1_list
 from sarwmix.simulate.flood import Place, plan_places
 from sarwmix.simulate.flood_archive import (
     KINDS,

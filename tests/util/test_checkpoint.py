@@ -168,7 +168,10 @@ def test_initialise_names_what_does_not_fit():
 
 
 def test_another_run_is_refused_by_flag_and_values():
-    check_same_run({"lr": 0.1, "seed": 0}, {"lr": 0.1, "seed": 0, "new": 1})
+    check_same_run({"lr": 0.1, "seed": 0}, {"lr": 0.1, "seed": 0, "new": None})
+    check_same_run({}, {"lr": 0.1})
+    with pytest.raises(UsageError, match=r"--new 1 \(was None\)"):
+        check_same_run({"lr": 0.1}, {"lr": 0.1, "new": 1})
     with pytest.raises(UsageError, match=r"--lr 0.2 \(was 0.1\)"):
         check_same_run({"lr": 0.1, "seed": 0}, {"lr": 0.2, "seed": 0})
 

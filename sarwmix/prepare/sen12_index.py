@@ -15,13 +15,12 @@ from pathlib import Path
 
 from common.errors import DataError, data_error, quoted
 from common.files import read_json, write_csv
+from sarwmix.listing import PAIR
 
 S1_LIST = "S1list.json"
 SIDE = 512  # pixels of 10 m, of every aligned image
-PATCH = 128  # side of the patches that the model cuts
 SPLITS = ("train", "test")
 LAYOUTS = ("images", "npy")  # of what training reads: a file for each image and lists of pairs, or a file for each pair
-PAIR = ("folder", "first", "second", "label")  # columns of a list of pairs
 TEST_FOLDER = re.compile(r"\d{1,2}")
 _FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
 _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
