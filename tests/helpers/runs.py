@@ -17,12 +17,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.helpers import ROOT
 
 
+class Argv(list):
+    """Words of a command line, which `argv` takes as they are."""
+
+
 def argv(*parts):
-    """The words of a command line. A string is split as a shell splits it, tuples and lists are flattened, and anything
-    else, such as a Path or a number, is one word."""
-    line = []
+    """The words of a command line. A string is split as a shell splits it, other lists and tuples are flattened, and
+    anything else, such as a Path or a number, is one word."""
+    line = Argv()
     for part in parts:
-        if isinstance(part, str):
+        if isinstance(part, Argv):
+            line += part
+        elif isinstance(part, str):
             line += shlex.split(part) or [part]  # an empty string is a word, too
         elif isinstance(part, Iterable):
             line += argv(*part)

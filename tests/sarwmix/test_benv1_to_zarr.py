@@ -33,7 +33,7 @@ from tests.helpers.dataset_fixtures import (
     write_v1_patch,
     write_v1_zarr,
 )
-from tests.helpers.runs import argv, launch, mpirun
+from tests.helpers.runs import Argv, argv, launch, mpirun
 
 LISTS = {"train": (2, 0), "val": (3,), "test": (1,)}  # patches of each official list, in its order
 WRITTEN = {f"benv1_{split}.csv" for split in LISTS}
@@ -251,7 +251,7 @@ def test_two_ranks_write_what_one_process_writes(root):
     for k in range(4, 9):
         write_v1_patch(root / "data" / "BigEarthNet-S1-v1.0", k, labels=V1_LABELS[0])
     parts = "import sys; from sarwmix.prepare import benv1_to_zarr as z; z.CHUNK = 2; z.main(sys.argv[1:])"  # five for two ranks
-    launch(mpirun(sys.executable, "-c", parts, *flags(root, "two", ()), "--workers", 1))
+    launch(mpirun(sys.executable, "-c", Argv([parts]), *flags(root, "two", ()), "--workers", 1))
     main(flags(root, "one", ()))
     assert tree(root / "two") == tree(root / "one") and len(table(root / "one" / "manifest.csv")) == 10
     result = subprocess.run(

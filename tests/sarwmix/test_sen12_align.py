@@ -16,7 +16,7 @@ from scipy.ndimage import map_coordinates
 from common.errors import DataError
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import fails_with, one_line, write_tif
-from tests.helpers.runs import digests, launch, mpirun, refusal
+from tests.helpers.runs import Argv, digests, launch, mpirun, refusal
 from tests.helpers.sen12 import (
     LATLON,
     NORTH,
@@ -567,7 +567,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_under_its_name(raw, tmp_pa
     )
     assert result.returncode == 2 and result.stderr.count("\n") == 1 and "error:" in result.stderr
     assert not list(out.rglob("*.tif"))
-    launch(["bash", "-c", command])
+    launch(Argv(["bash", "-c", command]))
     assert digests(out) == digests(raw[1])
 
 
