@@ -86,25 +86,8 @@ def measured(report_run):
     """A folder into which every benchmark wrote its JSON, of the tiny model: those of the report, and one more."""
     folder = report_run[1] / "gpu_report_parts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            sys,
-            "argv",
-            [
-                "scaling",
-                "--out",
-                str(folder),
-                "--model",
-                "mixmim_tiny",
-                "--batch_size",
-                "4",
-                "--device",
-                "cpu",
-                "--rounds",
-                "2",
-                "--warmup",
-                "1",
-            ],
-        )
+        flags = ("--model mixmim_tiny --batch_size 4 --device cpu --rounds 2 --warmup 1 --out", folder)
+        patch.setattr(sys, "argv", argv("scaling", flags))
         scaling.main()
     return folder
 

@@ -194,14 +194,8 @@ def test_a_random_store_of_floods(tmp_path):
 
 def test_without_rasterio_geotiffs_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(end_to_end.importlib.util, "find_spec", lambda name: None)
-    end_to_end.main(
-        argv(
-            "--out",
-            tmp_path,
-            "--model mixmim_tiny --batch_size 4 --device cpu --amp off --samples 8 --steps 1 --skip 1",
-            "--rounds 1 --workers 0",
-        )
-    )
+    small = "--model mixmim_tiny --batch_size 4 --device cpu --amp off --samples 8 --steps 1 --skip 1"
+    end_to_end.main(argv("--out", tmp_path, small, "--rounds 1 --workers 0"))
     rows = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]
     assert [row["way"] for row in rows] == [
         "reference, batch in hand",

@@ -38,28 +38,8 @@ sys.exit(run_program(main_pretrain.main))
 def test_a_packed_store_is_trained_on_without_them(tmp_path):
     source, store = write_v2(tmp_path / "v2"), tmp_path / "store"
     pack.main(argv("--dataset benv2 --data_path", source, "--out", store, "--workers 1"))
-    flags = [
-        "--model",
-        "mixmim_tiny",
-        "--input_size",
-        "64",
-        "--batch_size",
-        "2",
-        "--warmup_epochs",
-        "0",
-        "--epochs",
-        "1",
-        "--split",
-        "all",
-        "--num_workers",
-        "1",
-        "--device",
-        "cpu",
-        "--data_path",
-        str(store),
-        "--output_dir",
-        str(tmp_path / "run"),
-    ]
+    small = "--model mixmim_tiny --input_size 64 --batch_size 2 --warmup_epochs 0 --epochs 1 --split all --device cpu"
+    flags = argv(small, "--num_workers 1 --data_path", store, "--output_dir", tmp_path / "run")
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -100,24 +100,13 @@ def start_ranks(program, flags, output, world_size=2, hurt=None):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [
-        Run(
-            program,
-            flags,
-            f"{output}.{rank}",
-            {
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            (hurt or {}).get(rank),
-        )
-        for rank in range(world_size)
-    ]
+    shared = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    runs = []
+    for rank in range(world_size):
+        env = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+        env = {name: str(value) for name, value in env.items()}
+        runs.append(Run(program, flags, f"{output}.{rank}", env, (hurt or {}).get(rank)))
+    return runs
 
 
 def finish_ranks(program, flags, output, world_size=2):

@@ -15,6 +15,7 @@ from rasterio.warp import transform_bounds
 
 from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import write_tif
+from tests.helpers.runs import argv
 
 try:
     from sarwmix.sen12_align_s1_to_s2 import align
@@ -131,11 +132,7 @@ def rows_of(path):
 def kill_midway(command, ready):
     """Start a command in a session of its own, and kill all of it with SIGKILL as soon as ready() holds."""
     process = subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        argv(command), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         while not ready():

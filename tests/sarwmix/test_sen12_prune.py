@@ -365,23 +365,8 @@ def many(tmp_path_factory):
 
 
 def command(steps, out, layout, workers=1):
-    return [
-        sys.executable,
-        "-m",
-        PROGRAM,
-        "--aligned",
-        steps[0],
-        "--pairs",
-        steps[1],
-        "--out",
-        out,
-        "--size",
-        S,
-        "--layout",
-        layout,
-        "--workers",
-        workers,
-    ]
+    flags = ("--aligned", steps[0], "--pairs", steps[1], "--out", out, "--size", S, "--layout", layout)
+    return argv(sys.executable, "-m", PROGRAM, flags, "--workers", workers)
 
 
 @pytest.mark.parametrize("layout, workers, count", (("images", 1, 2), ("npy", 1, 5), ("npy", 2, 5)))
@@ -429,7 +414,7 @@ def test_an_error_under_two_ranks_is_one_line(many, tmp_path):
 def test_a_complete_data_set_is_left_alone(made, steps, caplog):
     before = {path: path.stat().st_mtime_ns for path in made[1].rglob("*")}
     with caplog.at_level("INFO"):
-        main([str(word) for word in command(steps, made[1], made[0])[3:]])
+        main(command(steps, made[1], made[0])[3:])
     assert "nothing to do" in caplog.text and {path: path.stat().st_mtime_ns for path in made[1].rglob("*")} == before
 
 

@@ -231,24 +231,13 @@ def test_only_the_work_is_removed(made, archive):
 
 
 def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_path, program):
-    store = [
-        "--dataset",
-        "sen12flood",
-        "--data_path",
-        str(made),
-        "--dtype",
-        "float32",
-        "--out",
-        str(tmp_path / "store"),
-    ]
+    store = ("--dataset sen12flood --data_path", made, "--dtype float32 --out", tmp_path / "store")
     pack.main(argv(store, "--workers 1"))
-    flags = (
-        "--dataset sen12flood --model mixmim_tiny --batch_size 2 --epochs 1 --warmup_epochs 0 --num_workers 0".split()
-    )
+    flags = "--dataset sen12flood --model mixmim_tiny --batch_size 2 --epochs 1 --warmup_epochs 0 --num_workers 0"
     logs = []
     for name, data in (("files", made), ("packed", tmp_path / "store")):
-        words = ["--finetune", "", "--data_path", data, "--output_dir", tmp_path / name]
-        status, _, err = program(main_finetune, *flags, *words)
+        own = ("--finetune", "", "--data_path", data, "--output_dir", tmp_path / name)
+        status, _, err = program(main_finetune, flags, own)
         assert status == 0, err
         logs.append(json.loads((tmp_path / name / "log.txt").read_text()))
     assert logs[0]["train_loss"] == logs[1]["train_loss"] and logs[0]["test_accuracy"] == logs[1]["test_accuracy"]
