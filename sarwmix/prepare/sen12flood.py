@@ -83,7 +83,7 @@ def check_paths(settings):
         if path != s.raw_root and not path.is_file():
             raise UsageError(f"{flag} {path}: there is no such file")
     if s.raw_root and not s.s1_list and not (s.raw_root / S1_LIST).is_file():
-        raise UsageError(f"{s.raw_root / S1_LIST}: there is no such file; give the list of images with --s1-list")
+        raise UsageError(f"{s.raw_root / S1_LIST}: there is no such file; give the list of images with --s1_list")
     if s.work.is_relative_to(s.out):
         raise UsageError(f"--work {s.work} lies in --out; choose another --work")
     for folder in (s.work / step for step in ("raw", "aligned", "pairs")):
@@ -94,7 +94,7 @@ def check_paths(settings):
                 raise UsageError(f"{flag} {path} lies in {folder}, which is filled and removed; choose another {other}")
     for flag, path in (("--work", s.work), ("--out", s.out)):
         if s.raw_root and path.is_relative_to(s.raw_root):
-            raise UsageError(f"{flag} {path} lies in --raw-root; choose another {flag}")
+            raise UsageError(f"{flag} {path} lies in --raw_root; choose another {flag}")
 
 
 # ---- Room on the disk ----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def read_sources(settings):
     if settings.s1_list is not None:
         return read_s1_list(settings.s1_list), planned.bytes
     if planned.s1_list is None:
-        raise DataError(f"{settings.zip}: holds no {S1_LIST}; give it with --s1-list")
+        raise DataError(f"{settings.zip}: holds no {S1_LIST}; give it with --s1_list")
     return parse_s1_list(planned.s1_list, f"{settings.zip}: {planned.wanted[S1_LIST]}"), planned.bytes
 
 
@@ -285,9 +285,9 @@ def path(text):
 def check(args):
     """Raises UsageError for flags that are missing, or contradict each other."""
     if args.zip and args.raw_root:
-        raise UsageError("--zip and --raw-root: give one of them")
+        raise UsageError("--zip and --raw_root: give one of them")
     if not args.zip and not args.raw_root:
-        raise UsageError("--zip, or --raw-root, is needed; see --help")
+        raise UsageError("--zip, or --raw_root, is needed; see --help")
     for name in ("work", "out"):
         if not getattr(args, name):
             raise UsageError(f"--{name} is needed; see --help")

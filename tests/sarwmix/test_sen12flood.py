@@ -159,7 +159,7 @@ def test_lists_that_cannot_be_used_are_named(raw, tmp_path):
     broken["2"]["count"] = 7
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     for source, words in (
-        ({"zip": bare}, "bare.zip: holds no S1list.json; give it with --s1-list"),
+        ({"zip": bare}, "bare.zip: holds no S1list.json; give it with --s1_list"),
         ({"raw_root": raw, "s1_list": tmp_path / "broken.json"}, "broken.json.*count 7"),
         ({"zip": tmp_path / "none.zip"}, "none.zip: there is no such file"),
     ):
@@ -192,7 +192,7 @@ def archive(tmp_path_factory):
 
 def prepare(folder, *flags):
     """Run the program on one process, with paths relative to a folder."""
-    main(argv("--relative-to", folder, "--size 128 --workers 1", flags))
+    main(argv("--relative_to", folder, "--size 128 --workers 1", flags))
 
 
 MINE = ("--zip", "my flood.zip", "--work", "my work", "--out", "my out")
@@ -260,8 +260,8 @@ def test_again_there_is_nothing_to_do(made, archive, capsys):
         (["--resampling", "nearest"], "resampling"),
         (["--size", "256"], "size"),
         (["--units", "dB"], "units"),
-        (["--s1-list", "other.json"], "s1_list"),
-        (["--train-list", "faults.json", "--test-list", "faults.json"], "train_list"),
+        (["--s1_list", "other.json"], "s1_list"),
+        (["--train_list", "faults.json", "--test_list", "faults.json"], "train_list"),
     ),
 )
 def test_again_with_other_parameters_is_refused(change, words, made, archive, capsys):
@@ -279,15 +279,15 @@ def prepare_in(folder):
 def test_lists_and_layout_are_handed_on(archive, tmp_path):
     (tmp_path / "train.csv").write_text("0003\n1\n")
     (tmp_path / "test.csv").write_text("0002\n")
-    flags = ["--layout", "npy", "--train-list", "train.csv", "--test_list", "test.csv", "--keep-intermediate"]
-    flags += ["--raw-root", archive / "SEN12FLOOD", "--work", "work", "--out", "out"]
+    flags = ["--layout", "npy", "--train_list", "train.csv", "--test_list", "test.csv", "--keep_intermediate"]
+    flags += ["--raw_root", archive / "SEN12FLOOD", "--work", "work", "--out", "out"]
     raw = digests(archive / "SEN12FLOOD")
     prepare(tmp_path, *flags)
     assert {*FloodDataset(tmp_path / "out", "train").groups} == {"0003", "1"}
     assert {*FloodDataset(tmp_path / "out", "test").groups} == {"0002"}
     assert not (tmp_path / "out" / "images").exists()
     assert {path.name for path in (tmp_path / "work").iterdir()} == {"aligned", "pairs"}
-    flags.remove("--keep-intermediate")
+    flags.remove("--keep_intermediate")
     prepare(tmp_path, *flags)
     assert not list((tmp_path / "work").iterdir()) and digests(archive / "SEN12FLOOD") == raw
 
@@ -297,7 +297,7 @@ def test_a_raw_root_in_the_work_folder_stays(made, archive, tmp_path):
     raw = tmp_path / "work" / "raw"
     sen12_unzip.main(argv("--zip", archive / "my flood.zip", "--out", raw, "--workers 1"))
     before = digests(raw)
-    prepare(tmp_path, "--raw-root", "work/raw", "--work", "work", "--out", "out")
+    prepare(tmp_path, "--raw_root", "work/raw", "--work", "work", "--out", "out")
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["raw"] and digests(raw) == before
     assert digests(tmp_path / "out") == digests(made)
 
@@ -345,7 +345,7 @@ def test_ranks_are_started_with_the_same_flags(flags, launch, words, monkeypatch
     ((name, command),) = started
     place = command.index(sys.executable)
     assert name == words[0] and command[: len(words)] == words
-    own = ["-m", sen12flood.PROGRAM, *flags, "--zip", "a b", "--as-rank"]
+    own = ["-m", sen12flood.PROGRAM, *flags, "--zip", "a b", "--as_rank"]
     assert command[place + 1 :] == own + (["--workers", "4"] if not launch else [])
 
 
@@ -363,15 +363,15 @@ ZIP, WORK = ["--zip", "my flood.zip"], ["--work", "w", "--out", "o"]
 @pytest.mark.parametrize(
     "flags, words",
     (
-        ([], "--zip, or --raw-root"),
-        ([*ZIP, *WORK, "--raw-root", "SEN12FLOOD"], "give one of them"),
+        ([], "--zip, or --raw_root"),
+        ([*ZIP, *WORK, "--raw_root", "SEN12FLOOD"], "give one of them"),
         ([*ZIP, "--work", "w"], "--out is needed"),
         ([*ZIP, "--out", "o"], "--work is needed"),
         ([*WORK, "--zip"], "--zip"),
         ([*WORK, "--zip="], "--zip : a value is needed"),
         ([*WORK, "--zip", "none.zip"], "none.zip: there is no such file"),
-        ([*WORK, "--raw-root", "none"], "none: there is no such folder"),
-        ([*ZIP, *WORK, "--s1-list", "none.json"], "none.json"),
+        ([*WORK, "--raw_root", "none"], "none: there is no such folder"),
+        ([*ZIP, *WORK, "--s1_list", "none.json"], "none.json"),
         ([*ZIP, *WORK, "--colour", "red"], "--colour"),
         ([*ZIP, *WORK, "red"], "red"),
         ([*ZIP, *WORK, "--layout", "zarr"], "zarr"),
@@ -382,14 +382,14 @@ ZIP, WORK = ["--zip", "my flood.zip"], ["--work", "w", "--out", "o"]
         ([*ZIP, *WORK, "--workers", "-1"], "--workers -1"),
         ([*ZIP, *WORK, "--max_zeros", "2"], "--max_zeros 2"),
         ([*ZIP, *WORK, "--size", "200"], "multiple of 128"),
-        ([*ZIP, *WORK, "--train-list", "faults.json"], "go together"),
-        ([*ZIP, *WORK, "--test-list", "faults.json"], "go together"),
+        ([*ZIP, *WORK, "--train_list", "faults.json"], "go together"),
+        ([*ZIP, *WORK, "--test_list", "faults.json"], "go together"),
         ([*ZIP, "--work", "o/w", "--out", "o"], "lies in --out"),
         ([*ZIP, "--work", "w", "--out", "w/pairs/o"], "which is filled and removed; choose another --out"),
         ([*ZIP, "--work", "w", "--out", "SEN12FLOOD"], "not empty"),
-        (["--raw-root", "SEN12FLOOD", "--work", "SEN12FLOOD/w", "--out", "o"], "lies in --raw-root"),
-        (["--raw-root", "SEN12FLOOD", "--work", "w", "--out", "SEN12FLOOD/o"], "lies in --raw-root"),
-        (["--raw-root", "SEN12FLOOD/0001", *WORK], "--s1-list"),
+        (["--raw_root", "SEN12FLOOD", "--work", "SEN12FLOOD/w", "--out", "o"], "lies in --raw_root"),
+        (["--raw_root", "SEN12FLOOD", "--work", "w", "--out", "SEN12FLOOD/o"], "lies in --raw_root"),
+        (["--raw_root", "SEN12FLOOD/0001", *WORK], "--s1_list"),
     ),
 )
 def test_wrong_flags_are_one_line_and_status_2(flags, words, archive, capsys):
