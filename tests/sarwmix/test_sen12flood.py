@@ -195,12 +195,12 @@ def prepare(folder, *flags):
     main(argv("--relative_to", folder, "--size 128 --workers 1", flags))
 
 
-MINE = ("--zip", "my flood.zip", "--work", "my work", "--out", "my out")
+MINE = "--zip 'my flood.zip' --work 'my work' --out 'my out'"
 
 
 @pytest.fixture(scope="module")
 def made(archive):
-    prepare(archive, *MINE)
+    prepare(archive, MINE)
     return archive / "my out"
 
 
@@ -246,7 +246,7 @@ def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_pat
 
 def test_again_there_is_nothing_to_do(made, archive, capsys):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
-    prepare(archive, *MINE)
+    prepare(archive, MINE)
     assert capsys.readouterr() == (f"[prepare] {made} is complete already, nothing to do\n", "")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     assert list((archive / "my work").iterdir()) == []
@@ -255,25 +255,25 @@ def test_again_there_is_nothing_to_do(made, archive, capsys):
 @pytest.mark.parametrize(
     "change, words",
     (
-        (["--max-zeros", "0.3"], "max_zeros"),
-        (["--layout", "npy"], "layout"),
-        (["--resampling", "nearest"], "resampling"),
-        (["--size", "256"], "size"),
-        (["--units", "dB"], "units"),
-        (["--s1_list", "other.json"], "s1_list"),
-        (["--train_list", "faults.json", "--test_list", "faults.json"], "train_list"),
+        ("--max_zeros 0.3", "max_zeros"),
+        ("--layout npy", "layout"),
+        ("--resampling nearest", "resampling"),
+        ("--size 256", "size"),
+        ("--units dB", "units"),
+        ("--s1_list other.json", "s1_list"),
+        ("--train_list faults.json --test_list faults.json", "train_list"),
     ),
 )
 def test_again_with_other_parameters_is_refused(change, words, made, archive, capsys):
     before = digests(made)
     (archive / "other.json").write_text("{}")
-    message = refusal(prepare_in(archive), [*MINE, *change], capsys)
+    message = refusal(prepare_in(archive), (MINE, change), capsys)
     assert "other parameters" in message and words in message
     assert digests(made) == before and not list((archive / "my work").iterdir())
 
 
 def prepare_in(folder):
-    return lambda flags: prepare(folder, *flags)
+    return lambda flags: prepare(folder, flags)
 
 
 def test_lists_and_layout_are_handed_on(archive, tmp_path):
@@ -316,13 +316,13 @@ def test_stopped_while_removing_it_removes_the_rest(made, archive, tmp_path, cap
         (tmp_path / "work" / name).mkdir(parents=True)
         (tmp_path / "work" / name / "file").write_text("")
     (tmp_path / "work" / "aligned" / "step.json").write_text("{}")
-    prepare(archive, "--zip", "my flood.zip", "--work", tmp_path / "work", "--out", "my out")
+    prepare(archive, ZIP, "--work", tmp_path / "work", "--out 'my out'")
     assert "nothing to do" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["mine"]
 
 
 def test_too_little_room_is_found_before_anything_is_written(archive, tmp_path, capsys):
-    flags = ["--zip", "my flood.zip", "--work", tmp_path / "work", "--out", tmp_path / "out", "--size", 128000]
+    flags = (ZIP, "--work", tmp_path / "work", "--out", tmp_path / "out", "--size 128000")
     assert "make room" in refusal(prepare_in(archive), flags, capsys)
     assert list(tmp_path.iterdir()) == []
 
@@ -357,39 +357,39 @@ def test_one_process_goes_on_and_without_mpirun_ranks_are_refused(monkeypatch):
         sen12flood.start_ranks(2, [])
 
 
-ZIP, WORK = ["--zip", "my flood.zip"], ["--work", "w", "--out", "o"]
+ZIP, WORK = "--zip 'my flood.zip'", "--work w --out o"
 
 
 @pytest.mark.parametrize(
     "flags, words",
     (
         ([], "--zip, or --raw_root"),
-        ([*ZIP, *WORK, "--raw_root", "SEN12FLOOD"], "give one of them"),
-        ([*ZIP, "--work", "w"], "--out is needed"),
-        ([*ZIP, "--out", "o"], "--work is needed"),
-        ([*WORK, "--zip"], "--zip"),
-        ([*WORK, "--zip="], "--zip : a value is needed"),
-        ([*WORK, "--zip", "none.zip"], "none.zip: there is no such file"),
-        ([*WORK, "--raw_root", "none"], "none: there is no such folder"),
-        ([*ZIP, *WORK, "--s1_list", "none.json"], "none.json"),
-        ([*ZIP, *WORK, "--colour", "red"], "--colour"),
-        ([*ZIP, *WORK, "red"], "red"),
-        ([*ZIP, *WORK, "--layout", "zarr"], "zarr"),
-        ([*ZIP, *WORK, "--resampling", "cubic"], "cubic"),
-        ([*ZIP, *WORK, "--units", "power"], "power"),
-        ([*ZIP, *WORK, "--size", "big"], "--size big"),
-        ([*ZIP, *WORK, "--ranks", "0"], "--ranks 0"),
-        ([*ZIP, *WORK, "--workers", "-1"], "--workers -1"),
-        ([*ZIP, *WORK, "--max_zeros", "2"], "--max_zeros 2"),
-        ([*ZIP, *WORK, "--size", "200"], "multiple of 128"),
-        ([*ZIP, *WORK, "--train_list", "faults.json"], "go together"),
-        ([*ZIP, *WORK, "--test_list", "faults.json"], "go together"),
-        ([*ZIP, "--work", "o/w", "--out", "o"], "lies in --out"),
-        ([*ZIP, "--work", "w", "--out", "w/pairs/o"], "which is filled and removed; choose another --out"),
-        ([*ZIP, "--work", "w", "--out", "SEN12FLOOD"], "not empty"),
-        (["--raw_root", "SEN12FLOOD", "--work", "SEN12FLOOD/w", "--out", "o"], "lies in --raw_root"),
-        (["--raw_root", "SEN12FLOOD", "--work", "w", "--out", "SEN12FLOOD/o"], "lies in --raw_root"),
-        (["--raw_root", "SEN12FLOOD/0001", *WORK], "--s1_list"),
+        ((ZIP, WORK, "--raw_root SEN12FLOOD"), "give one of them"),
+        ((ZIP, "--work w"), "--out is needed"),
+        ((ZIP, "--out o"), "--work is needed"),
+        ((WORK, "--zip"), "--zip"),
+        ((WORK, "--zip="), "--zip : a value is needed"),
+        ((WORK, "--zip none.zip"), "none.zip: there is no such file"),
+        ((WORK, "--raw_root none"), "none: there is no such folder"),
+        ((ZIP, WORK, "--s1_list none.json"), "none.json"),
+        ((ZIP, WORK, "--colour red"), "--colour"),
+        ((ZIP, WORK, "red"), "red"),
+        ((ZIP, WORK, "--layout zarr"), "zarr"),
+        ((ZIP, WORK, "--resampling cubic"), "cubic"),
+        ((ZIP, WORK, "--units power"), "power"),
+        ((ZIP, WORK, "--size big"), "--size big"),
+        ((ZIP, WORK, "--ranks 0"), "--ranks 0"),
+        ((ZIP, WORK, "--workers -1"), "--workers -1"),
+        ((ZIP, WORK, "--max_zeros 2"), "--max_zeros 2"),
+        ((ZIP, WORK, "--size 200"), "multiple of 128"),
+        ((ZIP, WORK, "--train_list faults.json"), "go together"),
+        ((ZIP, WORK, "--test_list faults.json"), "go together"),
+        ((ZIP, "--work o/w --out o"), "lies in --out"),
+        ((ZIP, "--work w --out w/pairs/o"), "which is filled and removed; choose another --out"),
+        ((ZIP, "--work w --out SEN12FLOOD"), "not empty"),
+        ("--raw_root SEN12FLOOD --work SEN12FLOOD/w --out o", "lies in --raw_root"),
+        ("--raw_root SEN12FLOOD --work w --out SEN12FLOOD/o", "lies in --raw_root"),
+        (("--raw_root SEN12FLOOD/0001", WORK), "--s1_list"),
     ),
 )
 def test_wrong_flags_are_one_line_and_status_2(flags, words, archive, capsys):
