@@ -135,4 +135,4 @@ def test_help_names_every_setting(script, settings, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = runner.help_of(script, settings)
     assert lines[0].startswith("The main job")
-    assert {line.split()[0] for line in lines if line[:2] == " "} >= {*settings}
+    assert {line.split()[0] for line in lines if line[:2] == "  "} >= {*settings}
