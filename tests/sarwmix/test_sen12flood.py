@@ -14,7 +14,7 @@ import main_finetune
 from common.errors import DataError, UsageError
 from sarwmix.prepare import pack, sen12_unzip, sen12flood
 from sarwmix.prepare.sen12_index import read_s1_list
-from sarwmix.prepare.sen12flood import check_disk, check_paths, estimate, flag_of, main, present
+from sarwmix.prepare.sen12flood import check_disk, check_paths, estimate, main, present
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood_archive
 from tests.helpers.dataset_fixtures import needs_samples, sample_path
@@ -413,5 +413,5 @@ def test_a_source_in_a_folder_that_is_removed_is_refused(tmp_path, name):
     source = tmp_path / "work" / "raw" / "source"
     source.parent.mkdir(parents=True)
     source.touch()
-    with pytest.raises(UsageError, match=f"{flag_of(name)} .*, which is filled and removed; choose another --work"):
+    with pytest.raises(UsageError, match=f"--{name} .*, which is filled and removed; choose another --work"):
         check_paths(settings(tmp_path, **{name: source}))
