@@ -192,7 +192,7 @@ def archive(tmp_path_factory):
 
 def prepare(folder, *flags):
     """Run the program on one process, with paths relative to a folder."""
-    main(["--relative-to", str(folder), "--size", "128", "--workers", "1", *map(str, flags)])
+    main(["--relative_to", str(folder), "--size", "128", "--workers", "1", *map(str, flags)])
 
 
 MINE = ("--zip", "my flood.zip", "--work", "my work", "--out", "my out")
