@@ -236,33 +236,24 @@ def _numbered_lists(column):
             ends = np.cumsum(column.value_lengths().to_numpy()).tolist()
             numbers, distinct = _numbered(text[start:end] for start, end in zip([0, *ends], ends))
             return numbers, [tuple(known[k] for k in key) for key in distinct]
+    values = ([] if value is None else value for value in column.to_pylist())
     return _numbered(
-        () if value is None else tuple(map(_label_name, value)) if isinstance(value, list) else str(value)
-        for value in column.to_pylist()
+        tuple(name if isinstance(name, str) else repr(name) for name in value)
+        if isinstance(value, list)
+        else str(value)
+        for value in values
     )
 
 
 def _numbered(values):
     """Returns (the number of each value, the different values in the order of their numbers)."""
-    numbers = Numbers()
-    return [numbers[value] for value in values], list(numbers)
-
-
-class Numbers(dict):
-    """numbers[value]: numbers different values from 0, in the order of their first access."""
-
-    def __missing__(self, value):
-        return self.setdefault(value, len(self))
-
-
-def _label_name(value):
-    return value if isinstance(value, str) else repr(value)
+    numbers = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values], list(numbers)
 
 
 def _read_csv(path, id_col, need_labels):
     """Reads a CSV dump with a header. Returns (line numbers from 1, S1 names, labels for `_encode`, splits)."""
-    lines, names, labels, splits, ragged = [], [], [], [], []
-    distinct = Numbers()
+    lines, names, labels, splits, ragged, distinct = [], [], [], [], [], {}
     rows = read_csv_rows(path)
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     if not header:
@@ -274,7 +265,8 @@ def _read_csv(path, id_col, need_labels):
             continue
         lines.append(line)
         names.append(row[id_at].strip())
-        labels.append(distinct[() if labels_at is None or not row[labels_at].strip() else row[labels_at]])
+        text = () if labels_at is None or not row[labels_at].strip() else row[labels_at]
+        labels.append(distinct.setdefault(text, len(distinct)))
         if split_at is not None:
             splits.append(row[split_at].strip())
     if ragged:

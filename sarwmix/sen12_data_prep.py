@@ -23,7 +23,7 @@ from common.errors import DataError, data_error, first_few, quoted
 from common.files import claimed, sha256_of
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
-from sarwmix.listing import CHANNELS
+from sarwmix.listing import CHANNELS, read_csv_rows
 from sarwmix.prepare.sen12_index import (
     ALIGN,
     ALIGNED,
@@ -72,12 +72,9 @@ def measure_folder(images, aligned):
 
 def read_folder_list(path):
     """Reads a list of folders: one name per row, without header. Raises DataError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a list of folders ({error}); check the path and the file") from None
-    named = [(number, line.strip().strip('"')) for number, line in enumerate(lines, start=1) if line.strip()]
-    bad = [f"{quoted(name)} (line {number})" for number, name in named if not re.fullmatch(r"[A-Za-z0-9-]+", name)]
+    cells = [(line, ",".join(row).strip()) for line, row in read_csv_rows(path)]
+    named = [(line, name) for line, name in cells if name]
+    bad = [f"{quoted(name)} (line {line})" for line, name in named if not re.fullmatch(r"[A-Za-z0-9-]+", name)]
     if not named:
         raise DataError(f"{path}: names no folder; give one per row")
     if bad:

@@ -64,6 +64,10 @@ class Source:
     names: np.ndarray  # (M,)
     ranges: list  # of ImageRange, one for each part
 
+    def checksum(self):
+        """SHA-256 of the samples and their labels."""
+        return hashlib.sha256("\n".join(self.ids.tolist()).encode() + self.labels.tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Part:
@@ -216,11 +220,6 @@ def largest_error(images, codes, scale, offset):
 # ---- Tables and manifest -------------------------------------------------------------------------
 
 
-def write_table(path, columns):
-    with atomic_path(path) as temporary:
-        pd.DataFrame(columns).to_parquet(temporary, index=False)
-
-
 def write_tables(out, sources, positions, reports, classes):
     """Writes images.parquet, and samples.parquet without samples of bad images. Returns {split: number of samples}."""
     bad = {name for report in reports for name, _ in report["bad"]}
@@ -230,23 +229,20 @@ def write_tables(out, sources, positions, reports, classes):
     splits = np.repeat([source.split for source in sources], [len(source.ids) for source in sources])
     good = np.concatenate([[name not in bad for name in source.names.tolist()] for source in sources])[rows].all(1)
     ids, splits, positions, rows, labels = (column[good] for column in (ids, splits, positions, rows, labels))
-    write_table(
-        out / IMAGES,
-        {
-            "name": np.concatenate([source.names for source in sources]),
-            "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
-        },
-    )
-    write_table(
-        out / SAMPLES,
-        {
-            "id": ids,
-            "split": splits,
-            "position": positions,
-            **{f"image_{k}": column for k, column in enumerate(rows.T)},
-            **dict(zip(classes, labels.T)),
-        },
-    )
+    images = {
+        "name": np.concatenate([source.names for source in sources]),
+        "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
+    }
+    samples = {
+        "id": ids,
+        "split": splits,
+        "position": positions,
+        **{f"image_{k}": column for k, column in enumerate(rows.T)},
+        **dict(zip(classes, labels.T)),
+    }
+    for name, columns in ((IMAGES, images), (SAMPLES, samples)):
+        with atomic_path(out / name) as temporary:
+            pd.DataFrame(columns).to_parquet(temporary, index=False)
     return {source.split: int(np.count_nonzero(splits == source.split)) for source in sources}
 
 
@@ -310,7 +306,7 @@ def pack(args, splits, workers):
         "dtype": args.dtype,
         "part_mb": args.part_mb,
         "max_nonfinite": args.max_nonfinite,
-        "samples": [[source.split, digest_of(source)] for source in sources],
+        "samples": [[source.split, source.checksum()] for source in sources],
         "order": hashlib.sha256(positions.tobytes()).hexdigest(),
     }
     with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
@@ -333,11 +329,6 @@ def pack(args, splits, workers):
             workers.on_main(refuse_bad, reports, args.skip_bad, out)
             workers.on_main(finish, out, sources, positions, reports, known, args.dtype)
         workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
-
-
-def digest_of(source):
-    """SHA-256 of the samples and labels of a split."""
-    return hashlib.sha256("\n".join(source.ids.tolist()).encode() + source.labels.tobytes()).hexdigest()
 
 
 def refuse_bad(reports, skip_bad, out):

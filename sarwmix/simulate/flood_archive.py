@@ -238,7 +238,11 @@ def write_folder(place, root, parameters, faults):
     for when in (starts[0] + after for after in S2_DATES):
         latest = sum(start <= when for start in starts) - 1
         rng = np.random.default_rng((parameters.seed, STREAM, VERSION, place.index, when.toordinal()))
-        _write_optical(folder, when, place.index, red_band(rng, geography, water[latest]))
+        red, (crs, pixels, _) = red_band(rng, geography, water[latest]), grid(place.index, parameters.size)
+        # The preparation reads only the red band, B04.
+        for band, image in (("B04", red), ("B02", red[:16, :16] // 2), ("B08", red[:16, :16] * 2)):
+            with atomic_path(folder / f"S2_{when:%Y-%m-%d}_{band}.tif") as temporary:
+                write_raster(temporary, image, crs, pixels, "reflectance x 10000")
         optical.append({"date": f"{when:%Y-%m-%d}", "FLOODING": flooded[latest], "filename": f"S2_{when:%Y-%m-%d}"})
     area = _outline(place.index, parameters.size)
     # In the real list, some folders are not numbered in the order of acquisition; here, every second one is not.
@@ -247,14 +251,6 @@ def write_folder(place, root, parameters, faults):
         _listed(place.name, optical, area),
         {kind: {"folder": place.name, "filename": entries[date]["filename"]} for date, kind in wrong.items()},
     )
-
-
-def _write_optical(folder, when, index, red):
-    """Writes bands of Sentinel-2 of one date. The preparation reads only the red band, B04."""
-    crs, pixels, _ = grid(index, len(red))
-    for band, image in (("B04", red), ("B02", red[:16, :16] // 2), ("B08", red[:16, :16] * 2)):
-        with atomic_path(folder / f"S2_{when:%Y-%m-%d}_{band}.tif") as temporary:
-            write_raster(temporary, image, crs, pixels, "reflectance x 10000")
 
 
 def _outline(index, size):

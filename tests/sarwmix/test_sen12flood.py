@@ -356,7 +356,7 @@ def test_ranks_are_started_with_the_same_flags(flags, launch, words, monkeypatch
     ((name, command),) = started
     place = command.index(sys.executable)
     assert name == words[0] and command[: len(words)] == words
-    own = ["-m", sen12flood.PROGRAM, *flags, "--zip", "a b", "--as-rank"]
+    own = ["-m", sen12flood.PROGRAM, *flags, "--zip", "a b", "--as_rank"]
     assert command[place + 1 :] == own + (["--workers", "4"] if not launch else [])
 
 
