@@ -225,13 +225,12 @@ def _finish(out, record, candidates, kept, dropped, checksums):
     CHECKSUMS.write(out, sorted(checksums))
     counts = {}
     for split in SPLITS:
-        mine = [row for row in kept if row["split"] == split]
-        flooded = sum(row["label"] == "1" for row in mine)
+        labels = Counter(row["label"] for row in kept if row["split"] == split)
         counts[split] = {
             "candidates": sum(row["split"] == split for row in candidates),
-            "kept": len(mine),
-            "no flood": len(mine) - flooded,
-            "flood": flooded,
+            "kept": labels.total(),
+            "no flood": labels["0"],
+            "flood": labels["1"],
         }
     reasons = {
         f"{kind}s": dict(sorted(Counter(row[4] for row in dropped if row[0] == kind).items()))
@@ -385,7 +384,7 @@ def main(argv=None):
         if args.verify and (args.aligned or args.pairs):
             parser.error("--verify goes without --aligned and --pairs")
         if args.verify:
-            log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
+            log.info("%s: all %d files match their checksums", args.out, verify(args.out, workers))
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
         else:

@@ -274,7 +274,7 @@ def verify(out, workers):
     found += [f"{patch}: is not in {MANIFEST}" for patch in workers.on_main(target.patches) if patch not in expected]
     if found:
         raise data_error(
-            f"{out}: {len(found)} of {len(expected)} patches are not what was written",
+            f"{out}: {len(found)} of {len(expected)} patches differ from {MANIFEST}",
             found,
             f"remove their folders in {target.folder} and {MANIFEST}, and run the conversion again: it does only these",
         )
@@ -353,8 +353,8 @@ def main(argv=None):
         lists = {split: getattr(args, split) for split in PARTS["all"] if getattr(args, split)}
         if args.verify:
             if args.root or lists or args.skip_bad:
-                parser.error("--verify goes with --out alone: it reads what was written")
-            log.info("%s: %d patches are what was written", args.out, verify(args.out, workers))
+                parser.error("--verify goes with --out alone")
+            log.info("%s: all %d patches match the manifest", args.out, verify(args.out, workers))
             return
         if args.root is None:
             parser.error("--root is missing: the folder of patch folders")

@@ -411,7 +411,7 @@ def check_flags(args):
 
 def work(args, workers):
     if args.verify:
-        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, workers))
+        log.info("%s: all %d files match their checksums", args.verify, verify(args.verify, workers))
         return
     pack(args, workers.on_main(check_flags, args), workers)
 

@@ -158,11 +158,11 @@ def _prepare(path, out):
     if missing:
         check_room([("--out", out, missing)])
     log.info(
-        "%s: %d files, %.3f GB, are wanted of %s, %d others are not; %.3f GB are still to be written",
+        "%s: %d files (%.3f GB) of %s are extracted, %d others are not; %.3f GB remain to be written",
         path,
         len(planned.wanted),
         planned.bytes / 1e9,
-        planned.root or "it",
+        planned.root or "its root",
         planned.left_out,
         missing / 1e9,
     )

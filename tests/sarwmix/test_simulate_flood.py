@@ -12,7 +12,6 @@ import pytest
 from scipy import ndimage
 
 from common.errors import DataError
-from sarwmix.prepare.sen12_index import pairs
 from sarwmix.sen12flood_loader import FloodDataset
 from sarwmix.simulate import flood, flood_archive
 from sarwmix.simulate.flood import Parameters, main, plan_places, simulate_floods, simulate_place, under_water
@@ -97,11 +96,6 @@ def test_level_changes_of_dry_places_are_as_large_as_a_small_flood():
 
 
 # ---- Files ---------------------------------------------------------------------------------------
-
-
-def test_pairs_rule():
-    assert pairs([False, False, True, True]) == [(0, 1, 0), (0, 2, 1), (0, 3, 1), (1, 2, 1), (1, 3, 1)]
-    assert pairs([False] * 3) == [(0, 1, 0), (0, 2, 0), (1, 2, 0)]
 
 
 def test_lists_hold_the_pairs_in_order_of_acquisition(dataset):
