@@ -248,25 +248,25 @@ def write_tables(out, sources, positions, reports, classes):
 
 def write_statistics(out, reports, floor_db):
     """Writes statistics.json: {split: statistics and histogram}. Returns {split: Moments}."""
-    tallies = {}
+    totals = {}
     for report in reports:
-        tallies.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
+        totals.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
     write_json(
         out / STATISTICS,
-        {split: {**tally.summary(), "histogram": tally.histogram_dict()} for split, tally in tallies.items()},
+        {split: {**total.summary(), "histogram": total.histogram_dict()} for split, total in totals.items()},
     )
-    return tallies
+    return totals
 
 
 def finish(out, sources, positions, reports, known, dtype):
     """Writes all files except the parts; the manifest last."""
     write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
     splits = write_tables(out, sources, positions, reports, known["classes"])
-    tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
-    for split, tally in tallies.items():
+    totals, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
+    for split, total in totals.items():
         log.info("split %s, %d samples", split, splits[split])
-        log_moments(tally, known["channels"])
-        judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
+        log_moments(total, known["channels"])
+        judge(f"{out}: split '{split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -278,7 +278,7 @@ def finish(out, sources, positions, reports, known, dtype):
         "samples": sum(splits.values()),
         "images": sum(report["part"]["images"] for report in reports),
         "nonfinite": int(sum(sum(report["nonfinite"]) for report in reports)),
-        "statistics": {split: tally.summary() for split, tally in tallies.items()},
+        "statistics": {split: total.summary() for split, total in totals.items()},
         "files": {name: sha256_of(out / name) for name in (SAMPLES, IMAGES, STATISTICS, BAD)},
         "parts": [report["part"] for report in reports],
     }

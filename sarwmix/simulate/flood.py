@@ -202,18 +202,24 @@ def simulate_floods(out, parameters, workers=Workers()):
 
 def add_content_flags(parser):
     group = parser.add_argument_group("content")
-    folders, images = Range(int, 1, at_most=9999), Range(int, 2, at_most=30)
-    size = Range(int, PATCH, at_most=1024, multiple_of=PATCH)
     group.add_argument(
         "--folders",
-        type=folders,
+        type=Range(int, at_least=1, at_most=9999),
         required=True,
         help="number of places, train and test together; every third is never flooded",
     )
     group.add_argument("--seed", type=count, default=Parameters.seed, help="seed of all random numbers")
-    group.add_argument("--size", type=size, default=Parameters.size, help="side of an image, pixels of 10 m")
     group.add_argument(
-        "--images", type=images, default=Parameters.images, help="dates of each place; the later half is flooded"
+        "--size",
+        type=Range(int, at_least=PATCH, at_most=1024, multiple_of=PATCH),
+        default=Parameters.size,
+        help="side of an image, pixels of 10 m",
+    )
+    group.add_argument(
+        "--images",
+        type=Range(int, at_least=2, at_most=30),
+        default=Parameters.images,
+        help="dates of each place; the later half is flooded",
     )
     group.add_argument("--test_fraction", type=rate, default=Parameters.test_fraction, help="share of test folders")
 

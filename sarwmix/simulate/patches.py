@@ -236,15 +236,22 @@ def get_args_parser():
     parser = Parser("Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.", "sarwmix.simulate")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
-    patches, size, side = Range(int, 1, at_most=10**7), Range(int, 16, at_most=1024), Range(int, 1, at_most=32)
-    group.add_argument("--patches", type=patches, required=True, help="number of patches, all splits together")
+    group.add_argument(
+        "--patches",
+        type=Range(int, at_least=1, at_most=10**7),
+        required=True,
+        help="number of patches, all splits together",
+    )
     group.add_argument("--seed", type=count, default=Parameters.seed, help="seed of all random numbers")
     group.add_argument(
-        "--size", type=size, default=Parameters.size, help="side of a patch, pixels of 10 m; the programs read 120"
+        "--size",
+        type=Range(int, at_least=16, at_most=1024),
+        default=Parameters.size,
+        help="side of a patch, pixels of 10 m; the programs read 120",
     )
     group.add_argument(
         "--scene_side",
-        type=side,
+        type=Range(int, at_least=1, at_most=32),
         default=Parameters.scene_side,
         help="largest side of a scene, patches; scenes of few or large patches are smaller",
     )
