@@ -302,7 +302,7 @@ def every_patch(store):
     place = f"{store.folder.name}/"
     if not names:
         raise DataError(
-            f"{store.folder}: has no patch folders (S1A_… or S1B_…), {content_of(store.folder)}; check --data_path"
+            f"{store.folder}: holds no patch folders (S1A_… or S1B_…); {content_of(store.folder)}; check --data_path"
         )
     check_names(names, lambda i: f"{place}{names[i]}")
     return Listing(np.array(names, dtype=str), None, (place,))
