@@ -13,7 +13,7 @@ from common.launchers import launched_rank
 class Range:
     """An argparse type: a finite number within bounds, which `--help` and error messages show."""
 
-    def __init__(self, kind, at_least=None, above=None, at_most=None, below=None):
+    def __init__(self, kind, at_least=None, above=None, at_most=None, below=None, multiple_of=None):
         self.kind = kind
         self.bounds = [
             (f"{words} {bound:g}", holds, bound)
@@ -22,6 +22,7 @@ class Range:
                 ("above", above, lambda value, bound: value > bound),
                 ("at most", at_most, lambda value, bound: value <= bound),
                 ("below", below, lambda value, bound: value < bound),
+                ("a multiple of", multiple_of, lambda value, bound: value % bound == 0),
             )
             if bound is not None
         ]

@@ -39,8 +39,12 @@ class Interrupted(BaseException):
 
 def data_error(problem, found, remedy):
     """A DataError about many places: `problem` (with their count), the first five of `found`, and `remedy`."""
-    shown = ", ".join(found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
-    return DataError(" ".join(f"{problem}: {shown}; {remedy}".splitlines()))
+    return DataError(" ".join(f"{problem}: {first_few(found)}; {remedy}".splitlines()))
+
+
+def first_few(found):
+    """The first five of a list, for a message: "a, b, c, d, e, and 3 more"."""
+    return ", ".join(found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def quoted(value, most=80):

@@ -4,6 +4,7 @@
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,8 @@ import numpy as np
 
 from common.errors import DataError
 from common.lock import LOCK, FolderLock
+
+log = logging.getLogger(__name__)
 
 RESERVE = 256 * 2**20  # bytes that stay free on a file system
 HALF_WRITTEN = ".*.[0-9]*.tmp"  # temporary files of `atomic_path`, as a killed run leaves them
@@ -151,11 +154,15 @@ def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
     """Holds the folder `out` against other runs. Yields whether it is complete, which is when the file `last` exists.
 
     record: the parameters that decide its content, plain values, kept in the file `name`. A folder with the same record
-    is continued; a missing folder is made. flag: how the user named the folder. Raises InputError on every rank of
-    `workers`, and changes nothing, for any other content and for a folder that another run holds.
+    is continued; a missing folder is made; a complete one is logged. flag: how the user named the folder. Raises
+    InputError on every rank of `workers`, and changes nothing, for any other content and for a folder that another run
+    holds.
     """
     with ExitStack() as stack:
-        yield workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
+        complete = workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
+        if complete:
+            log.info("%s: complete already, nothing to do", out)
+        yield complete
 
 
 @contextmanager
