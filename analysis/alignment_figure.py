@@ -110,10 +110,8 @@ def main(argv=None):
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

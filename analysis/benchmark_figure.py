@@ -236,12 +236,10 @@ def main(argv=None):
     if not paths:
         parser.error(f"{args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it")
     for path in paths:
-        try:
+        with parser.input_errors():
             figure = draw(path.stem, read_json(path, f"run python -m benchmarks.{path.stem} again"))
             output.mkdir(parents=True, exist_ok=True)
             print(write_figure(figure, output / f"benchmark_{path.stem}.png")[0])
-        except DataError as error:
-            parser.error(str(error))
 
 
 if __name__ == "__main__":

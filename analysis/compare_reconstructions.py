@@ -92,7 +92,7 @@ def main(argv=None):
     )
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         names, results = read_reconstructions(args.input)
         rows = args.samples or list(range(len(names)))
         if max(rows) >= len(names):
@@ -102,8 +102,6 @@ def main(argv=None):
             for title, result in results.items()
         }
         write_figure(draw_reconstructions(chosen, [names[row] for row in rows]), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

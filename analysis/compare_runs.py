@@ -134,7 +134,7 @@ def main(argv=None):
     parser.add_argument("--output", metavar="CSV", help="also write the rows of the runs here")
     parser.add_argument("--figure", type=picture, metavar="FILE", help="also draw them, .png or .svg; both are written")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         runs = [read_run(folder, args.split) for folder in args.runs]
         if len({tuple(row) for row, _ in runs}) > 1:
             raise DataError("--runs: floods and many labels have no metrics in common; compare them apart")
@@ -143,8 +143,6 @@ def main(argv=None):
             write_figure(draw_runs(runs), args.figure, "--figure")
         if args.output:
             write_table(frame, args.output)
-    except DataError as error:
-        parser.error(str(error))
     for part in (frame, means):
         if len(part):
             part = part.astype(object).where(part.notna(), None)

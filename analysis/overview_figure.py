@@ -16,7 +16,7 @@ from analysis.figures import GREEN, VERMILION, write_figure
 from analysis.programs import add_picture_flag
 from batch_preparation import BatchPreparation
 from common.command_line import Parser
-from common.errors import InputError, UsageError
+from common.errors import UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -168,13 +168,11 @@ def main(argv=None):
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         model, prepare = load_model(args.checkpoint)
         scenes = [simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0] for seed, landscape in SCENES]
         images = torch.from_numpy(np.stack(scenes))
         write_figure(draw_overview(images, reconstruct(model, prepare, images, MASK)), args.output)
-    except InputError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -385,10 +385,8 @@ def run(args):
 def main(argv=None):
     parser = build_parser()
     args = parser.parse_checked(argv, check_flags)
-    try:
+    with parser.input_errors():
         run(args)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

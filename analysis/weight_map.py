@@ -83,14 +83,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")
-    try:
+    with parser.input_errors():
         if args.simulate is None:
             sar_db = read_patch(args.vh, args.vv)
         else:
             sar_db = torch.from_numpy(simulate_scene(args.simulate, 1, 1, size=128, landscape=args.landscape)[0])
         write_figure(draw_weights(sar_db), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

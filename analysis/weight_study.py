@@ -150,12 +150,10 @@ def main(argv=None):
     parser.add_argument("--table", metavar="CSV", required=True, help="table to write, a row for each kind and seed")
     parser.add_argument("--note", default="", metavar="TEXT", help="line under the figure's title: data, model, epochs")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         frame = read_study(args.folder)
         write_figure(draw_study(frame, args.note), args.output)
         write_table(frame, args.table, "--table")
-    except DataError as error:
-        parser.error(str(error))
     means, differences = tables(frame)
     print("Mean and standard deviation over seeds:\n")
     print(tabulate(means, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True))

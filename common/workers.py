@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from common.command_line import positive_int
 from common.console import setup_logging
 from common.ending import PREPARATION, run_program
-from common.errors import DataError, InputError
+from common.errors import DataError
 from common.launchers import LaunchError, OutsideSrun, detect_launch
 from common.ranks import RankGroup
 
@@ -94,10 +94,8 @@ def run_command(parser, work, argv=None):
     Bad input, InputError or OSError, is one line and exit status 2; see `run_program`.
     """
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         workers = Workers.start(args.workers)
-    except InputError as error:
-        parser.error(str(error))
     setup_logging(logging.INFO if workers.is_main else logging.WARNING)
     status = run_program(lambda: work(args, workers), parser.prog, PREPARATION, workers.abort)
     if status:
