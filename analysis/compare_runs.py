@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate finetuned runs, best first, from their eval_<split>.json and run.json.
+"""Tabulates finetuned runs, best first, from their eval_<split>.json and run.json.
 
     python -m analysis.compare_runs --runs output/pretrained_seed0 output/random_seed0 … [--split test] [--output a.csv]
     python -m analysis.compare_runs --runs output/seeds/* --figure seeds.png
@@ -74,6 +74,11 @@ def metrics_of(frame):
     return [label for label in METRICS.values() if label in frame]
 
 
+def mean_and_std(values):
+    """Mean and standard deviation as text; None if a value is undefined."""
+    return f"{values.mean():.4f} ± {values.std():.4f}" if values.notna().all() else None
+
+
 def table_of_runs(runs):
     """(DataFrame of the runs, best first; DataFrame of means over seeds, maybe empty). runs: [(row, kind)]."""
     frame = pd.DataFrame([row for row, _ in runs])
@@ -81,12 +86,8 @@ def table_of_runs(runs):
     means = [
         {
             "mean of": f"{len(rows)} seeds",
-            "start": rows["start"].iloc[0],
-            "training samples": rows["training samples"].iloc[0],
-            **{
-                name: f"{rows[name].mean():.4f} ± {rows[name].std():.4f}" if rows[name].notna().all() else None
-                for name in metrics
-            },
+            **rows[["start", "training samples"]].iloc[0],
+            **{name: mean_and_std(rows[name]) for name in metrics},
         }
         for _, rows in group_by_kind(runs)
         if len(rows) > 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw finetuning results against the number of pretraining epochs, on an axis of powers of two.
+"""Draws finetuning results against the number of pretraining epochs, on an axis of powers of two.
 
     python -m analysis.exponential_2_n_epoch logs output/finetune_* --output epochs.png
 

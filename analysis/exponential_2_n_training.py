@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the training loss of one or several runs against the epoch, with the learning rate below.
+"""Draws the training loss of one or several runs against the epoch, with the learning rate below.
 
     python -m analysis.exponential_2_n_training output/pretrain --output loss.png
     python -m analysis.exponential_2_n_training ours/log.txt theirs/tensorboard third.csv --labels ours theirs third \\

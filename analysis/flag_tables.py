@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Write the flags of both main programs as tables, from their parsers, for docs/FLAGS.md.
+"""Writes the flags of both main programs as tables, from their parsers, for docs/FLAGS.md.
 
 python -m analysis.flag_tables --output docs/FLAGS.md
 """

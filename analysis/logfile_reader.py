@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate the best results of all finetuning logs of a folder, best first.
+"""Tabulates the best results of all finetuning logs of a folder, best first.
 
     python -m analysis.logfile_reader logs output --output table.csv
 

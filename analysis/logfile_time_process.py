@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate how long trainings took, from their console logs.
+"""Tabulates how long trainings took, from their console logs.
 
     python -m analysis.logfile_time_process logs --gpus 8 --output times.csv
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw finetuning results against the share of the training labels, pretrained beside random initialisation.
+"""Draws finetuning results against the share of the training labels, pretrained beside random initialisation.
 
     python -m analysis.train_data_sampling logs output/finetune_* --published --output shares.png
     python -m analysis.train_data_sampling --published --output shares.png
