@@ -84,7 +84,7 @@ def add_workers_flag(group):
         "--workers",
         type=positive_int,
         default=len(os.sched_getaffinity(0)),
-        help="processes of each MPI rank, or of the one machine; the files do not depend on it",
+        help="processes of each MPI rank; the output does not depend on it",
     )
 
 
@@ -117,7 +117,7 @@ def _in_processes(work, items, processes):
 
 
 def _end_with_parent():
-    """Ends this worker with its parent: if the parent is killed, it would wait for work for ever."""
+    """Ends this worker with its parent. Otherwise it would wait for work for ever after the parent is killed."""
 
     def watch():
         wait([multiprocessing.parent_process().sentinel])

@@ -94,16 +94,7 @@ def measured(report_run):
                 "scaling",
                 "--out",
                 str(folder),
-                "--model",
-                "mixmim_tiny",
-                "--batch_size",
-                "4",
-                "--device",
-                "cpu",
-                "--rounds",
-                "2",
-                "--warmup",
-                "1",
+                *"--model mixmim_tiny --batch_size 4 --device cpu --rounds 2 --warmup 1".split(),
             ],
         )
         scaling.main()

@@ -219,24 +219,8 @@ def test_without_rasterio_geotiffs_are_left_out(tmp_path, monkeypatch, capsys):
         [
             "--out",
             str(tmp_path),
-            "--model",
-            "mixmim_tiny",
-            "--batch_size",
-            "4",
-            "--device",
-            "cpu",
-            "--amp",
-            "off",
-            "--samples",
-            "8",
-            "--steps",
-            "1",
-            "--skip",
-            "1",
-            "--rounds",
-            "1",
-            "--workers",
-            "0",
+            *"--model mixmim_tiny --batch_size 4 --device cpu --amp off --samples 8 --steps 1 --skip 1".split(),
+            *"--rounds 1 --workers 0".split(),
         ]
     )
     rows = json.loads((tmp_path / "end_to_end.json").read_text())["rows"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""However a main program ends, it says why in one line, with its status, and leaves no process behind."""
+"""The end of a main program: one line with the reason, the exit status, and no process left."""
 
 import errno
 import os
@@ -32,81 +32,41 @@ from util.checkpoint import LATEST, load_checkpoint
 BOUND = 60  # seconds within which a job must have ended
 FETCH = "torch.utils.data._utils.fetch:_MapDatasetFetcher.fetch"  # of a micro-batch, in a loader process where there are some
 STEP, SAVE = "util.run:optimizer_step", "util.run_directory:save_checkpoint"
-# Where something fails → (program, flags, what is done to it, what the one line says)
+
+
+def fault(said, *hurt, program="main_pretrain", flags=()):
+    """(program, flags, hurt, what the one line says) of an exception somewhere; hurt: arguments of `failing_in`."""
+    return program, flags, (failing_in, *hurt), said
+
+
+OURS, FINETUNE = "a fault of ours", {"program": "main_finetune"}
+NO_ROOM = RuntimeError("unable to allocate shared memory(shm) for file </torch_9_1>: No space left on device (28)")
+NO_COMPILER = TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found")
+EVENTS = "tensorboard.summary.writer.record_writer:RecordWriter.write"
 FAULTS = {
-    "a bug in the loader": ("main_pretrain", (), (failing_in, FETCH, KeyError("a fault of ours"), 3), "KeyError: "),
-    "no room for batches": (
-        "main_pretrain",
-        (),
-        (
-            failing_in,
-            FETCH,
-            RuntimeError("unable to allocate shared memory(shm) for file </torch_9_1>: No space left on device (28)"),
-            3,
-        ),
-        "--shm-size",
-    ),
-    "too many open files": (
-        "main_finetune",
-        (),
-        (failing_in, FETCH, OSError(errno.EMFILE, "Too many open files"), 3),
-        "ulimit -n",
-    ),
-    "a bug in the step": ("main_finetune", (), (failing_in, STEP, KeyError("a fault of ours"), 2), "KeyError: "),
-    "the GPU": (
-        "main_pretrain",
-        (),
-        (failing_in, STEP, RuntimeError("CUDA error: an illegal memory access was encountered"), 2),
-        "the GPU of rank",
-    ),
-    "the evaluation": (
-        "main_finetune",
-        (),
-        (failing_in, "evaluation:predict", ZeroDivisionError("a fault of ours")),
-        "ZeroDivisionError: ",
-    ),
-    "a save": (
-        "main_pretrain",
-        ("--save_every_steps", 2),
-        (failing_in, SAVE, PermissionError(errno.EACCES, "Permission denied", "run"), 1),
+    "a bug in the loader": fault("KeyError: ", FETCH, KeyError(OURS), 3),
+    "no room for batches": fault("--shm-size", FETCH, NO_ROOM, 3),
+    "too many open files": fault("ulimit -n", FETCH, OSError(errno.EMFILE, "Too many open files"), 3, **FINETUNE),
+    "a bug in the step": fault("KeyError: ", STEP, KeyError(OURS), 2, **FINETUNE),
+    "the GPU": fault("the GPU of rank", STEP, RuntimeError("CUDA error: an illegal memory access was encountered"), 2),
+    "the evaluation": fault("ZeroDivisionError: ", "evaluation:predict", ZeroDivisionError(OURS), **FINETUNE),
+    "a save": fault(
         "PermissionError: ",
+        *(SAVE, PermissionError(errno.EACCES, "Permission denied", "run"), 1),
+        flags=("--save_every_steps", 2),
     ),
-    "the picture": (
-        "main_pretrain",
-        (),
-        (failing_in, "main_pretrain:draw_reconstructions", ValueError("a fault of ours")),
-        "ValueError: ",
-    ),
-    "the event file": (
-        "main_pretrain",
-        (),
-        (
-            failing_in,
-            "tensorboard.summary.writer.record_writer:RecordWriter.write",
-            OSError(errno.ENOSPC, "No space left on device"),
-            4,
-        ),
-        "events.out.tfevents",
-    ),
-    "the compiler": (
-        "main_pretrain",
-        (),
-        (
-            failing_in,
-            "models_mixmim:MixMIM.forward",
-            TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found"),
-            2,
-        ),
-        "--compile off",
-    ),
+    "the picture": fault("ValueError: ", "main_pretrain:draw_reconstructions", ValueError(OURS)),
+    "the event file": fault("events.out.tfevents", EVENTS, OSError(errno.ENOSPC, "No space left on device"), 4),
+    "the compiler": fault("--compile off", "models_mixmim:MixMIM.forward", NO_COMPILER, 2),
 }
-USUAL = (
-    "a bug in the loader",
-    "no room for batches",
-    "the evaluation",
-    "the event file",
-    "the picture",
-)  # of a run without --campaign
+# Those of a run without --campaign.
+USUAL = ("a bug in the loader", "no room for batches", "the evaluation", "the event file", "the picture")
+
+
+def start(program, jobs, tmp_path, *flags, hurt):
+    """Starts a program on its small job, in tmp_path / "run"."""
+    words = (*jobs[program], *flags, "--output_dir", tmp_path / "run")
+    return Run(program, words, tmp_path / "output", hurt=hurt)
 
 
 def children_of(pid):
@@ -120,12 +80,7 @@ def test_an_exception_ends_the_program_and_its_loaders(jobs, tmp_path, campaign,
     program, flags, hurt, said = FAULTS[fault]
     if not campaign and (workers == 0 or fault not in USUAL):
         pytest.skip("in a campaign")
-    run = Run(
-        program,
-        (*jobs[program], *flags, "--num_workers", workers, "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt=hurt,
-    )
+    run = start(program, jobs, tmp_path, *flags, "--num_workers", workers, hurt=hurt)
     status, lines = run.wait(BOUND), run.lines()
     good = status == 1 and lines[-1].startswith(f"{program}.py: error: ") and said in lines[-1]
     if "the traceback" not in lines[-1]:
@@ -140,14 +95,9 @@ def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, faul
     program, flags, hurt, said = FAULTS[fault]
     if not campaign and (workers == 0 or fault not in ("a bug in the loader", "the picture")):
         pytest.skip("in a campaign")
-    only_main = fault in ("a save", "the picture", "the event file")
-    hurts = {0 if only_main else 1: hurt}
-    runs = start_ranks(
-        program,
-        (*jobs[program], *flags, "--accum_iter", 1, "--num_workers", workers, "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt=hurts,
-    )
+    rank = 0 if fault in ("a save", "the picture", "the event file") else 1
+    flags = (*jobs[program], *flags, "--accum_iter", 1, "--num_workers", workers, "--output_dir", tmp_path / "run")
+    runs = start_ranks(program, flags, tmp_path / "output", hurt={rank: hurt})
     statuses = [run.wait(BOUND) for run in runs]
     lines = [line for run in runs for line in run.lines() if line.startswith(f"{program}.py: ")]
     good = statuses == [1, 1] and sum(said in line for line in lines) == 1
@@ -155,12 +105,7 @@ def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, faul
 
 
 def test_few_descriptors_are_one_line_although_loader_processes_are_half_made(jobs, tmp_path):
-    run = Run(
-        "main_pretrain",
-        (*jobs["main_pretrain"], "--num_workers", 6, "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt=(with_few_descriptors, 24),
-    )
+    run = start("main_pretrain", jobs, tmp_path, "--num_workers", 6, hurt=(with_few_descriptors, 24))
     assert run.wait(BOUND) == 1, run.text()
     assert (
         "may not open more than" in run.lines()[-1]
@@ -173,12 +118,8 @@ def test_few_descriptors_are_one_line_although_loader_processes_are_half_made(jo
 
 
 def test_a_loader_that_gives_nothing_is_an_error(jobs, tmp_path):
-    run = Run(
-        "main_pretrain",
-        (*jobs["main_pretrain"], "--num_workers", 2, "--data_timeout", 0.02, "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt=(hanging_in, FETCH, 3),
-    )
+    flags = ("--num_workers", 2, "--data_timeout", 0.02)
+    run = start("main_pretrain", jobs, tmp_path, *flags, hurt=(hanging_in, FETCH, 3))
     assert run.wait(BOUND) == 1 and len(run.lines()) == 1, run.text()
     assert "received no batch in time" in run.lines()[0] and "--data_timeout" in run.lines()[0]
 
@@ -186,11 +127,8 @@ def test_a_loader_that_gives_nothing_is_an_error(jobs, tmp_path):
 @pytest.mark.parametrize(
     "program, hurt, place",
     [
-        (
-            "main_pretrain",
-            (hanging_in, FETCH, 3),
-            "epoch 0, step 3/6",
-        ),  # two processes give three micro-batches each, and a step takes two
+        # Two processes give three micro-batches each, and a step takes two.
+        ("main_pretrain", (hanging_in, FETCH, 3), "epoch 0, step 3/6"),
         ("main_finetune", (hanging_in, FETCH, 4), "epoch 0, step 4/6"),
         ("main_finetune", (hanging_in_evaluation, FETCH, 1), "the evaluation of epoch 0"),
     ],
@@ -209,24 +147,17 @@ def test_a_signal_is_acted_on_while_a_batch_is_waited_for(jobs, whole, tmp_path,
 
 def test_before_the_first_step_there_is_something_to_save_too(jobs, whole, tmp_path):
     flags = (*jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume", "auto")
-    run = Run(
-        "main_pretrain",
-        (*flags, "--num_workers", 2),
-        tmp_path / "stopped",
-        hurt=(hanging_in, FETCH, 0, 1, signal.SIGHUP),
-    )
+    hurt = (hanging_in, FETCH, 0, 1, signal.SIGHUP)
+    run = Run("main_pretrain", (*flags, "--num_workers", 2), tmp_path / "stopped", hurt=hurt)
     assert run.wait(BOUND) == 128 + signal.SIGHUP, run.text()
     finish("main_pretrain", flags, tmp_path / "continued")
     assert same_states(*(load_checkpoint(folder / LATEST) for folder in (whole["main_pretrain"][0], tmp_path / "run")))
 
 
 def test_one_of_two_ranks_that_waits_ends_at_a_signal_and_the_other_finds_it_gone(jobs, tmp_path):
-    runs = start_ranks(
-        "main_pretrain",
-        (*jobs["main_pretrain"], "--accum_iter", 1, "--num_workers", 1, "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt={1: (hanging_in, FETCH, 3, 1, signal.SIGTERM)},
-    )
+    flags = (*jobs["main_pretrain"], "--accum_iter", 1, "--num_workers", 1, "--output_dir", tmp_path / "run")
+    hurt = {1: (hanging_in, FETCH, 3, 1, signal.SIGTERM)}
+    runs = start_ranks("main_pretrain", flags, tmp_path / "output", hurt=hurt)
     statuses = [run.wait(BOUND) for run in runs]
     assert statuses == [1, 143], [run.text() for run in runs]
     assert runs[1].lines()[0].startswith("main_pretrain.py: stopped: SIGTERM: rank 1 ended while it waited for a batch")
@@ -265,12 +196,7 @@ def test_the_longest_temporary_folder_allowed_works():
 
 @pytest.mark.parametrize("which", [signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU], ids=lambda which: which.name)
 def test_other_signals_that_end_a_job_save_as_sigterm_does(jobs, tmp_path, which):
-    run = Run(
-        "main_pretrain",
-        (*jobs["main_pretrain"], "--output_dir", tmp_path / "run"),
-        tmp_path / "output",
-        hurt=(signalled_at_step, 3, which),
-    )
+    run = start("main_pretrain", jobs, tmp_path, hurt=(signalled_at_step, 3, which))
     assert run.wait(BOUND) == 128 + which, run.text()
     assert run.lines() == [
         f"main_pretrain.py: stopped: {which.name}: ended in epoch 0, step 3/6, and all is saved; go on with --resume auto"
