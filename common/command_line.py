@@ -5,6 +5,7 @@ import argparse
 import difflib
 import math
 import sys
+from contextlib import contextmanager
 
 from common.errors import InputError
 from common.launchers import launched_rank
@@ -85,8 +86,14 @@ class Parser(argparse.ArgumentParser):
         Returns what `check` returns, and the flags if that is None.
         """
         flags = self.parse_args(argv)
-        try:
+        with self.input_errors():
             return check(flags) or flags
+
+    @contextmanager
+    def input_errors(self):
+        """Reports an InputError in the block in one line, with exit status 2."""
+        try:
+            yield
         except InputError as error:
             self.error(str(error))
 
