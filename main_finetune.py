@@ -539,11 +539,12 @@ def finetune(flags, ranks):
         log_class_balance(whole, splits["train"])
     with ranks.together():
         config = configure(flags, checkpoint, splits["train"], machine)
-        training = build_training(config, ranks.device, checkpoint)
         loader = build_loader(SamplesWithIds(splits["train"]), config, ranks)
     log_configuration(config, flags)
     log_statistics(config, DATASETS[config.dataset], checkpoint)
     data = {name: check_data(dataset, config, ranks, read_once=name == "test") for name, dataset in splits.items()}
+    with ranks.together():
+        training = build_training(config, ranks.device, checkpoint)
     training.data = sample_counts({name: data[name] for name in ("train", "val")}, checkpoint)
     checkpoint = None  # frees its tensors
     fingerprints = [data[name]["fingerprint"] for name in ("train", "val")]

@@ -319,11 +319,12 @@ def pretrain(flags, ranks):
     dataset = drop_missing(dataset, flags, ranks)
     with ranks.together():
         config = configure(flags, checkpoint, machine)
-        training = build_training(config, ranks.device, checkpoint)
         loader = build_loader(ImagesWithIds(dataset), config, ranks)
     log_configuration(config, flags)
     log_statistics(config, DATASETS[config.dataset], checkpoint)
     data = check_data(dataset, config, ranks)
+    with ranks.together():
+        training = build_training(config, ranks.device, checkpoint)
     training.data = sample_counts({"train": data}, checkpoint)
     checkpoint = None  # frees its tensors
     identity = run_identity(config, SAME_RUN, ranks.world_size, data["fingerprint"])
