@@ -349,22 +349,25 @@ def log_class_balance(dataset, part):
 
 
 def configure(flags, checkpoint, images, machine):
-    """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
+    """The configuration: flags → what the checkpoint states → program and dataset → machine.
 
     checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is
-    the input size of floods. machine: of `machine_settings`.
+    the input size of floods. machine: of `machine_settings`. Raises UsageError, also for a model that cannot be built.
     """
     flood = (
         TASKS[flags.dataset] is FLOOD
     )  # whose encoder takes patches, so that its input size is not that of the images
     taken = [name for name in STARTED_WITH if not (flood and name == "input_size")]
-    return settle(
+    config = settle(
         flags,
         checkpoint.started_from(flags, taken) if checkpoint else {},
         classifier_defaults(flags.dataset),
         {"input_size": images.size} if flood else {},
         machine,
     )
+    with flags_of(checkpoint and checkpoint.path):
+        build_model(config, meta=True)
+    return config
 
 
 def build_training(config, device, checkpoint=None):
@@ -373,8 +376,7 @@ def build_training(config, device, checkpoint=None):
     checkpoint: the LoadedCheckpoint whose encoder the model starts from, or None.
     """
     torch.manual_seed(config.seed)
-    with flags_of(checkpoint and checkpoint.path):
-        model = build_model(config)
+    model = build_model(config)
     resampled = load_weights(model, checkpoint, head=False) if checkpoint else ()
     torch.nn.init.trunc_normal_(model.head.weight, std=HEAD_STD)
     torch.nn.init.zeros_(model.head.bias)

@@ -205,22 +205,25 @@ def check_flags(flags):
     save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
     flags = settle(flags, read_statistics(flags.statistics), {"stop_epoch": last, "save_epochs": save_epochs})
     if flags.inference is None and not flags.finetune:
-        build_model(configure(flags), meta=True)
+        configure(flags)
     return flags
 
 
 def configure(flags, checkpoint=None, machine=None):
-    """The configuration: flags → what the checkpoint states → program and dataset → machine. Raises UsageError.
+    """The configuration: flags → what the checkpoint states → program and dataset → machine.
 
     checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None
-    where it does not matter.
+    where it does not matter. Raises UsageError, also for a model that cannot be built.
     """
-    return settle(
+    config = settle(
         flags,
         checkpoint.started_from(flags) if checkpoint else {},
         MODEL_DEFAULTS | dataset_defaults(DATASETS[flags.dataset]),
         machine or {},
     )
+    with flags_of(checkpoint and checkpoint.path):
+        build_model(config, meta=True)
+    return config
 
 
 def build_model(config, meta=False):
@@ -257,8 +260,7 @@ def build_training(config, device, checkpoint=None):
     checkpoint: the LoadedCheckpoint whose weights the model starts from, or None.
     """
     torch.manual_seed(config.seed)
-    with flags_of(checkpoint and checkpoint.path):
-        model = build_model(config)
+    model = build_model(config)
     resampled = initialise(model, checkpoint.state, checkpoint.path) if checkpoint else ()
     groups = param_groups_weight_decay(model, config.weight_decay)
     training = Training.build(model, build_preparation(config), groups, (0.9, 0.95), config, device)
@@ -368,9 +370,9 @@ def run_inference(flags, device, amp):
     one_run = len({Path(path).parent for path in checkpoints}) == 1
     for path in checkpoints:
         checkpoint = LoadedCheckpoint.load(path, size_of)
-        config = configure(settle(flags, checkpoint.used_as_is(flags)))
         with flags_of(path):
-            model = build_model(config)
+            config = configure(settle(flags, checkpoint.used_as_is(flags)))
+        model = build_model(config)
         initialise(model, checkpoint.state, path)
         title = checkpoint.name if one_run else f"{Path(path).parent.name}/{checkpoint.name}"
         prepare = build_preparation(config).to(device)
