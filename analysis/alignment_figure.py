@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the aligned Sentinel-1 images of one SEN12-FLOOD folder beside the Sentinel-2 image that they are aligned to.
+"""Draws the aligned Sentinel-1 images of one SEN12-FLOOD folder beside the Sentinel-2 image that they are aligned to.
 
     python -m analysis.alignment_figure --raw_root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
 
@@ -52,31 +52,14 @@ def draw_alignment(reference, images):
         for axis, channel, c in zip(column, ("VV", "VH"), (1, 0)):
             axis.imshow(to_grey(values[c], channel), interpolation="nearest")
     for axis, name in zip(axes[:, 1], ("VV", "VH")):
-        axis.text(
-            0.03,
-            0.96,
-            name,
-            transform=axis.transAxes,
-            va="top",
-            fontsize=11,
-            weight="bold",
-            color="white",
-            bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=2),
-        )
-    axes[1, 0].text(
-        0.5,
-        0.5,
-        "circles: the same pixels in all panels\nblue: no data",
-        transform=axes[1, 0].transAxes,
-        ha="center",
-        va="center",
-        fontsize=9,
-    )
-    height, width = reference.shape
+        style = {"va": "top", "fontsize": 11, "weight": "bold", "color": "white"}
+        box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2}
+        axis.text(0.03, 0.96, name, transform=axis.transAxes, **style, bbox=box)
+    legend = "circles: the same pixels in all panels\nblue: no data"
+    axes[1, 0].text(0.5, 0.5, legend, transform=axes[1, 0].transAxes, ha="center", va="center", fontsize=9)
+    rows, columns = np.transpose(MARKS) * np.array(reference.shape)[:, None]
     for axis in [axes[0, 0], *axes[:, 1:].flat]:
-        axis.plot(
-            [width * x for _, x in MARKS], [height * y for y, _ in MARKS], "o", ms=13, mfc="none", mec=ORANGE, mew=1.1
-        )
+        axis.plot(columns, rows, "o", ms=13, mfc="none", mec=ORANGE, mew=1.1)
     return figure
 
 
@@ -114,10 +97,8 @@ def main(argv=None):
     parser.add_argument("--folder", required=True, help="name of the folder to draw")
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the measurements of the benchmarks: a figure for each JSON file of a folder.
+"""Draws the measurements of the benchmarks: a figure for each JSON file of a folder.
 
 python -m analysis.benchmark_figure output/benchmarks --output docs/figures
 python -m analysis.benchmark_figure output/gpu_report
@@ -42,7 +42,7 @@ def bars(axis, names, values, colours, unit, digits=0):
 
 
 def label_bar(axis, x, y, text, size=9):
-    """Write text beside the end of a horizontal bar."""
+    """Writes text beside the end of a horizontal bar."""
     axis.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=size)
 
 
@@ -76,19 +76,12 @@ def draw_parity(figure, data):
     ]
     for row, (colour, width, style) in zip(data["rows"], styles):
         losses = np.array(row["losses"])
-        steps = np.arange(1, len(losses) + 1)
+        steps = np.arange(smooth, len(losses) + 1)
         name = row["path"] if row["amp"] in row["path"] or row["amp"] == "off" else f"{row['path']} ({row['amp']})"
-        above.plot(
-            steps[smooth - 1 :], np.convolve(losses, window, "valid"), color=colour, lw=width, ls=style, label=name
-        )
+        line = {"color": colour, "lw": width, "ls": style}
+        above.plot(steps, np.convolve(losses, window, "valid"), **line, label=name)
         if row is not data["rows"][0]:
-            below.plot(
-                steps[smooth - 1 :],
-                np.convolve(np.abs(losses / base - 1), window, "valid"),
-                color=colour,
-                lw=width,
-                ls=style,
-            )
+            below.plot(steps, np.convolve(np.abs(losses / base - 1), window, "valid"), **line)
     above.set_ylabel(f"loss, mean of {smooth} steps")
     above.legend(frameon=False, fontsize=9)
     below.set_yscale("log")
@@ -140,12 +133,9 @@ def short_name(kernel, most=44):
 
 def draw_kernels(figure, row):
     """The kernels with the most time, and the share of time in which the GPU is idle."""
-    bars_of = [
-        (short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in row["found"] if "kernel" in found
-    ]
-    bars_of += [
-        ("idle", found["idle"] * found["ms"], found["idle"], VERMILION) for found in row["found"] if "idle" in found
-    ]
+    kernels, idle = ([found for found in row["found"] if name in found] for name in ("kernel", "idle"))
+    bars_of = [(short_name(found["kernel"]), found["ms"], found["share"], BLUE) for found in kernels]
+    bars_of += [("idle", found["idle"] * found["ms"], found["idle"], VERMILION) for found in idle]
     names, values, shares, colours = zip(*bars_of)
     axis, place = figure.subplots(), np.arange(len(names))[::-1]
     axis.barh(place, values, color=colours, height=0.7)
@@ -170,17 +160,9 @@ def draw_outcomes(figure, rows):
             for k, line in enumerate(line for text in texts for line in textwrap.wrap(text, 95))
         ]
     for k, (name, line, status) in enumerate(lines):
-        place = 1 - (k + 0.5) / len(lines)
-        axis.text(
-            0,
-            place,
-            name,
-            fontsize=8,
-            va="center",
-            fontweight="bold",
-            color=VERMILION if status == "failed" else "black",
-        )
-        axis.text(0.14, place, line, fontsize=8, va="center", color="dimgrey" if status == "left out" else "black")
+        place, style = 1 - (k + 0.5) / len(lines), {"fontsize": 8, "va": "center"}
+        axis.text(0, place, name, **style, fontweight="bold", color=VERMILION if status == "failed" else "black")
+        axis.text(0.14, place, line, **style, color="dimgrey" if status == "left out" else "black")
     return "How the parts ended"
 
 
@@ -236,12 +218,10 @@ def main(argv=None):
     if not paths:
         parser.error(f"{args.folder}: no benchmark's JSON is there; python -m benchmarks --out {args.folder} makes it")
     for path in paths:
-        try:
+        with parser.input_errors():
             figure = draw(path.stem, read_json(path, f"run python -m benchmarks.{path.stem} again"))
             output.mkdir(parents=True, exist_ok=True)
             print(write_figure(figure, output / f"benchmark_{path.stem}.png")[0])
-        except DataError as error:
-            parser.error(str(error))
 
 
 if __name__ == "__main__":

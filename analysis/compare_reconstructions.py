@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the reconstructions of one run again, or of several runs side by side.
+"""Draws the reconstructions of one run again, or of several runs side by side.
 
     python -m analysis.compare_reconstructions --input a/inference/reconstructions.npz b/inference/reconstructions.npz
     \\
@@ -8,9 +8,9 @@
 The inputs are files that `main_pretrain.py --inference` saved.
 """
 
-import zipfile
 import zlib
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from common.errors import DataError
 from util.quicklook import draw_reconstructions
 
 IMAGES, MASK = ("original", "predicted", "completed"), "visible"
+# Exceptions that reading a damaged or foreign file raises.
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, NotImplementedError, BadZipFile, zlib.error)
 
 
 def read_reconstructions(paths):
@@ -58,22 +60,12 @@ def read_file(path):
             results.setdefault(title, {})[part] = array
         for result in results.values():
             side = result[MASK].shape[-2:]
-            if result[MASK].shape != (1, 1, *side) or any(
-                result[part].shape != (len(ids), 2, *side) for part in IMAGES
-            ):
-                raise ValueError(result[MASK].shape)
+            shapes = [result[part].shape for part in (MASK, *IMAGES)]
+            if shapes != [(1, 1, *side), *[(len(ids), 2, *side)] * len(IMAGES)]:
+                raise ValueError(shapes)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or 'cannot be read'}; name a reconstructions.npz") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):
+    except DAMAGE:
         raise DataError(
             f"{path}: not a file that main_pretrain.py --inference saved, or damaged; make it again"
         ) from None
@@ -92,7 +84,7 @@ def main(argv=None):
     )
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         names, results = read_reconstructions(args.input)
         rows = args.samples or list(range(len(names)))
         if max(rows) >= len(names):
@@ -102,8 +94,6 @@ def main(argv=None):
             for title, result in results.items()
         }
         write_figure(draw_reconstructions(chosen, [names[row] for row in rows]), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

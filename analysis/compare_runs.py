@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate finetuned runs, best first, from their eval_<split>.json and run.json.
+"""Tabulates finetuned runs, best first, from their eval_<split>.json and run.json.
 
     python -m analysis.compare_runs --runs output/pretrained_seed0 output/random_seed0 … [--split test] [--output a.csv]
     python -m analysis.compare_runs --runs output/seeds/* --figure seeds.png
@@ -74,6 +74,11 @@ def metrics_of(frame):
     return [label for label in METRICS.values() if label in frame]
 
 
+def mean_and_std(values):
+    """Mean and standard deviation as text; None if a value is undefined."""
+    return f"{values.mean():.4f} ± {values.std():.4f}" if values.notna().all() else None
+
+
 def table_of_runs(runs):
     """(DataFrame of the runs, best first; DataFrame of means over seeds, maybe empty). runs: [(row, kind)]."""
     frame = pd.DataFrame([row for row, _ in runs])
@@ -81,12 +86,8 @@ def table_of_runs(runs):
     means = [
         {
             "mean of": f"{len(rows)} seeds",
-            "start": rows["start"].iloc[0],
-            "training samples": rows["training samples"].iloc[0],
-            **{
-                name: f"{rows[name].mean():.4f} ± {rows[name].std():.4f}" if rows[name].notna().all() else None
-                for name in metrics
-            },
+            **rows[["start", "training samples"]].iloc[0],
+            **{name: mean_and_std(rows[name]) for name in metrics},
         }
         for _, rows in group_by_kind(runs)
         if len(rows) > 1
@@ -134,7 +135,7 @@ def main(argv=None):
     parser.add_argument("--output", metavar="CSV", help="also write the rows of the runs here")
     parser.add_argument("--figure", type=picture, metavar="FILE", help="also draw them, .png or .svg; both are written")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         runs = [read_run(folder, args.split) for folder in args.runs]
         if len({tuple(row) for row, _ in runs}) > 1:
             raise DataError("--runs: floods and many labels have no metrics in common; compare them apart")
@@ -143,8 +144,6 @@ def main(argv=None):
             write_figure(draw_runs(runs), args.figure, "--figure")
         if args.output:
             write_table(frame, args.output)
-    except DataError as error:
-        parser.error(str(error))
     for part in (frame, means):
         if len(part):
             part = part.astype(object).where(part.notna(), None)

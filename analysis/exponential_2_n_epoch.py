@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw finetuning results against the number of pretraining epochs, on an axis of powers of two.
+"""Draws finetuning results against the number of pretraining epochs, on an axis of powers of two.
 
     python -m analysis.exponential_2_n_epoch logs output/finetune_* --output epochs.png
 
@@ -93,7 +93,7 @@ def main(argv=None):
     )
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         results, skipped = results_of(args)
         series, others = arrange(results)
         if not any(line for line, _ in series.values()):
@@ -102,8 +102,6 @@ def main(argv=None):
             )
         metrics = charts.metrics_to_draw([result for result in results if result not in others])
         write_figure(draw_epochs(series, metrics, args.mark), args.output)
-    except DataError as error:
-        parser.error(str(error))
     charts.print_points(rows_of(series), ["pretraining epochs", "share"], metrics)
     print(
         *charts.left_out(others, "they do not state their epochs of pretraining; use --epochs_from"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the training loss of one or several runs against the epoch, with the learning rate below.
+"""Draws the training loss of one or several runs against the epoch, with the learning rate below.
 
     python -m analysis.exponential_2_n_training output/pretrain --output loss.png
     python -m analysis.exponential_2_n_training ours/log.txt theirs/tensorboard third.csv --labels ours theirs third \\
@@ -245,14 +245,12 @@ def main(argv=None):
     add_picture_flag(parser)
     parser.add_argument("--table", metavar="CSV", help="also write run, epoch, loss, lr here")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         names, read = names_of(args.inputs, args.labels), [read_curve(path) for path in args.inputs]
         curves = dict(zip(names, (curve for curve, _ in read)))
         write_figure(draw_curves(curves, args.log2, args.mark), args.output)
         if args.table:
             write_table(table_of(curves), args.table, "--table")
-    except DataError as error:
-        parser.error(str(error))
     for path, (_, skipped) in zip(args.inputs, read):
         if skipped:
             print(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The style of the charts of this folder, and how they are written: PNG and SVG, colours for colour-blind readers.
+"""The style of the charts of this folder, with colours for colour-blind readers, and their output as PNG and SVG.
 
 Figures of radar images have a style of their own, `util.quicklook`.
 """
@@ -29,7 +29,7 @@ def new_chart(width, height):
 
 
 def entitle(figure, title, note=""):
-    """Add a title on the left, with a grey note below it. Returns the figure."""
+    """Adds a title on the left, with a grey note below it. Returns the figure."""
     figure.suptitle(f"{title}\n" if note else title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     if note:
         below = figure.transFigure + ScaledTranslation(0, -22 / 72, figure.dpi_scale_trans)
@@ -38,7 +38,7 @@ def entitle(figure, title, note=""):
 
 
 def bare(axis):
-    """Remove the upper and the right spine, and add a light grid. Returns the axis."""
+    """Removes the upper and the right spine, and adds a light grid. Returns the axis."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9", lw=0.7)
     axis.set_axisbelow(True)
@@ -46,7 +46,7 @@ def bare(axis):
 
 
 def mark_epochs(axes, marks):
-    """Draw a vertical line at each of these epochs in all axes, named above the first of them."""
+    """Draws a vertical line at each of these epochs in all axes, named above the first of them."""
     for mark in marks:
         for axis in axes:
             axis.axvline(mark, color="0.4", lw=1, ls=":", zorder=1)
@@ -100,7 +100,7 @@ def dot_plot(labels, groups, metrics, title="", note=""):
 
 
 def write_figure(figure, path, flag="--output"):
-    """Write a figure as PNG and SVG, atomically, whichever of the two `path` names. Returns both paths.
+    """Writes a figure as PNG and SVG, atomically, whichever of the two `path` names. Returns both paths.
 
     Text stays text in the SVG, so that it can be searched and edited. Raises DataError, naming the flag, if a file
     cannot be written.

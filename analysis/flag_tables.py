@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Write the flags of both main programs as tables, from their parsers, for docs/FLAGS.md.
+"""Writes the flags of both main programs as tables, from their parsers, for docs/FLAGS.md.
 
 python -m analysis.flag_tables --output docs/FLAGS.md
 """
@@ -10,7 +10,6 @@ import main_finetune
 import main_pretrain
 from analysis.programs import write_text
 from common.command_line import Parser, Range
-from common.errors import DataError
 
 PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
 HEAD = """<!-- SPDX-License-Identifier: MIT -->
@@ -84,10 +83,8 @@ def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.flag_tables")
     parser.add_argument("--output", required=True, metavar="FILE", help="Markdown file to write")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         write_text(page(), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

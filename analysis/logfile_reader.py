@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate the best results of all finetuning logs of a folder, best first.
+"""Tabulates the best results of all finetuning logs of a folder, best first.
 
     python -m analysis.logfile_reader logs output --output table.csv
 
@@ -16,7 +16,6 @@ from tabulate import tabulate
 from analysis import runs
 from analysis.programs import account, add_name_flags, log_parser, percent, results_of, write_table
 from analysis.runs import FLOOD, METRICS, MULTILABEL
-from common.errors import DataError
 
 TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (FLOOD, "Floods"))
 
@@ -71,13 +70,11 @@ def main(argv=None):
         "--output", metavar="CSV", help="also write the results here, those of both tasks into one table"
     )
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         results, skipped = results_of(args)
         parts = [(title, task, best_first(results, task, args.sort_by)) for task, title in TITLES]
         if args.output:
             write_table(runs.table_of([result for _, _, part in parts for result in part]), args.output)
-    except DataError as error:
-        parser.error(str(error))
     for title, task, part in parts:
         if part:
             print(f"{title}\n\n{table_of(part, task)}\n")

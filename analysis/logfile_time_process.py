@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate how long trainings took, from their console logs.
+"""Tabulates how long trainings took, from their console logs.
 
     python -m analysis.logfile_time_process logs --gpus 8 --output times.csv
 
@@ -15,7 +15,7 @@ from tabulate import tabulate
 from analysis import runs
 from analysis.programs import log_parser, write_table
 from common.command_line import positive_int
-from common.errors import DataError, data_error
+from common.errors import data_error
 
 HOUR, DAY = 3600, 86400
 # The first lines of a training: of our programs, and of those derived from MAE.
@@ -102,7 +102,7 @@ def main(argv=None):
     parser.add_argument("--gpus", type=positive_int, metavar="N", help="also print GPU-hours, for this number of GPUs")
     parser.add_argument("--output", metavar="CSV", help="also write the table here")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         times, without = read_times(args.logs, args.pattern)
         if not times:
             found = [f"{path} ({reason})" for path, reason in without]
@@ -118,8 +118,6 @@ def main(argv=None):
         if args.output:
             table = [[round(seconds), *row] for (_, seconds, _), row in zip(times, rows)]
             write_table(pd.DataFrame(table, columns=["seconds", *header]), args.output)
-    except DataError as error:
-        parser.error(str(error))
     align = ["left", *["right"] * (len(header) - 2), "left"]
     print(tabulate(rows, header, tablefmt="pipe", disable_numparse=True, colalign=align))
     total = sum(seconds for _, seconds, _ in times)

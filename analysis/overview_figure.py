@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the overview of the method: mixing, encoder, decoder and weighted loss on two simulated scenes.
+"""Draws the overview of the method: mixing, encoder, decoder and weighted loss on two simulated scenes.
 
     python -m analysis.overview_figure --checkpoint output/pretrain_simulated/checkpoint.pth --output overview.png
 
@@ -16,7 +16,7 @@ from analysis.figures import GREEN, VERMILION, write_figure
 from analysis.programs import add_picture_flag
 from batch_preparation import BatchPreparation
 from common.command_line import Parser
-from common.errors import InputError, UsageError
+from common.errors import UsageError
 from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -44,45 +44,26 @@ class Canvas:
         self.axis.axis("off")
 
     def image(self, x, y, pixels, title, colour="black", owner=None, **options):
-        """Draw an image with its lower left corner at (x, y). owner: (4, 4), which image each cell comes from."""
+        """Draws an image with its lower left corner at (x, y). owner: (4, 4), which image each cell comes from."""
         self.axis.imshow(pixels, extent=(x, x + SIDE, y, y + SIDE), interpolation="nearest", zorder=2, **options)
         self.axis.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=colour, linewidth=2, zorder=4))
         if owner is not None:
             cell = SIDE / 4
             for row, column in np.ndindex(4, 4):
-                self.axis.add_patch(
-                    Rectangle(
-                        (x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015),
-                        cell - 0.03,
-                        cell - 0.03,
-                        fill=False,
-                        edgecolor=COLOURS[owner[row, column]],
-                        linewidth=1.4,
-                        zorder=3,
-                    )
-                )
+                corner = x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015
+                style = {"fill": False, "edgecolor": COLOURS[owner[row, column]], "linewidth": 1.4, "zorder": 3}
+                self.axis.add_patch(Rectangle(corner, cell - 0.03, cell - 0.03, **style))
         self.axis.text(x + SIDE / 2, y + SIDE + 0.07, title, ha="center", va="bottom", fontsize=9)
 
     def box(self, x, y, width, height, text, colour):
-        self.axis.add_patch(
-            FancyBboxPatch(
-                (x, y),
-                width,
-                height,
-                boxstyle="round,pad=0.02,rounding_size=0.08",
-                facecolor=colour,
-                edgecolor="0.35",
-                zorder=2,
-            )
-        )
-        self.axis.text(
-            x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9, zorder=3, linespacing=1.5
-        )
+        style = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "facecolor": colour, "edgecolor": "0.35"}
+        self.axis.add_patch(FancyBboxPatch((x, y), width, height, **style, zorder=2))
+        style = {"ha": "center", "va": "center", "fontsize": 9, "linespacing": 1.5}
+        self.axis.text(x + width / 2, y + height / 2, text, **style, zorder=3)
 
     def arrow(self, start, end, colour="0.35"):
-        self.axis.add_patch(
-            FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, linewidth=1.4, color=colour, zorder=1)
-        )
+        style = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "color": colour, "zorder": 1}
+        self.axis.add_patch(FancyArrowPatch(start, end, **style))
 
 
 def draw_overview(images, result):
@@ -168,13 +149,11 @@ def main(argv=None):
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a pretrained model of input size 128")
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         model, prepare = load_model(args.checkpoint)
         scenes = [simulate_scene(seed, 1, 1, size=PIXELS, landscape=landscape)[0] for seed, landscape in SCENES]
         images = torch.from_numpy(np.stack(scenes))
         write_figure(draw_overview(images, reconstruct(model, prepare, images, MASK)), args.output)
-    except InputError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

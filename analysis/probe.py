@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Evaluate pretrained encoders quickly: kNN and logistic regression on their frozen features.
+"""Evaluates pretrained encoders quickly: kNN and logistic regression on their frozen features.
 
     python -m analysis.probe --train train.npz --test test.npz --output probe.json
     python -m analysis.probe --embeddings a.npz b.npz --held_out 0.3 --seed 0      # two encoders, split by groups
@@ -23,6 +23,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
+from analysis.programs import writing
 from analysis.runs import FLOOD, MULTILABEL
 from common.command_line import Parser, Range, positive, positive_int
 from common.errors import DataError, data_error
@@ -37,15 +38,6 @@ TEMPERATURE = 0.07  # of the kNN votes; Wu et al. 2018
 PENALTY = 0.1
 MAX_ITER = 2000
 HELD_OUT = 0.3
-MULTILABEL_COLUMNS = {
-    "ap_macro": "AP macro",
-    "ap_micro": "AP micro",
-    "f1_macro": "F1 macro",
-    "f1_micro": "F1 micro",
-    "precision_macro": "precision macro",
-    "precision_micro": "precision micro",
-}
-FLOOD_COLUMNS = {name: name for name in ("accuracy", "precision", "recall")} | {"f1": "F1"}
 
 
 # ---- Data ----------------------------------------------------------------------------------------
@@ -126,11 +118,11 @@ def _read_parquet(path):
 
 
 def hold_out(data, share, seed):
-    """Split the Embeddings of one file by groups: (train, test), test with a share of the groups, drawn by seed.
+    """Splits the Embeddings of one file by groups: (train, test), test with a share of the groups, drawn by seed.
 
     Raises DataError if one of them would be empty.
     """
-    count = len(set(data.groups.tolist()))
+    count = len(np.unique(data.groups))
     if count < 2:
         raise DataError(
             f"{data.path}: all samples are of one group, so none can be held out; name another file with --test"
@@ -146,7 +138,7 @@ def hold_out(data, share, seed):
 
 
 def refuse_leaks(train, test, allow_shared_groups=False):
-    """DataError unless both are of one encoder and dataset, without common samples (or groups, if not allowed)."""
+    """Raises DataError unless both are of one encoder and dataset, without common samples or groups."""
     if train.features.shape[1] != test.features.shape[1]:
         raise DataError(
             f"{test.path}: {test.features.shape[1]} features a sample, but {train.features.shape[1]} in "
@@ -154,15 +146,15 @@ def refuse_leaks(train, test, allow_shared_groups=False):
         )
     if train.classes != test.classes:
         raise DataError(f"{test.path}: other classes than in {train.path}; embed both from one dataset")
-    shared = sorted(set(train.ids.tolist()) & set(test.ids.tolist()))
+    shared = np.intersect1d(train.ids, test.ids).tolist()
     if shared:
         raise data_error(
             f"{test.path}: {len(shared)} samples are in the training set of {train.path} too",
             shared,
             "test on samples that are not trained on",
         )
-    shared = shared_groups(train, test)
-    if shared and not allow_shared_groups:
+    shared = [] if allow_shared_groups else shared_groups(train, test)
+    if shared:
         raise data_error(
             f"{test.path}: {len(shared)} groups are in {train.path} too",
             shared,
@@ -173,7 +165,7 @@ def refuse_leaks(train, test, allow_shared_groups=False):
 
 
 def shared_groups(train, test):
-    return sorted(set(train.groups.tolist()) & set(test.groups.tolist()))
+    return np.intersect1d(train.groups, test.groups).tolist()
 
 
 def refuse_unlike_tests(pairs):
@@ -289,8 +281,8 @@ def describe(train, test):
         "features": train.features.shape[1],
         "samples": {"train": len(train.ids), "test": len(test.ids)},
         "groups": {
-            "train": len(set(train.groups.tolist())),
-            "test": len(set(test.groups.tolist())),
+            "train": len(np.unique(train.groups)),
+            "test": len(np.unique(test.groups)),
             "shared": len(shared_groups(train, test)),
         },
         "one_value_in_training": [name for name, mean in zip(train.classes, share) if mean in (0, 1)],
@@ -298,6 +290,7 @@ def describe(train, test):
 
 
 def print_table(results, classes):
+    """Prints a row per encoder and method."""
     labels = FLOOD if classes == FLOOD_CLASSES else MULTILABEL
     rows = [
         (
@@ -348,7 +341,7 @@ def build_parser():
 
 
 def run(args):
-    """Probe, print and write. Raises DataError."""
+    """Probes all encoders, prints the table and writes --output. Raises DataError."""
     held_out = HELD_OUT if args.held_out is None else args.held_out
     pairs, results = read_pairs(args, held_out), []
     for train, test in pairs:
@@ -373,22 +366,17 @@ def run(args):
             "classes": classes,
             "results": results,
         }
-        try:
+        remedy = "the table above is complete, name another file"
+        with writing(args.output, "--output", remedy):
             Path(args.output).parent.mkdir(parents=True, exist_ok=True)
             write_json(args.output, document)
-        except OSError as error:
-            raise DataError(
-                f"--output {args.output}: {error.strerror}; the table above is complete, name another file"
-            ) from None
 
 
 def main(argv=None):
     parser = build_parser()
     args = parser.parse_checked(argv, check_flags)
-    try:
+    with parser.input_errors():
         run(args)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

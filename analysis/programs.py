@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line of the programs of this folder: flags that several of them have, and files that they write."""
+"""Common parts of the programs of this folder: flags, input of logs, and output files."""
 
 import argparse
 import re
@@ -25,7 +25,7 @@ def log_parser(module, description, nargs="+"):
 
 
 def add_name_flags(parser):
-    """Flags for facts that only the names of logs contain."""
+    """Adds flags for facts that only the names of logs contain."""
     for flag, what, example in (
         ("--epochs_from", "the epochs of pretraining", r"finetune_(\d+)_"),
         ("--share_from", "the share of the training labels (above 1: in percent)", r"_(\d+)p\.log"),
@@ -122,20 +122,20 @@ def add_picture_flag(parser):
 
 
 @contextmanager
-def writing(path, flag):
+def writing(path, flag, remedy="name a file in a folder that can be written"):
     """Turns an OSError into a DataError that names the flag and the path."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{flag} {path}: {error.strerror}; name a file in a folder that can be written") from None
+        raise DataError(f"{flag} {path}: {error.strerror}; {remedy}") from None
 
 
 def write_text(text, path, flag="--output"):
-    """Write a text file atomically. Raises DataError."""
+    """Writes a text file atomically. Raises DataError."""
     with writing(path, flag):
         files.write_text(path, text)
 
 
 def write_table(frame, path, flag="--output"):
-    """Write a DataFrame as CSV, atomically. Raises DataError."""
+    """Writes a DataFrame as CSV, atomically. Raises DataError."""
     write_text(frame.to_csv(index=False), path, flag)

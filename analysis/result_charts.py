@@ -40,8 +40,8 @@ def gather(results, fact, descending=False):
     groups = {}
     for result in results:
         groups.setdefault(getattr(result, fact), []).append(result)
-    known = sorted((value for value in groups if value is not None), reverse=descending)
-    return {value: groups[value] for value in (*known, *(value for value in groups if value is None))}
+    known = sorted(groups.keys() - {None}, reverse=descending)
+    return {value: groups[value] for value in (*known, *(groups.keys() & {None}))}
 
 
 def metrics_to_draw(results):
@@ -75,7 +75,7 @@ def panel_grid(metrics):
 
 
 def finish(figure, axes, x_label, title, note):
-    """Label the x axis of the lowest panels, and add a title and one legend for all panels. Returns the figure."""
+    """Labels the x axis of the lowest panels, and adds a title and one legend for all panels. Returns the figure."""
     axes = list(axes.values())
     for axis in axes[-2:]:
         axis.set_xlabel(x_label)
@@ -97,7 +97,7 @@ def finish(figure, axes, x_label, title, note):
 
 
 def draw_series(axis, metric, groups, **style):
-    """Draw a line through the means of a metric, with whiskers from minimum to maximum of several runs.
+    """Draws a line through the means of a metric, with whiskers from minimum to maximum of several runs.
 
     groups: {x: [results]}. style: keyword arguments of `Axes.plot`.
     """
@@ -121,7 +121,7 @@ def draw_series(axis, metric, groups, **style):
 
 
 def octaves(axis, values, show=str):
-    """Make the x axis logarithmic to base 2, with ticks at these values except those whose labels would overlap."""
+    """Makes the x axis logarithmic to base 2, with ticks at these values except those whose labels would overlap."""
     axis.set_xscale("log", base=2)
     axis.set_xlim(min(values) / 2**0.3, max(values) * 2**0.3)
     kept = []
@@ -141,7 +141,7 @@ def note_on(groups):
 
 
 def print_points(rows, headers, metrics):
-    """Print the points of a figure as a pipe table. rows: [(cells, results of a point)]. metrics: {metric: label}."""
+    """Prints the points of a figure as a pipe table. rows: [(cells, results of a point)]. metrics: {metric: label}."""
     table = [
         (*cells, len(results), *(str(spread(results, name) or "–") for name in metrics)) for cells, results in rows
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads what training runs leave: run folders, console logs, log.txt, and CSV tables of results.
+"""Reads the results of training runs: run folders, console logs, log.txt, and CSV tables of results.
 
     results, skipped = read_results(["logs", "output/finetune_a", "corrected.csv"])
 
@@ -164,10 +164,11 @@ def metric_of(cell, most=1):
 def metrics_in(entry, prefix=""):
     """The metrics among the values of an evaluation; {} if it has none. Values that are not in [0, 1] become None."""
     task = MULTILABEL if f"{prefix}ap_macro" in entry else FLOOD if f"{prefix}accuracy" in entry else {}
-    values = {name: entry.get(f"{prefix}{name}") for name in task}
-    return {
-        name: value if isinstance(value, (int, float)) and 0 <= value <= 1 else None for name, value in values.items()
-    }
+
+    def valid(value):
+        return value if isinstance(value, (int, float)) and 0 <= value <= 1 else None
+
+    return {name: valid(entry.get(f"{prefix}{name}")) for name in task}
 
 
 def epochs_named(checkpoint):
@@ -551,9 +552,8 @@ def _once(results, skipped):
     for result in results:
         path, twin, reason = Path(result.source), folders.get(run(result)), None
         # The log of a continued part may not say what the run started from.
-        same_start = twin and (
-            result.start is None or (result.start, result.checkpoint) == (twin.start, twin.checkpoint)
-        )
+        unknown = result.start is None
+        same_start = twin and (unknown or (result.start, result.checkpoint) == (twin.start, twin.checkpoint))
         if same_start and path.is_file():
             same = all(_same(value, twin.metrics.get(name)) for name, value in result.metrics.items())
             reason = f"log of the run folder {twin.source}"

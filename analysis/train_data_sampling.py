@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw finetuning results against the share of the training labels, pretrained beside random initialisation.
+"""Draws finetuning results against the share of the training labels, pretrained beside random initialisation.
 
     python -m analysis.train_data_sampling logs output/finetune_* --published --output shares.png
     python -m analysis.train_data_sampling --published --output shares.png
@@ -99,7 +99,7 @@ def main(argv=None):
     )
     add_picture_flag(parser)
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         if not (args.logs or args.published):
             raise DataError("logs: none are named; name some, or add --published")
         results, skipped = results_of(args) if args.logs else ([], [])
@@ -113,8 +113,6 @@ def main(argv=None):
         series, overlay = series_of(placed), series_of(known)
         metrics = charts.metrics_to_draw(placed + known)
         write_figure(draw_shares(series, overlay, metrics), args.output)
-    except DataError as error:
-        parser.error(str(error))
     rows = [
         ((f"{origin}{name}", percent(share)), group)
         for origin, part in (("", series), ("published: ", overlay))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Draw the polarization weights of one patch beside its backscatter.
+"""Draws the polarization weights of one patch beside its backscatter.
 
 python -m analysis.weight_map --vh PATCH_VH.tif --vv PATCH_VV.tif --output weights.png
 python -m analysis.weight_map --simulate 7 --landscape coast --output weights.png
@@ -44,29 +44,21 @@ def draw_weights(sar_db):
             image = axis.imshow(values.numpy(), cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
             notes.append(f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}")
         for axis, note in zip(axes[row], notes):
-            axis.text(
-                0.03,
-                0.04,
-                note.replace("-", "−"),
-                transform=axis.transAxes,
-                fontsize=7,
-                color="white",
-                bbox=dict(facecolor="black", alpha=0.6, linewidth=0, pad=1.5),
-            )
+            box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
+            text = note.replace("-", "−")
+            axis.text(0.03, 0.04, text, transform=axis.transAxes, fontsize=7, color="white", bbox=box)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=9)
-    bar = figure.colorbar(
-        image, cax=figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7]), label="weight"
-    )
+    place = figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7])
+    bar = figure.colorbar(image, cax=place, label="weight")
     bar.set_ticks([1, 1.5, 2, 2.5, torch.e], labels=["1", "1.5", "2", "2.5", "e"])
     return figure
 
 
 def read_patch(vh, vv):
     """The patch (2, H, W) in dB from the files of its two channels. Raises DataError."""
-    channels = [
-        torch.from_numpy(read_band(path, band=channel, integers=False)) for path, channel in ((vh, "VH"), (vv, "VV"))
-    ]
+    files = {"VH": vh, "VV": vv}
+    channels = [torch.from_numpy(read_band(path, band=band, integers=False)) for band, path in files.items()]
     if channels[0].shape != channels[1].shape:
         sides = ["×".join(map(str, channel.shape)) for channel in channels]
         raise DataError(f"--vv {vv}: has {sides[1]} pixels, and --vh {sides[0]}; give both channels of one patch")
@@ -83,14 +75,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if [args.vh is None, args.vv is None, args.simulate is None] not in ([False, False, True], [True, True, False]):
         parser.error("give either --vh and --vv, or --simulate")
-    try:
+    with parser.input_errors():
         if args.simulate is None:
             sar_db = read_patch(args.vh, args.vv)
         else:
             sar_db = torch.from_numpy(simulate_scene(args.simulate, 1, 1, size=128, landscape=args.landscape)[0])
         write_figure(draw_weights(sar_db), args.output)
-    except DataError as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tabulate and draw the study of the polarization weights: how good encoders are that were pretrained with each kind.
+"""Tabulates and draws the study of the polarization weights: the quality of encoders pretrained with each kind.
 
     python -m analysis.weight_study output/weight_study --output weight_study.png --table weight_study.csv
 
@@ -8,6 +8,7 @@ Reads the folder of runs that scripts/weight_study.sh makes: pretraining runs, e
 order of their samples, so each kind is compared seed by seed with plain MixMAE, which has no weights.
 """
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,8 @@ from common.errors import DataError
 
 PROBE_METRICS = {name: f"probe: {MULTILABEL[name]}" for name in ("ap_macro", "ap_micro", "f1_macro")}
 FLOOD_METRICS = {name: f"flood: {FLOOD[name]}" for name in ("accuracy", "f1")}
-KINDS = [
-    ("none", "token"),
-    ("none", "pixel"),
-    ("shared_avg", "token"),
-    ("shared_avg", "pixel"),
-    ("per_channel", "token"),
-    ("per_channel", "pixel"),
-    ("random", ""),
-]
 PLAIN, RANDOM = "none", "random"
+KINDS = [*product((PLAIN, "shared_avg", "per_channel"), ("token", "pixel")), (RANDOM, "")]  # in the order of the table
 # Flags of pretraining that are the same in all runs of a study.
 SHARED = (
     "dataset data_path split model input_size epochs stop_epoch batch_size lr mask_ratio norm_pix_loss weight_domain "
@@ -88,9 +81,8 @@ def read_study(folder):
     if not rows:
         raise DataError(f"{folder}: no run of a study is there; scripts/weight_study.sh makes one")
     frame = pd.DataFrame(rows).groupby(["weight_mode", "weight_level", "seed"], as_index=False).mean()
-    order = {kind: place for place, kind in enumerate(KINDS)}
-    places = [order[kind] for kind in zip(frame["weight_mode"], frame["weight_level"])]
-    return frame.assign(_place=places).sort_values(["_place", "seed"]).drop(columns="_place").reset_index(drop=True)
+    places = [(KINDS.index((row.weight_mode, row.weight_level)), row.seed) for row in frame.itertuples()]
+    return frame.iloc[sorted(range(len(frame)), key=places.__getitem__)].reset_index(drop=True)
 
 
 def label_of(mode, level):
@@ -150,12 +142,10 @@ def main(argv=None):
     parser.add_argument("--table", metavar="CSV", required=True, help="table to write, a row for each kind and seed")
     parser.add_argument("--note", default="", metavar="TEXT", help="line under the figure's title: data, model, epochs")
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         frame = read_study(args.folder)
         write_figure(draw_study(frame, args.note), args.output)
         write_table(frame, args.table, "--table")
-    except DataError as error:
-        parser.error(str(error))
     means, differences = tables(frame)
     print("Mean and standard deviation over seeds:\n")
     print(tabulate(means, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True))

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""The trainings of the study of the polarization weights, in their order; scripts/weight_study.sh starts this.
+"""Runs the trainings of the study of the polarization weights; scripts/weight_study.sh starts this.
 
     python -m analysis.weight_study_runs START FLAGS…
 
-START is the folder that relative paths are meant from. Imports only the standard library, so that a dry run needs no
-set-up.
+Relative paths are relative to the folder START. Imports only the standard library, so that a dry run needs no set-up.
 """
 
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from typing import NamedTuple
 
 from common.errors import UsageError
@@ -42,28 +43,22 @@ FLOOD_TRAINING = "--epochs 8 --warmup_epochs 1 --lr 1e-3 --val_fraction 0.2".spl
 
 
 class Step(NamedTuple):
-    """A command. unless: a file; where it is there when the step's turn comes, the step is left out."""
+    """A command. unless: a file; if it exists when the step is due, the step is skipped."""
 
     command: list
     unless: str = ""
 
 
 class Study(NamedTuple):
-    """before: steps that come first, in order.
+    """The steps of a study."""
 
-    jobs: lists of steps, each in order, several jobs at a time. after: at the end.
-    """
-
-    before: list
-    jobs: list
-    after: list
+    before: list  # steps that run first, in order
+    jobs: list  # lists of steps; several lists run at a time, each in order
+    after: list  # steps that run last
 
 
 def plan(values, extra, simulated):
-    """The Study of settled values. extra: flags for pretraining.
-
-    simulated: on simulated scenes and floods, made first.
-    """
+    """The Study of settings with defaults. extra: flags for pretraining. simulated: makes the data first."""
     v, before, flooding = dict(values), [], []
     models = v["MODELS_PATH"]
     if simulated:
@@ -115,10 +110,7 @@ def probe(folder, values):
 
 
 def run_jobs(jobs, at_a_time, env=None):
-    """Run jobs, lists of steps.
-
-    Ends all of them when one fails, or this process is to end: SystemExit with its status.
-    """
+    """Runs jobs, lists of steps, several at a time. If a step fails, ends all others and exits with its status."""
     waiting, running = [iter(job) for job in jobs][::-1], {}
     try:
         while waiting or running:
@@ -131,9 +123,8 @@ def run_jobs(jobs, at_a_time, env=None):
             if running:
                 pid, status = os.wait()
                 process, job = running.pop(pid)
-                process.returncode = os.waitstatus_to_exitcode(status)
-                if process.returncode:
-                    code = process.returncode
+                code = process.returncode = os.waitstatus_to_exitcode(status)
+                if code:
                     sys.exit(code if code > 0 else 128 - code)
                 waiting.append(job)
     finally:
@@ -144,11 +135,10 @@ def run_jobs(jobs, at_a_time, env=None):
 
 
 def run(study, at_a_time):
-    """Set up and run a Study."""
-    cores = len(os.sched_getaffinity(0))
+    """Sets up the environment and runs a Study."""
     env = {**os.environ, "EXTRA": ""}
     if at_a_time > 1:
-        env["OMP_NUM_THREADS"] = str((cores + at_a_time - 1) // at_a_time)
+        env["OMP_NUM_THREADS"] = str(math.ceil(len(os.sched_getaffinity(0)) / at_a_time))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     run_jobs([[Step(["bash", "scripts/setup.sh"]), *study.before]], 1, env)
     run_jobs(study.jobs, at_a_time, env)
@@ -171,7 +161,7 @@ def main(argv=None):
         sys.exit(2)
     study = plan(values, request.extra, simulated)
     if request.dry_run:
-        for step in (step for steps in (study.before, *study.jobs, study.after) for step in steps):
+        for step in chain(study.before, *study.jobs, study.after):
             if not os.path.exists(step.unless):
                 print(shlex.join(step.command))
         return

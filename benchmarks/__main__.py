@@ -15,43 +15,20 @@ import torch
 from benchmarks.report import benchmark_parser
 
 CPU = {
-    "step": ["--grad_checkpointing", "--compile", "default"],
-    "end_to_end": [],
-    "scaling": ["--ranks", "1", "2"],
-    "memory": [],
-    "parity": ["--model", "mixmim_tiny"],
-    "data": [],
+    "step": "--grad_checkpointing --compile default",
+    "end_to_end": "",
+    "scaling": "--ranks 1 2",
+    "memory": "",
+    "parity": "--model mixmim_tiny",
+    "data": "",
 }
-GPU_STEP = [
-    "--batch_size",
-    "256",
-    "--steps",
-    "10",
-    "--warmup",
-    "5",
-    "--grad_checkpointing",
-    "--compile",
-    "default",
-    "max-autotune-no-cudagraphs",
-]
 GPU = {
-    "step": GPU_STEP,
-    "end_to_end": [
-        "--batch_size",
-        "256",
-        "--samples",
-        "8192",
-        "--steps",
-        "20",
-        "--workers",
-        "10",
-        "--compile",
-        "default",
-    ],
-    "scaling": ["--batch_size", "256", "--steps", "10", "--compile", "default"],
-    "memory": ["--batch_size", "64"],
-    "parity": ["--batch_size", "64", "--compile", "default", "--grad_checkpointing"],
-    "data": [],
+    "step": "--batch_size 256 --steps 10 --warmup 5 --grad_checkpointing --compile default max-autotune-no-cudagraphs",
+    "end_to_end": "--batch_size 256 --samples 8192 --steps 20 --workers 10 --compile default",
+    "scaling": "--batch_size 256 --steps 10 --compile default",
+    "memory": "--batch_size 64",
+    "parity": "--batch_size 64 --compile default --grad_checkpointing",
+    "data": "",
 }
 
 
@@ -63,14 +40,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     gpus, failed = torch.cuda.device_count(), []
     for name in args.only:
-        flags = list((GPU if gpus else CPU)[name])
+        flags = (GPU if gpus else CPU)[name].split()
         if gpus and name == "scaling":
             flags += ["--ranks", *map(str, sorted({1, 2, gpus} & set(range(1, gpus + 1))))]
         print(f"\n== {name} ==", flush=True)
         started = time.monotonic()
-        if subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out), "--seed", str(args.seed), *flags]
-        ).returncode:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(args.out), "--seed", str(args.seed)]
+        if subprocess.run([*command, *flags]).returncode:
             failed.append(name)
         print(f"-- {time.monotonic() - started:.0f} s", flush=True)
     if failed:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Functions in separate processes with a time limit, and a report whose parts run in this way one after the other.
+"""Runs functions in separate processes with a time limit, and the parts of a report one after the other.
 
-A process is forked from this one, which must have imported what is needed but must not have computed anything: neither
+Each process is forked from this one. This process imports what they need but must not compute anything, because neither
 CUDA nor threads survive a fork.
 """
 
@@ -17,13 +17,13 @@ from pathlib import Path
 
 from common.files import write_json
 
-SPARE = 0.15  # of a part's time: between what it plans with and the moment at which it is killed
+SPARE = 0.15  # share of a part's time limit that it does not plan with
 
 _context = multiprocessing.get_context("fork")
 
 
 def _run(function, args, log, session):
-    """The body of a process: what it prints goes into a file; an exception is printed there, and status 1."""
+    """The body of a process. Its output goes to the file `log`; so does the traceback of an exception (status 1)."""
     if session:
         os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,14 +42,14 @@ def _run(function, args, log, session):
     except BaseException:
         traceback.print_exc()
         status = 1
-    multiprocessing.util._exit_function()  # as at the end of a program: processes that it started are waited for
+    multiprocessing.util._exit_function()  # as at the end of a program: waits for child processes
     os._exit(status or 0)
 
 
 class Apart:
-    """function(*args) in a process of its own; what it returns is its exit status (None: 0).
+    """Runs function(*args) in its own process. The return value is the exit status (None: 0).
 
-    log: file that its output is added to. session: it and all it starts can be ended together, by `end`.
+    log: file that the output is appended to. session: `end` also kills the processes that it started.
     """
 
     def __init__(self, function, *args, log, session=False):
@@ -58,21 +58,21 @@ class Apart:
         self.process.start()
 
     def wait(self, seconds=None):
-        """The exit status, negative for a signal, or None if it is not over within this time."""
+        """Returns the exit status, negative for a signal; None if the process is still running after `seconds`."""
         self.process.join(seconds)
         return self.process.exitcode
 
     def end(self):
-        """Kill it, and with `session` what is left of what it started, which may have outlived it."""
+        """Kills the process. With `session`, kills the processes that it started too, even if it has ended."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL) if self.session else self.process.kill()
         except ProcessLookupError:
-            if self.process.is_alive():  # it has no session yet
+            if self.process.is_alive():  # it has not called setsid yet
                 self.process.kill()
         self.process.join()
 
     def last_line(self):
-        """The last line of its output, which says most of what went wrong."""
+        """The last line of the output, which usually states the error."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1].strip() if lines else ""
 
@@ -81,15 +81,12 @@ class Apart:
 
 
 class LeftOut(Exception):
-    """A part cannot be done on this machine; says why."""
+    """A part cannot run on this machine. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the report. function(found, settings, seconds).
-
-    Share: of the time, relative to those of the others.
-    """
+    """One part of the report: function(found, settings, seconds). share: of the time, relative to other parts."""
 
     name: str
     title: str
@@ -98,19 +95,19 @@ class Part:
 
 
 class Found:
-    """What a part has found so far: on disk, and on the console, as soon as it is known."""
+    """The findings of a part, which are written to disk and to the console at once."""
 
     def __init__(self, path, console):
         self.path, self.console, self.state = path, console, {"found": []}
 
     def add(self, text, **figures):
-        """A finding: a line for people, and its figures for the JSON."""
+        """Adds a finding: a line of text, and its figures for the JSON."""
         self.state["found"].append({"text": text, **figures})
         self.write()
         os.write(self.console, f"   {text}\n".encode())
 
     def keep(self, path):
-        """Take in the JSON that a benchmark has written."""
+        """Includes the JSON that a benchmark wrote."""
         self.state.setdefault("data", {})[path.stem] = json.loads(path.read_text())
         self.write()
 
@@ -119,7 +116,7 @@ class Found:
 
 
 def run_function(function, path, console, settings, seconds):
-    """A part, in its own process."""
+    """Runs a part; the body of its process."""
     found = Found(path, console)
     try:
         function(found, settings, seconds)
@@ -129,9 +126,8 @@ def run_function(function, path, console, settings, seconds):
 
 
 def run_part(part, out, settings, seconds):
-    """Run a part for so many seconds at most. Returns its row of the report: name, status, reason, what was found."""
-    path, started = out / f"{part.name}.part.json", time.monotonic()
-    log = out / f"{part.name}.log"
+    """Runs a part for at most `seconds`. Returns its row of the report: name, status, reason, findings."""
+    path, log, started = out / f"{part.name}.part.json", out / f"{part.name}.log", time.monotonic()
     log.unlink(missing_ok=True)
     console = os.dup(1)
     process = Apart(run_function, part.function, path, console, settings, seconds * (1 - SPARE), log=log, session=True)
@@ -140,14 +136,8 @@ def run_part(part, out, settings, seconds):
     finally:
         process.end()
         os.close(console)
-    row = {
-        "part": part.name,
-        "title": part.title,
-        "status": "ok",
-        "reason": "",
-        "seconds": time.monotonic() - started,
-        "found": [],
-    }
+    row = {"part": part.name, "title": part.title, "status": "ok", "reason": ""}
+    row |= {"seconds": time.monotonic() - started, "found": []}
     if path.exists():
         row |= json.loads(path.read_text())
         path.unlink()
@@ -161,20 +151,18 @@ def run_part(part, out, settings, seconds):
 
 
 def split_time(parts, seconds):
-    """Seconds of the first of some parts: its share of what is left."""
+    """The time limit of the first of these parts: its share of the remaining seconds."""
     return max(0.0, seconds) * parts[0].share / sum(part.share for part in parts)
 
 
 def run_parts(parts, out, settings, ends, write):
-    """Run parts one after the other until the monotonic time `ends`; write(rows) after each. Returns their rows."""
+    """Runs parts in order until the monotonic time `ends`, and calls write(rows) after each. Returns their rows."""
     rows = []
     for number, part in enumerate(parts):
         seconds = split_time(parts[number:], ends - time.monotonic())
         print(f"\n== {part.name}: {part.title} ({seconds:.0f} s at most) ==", flush=True)
-        rows.append(run_part(part, out, settings, seconds))
-        print(
-            f"-- {': '.join(filter(None, (rows[-1]['status'], rows[-1]['reason'])))}, {rows[-1]['seconds']:.0f} s",
-            flush=True,
-        )
+        row = run_part(part, out, settings, seconds)
+        rows.append(row)
+        print(f"-- {': '.join(filter(None, (row['status'], row['reason'])))}, {row['seconds']:.0f} s", flush=True)
         write(rows)
     return rows

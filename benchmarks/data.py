@@ -3,11 +3,11 @@
 
     python -m benchmarks.data --out output/benchmark_data --samples 2000
 
-Simulates patches once (they stay in --out), writes them in every layout, and reads random batches, all layouts in a new
-random order every round. Files are read from the page cache, not from a disk. Writes data.json and prints a table.
+Simulates patches once (they stay in --out), writes them in every layout, and reads random batches. Each round measures
+all layouts in a new random order. Files are read from the page cache, not from a disk. Writes data.json and prints a
+table.
 """
 
-import argparse
 import time
 from functools import partial
 
@@ -18,7 +18,7 @@ import zarr
 from safetensors.numpy import save
 from tabulate import tabulate
 
-from benchmarks.report import benchmark_parser, write_report
+from benchmarks.report import benchmark_parser, loader_flags, write_report
 from common.files import write_csv
 from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
@@ -30,21 +30,17 @@ from sarwmix.simulate import patches as simulate
 from util.datasets import SamplesWithIds, build_loader
 from util.distributed import Launch, Ranks
 
-SHARD = 500  # samples of a shard of the Zarr array that stands for alternatives
+SHARD = 500  # samples per shard of the sharded Zarr array
 
 
 # ---- The same samples in every layout ------------------------------------------------------------
 
 
 def write_layouts(folder, samples, seed):
-    """Write simulated patches as GeoTIFFs, LMDB, Zarr and packed stores; keeps existing ones.
-
-    Returns the dataset of GeoTIFFs.
-    """
+    """Writes simulated patches in every layout, unless they exist. Returns the dataset of GeoTIFFs."""
     scenes = folder / "geotiff"
-    simulate.simulate_dataset(
-        scenes, simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0), Workers(2)
-    )
+    parameters = simulate.Parameters(samples, seed=seed, val_fraction=0, test_fraction=0)
+    simulate.simulate_dataset(scenes, parameters, Workers(2))
     dataset = BigEarthNetv2(scenes, split="train")
     images = np.stack([dataset.image(i).numpy() for i in range(len(dataset))])
     if not (folder / "lmdb").exists():
@@ -62,31 +58,17 @@ def write_layouts(folder, samples, seed):
         )
         array[:] = images
     for dtype in DTYPES:
-        pack.main(
-            [
-                "--dataset",
-                "benv2",
-                "--data_path",
-                str(scenes),
-                "--splits",
-                "train",
-                "--dtype",
-                dtype,
-                "--part_mb",
-                "32",
-                "--out",
-                str(folder / f"packed_{dtype}"),
-            ]
-        )
+        source = ["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train"]
+        pack.main([*source, "--dtype", dtype, "--part_mb", "32", "--out", str(folder / f"packed_{dtype}")])
         plain = folder / f"plain_{dtype}" / "images.bin"
         plain.parent.mkdir(exist_ok=True)
         if not plain.exists():
-            images.astype(dtype).tofile(plain)  # as uint16 the values are meaningless, but the number of bytes is right
+            images.astype(dtype).tofile(plain)  # as uint16 only the number of bytes is meaningful
     return dataset
 
 
 def write_lmdb(path, ids, images, metadata):
-    """The layout of the authors' LMDB: key s1_name, value safetensors with VH and VV; with the metadata beside it."""
+    """Writes the layout of the authors' LMDB: key s1_name, value safetensors with VH and VV; metadata beside it."""
     with lmdb.open(str(path), map_size=4 * images.nbytes + 2**24) as env, env.begin(write=True) as transaction:
         for name, image in zip(ids.tolist(), images):
             transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
@@ -94,19 +76,20 @@ def write_lmdb(path, ids, images, metadata):
 
 
 def write_zarr(path, dataset, images):
-    """The layout of existing users: a group for each patch, with the arrays VH and VV, uncompressed, and a list."""
+    """Writes the released layout: a group with uncompressed arrays VH and VV per patch, and a list of patches."""
     root = zarr.open_group(path, mode="w").create_group("sentinel1")
     for name, image in zip(dataset.ids.tolist(), images):
         patch = root.create_group(name, attributes={"labels": ["Sea and ocean"]})
         for channel, values in zip(dataset.CHANNELS, image):
-            patch.create_array(channel, shape=values.shape, chunks=values.shape, dtype="float32", compressors=None)[
-                :
-            ] = values
+            array = patch.create_array(
+                channel, shape=values.shape, chunks=values.shape, dtype="float32", compressors=None
+            )
+            array[:] = values
     write_csv(path / "benv1_train.csv", None, [("", name) for name in dataset.ids.tolist()])
 
 
 def disk_bytes(folder):
-    """(bytes of the files, bytes that they occupy in the file system)."""
+    """(bytes of the files, bytes that they occupy on the file system)."""
     sizes = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum(s.st_size for s in sizes), sum(s.st_blocks * 512 for s in sizes)
 
@@ -118,23 +101,21 @@ def stack(dataset, ids):
     return torch.stack([dataset.image(i) for i in ids])
 
 
-LOADERS = {
-    "GeoTIFF": lambda folder: BigEarthNetv2(folder / "geotiff", "train"),
-    "LMDB": lambda folder: BigEarthNetv2(folder / "lmdb", "train"),
-    "Zarr, a group per patch": lambda folder: BigEarthNetv1(folder / "zarr", "train"),
-    **{
-        f"packed {dtype}, dB": lambda folder, dtype=dtype: PackedDataset(folder / f"packed_{dtype}", "train")
-        for dtype in DTYPES
-    },
+LAYOUTS = {  # name: (class of the dataset, folder)
+    "GeoTIFF": (BigEarthNetv2, "geotiff"),
+    "LMDB": (BigEarthNetv2, "lmdb"),
+    "Zarr, a group per patch": (BigEarthNetv1, "zarr"),
+    **{f"packed {dtype}, dB": (PackedDataset, f"packed_{dtype}") for dtype in DTYPES},
 }
 
 
 def methods(folder, geotiff):
-    """{name: (layout, batch(ids))} in one process and thread."""
+    """{name: (folder of the layout, batch(ids))}, each read by one thread."""
     sharded = zarr.open_array(folder / "zarr_sharded", mode="r")
     found = {
-        name: (layout, partial(stack, LOADERS[name](folder)))
-        for name, layout in (("GeoTIFF", "geotiff"), ("LMDB", "lmdb"), ("Zarr, a group per patch", "zarr"))
+        name: (layout, partial(stack, kind(folder / layout, "train")))
+        for name, (kind, layout) in LAYOUTS.items()
+        if kind is not PackedDataset
     }
     found["Zarr, sharded, a chunk per sample"] = ("zarr_sharded", lambda ids: sharded.oindex[np.sort(ids)])
     for dtype in DTYPES:
@@ -152,7 +133,7 @@ def methods(folder, geotiff):
 
 
 def rate(batch, samples, size, seconds, rng):
-    """Samples per second of random batches, measured for about this many seconds."""
+    """Samples per second of random batches, measured for about `seconds`."""
     started, done = time.perf_counter(), 0
     while True:
         batch(rng.integers(0, samples, size))
@@ -163,18 +144,9 @@ def rate(batch, samples, size, seconds, rng):
 
 
 def loader_rate(dataset, workers, size, seconds):
-    """Samples per second of the loader of training, with labels, without its start."""
-    args = argparse.Namespace(
-        batch_size=size,
-        accum_iter=1,
-        seed=0,
-        split="train",
-        num_workers=workers,
-        pin_mem=False,
-        data_timeout=8,
-        data_cache="none",
-    )
-    loader = build_loader(SamplesWithIds(dataset), args, Ranks(Launch(), torch.device("cpu")))
+    """Samples per second of the training loader, with labels; the first batch is not timed."""
+    ranks = Ranks(Launch(), torch.device("cpu"))
+    loader = build_loader(SamplesWithIds(dataset), loader_flags(size, workers), ranks)
     batches, started = -1, None  # the first batch waits for the workers to start
     while True:
         for _ in loader:
@@ -190,7 +162,7 @@ def loader_rate(dataset, workers, size, seconds):
 
 
 def measure(args):
-    """[one row of the table as a dict]."""
+    """The rows of the table, dicts."""
     folder = args.out
     geotiff = write_layouts(folder, args.samples, args.seed)
     torch.set_num_threads(1)
@@ -200,10 +172,12 @@ def measure(args):
     for _ in range(args.rounds):
         for name in rng.permutation(list(found)).tolist():
             rates[name].append(rate(found[name][1], len(geotiff), args.batch_size, args.seconds, rng))
-    loaders = {name: [] for name in found if name in LOADERS}
+    loaders = {name: [] for name in found if name in LAYOUTS}
     for _ in range(args.rounds):
         for name in rng.permutation(list(loaders)).tolist():
-            loaders[name].append(loader_rate(LOADERS[name](folder), args.workers, args.batch_size, args.seconds))
+            kind, layout = LAYOUTS[name]
+            dataset = kind(folder / layout, "train")
+            loaders[name].append(loader_rate(dataset, args.workers, args.batch_size, args.seconds))
     for name, (layout, _) in found.items():
         size, allocated = disk_bytes(folder / layout)
         rows.append(
@@ -250,20 +224,14 @@ def table(rows, workers):
     )
 
 
-def get_args_parser():
+def main(argv=None):
     parser = benchmark_parser("data", "Throughput of random batches by data layout.")
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least one batch")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="measurements of each layout, of which the median is shown"
-    )
-    return parser
-
-
-def main(argv=None):
-    args = get_args_parser().parse_args(argv)
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each layout; the median is shown")
+    args = parser.parse_args(argv)
     rows = measure(args)
     write_report("data", args, rows)
     print(table(rows, args.workers))

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Speed of pretraining with its loader, by layout of the data, compared with our plain re-implementation.
+"""Speed of pretraining including the loader, by layout of the data, compared with our plain re-implementation.
 
     python -m benchmarks.end_to_end --out output/benchmarks
 
-Simulates patches once, in --out, and packs them; without rasterio the packed store has random images, and the variants
-that read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, makes
-some steps that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional time
-of the others is the cost of their loader, including the CPU time that it takes from the step. Files are read from the
-page cache. Writes end_to_end.json and prints a table.
+Simulates patches once, in --out, and packs them. Without rasterio, the packed store has random images, and the variants
+that read GeoTIFFs are skipped. Every round runs all variants in a new random order. A turn starts the loader, takes
+--skip steps that are not timed, and then the timed steps. "batch in hand" trains on images in memory; the additional
+time of the others is the cost of their loader, including the CPU time that it takes from the step. Files are read from
+the page cache. Writes end_to_end.json and prints a table.
 """
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.random_store import write_random_store
 from benchmarks.reference import ReferenceSamples
-from benchmarks.report import benchmark_parser, changed, deadline, in_turns, report, shown, speedup
+from benchmarks.report import benchmark_parser, changed, deadline, in_turns, loader_flags, report, shown, speedup
 from benchmarks.step import Ours, Reference, add_execution_flags, add_path_flags, noise, usual_amp, wait
 from common.workers import Workers
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -35,10 +34,8 @@ from util.misc import keep_freed_memory
 
 
 def write_data(args):
-    """(folder of GeoTIFFs, packed store) of simulated patches; without rasterio (None, store of random images).
-
-    Keeps existing data.
-    """
+    """Writes the data, unless they exist. Returns (folder of GeoTIFFs, packed store) of simulated patches; without
+    rasterio (None, store of random images)."""
     workers = Workers(min(len(os.sched_getaffinity(0)), 1 + args.samples // 256))
     if importlib.util.find_spec("rasterio") is None:
         store = args.out / "end_to_end_random"
@@ -47,24 +44,22 @@ def write_data(args):
             write_random_store(store, "benv2", {"train": args.samples}, seed=args.seed, workers=workers)
         return None, store
     scenes, packed = args.out / "end_to_end_geotiff", args.out / "end_to_end_packed"
-    simulate.simulate_dataset(
-        scenes, simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0), workers
-    )
-    pack.main(
-        ["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train", "--part_mb", "64", "--out", str(packed)]
-    )
+    parameters = simulate.Parameters(args.samples, seed=args.seed, val_fraction=0, test_fraction=0)
+    simulate.simulate_dataset(scenes, parameters, workers)
+    source = ["--dataset", "benv2", "--data_path", str(scenes), "--splits", "train"]
+    pack.main([*source, "--part_mb", "64", "--out", str(packed)])
     return scenes, packed
 
 
 class Way:
-    """A path and the source of its batches. loader() returns a new iterable of batches."""
+    """A `Path` with the source of its batches: loader() returns an iterable. turn: (skipped, timed) steps."""
 
     def __init__(self, path, loader, to_batch, turn):
         self.path, self.loader, self.to_batch, self.turn = path, loader, to_batch, turn
         self.seconds, self.waited = [], []
 
     def __call__(self):
-        """One turn; records the seconds of a timed step and the part of them spent waiting for a batch."""
+        """Runs one turn. Records the seconds per timed step, and how many of them were spent waiting for a batch."""
         skipped, steps = self.turn
         batches, waited = iter(self.loader()), 0.0
         for i in range(skipped + steps):
@@ -81,6 +76,7 @@ class Way:
 
 
 def build_ways(args, device, scenes, packed):
+    """{name: Way}. scenes, packed: from `write_data`."""
     ranks, turn = Ranks(Launch(), device), (args.skip, args.steps)
     ours = Ours(args, None, device, args.amp, compile_mode=None if args.compile == "off" else args.compile)
     reference = Reference(args, None, device, args.amp)
@@ -89,21 +85,13 @@ def build_ways(args, device, scenes, packed):
         return [tensor.to(device, non_blocking=True) for tensor in batch]
 
     def with_our_loader(dataset, cache="none"):
-        flags = argparse.Namespace(
-            batch_size=args.batch_size,
-            accum_iter=1,
-            seed=args.seed,
-            split="train",
-            num_workers=args.workers,
-            pin_mem=True,
-            data_timeout=8,
-            data_cache=cache,
-        )
+        flags = loader_flags(args.batch_size, args.workers, args.seed, pin_mem=True)
         if cache != "none":
             fill_cache(dataset, cache, ranks)
+        samples = ImagesWithIds(dataset)
         return Way(
             ours,
-            lambda: build_loader(ImagesWithIds(dataset), flags, ranks),
+            lambda: build_loader(samples, flags, ranks),
             lambda batch: batch[1].to(device, non_blocking=True),
             turn,
         )
@@ -116,20 +104,13 @@ def build_ways(args, device, scenes, packed):
     else:
         geotiff = BigEarthNetv2(scenes, "train")
         samples, workers = ReferenceSamples(geotiff), args.workers if args.workers is not None else 2
+
+        def reference_loader():
+            pin = device.type == "cuda"
+            return DataLoader(samples, args.batch_size, True, num_workers=workers, pin_memory=pin, drop_last=True)
+
         ways = {
-            "reference, GeoTIFF": Way(
-                reference,
-                lambda: DataLoader(
-                    samples,
-                    args.batch_size,
-                    shuffle=True,
-                    num_workers=workers,
-                    pin_memory=device.type == "cuda",
-                    drop_last=True,
-                ),
-                prepared,
-                turn,
-            ),
+            "reference, GeoTIFF": Way(reference, reference_loader, prepared, turn),
             "ours, GeoTIFF": with_our_loader(geotiff),
         }
     ways |= {
@@ -146,9 +127,9 @@ def main(argv=None):
         "end_to_end", "Speed of pretraining with its data, compared with our plain re-implementation.", timed=True
     )
     add_path_flags(parser)
-    parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn must not need more")
-    parser.add_argument("--steps", type=int, default=8, help="steps of a turn that are timed")
-    parser.add_argument("--skip", type=int, default=3, help="steps of a turn before these")
+    parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn needs no more")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn")
+    parser.add_argument("--skip", type=int, default=3, help="steps of a turn before the timed ones")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each way")
     parser.add_argument(
         "--workers", type=int, help="loader processes or threads (default: as in training; 2 for the reference)"

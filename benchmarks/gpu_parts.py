@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The parts of the report (benchmarks/gpu_report.py): what each does, with which sizes, and what it finds.
+"""The parts of the report (benchmarks/gpu_report.py).
 
-part(found, settings, seconds) runs in a process of its own, forked from one that has imported this module and computed
-nothing. It may start such processes itself, as long as it has computed nothing either. seconds: what it plans with.
+part(found, settings, seconds) runs in its own process, which is forked from one that has imported this module and
+computed nothing. A part that has computed nothing may fork further processes. seconds: the time that it plans with.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +33,14 @@ from util.distributed import pick_device
 from util.optimization import StepRecord, emulates_16_bits
 
 ROOT = Path(__file__).resolve().parent.parent
-FULL_MEMORY = 40e9  # bytes of a GPU that holds the published batch of every path with room to spare
-KERNELS = 10  # of the profile, those with the most time
+FULL_MEMORY = 40e9  # bytes of GPU memory that suffice for every path at the published batch size
+KERNELS = 10  # number of kernels in the profile
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How large everything is. step_amps: of the part on a step.
-
-    epoch_steps: of the pretraining, 3 epochs. finetune: batch.
-    """
+    """Sizes of the parts. step_amps: precisions of the part "step". epoch_steps: steps per epoch of pretraining, which
+    has 3 epochs. finetune: batch size."""
 
     out: Path
     seed: int
@@ -60,7 +59,7 @@ class Settings:
 
     @classmethod
     def of(cls, found, out, seed):
-        """For the machine that `look_at_machine` found; None, where it could not say, is a CPU."""
+        """The Settings for the machine that `look_at_machine` describes. None, if that failed, stands for a CPU."""
         if not found or found["device"] == "cpu":
             amp = found["amp"] if found else "off"
             return cls(
@@ -97,36 +96,28 @@ class Settings:
         )
 
     def flags(self, **others):
-        """What a benchmark's --help calls by these names, as words."""
-        words = {
-            "out": self.out,
-            "seed": self.seed,
-            "device": self.device,
-            "model": self.model,
-            "batch_size": self.batch,
-            "amp": self.amp,
-            **others,
-        }
-        return [str(word) for name, value in words.items() if value is not None for word in (f"--{name}", value)]
+        """The settings and `others` as flags of a program; a value of None omits the flag."""
+        own = {"out": self.out, "seed": self.seed, "device": self.device, "model": self.model}
+        values = {**own, "batch_size": self.batch, "amp": self.amp, **others}
+        return [str(word) for name, value in values.items() if value is not None for word in (f"--{name}", value)]
 
 
 def clean(out):
-    """Remove the data and checkpoints of parts, those that were killed included."""
+    """Removes the data and checkpoints of all parts, including parts that were killed."""
     for path in (out / "runs", *out.glob("end_to_end_*/")):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def rate(row):
-    return (
-        f"{row['images_per_s']:,.0f} images/s" if row["images_per_s"] >= 100 else f"{row['images_per_s']:.1f} images/s"
-    )
+    value = row["images_per_s"]
+    return f"{value:,.{0 if value >= 100 else 1}f} images/s"
 
 
 # ---- The machine ---------------------------------------------------------------------------------
 
 
 def look_at_machine(found, settings, seconds):
-    """What everything else is measured on."""
+    """Describes the machine."""
     device = pick_device("auto", 0)
     gpu = device.type == "cuda"
     emulated = emulates_16_bits(device, torch.bfloat16)
@@ -137,12 +128,10 @@ def look_at_machine(found, settings, seconds):
         "gpu_bytes": torch.cuda.get_device_properties(device).total_memory if gpu else None,
     }
     found.state["machine"] = facts
-    memory_text = (
-        f"{facts['gpu_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}"
-        if gpu
-        else f"{facts['cores']} cores, {facts['memory_gb']} GB"
-    )
-    found.add(f"{facts['gpu'] or facts['cpu']}, {memory_text}, PyTorch {facts['torch']}, Python {facts['python']}")
+    size = f"{facts['cores']} cores, {facts['memory_gb']} GB"
+    if gpu:
+        size = f"{facts['gpu_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}"
+    found.add(f"{facts['gpu'] or facts['cpu']}, {size}, PyTorch {facts['torch']}, Python {facts['python']}")
     if emulated:
         found.add(
             f"bf16 is left out, as this {'GPU' if gpu else 'processor'} emulates it: {'fp16' if gpu else 'float32'} "
@@ -154,7 +143,7 @@ def look_at_machine(found, settings, seconds):
 
 
 class Outcomes:
-    """A plugin of pytest that counts test by test, so that the count exists if time ends before all are run."""
+    """A plugin of pytest that counts outcomes after each test, so that the counts exist if the part is killed."""
 
     def __init__(self, found):
         self.found, self.of = found, {"passed": [], "failed": [], "skipped": []}
@@ -170,10 +159,10 @@ class Outcomes:
 
 
 def run_tests(found, settings, seconds):
-    """tests/test_cuda.py, which skips itself where there is no GPU."""
+    """Runs tests/test_cuda.py, which skips its tests without a GPU."""
     if importlib.util.find_spec("pytest") is None:
         raise LeftOut("pytest is not installed")
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # those of other programs, which may lack what they need
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # plugins of other programs may fail to import
     import pytest
 
     outcomes = Outcomes(found)
@@ -190,7 +179,7 @@ def run_tests(found, settings, seconds):
 
 
 def killed_at(number):
-    """Have this process kill itself in the middle of a step, the `number`-th that it takes."""
+    """Makes this process kill itself in the middle of its `number`-th training step."""
     taken, add = [0], StepRecord.add
 
     def counting(self, *args):
@@ -203,7 +192,7 @@ def killed_at(number):
 
 
 def as_program(module, flags, kill_at):
-    """What `python main_….py` does after its imports. Returns its exit status."""
+    """Runs a main program with these flags, as `python main_….py` does. Returns its exit status."""
     sys.argv = [f"{module.__name__}.py", *map(str, flags)]
     if kill_at:
         killed_at(kill_at)
@@ -211,10 +200,7 @@ def as_program(module, flags, kill_at):
 
 
 def run(module, flags, log, kill_at=None):
-    """A program in a process of its own, to its end, or to the step at which it kills itself.
-
-    Returns the seconds it took.
-    """
+    """Runs a main program in its own process until it ends, or kills itself in step `kill_at`. Returns the seconds."""
     started = time.monotonic()
     process = Apart(as_program, module, flags, kill_at, log=log)
     status = process.wait()
@@ -224,7 +210,7 @@ def run(module, flags, log, kill_at=None):
 
 
 def write_stores(work, settings):
-    """The packed stores of the trainings."""
+    """Writes the packed stores for pretraining and finetuning."""
     workers = Workers(1 if settings.device == "cpu" else min(8, len(os.sched_getaffinity(0))))
     few, (batch, side) = 2 * settings.finetune, settings.floods
     splits = {"train": settings.epoch_steps * settings.batch, "val": few, "test": few}
@@ -239,45 +225,26 @@ def losses_of(folder):
 
 
 def pretrain(found, settings, work, log):
-    """Pretraining, whole, and killed in mid-epoch and continued. Returns the folder of the former."""
+    """Pretrains without interruption, then again with a kill in mid-epoch. Returns the folder of the first run."""
     steps = 3 * settings.epoch_steps
-    flags = (
-        "--data_path",
-        work / "patches",
-        "--split",
-        "train",
-        "--data_cache",
-        "device",
-        "--model",
-        settings.model,
-        "--batch_size",
-        settings.batch,
-        "--epochs",
-        3,
-        "--warmup_epochs",
-        1,
-        "--norm_pix_loss",
-        "--amp",
-        settings.amp,
-        "--save_epochs",
-        "--save_every_steps",
-        steps * 5 // 12,
-        "--compile",
-        "off",
-        "--device",
-        settings.device,
-        "--seed",
-        settings.seed,
-        "--log_freq",
-        5,
+    flags = settings.flags(
+        out=None,
+        data_path=work / "patches",
+        split="train",
+        data_cache="device",
+        epochs=3,
+        warmup_epochs=1,
+        save_every_steps=steps * 5 // 12,
+        compile="off",
+        log_freq=5,
     )
+    flags += ["--norm_pix_loss", "--save_epochs"]
     whole, cut = work / "pretrain", work / "pretrain_killed"
     took = run(main_pretrain, (*flags, "--output_dir", whole), log)
     expected = losses_of(whole)
     found.add(
         f"pretraining, {settings.model}, batch {settings.batch}, {settings.amp}: {steps} steps in {took:.0f} s with "
-        "start and saves, "
-        f"loss {expected[0]:.4f} → {expected[-1]:.4f}",
+        f"start and saves, loss {expected[0]:.4f} → {expected[-1]:.4f}",
         losses=expected,
         seconds=took,
     )
@@ -300,50 +267,30 @@ def pretrain(found, settings, work, log):
 
 
 def finetune(found, settings, work, log, start):
-    """Finetuning of both kinds from the pretrained checkpoint. Returns {dataset: folder}."""
+    """Finetunes both classifiers from the pretrained checkpoint. Returns {dataset: folder}."""
     folders = {}
     for dataset, store, batch in (
         ("benv2", "patches", settings.finetune),
         ("sen12flood", "floods", settings.floods[0]),
     ):
         folders[dataset] = work / dataset
-        took = run(
-            main_finetune,
-            (
-                "--dataset",
-                dataset,
-                "--data_path",
-                work / store,
-                "--data_cache",
-                "device",
-                "--model",
-                settings.model,
-                "--finetune",
-                start / "checkpoint.pth",
-                "--batch_size",
-                batch,
-                "--epochs",
-                1,
-                "--warmup_epochs",
-                0,
-                "--amp",
-                settings.amp,
-                "--compile",
-                "off",
-                "--device",
-                settings.device,
-                "--seed",
-                settings.seed,
-                "--output_dir",
-                folders[dataset],
-            ),
-            log,
+        flags = settings.flags(
+            out=None,
+            dataset=dataset,
+            data_path=work / store,
+            data_cache="device",
+            finetune=start / "checkpoint.pth",
+            batch_size=batch,
+            epochs=1,
+            warmup_epochs=0,
+            compile="off",
+            output_dir=folders[dataset],
         )
+        took = run(main_finetune, flags, log)
         entry = json.loads((folders[dataset] / "log.txt").read_text())
         found.add(
             f"finetuning, {dataset}, batch {batch}: loss {entry['train_loss']:.4f} in training, "
-            f"{entry['test_loss']:.4f} after it, "
-            f"{took:.0f} s",
+            f"{entry['test_loss']:.4f} after it, {took:.0f} s",
             dataset=dataset,
             seconds=took,
             train_loss=entry["train_loss"],
@@ -353,7 +300,7 @@ def finetune(found, settings, work, log, start):
 
 
 def same_logits(checkpoint, exported, store, device):
-    """Whether a checkpoint and what was exported of it compute the same: the exit status."""
+    """Compares the logits of a checkpoint with those of its export. Returns the exit status."""
     images = PackedDataset(store, "test").images(list(range(2)))
     with torch.no_grad():
         logits = []
@@ -364,17 +311,12 @@ def same_logits(checkpoint, exported, store, device):
 
 
 def export(found, settings, work, log, folders):
+    """Exports the finetuned checkpoints, and checks the logits of the exports."""
     for dataset, folder in folders.items():
         checkpoint, exported = folder / "checkpoint_best.pth", work / f"{dataset}_exported"
+        store = work / ("patches" if dataset == "benv2" else "floods")
         run(main_finetune, ("--export", exported, "--finetune", checkpoint, "--device", settings.device), log)
-        check = Apart(
-            same_logits,
-            checkpoint,
-            exported,
-            work / ("patches" if dataset == "benv2" else "floods"),
-            settings.device,
-            log=log,
-        )
+        check = Apart(same_logits, checkpoint, exported, store, settings.device, log=log)
         if check.wait():
             sys.exit(f"{dataset}: exported and loaded again: {check.last_line()}")
         size = sum(path.stat().st_size for path in exported.iterdir())
@@ -384,10 +326,7 @@ def export(found, settings, work, log, folders):
 
 
 def train(found, settings, seconds):
-    """Pretraining, killed and continued; finetuning of both kinds; export and load.
-
-    From packed stores of random images.
-    """
+    """Pretrains, continues a killed pretraining, finetunes, exports and loads; on packed stores of random images."""
     work, log, started = settings.out / "runs", settings.out / "runs.log", time.monotonic()
     log.unlink(missing_ok=True)
     work.mkdir()
@@ -404,7 +343,7 @@ def train(found, settings, seconds):
 
 
 def benchmark(module, found, settings, *flags):
-    """Run a benchmark as its command line would, and take in its JSON. Returns the rows."""
+    """Runs a benchmark with these flags and includes its JSON. Returns the rows."""
     sys.argv = [f"{module.__name__}.py", *flags]
     module.main()
     name = module.__name__.split(".")[-1]
@@ -413,28 +352,18 @@ def benchmark(module, found, settings, *flags):
 
 
 def measure_step(found, settings, seconds):
-    """Eager ways first, so that they are known whatever the compiler does; then all in turns."""
-    turn = (
-        {"steps": 10, "warmup": 3, "rounds": 50}
-        if settings.device == "cuda"
-        else {"steps": 1, "warmup": 1, "rounds": 2}
-    )
+    """Measures eager execution first, so that its result exists even if compilation fails; then all ways in turns."""
+    sizes = (10, 3, 50) if settings.device == "cuda" else (1, 1, 2)
+    turn = dict(zip(("steps", "warmup", "rounds"), sizes))
     more = ["--grad_checkpointing", "--attention", "--amp", *settings.step_amps]
     flags = settings.flags(seconds=seconds * (0.15 if settings.compile else 1), amp=None, **turn)
     report_step(found, benchmark(step, found, settings, *flags, *more))
     if not settings.compile:
         found.add("compiled: left out on a CPU, where it takes minutes")
         return
-    rows = benchmark(
-        step,
-        found,
-        settings,
-        *settings.flags(seconds=seconds * 0.8, amp=None, **turn),
-        *more,
-        "--compile",
-        *settings.compile,
-    )
-    found.state["found"] = []  # now all of the same turns
+    flags = settings.flags(seconds=seconds * 0.8, amp=None, **turn)
+    rows = benchmark(step, found, settings, *flags, *more, "--compile", *settings.compile)
+    found.state["found"] = []  # these rows include the eager ways, measured again
     report_step(found, rows)
 
 
@@ -449,7 +378,7 @@ def report_step(found, rows):
 
 
 def measure_end_to_end(found, settings, seconds):
-    """Loader and step together."""
+    """Measures training steps with their loader."""
     gpu, rasterio = settings.device == "cuda", importlib.util.find_spec("rasterio") is not None
     skip, steps = (2, 6) if gpu else (1, 2)
     if not rasterio:
@@ -462,41 +391,34 @@ def measure_end_to_end(found, settings, seconds):
         rounds=30 if gpu else 2,
         workers=None if gpu else 1,
     )
-    for mode in ("off", *settings.compile[:1]):  # eager first, so that it is known whatever the compiler does
+    for mode in ("off", *settings.compile[:1]):  # eager first, as in `measure_step`
         for row in benchmark(end_to_end, found, settings, *flags, "--compile", mode):
-            name = (
-                row["way"] if mode == "off" or row["way"].startswith("reference") else f"{row['way']}, compile {mode}"
-            )
+            compiled = "" if mode == "off" or row["way"].startswith("reference") else f", compile {mode}"
             found.add(
-                f"{name}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, waiting for data "
-                f"{row['waiting']}"
+                f"{row['way']}{compiled}: {row['ms']:.1f} ms, {rate(row)}, {row['ratio']['median']:.2f} × reference, "
+                f"waiting for data {row['waiting']}"
             )
 
 
 def compare_losses(found, settings, seconds):
-    """The same training in 16 bits and in float32."""
+    """Trains in 16 bits and in float32, and compares the losses."""
     batch, batches, steps = settings.parity
-    rows = benchmark(
-        parity,
-        found,
-        settings,
-        *settings.flags(seconds=seconds, batch_size=batch, batches=batches, steps=steps, amp=None),
-    )
+    flags = settings.flags(seconds=seconds, batch_size=batch, batches=batches, steps=steps, amp=None)
+    rows = benchmark(parity, found, settings, *flags)
     for row in rows[1:]:
         found.add(
             f"{row['path']}: loss {row['first']:.4f} → {row['last']:.4f} in {len(row['losses'])} steps of {batch}; "
-            "float32 "
-            f"{rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}"
+            f"float32 {rows[0]['last']:.4f}; most apart {row['apart_shown']}, in the end {row['apart_last_shown']}"
         )
 
 
 def measure_one(args, model, case, path):
-    """A case of benchmarks.memory, in its own process."""
+    """Measures a case of benchmarks.memory; the body of its process."""
     path.write_text(json.dumps(memory.measure(args, model, case)))
 
 
 def measure_memory(found, settings, seconds):
-    """Larger models, with and without gradient checkpointing; each in its own process."""
+    """Measures larger models with and without gradient checkpointing, each in its own process."""
     sys.argv = ["memory.py", *settings.flags(model=None), "--models", *settings.larger]
     args = memory.get_args_parser().parse_args()
     rows, path, started, longest = [], settings.out / "case.json", time.monotonic(), 0.0
@@ -529,7 +451,7 @@ def measure_memory(found, settings, seconds):
 
 
 def busy_time(spans):
-    """Length of the union of (start, end)."""
+    """The length of the union of intervals (start, end)."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -538,40 +460,35 @@ def busy_time(spans):
 
 
 def profile_step(found, settings, seconds):
-    """The kernels with the most time, and how long the GPU has nothing to do."""
+    """Profiles a training step: the kernels with the most time, and the idle time of the GPU."""
     device, gpu = pick_device(settings.device, 0), settings.device == "cuda"
     args = argparse.Namespace(model=settings.model, seed=settings.seed)
     path = step.Ours(args, step.noise(settings.batch, device, settings.seed), device, settings.amp)
     path.run(3)
     started = time.perf_counter()
     path.run(1)
-    steps = max(
-        1, min(5, int(seconds / 10 / (time.perf_counter() - started)))
-    )  # reading a profile takes longer than making it
+    # A tenth of the time is for the steps, because reading a profile takes longer than recording it.
+    steps = max(1, min(5, int(seconds / 10 / (time.perf_counter() - started))))
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * gpu]
-    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)  # the profiler's own start is not part of it
+    once = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)  # warmup: excludes the start of the profiler
     with torch.profiler.profile(activities=kinds, schedule=once) as profiler:
         for count in (1, steps):
             path.run(count)
             profiler.step()
     if gpu:
-        events = [
-            (event.name, event.time_range.start, event.time_range.end)
-            for event in profiler.events()
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-        ]
-        taken = [(name, end - start) for name, start, end in events]
+        on_gpu = (event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+        spans = [event for event in on_gpu if not event.is_user_annotation]
+        taken = [(event.name, event.time_range.end - event.time_range.start) for event in spans]
     else:
-        taken = [
-            (event.key, event.self_cpu_time_total) for event in profiler.key_averages() if not event.is_user_annotation
-        ]
+        functions = (event for event in profiler.key_averages() if not event.is_user_annotation)
+        taken = [(event.key, event.self_cpu_time_total) for event in functions]
     if not taken:
         sys.exit("the profiler saw nothing; is CUPTI installed, and may this user profile?")
     if not gpu:
         add_kernels(found, taken, sum(value for _, value in taken), steps)
         found.add("share of idle time: left out, as there is no GPU")
         return
-    spans = [span for _, *span in events]
+    spans = [(event.time_range.start, event.time_range.end) for event in spans]
     whole, busy = max(end for _, end in spans) - min(start for start, _ in spans), busy_time(spans)
     add_kernels(found, taken, whole, steps)
     found.add(
@@ -583,21 +500,17 @@ def profile_step(found, settings, seconds):
 
 
 def add_kernels(found, taken, whole, steps):
-    """The kernels with the most time, of (name, µs); their shares are of `whole`, µs."""
-    names = {}
+    """Adds the kernels with the most time. taken: [(name, µs)]; their shares are of `whole`, µs."""
+    total = Counter()
     for name, value in taken:
-        names[name] = names.get(name, 0.0) + value
-    for name in sorted(names, key=names.get, reverse=True)[:KERNELS]:
-        found.add(
-            f"{names[name] / whole:6.1%}  {names[name] / steps / 1e3:8.3f} ms a step  {name[:90]}",
-            kernel=name,
-            share=names[name] / whole,
-            ms=names[name] / steps / 1e3,
-        )
+        total[name] += value
+    for name, value in total.most_common(KERNELS):
+        share, ms = value / whole, value / steps / 1e3
+        found.add(f"{share:6.1%}  {ms:8.3f} ms a step  {name[:90]}", kernel=name, share=share, ms=ms)
 
 
 MACHINE = Part("machine", "The machine", 1, look_at_machine)
-# Seconds of eight minutes, as they are expected on an H100; what a part leaves goes to those after it.
+# Shares: expected seconds on an H100, of eight minutes. Time that a part does not use goes to later parts.
 PARTS = (
     Part("tests", "(a) Tests that need a GPU", 90, run_tests),
     Part("training", "(b) Training, killed and continued; finetuning; export", 100, train),

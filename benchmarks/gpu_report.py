@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A complete account of the code on this machine's GPU, within some minutes: `bash scripts/gpu_report.sh`.
+"""Tests and measures the code on this machine's GPU within some minutes: `bash scripts/gpu_report.sh`.
 
     python -m benchmarks.gpu_report --minutes 8 --out output/gpu_report
 
-Needs no data, no network and no set-up. The parts stand in benchmarks/gpu_parts.py, the most telling first. Each has a
-share of the minutes, measures how long a step takes and chooses how much to do; what it leaves of its time goes to the
-later ones. It runs in a process of its own, so that one that fails, or overruns and is killed, costs itself alone.
-After every part --out/gpu_report.json is written anew; gpu_report.md has the table, gpu_report_parts/ what each part
-printed. On a CPU the same parts run with the smallest sizes. Ends with status 1 if a part failed.
+Needs no data, no network and no set-up. The parts are defined in benchmarks/gpu_parts.py, the most important first.
+Each has a share of the time and adapts its work to the measured duration of a step; time that it does not use goes to
+later parts. Each part runs in its own process, so that a part that fails, or exceeds its time and is killed, does not
+affect the others. After every part, --out/gpu_report.json and the table gpu_report.md are written again;
+gpu_report_parts/ has the output of each part. On a CPU, the same parts run with the smallest sizes. The exit status is
+1 if a part failed.
 """
 
 import argparse
@@ -22,27 +23,15 @@ import time
 from pathlib import Path
 
 NAME = "gpu_report"
-NEEDED = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "tensorboard",
-    "safetensors",
-    "sklearn",
-    "matplotlib",
-    "tabulate",
-    "torchmetrics",
-)
-LOOK = 60  # seconds at most for what machine it is
+NEEDED = """torch torchvision timm numpy pandas pyarrow tensorboard safetensors sklearn matplotlib tabulate
+torchmetrics""".split()
+LOOK = 60  # time limit of the part "machine", seconds
 MOST_MINUTES = 24 * 60
-CLOSING = 3  # seconds that are kept for the tables at the end
+CLOSING = 3  # seconds that are reserved for writing the tables
 
 
 def table(rows, style):
-    """The rows as text: what was done, how it ended, what was found."""
+    """The rows as a table: part, outcome, seconds, findings."""
     from tabulate import tabulate
 
     lines = []
@@ -60,7 +49,7 @@ def table(rows, style):
 
 
 def write_report(out, started, args, rows):
-    """gpu_report.json and gpu_report.md, of the rows so far; the first row is of the machine."""
+    """Writes gpu_report.json and gpu_report.md of the rows so far. The first row is that of the machine."""
     from common.files import write_json, write_text
 
     machine = rows[0].get("machine", {})
@@ -87,7 +76,7 @@ def missing_packages(names=NEEDED):
 
 
 def interrupted(number, _):
-    """The part that runs is killed on the way out; the report has those before it."""
+    """A signal handler that ends the report. SystemExit kills the running part; the report has the earlier parts."""
     sys.stderr.write(f"gpu_report.sh: {signal.Signals(number).name}: ended; {NAME}.json has the parts before\n")
     sys.exit(128 + number)
 
@@ -95,43 +84,42 @@ def interrupted(number, _):
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{NAME}",
-        description="A complete account of the code on this machine's GPU.",
+        description="Tests and measures the code on this machine's GPU.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=8, help="time for all of it")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit of the whole report")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("output/gpu_report"),
         metavar="DIR",
-        help="folder for the report; one that it holds is replaced",
+        help="folder for the report; a report in it is replaced",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     args = parser.parse_args(argv)
     started = time.monotonic()
+
+    def fail(message):
+        parser.exit(2, f"gpu_report.sh: error: {message}\n")
+
     lacking = missing_packages()
     if lacking:
-        parser.exit(
-            2,
-            f"gpu_report.sh: error: Python packages are missing: {', '.join(lacking)}; install them (pip install "
-            f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh\n",
+        fail(
+            f"Python packages are missing: {', '.join(lacking)}; install them (pip install "
+            f"{' '.join(lacking).replace('sklearn', 'scikit-learn')}), or run bash scripts/setup.sh"
         )
     if not 0 < args.minutes < MOST_MINUTES:
-        parser.exit(
-            2, f"gpu_report.sh: error: --minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}\n"
-        )
+        fail(f"--minutes {args.minutes:g}: must be more than 0 and less than {MOST_MINUTES}")
     parts = args.out / f"{NAME}_parts"
     try:
         if parts.exists():
             shutil.rmtree(parts)
         parts.mkdir(parents=True)
     except OSError as error:
-        parser.exit(
-            2, f"gpu_report.sh: error: --out {args.out}: cannot be made ({error.strerror}); choose another folder\n"
-        )
+        fail(f"--out {args.out}: cannot be made ({error.strerror}); choose another folder")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
-    from benchmarks import apart, gpu_parts  # imports PyTorch and the programs, which the parts are then forked with
+    from benchmarks import apart, gpu_parts  # imports PyTorch and the programs once, for all forked parts
 
     ends = started + 60 * args.minutes - CLOSING
     first = apart.run_parts([gpu_parts.MACHINE], parts, None, min(ends, time.monotonic() + LOOK), lambda rows: None)

@@ -4,10 +4,11 @@
     python -m benchmarks.memory --models mixmim_base mixmim_large mixmim_huge --batch_size 8
 
 Each case runs in its own process. The peak is that of the GPU, or of the process on a CPU. In addition, the bytes that
-autograd keeps from forward to backward are counted (each tensor once, without parameters), in all and within the
-largest block, which gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that
-grows with the batch from the constant part (weights in 16 bits). The table estimates the batch size that fits a GPU
-from this, leaving a tenth of its memory free. Writes memory.json and prints a table."""
+autograd saves for the backward pass are counted (each tensor once, without parameters): in all, and within the largest
+block, which is what gradient checkpointing recomputes at a time. Counting at two batch sizes separates the part that
+grows with the batch from the constant part (weights in 16 bits). From this, the table estimates the batch size that
+fits a GPU with a tenth of its memory left free. Writes memory.json and prints a table.
+"""
 
 import argparse
 import json
@@ -25,11 +26,11 @@ from util.distributed import pick_device
 from util.misc import peak_memory
 
 CASES = ("reference", "ours", "ours, grad_checkpointing")
-COUNTED = (2, 4)  # images; few, so that counting does not determine the peak
+COUNTED = (2, 4)  # batch sizes for counting; small, so that they do not determine the peak
 
 
 def kept_for_backward(path, batch):
-    """Bytes that a forward pass keeps for the backward pass, without parameters: [in all, within each block]."""
+    """Bytes that autograd saves for the backward pass, without parameters: [in all, within each block]."""
     own, kept, blocks = {p.untyped_storage().data_ptr() for p in path.model.parameters()}, {}, {}
     hooks = [
         hook
@@ -49,7 +50,7 @@ def kept_for_backward(path, batch):
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         loss = path.loss(batch, path.mask())
-    loss.backward()  # the kept tensors live until here, so no two of them have the same address
+    loss.backward()  # saved tensors live until here, so their addresses are unique
     path.model.zero_grad(set_to_none=True)
     for hook in hooks:
         hook.remove()
@@ -57,17 +58,15 @@ def kept_for_backward(path, batch):
 
 
 def per_image(path):
-    """Kept bytes: (per image, per image within the block that keeps most, constant).
-
-    path: its first two batches have COUNTED images.
-    """
+    """Saved bytes: (per image, per image within the largest block, constant). path: its first batches have COUNTED
+    images."""
     few, many = (kept_for_backward(path, batch) for batch in path.batches[:2])
     whole, *blocks = [(b - a) / (COUNTED[1] - COUNTED[0]) for a, b in zip(few, many)]
     return whole, max(blocks, default=None), many[0] - whole * COUNTED[1]
 
 
 def measure(args, model, case):
-    """One case, in this process: a row of the table. model: key of SIZES. case: of CASES."""
+    """Measures one case in this process. Returns a row of the table. model: key of SIZES; case: of CASES."""
     device = pick_device(args.device, 0)
     checkpointing = case == CASES[-1]
     batches = [noise(size, device, args.seed, 1)[0] for size in (*COUNTED, args.batch_size)]
@@ -80,20 +79,18 @@ def measure(args, model, case):
     path.batches = path.batches[2:]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    path.run(1)  # the optimizer's moments
+    path.run(1)  # allocates the moments of the optimizer
     started = time.perf_counter()
     path.run(args.steps)
     step = (time.perf_counter() - started) / args.steps
-    parameters = sum(p.numel() for p in path.model.parameters())
-    fixed = once + sum(
-        p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters()
-    )  # weight, gradient, two moments
+    # A trained parameter has a weight, a gradient and two moments.
+    fixed = once + sum(p.nbytes * (4 if p.requires_grad else 1) for p in path.model.parameters())
     return {
         "model": model,
         "path": case,
         "amp": path.amp,
         "batch_size": args.batch_size,
-        "parameters_m": parameters / 1e6,
+        "parameters_m": sum(p.numel() for p in path.model.parameters()) / 1e6,
         "fixed_gb": fixed / 1e9,
         "kept_mb_per_image": kept / 1e6,
         "block_mb_per_image": block and block / 1e6,
@@ -116,14 +113,14 @@ def get_args_parser():
     )
     add_batch_flags(parser, batch_size=8)
     add_amp_flag(parser)
-    parser.add_argument("--steps", type=int, default=2, help="steps that are timed")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps")
     parser.add_argument(
         "--memory",
         type=int,
         nargs="+",
         default=[32, 80, 141],
         metavar="GB",
-        help="of the GPUs to say the batch size for",
+        help="memory of the GPUs for which the batch size is estimated",
     )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # model and case, in this process
     return parser
@@ -139,17 +136,8 @@ def main(argv=None):
     rows = []
     for model in args.models:
         for case in CASES:
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.memory",
-                *(sys.argv[1:] if argv is None else argv),
-                "--amp",
-                args.amp,
-                "--one",
-                model,
-                case,
-            ]
+            command = [sys.executable, "-m", "benchmarks.memory", *(sys.argv[1:] if argv is None else argv)]
+            command += ["--amp", args.amp, "--one", model, case]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{model}: {done.stderr.strip().splitlines()[-1]}")
@@ -158,7 +146,7 @@ def main(argv=None):
 
 
 def write(args, rows):
-    """Write memory.json and print the table. rows: of `measure`."""
+    """Writes memory.json and prints the table. rows: from `measure`."""
     report(
         "memory",
         args,

@@ -3,9 +3,9 @@
 
     python -m benchmarks.parity --model mixmim_tiny --steps 200
 
-All trainings have the same initial weights, images and masks. A second float32 training, whose weights differ in the
-last bits, shows how far equivalent trainings diverge. Writes parity.json, with the losses of all steps, for
-analysis/benchmark_figure.py, and prints a table.
+All runs have the same initial weights, images and masks. A second float32 run, whose initial weights differ in the last
+bits, shows how far equivalent runs diverge. Writes parity.json with the losses of all steps, which
+analysis/benchmark_figure.py draws, and prints a table.
 """
 
 import os
@@ -37,13 +37,12 @@ def simulated_batches(args, device):
     scenes = plan_scenes(Parameters(count, seed=args.seed, val_fraction=0, test_fraction=0))
     workers = Workers(min(len(os.sched_getaffinity(0)), 1 + count // 256))
     images = np.concatenate(workers.map(partial(patches_of, seed=args.seed), scenes, "scenes"))
-    return list(
-        torch.from_numpy(images[np.random.default_rng(args.seed).permutation(count)]).to(device).split(args.batch_size)
-    )
+    shuffled = images[np.random.default_rng(args.seed).permutation(count)]
+    return list(torch.from_numpy(shuffled).to(device).split(args.batch_size))
 
 
 def steps_within(seconds, built, most):
-    """The number of steps, 2 to `most`, that all these paths together can make in the given seconds."""
+    """The number of steps, 2 to `most`, that all paths together can take within `seconds` (None: no limit)."""
     if seconds is None:
         return most
     begun, each = time.perf_counter(), 0.0
@@ -53,14 +52,14 @@ def steps_within(seconds, built, most):
         started = time.perf_counter()
         path.run(2)
         each += (time.perf_counter() - started) / 2
-    spent = time.perf_counter() - begun  # counted twice below, as each path is built again
+    spent = time.perf_counter() - begun  # counted twice below, because each path is built again
     return int(min(most, max(2, (seconds - 2 * spent) / each)))
 
 
 def ways(args, batches, device):
-    """{name: function that builds a Path}, the first of them float32, eager."""
+    """{name: function that builds a Path}. The first is float32, eager."""
 
-    def changed():
+    def perturbed():
         path = Ours(args, batches, device, "off")
         with torch.no_grad():
             for parameter in path.model.parameters():
@@ -69,8 +68,9 @@ def ways(args, batches, device):
 
     amp = usual_amp(device)
     name = "float32" if amp == "off" else amp
-    found = {"float32": partial(Ours, args, batches, device, "off"), "float32, last bits changed": changed}
-    found |= {
+    found = {
+        "float32": partial(Ours, args, batches, device, "off"),
+        "float32, last bits changed": perturbed,
         name: partial(Ours, args, batches, device, amp),
         "reference": partial(Reference, args, batches, device, amp),
     }
@@ -86,7 +86,7 @@ def main(argv=None):
         "parity", "Losses of training in bf16, compiled, or recomputed, beside those in float32.", timed=True
     )
     add_path_flags(parser)
-    parser.add_argument("--batches", type=int, default=16, help="different batches, taken in turn")
+    parser.add_argument("--batches", type=int, default=16, help="number of batches, which are used in turn")
     parser.add_argument("--steps", type=int, default=200, help="steps of training")
     add_more_executions(parser)
     args = parser.parse_args(argv)
@@ -100,6 +100,8 @@ def main(argv=None):
         losses = [float(loss) for loss in path.losses]
         base = rows[0]["losses"] if rows else losses
         tail = slice(-max(1, args.steps // 10), None)
+        apart = max(abs(a / b - 1) for a, b in zip(losses, base))
+        apart_last = abs(sum(losses[tail]) / sum(base[tail]) - 1)
         rows.append(
             {
                 "path": name,
@@ -107,12 +109,12 @@ def main(argv=None):
                 "first": losses[0],
                 "last": sum(losses[tail]) / len(losses[tail]),
                 "losses": losses,
-                "apart": max(abs(a / b - 1) for a, b in zip(losses, base)),
-                "apart_last": abs(sum(losses[tail]) / sum(base[tail]) - 1),
+                "apart": apart,
+                "apart_last": apart_last,
+                "apart_shown": f"{apart:.1e}",
+                "apart_last_shown": f"{apart_last:.1e}",
             }
         )
-    for row in rows:
-        row["apart_shown"], row["apart_last_shown"] = f"{row['apart']:.1e}", f"{row['apart_last']:.1e}"
     report(
         "parity",
         args,

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A packed store of random images, made in seconds and without any data: for the report, and for tests.
+"""Writes packed stores of random images, for the report and for tests.
 
-Every pixel is drawn by itself, from a normal distribution with the mean and standard deviation of the dataset; labels
-are drawn too. Nothing can be learned from it, but reading, training and evaluating take as long as on the dataset
-itself.
+Pixels are independent draws from a normal distribution with the mean and standard deviation of the dataset. Labels are
+random too. Reading, training and evaluation take as long as on the dataset itself, but nothing can be learned.
 """
 
 from functools import partial
@@ -17,14 +16,14 @@ from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_pa
 from sarwmix.registry import DATASETS
 
 PART_IMAGES = 512
-DATES = 4  # images of a place of SEN12-FLOOD, the first of which is paired with each of the others
-LABEL_SHARE = 0.15  # of the samples of BigEarthNet that have a given class
+DATES = 4  # images per place of SEN12-FLOOD; the first is paired with each of the others
+LABEL_SHARE = 0.15  # probability that a sample of BigEarthNet has a class
 
 
 class RandomImages:
-    """What `sarwmix.prepare.pack` asks of a dataset.
+    """Random images with the interface that `sarwmix.prepare.pack` needs of a dataset.
 
-    image_names: (N, k), of which each image is a function, with the seed.
+    image_names: (N, k). The name and the seed determine an image.
     """
 
     def __init__(self, kind, image_names, size, seed):
@@ -43,11 +42,10 @@ class RandomImages:
 
 
 def sample_names(kind, split, count):
-    """(ids (count,), image names (count, k)) in the form that the dataset has."""
+    """(ids (count,), image names (count, k)) in the format of the dataset."""
     if DATASETS[kind].task != "flood":
-        ids = np.array(
-            [f"S1A_IW_GRDH_1SDV_20000101T{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)]
-        )
+        scene = "S1A_IW_GRDH_1SDV_20000101T"
+        ids = np.array([f"{scene}{i // 1000:06d}_{split.upper()}_{i % 1000}_0" for i in range(count)])
         return ids, ids[:, None]
     places = [(f"{split}-{i // (DATES - 1):04d}", 1 + i % (DATES - 1)) for i in range(count)]
     return (
@@ -57,7 +55,7 @@ def sample_names(kind, split, count):
 
 
 def draw_labels(kind, count, rng):
-    """(count, K) uint8; every sample has a label, and floods exactly one."""
+    """Random labels (count, K) uint8. Every sample has a label, and floods have exactly one."""
     classes = len(DATASETS[kind].CLASSES)
     labels = rng.random((count, classes)) < (LABEL_SHARE if DATASETS[kind].task != "flood" else 0)
     labels[np.arange(count), np.arange(count) % classes] = True
@@ -65,7 +63,7 @@ def draw_labels(kind, count, rng):
 
 
 def write_random_store(out, kind, splits, size=120, seed=0, workers=Workers()):
-    """Write a store of dataset `kind` with {split: samples} into a new folder. Returns its path."""
+    """Writes a packed store of dataset `kind` with {split: samples} into a new folder. Returns its path."""
     out, rng, sources = Path(out), np.random.default_rng(seed), []
     out.mkdir(parents=True)
     for split, count in splits.items():

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Our plain re-implementation of the original approach, for the benchmarks: the same numbers without optimisations.
+"""Our plain re-implementation of the original approach, as the baseline of the benchmarks.
 
-It follows the description of that approach: tokens are in raster order, and every block partitions them into windows
-and reverses this; attention is a product, a softmax and a product, and every block looks up the bias and builds the
-mask; images are mixed after the patch embedding; each sample is read from two GeoTIFFs and resized, flipped, weighted
-and standardised on its own; AdamW has PyTorch's defaults; fp16 with a scaled loss on a GPU; the loss is read after
-every step. Written from the papers (2205.13137, 2103.14030, 2503.01181). It uses the parameters of a `MixMIM`, so that
-tests can compare both (tests/benchmarks/test_benchmarks.py).
+It computes the same numbers as our model without optimisations. Tokens are in raster order, and every block partitions
+them into windows and reverses the partition. Attention is a product, a softmax and a product; every block looks up the
+bias and builds the mask. Images are mixed after the patch embedding. Each sample is read from two GeoTIFFs, and is
+resized, flipped, weighted and standardised on its own. AdamW has PyTorch's defaults, a GPU computes in fp16 with loss
+scaling, and the loss is read after every step. Written from the papers (2205.13137, 2103.14030, 2503.01181). It uses
+the parameters of a `MixMIM`, so that tests can compare both (tests/benchmarks/test_benchmarks.py).
 """
 
 import random
@@ -35,19 +35,14 @@ def window_reverse(windows, window, H, W):
 
 
 def attention(layer, x, mask=None):
-    """Attention within windows, x (W, n, C); mask (W, n, 1): where each token came from, or None."""
+    """Attention within windows, x (W, n, C). mask: (W, n, 1), the image that each token comes from; or None."""
     W, n, C = x.shape
     h = layer.num_heads
     q, k, v = layer.qkv(x).reshape(W, n, 3, h, C // h).permute(2, 0, 3, 1, 4).unbind(0)
     scores = q * (C // h) ** -0.5 @ k.transpose(-2, -1)
     if hasattr(layer, "relative_position_bias_table"):
-        bias = (
-            layer.relative_position_bias_table[layer.relative_position_index.view(-1)]
-            .view(n, n, h)
-            .permute(2, 0, 1)
-            .contiguous()
-        )
-        scores = scores + bias.unsqueeze(0)
+        bias = layer.relative_position_bias_table[layer.relative_position_index.view(-1)].view(n, n, h)
+        scores = scores + bias.permute(2, 0, 1).contiguous().unsqueeze(0)
     if mask is not None:
         same_image = mask * mask.transpose(1, 2) + (1 - mask) * (1 - mask).transpose(1, 2)  # (W, n, n)
         scores = scores - (1 - same_image).unsqueeze(1) * torch.finfo(scores.dtype).max
@@ -56,7 +51,7 @@ def attention(layer, x, mask=None):
 
 
 def encoder_block(block, x, grid, window, mask):
-    """One block on tokens (B, L, C) in raster order; mask (1, L, 1)."""
+    """One encoder block on tokens (B, L, C) in raster order. mask: (1, L, 1)."""
     B, L, C = x.shape
     windows = window_partition(block.norm1(x).view(B, grid, grid, C), window)
     of_partner = window_partition(mask.expand(B, -1, -1).reshape(B, grid, grid, 1), window)
@@ -74,7 +69,7 @@ def merge(layer, x, grid):
 
 
 class ReferenceMixMIM(nn.Module):
-    """A `MixMIM` computed the plain way, with its parameters. Takes and returns what that does."""
+    """The plain computation of a `MixMIM`, with the parameters, inputs and outputs of that model."""
 
     def __init__(self, model):
         super().__init__()
@@ -120,15 +115,13 @@ class ReferenceMixMIM(nn.Module):
         weights = self.model.patchify(weights)
         if self.model.weight_level == "token":
             B, L, _ = weights.shape
-            weights = (
-                weights.view(B, L, STRIDE * STRIDE, CHANNELS).mean(2, keepdim=True).expand(-1, -1, STRIDE * STRIDE, -1)
-            )
-            weights = weights.reshape(B, L, -1)
+            weights = weights.view(B, L, STRIDE * STRIDE, CHANNELS).mean(2, keepdim=True)
+            weights = weights.expand(-1, -1, STRIDE * STRIDE, -1).reshape(B, L, -1)
         return (weights * error).mean()
 
 
 def reference_optimizer(model, lr=1e-4, weight_decay=0.05):
-    """AdamW as PyTorch has it by default, decay on matrices only."""
+    """AdamW with the default implementation of PyTorch; weight decay on matrices only."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
@@ -138,16 +131,16 @@ def reference_optimizer(model, lr=1e-4, weight_decay=0.05):
 
 
 def reference_loss(model, x, weights, mask, amp):
-    """The loss of prepared images, to be derived; amp as in --amp."""
+    """The loss of prepared images, a tensor with gradient. amp: as of --amp."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
     with torch.autocast(x.device.type, dtype, enabled=amp != "off"):
         return model(x, weights, mask=mask)[0]
 
 
 def reference_step(model, optimizer, scaler, x, weights, mask, amp):
-    """One step of training on prepared images; amp as in --amp. Returns the loss, a number.
+    """One training step on prepared images. amp: as of --amp. Returns the loss, a number.
 
-    As the original approach, it takes the norm of the gradients, and reads the loss and waits for the GPU.
+    Like the original approach, it computes the norm of the gradients, reads the loss and synchronises with the GPU.
     """
     loss = reference_loss(model, x, weights, mask, amp)
     value = loss.item()
@@ -163,7 +156,7 @@ def reference_step(model, optimizer, scaler, x, weights, mask, amp):
 
 
 class ReferenceSamples(Dataset):
-    """(x, weights) of a dataset sample by sample, prepared on the CPU as it is read; two GeoTIFFs each."""
+    """Samples (x, weights) of a dataset, each read from two GeoTIFFs and prepared on the CPU."""
 
     def __init__(self, dataset, input_size=128):
         self.dataset = dataset

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Common parts of the benchmarks: flags, shuffled turns, ratios within a round, the machine, JSON and table."""
+"""Common parts of the benchmarks: flags, timing in turns, ratios within a round, the machine, JSON and table."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from common.files import write_json
 
 
 def machine():
-    """The environment of the measurement: processor, cores and threads, memory, GPU, versions."""
+    """What a measurement ran on: processor, cores and threads, memory, GPU, versions."""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -39,11 +39,12 @@ def machine():
 
 
 def in_turns(variants, rounds, seed=0, until=None):
-    """Time callables in turn: every round runs each of them once, in a new random order.
+    """Times callables in turn: every round runs each of them once, in a new random order.
 
     variants: {name: callable}. Returns {name: [seconds, one per round]}. A disturbance that lasts longer than a round
-    affects all variants, so ratios within a round are more reliable than times. until: a time of time.monotonic();
-    after the first round, none begins that would end later than this if it takes as long as the longest so far.
+    affects all variants, so ratios within a round are more reliable than times. until: time limit on the clock of
+    time.monotonic(). After the first round, a round starts only if it would end in time, at the duration of the longest
+    round so far.
     """
     order, rng, seconds, longest = list(variants), random.Random(seed), {name: [] for name in variants}, 0.0
     for number in range(rounds):
@@ -60,10 +61,7 @@ def in_turns(variants, rounds, seed=0, until=None):
 
 
 def spread(values):
-    """{"median", "low", "high"} of values.
-
-    Low and high are the quartiles, or the extremes of fewer than four values.
-    """
+    """{"median", "low", "high"} of values: low and high are quartiles, or minimum and maximum of fewer than four."""
     low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 3 else (min(values), None, max(values))
     return {"median": median(values), "low": low, "high": high}
 
@@ -86,11 +84,13 @@ def benchmark_parser(name, description, timed=False):
         type=Path,
         default=Path("output/benchmarks"),
         metavar="DIR",
-        help=f"folder for {name or 'NAME'}.json, and for data that are used again",
+        help=f"folder for {name or 'NAME'}.json, and for data that later runs use again",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers and of the order of turns")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random numbers and of the order of turns")
     if timed:
-        parser.add_argument("--seconds", type=float, help="limit of the time, about; fewer rounds and steps if needed")
+        parser.add_argument(
+            "--seconds", type=float, help="approximate time limit; it reduces rounds and steps if needed"
+        )
     return parser
 
 
@@ -99,13 +99,26 @@ def changed(args, **values):
     return argparse.Namespace(**{**vars(args), **values})
 
 
+def loader_flags(batch_size, workers, seed=0, pin_mem=False):
+    """The flags that `util.datasets.build_loader` reads, for training on split train."""
+    return argparse.Namespace(
+        batch_size=batch_size,
+        accum_iter=1,
+        seed=seed,
+        split="train",
+        num_workers=workers,
+        pin_mem=pin_mem,
+        data_timeout=8,
+    )
+
+
 def deadline(args):
-    """The time of time.monotonic() at which --seconds end, or None."""
+    """The value of time.monotonic() at which --seconds end; None without the flag."""
     return None if args.seconds is None else time.monotonic() + args.seconds
 
 
-def write_report(name, args, rows, **more):
-    """Write --out/NAME.json: command, flags, machine, rows (dicts), and the entries of `more`."""
+def write_report(name, args, rows):
+    """Writes --out/NAME.json: command, flags, machine, rows (dicts)."""
     args.out.mkdir(parents=True, exist_ok=True)
     written = {
         "benchmark": name,
@@ -114,18 +127,16 @@ def write_report(name, args, rows, **more):
         "machine": machine(),
         "rows": rows,
     }
-    write_json(args.out / f"{name}.json", written | more)
+    write_json(args.out / f"{name}.json", written)
 
 
-def report(name, args, rows, headers, **more):
-    """Write --out/NAME.json and print the rows as a table. rows: dicts; headers: {key of a row: heading}."""
-    write_report(name, args, rows, **more)
-    cells = [
-        [
-            f"{row[key]:,.2f}" if isinstance(row[key], float) else "" if row[key] is None else str(row[key])
-            for key in headers
-        ]
-        for row in rows
-    ]
-    numeric = ["left" if isinstance(rows[0][key], str) else "right" for key in headers]
-    print(tabulate(cells, headers=list(headers.values()), disable_numparse=True, colalign=numeric))
+def report(name, args, rows, headers):
+    """Writes --out/NAME.json and prints the rows as a table. rows: dicts; headers: {key of a row: heading}."""
+    write_report(name, args, rows)
+
+    def cell(value):
+        return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
+
+    cells = [[cell(row[key]) for key in headers] for row in rows]
+    align = ["left" if isinstance(rows[0][key], str) else "right" for key in headers]
+    print(tabulate(cells, headers=list(headers.values()), disable_numparse=True, colalign=align))

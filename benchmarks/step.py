@@ -4,12 +4,12 @@
     python -m benchmarks.step --out output/benchmarks
     python -m benchmarks.step --batch_size 256 --steps 20 --compile default max-autotune-no-cudagraphs
 
-All paths train in one process, each its own model with the same weights, images and masks, in turns in a new random
-order every round. The reference is measured twice ("reference, again"); the difference of the two is the noise of the
-measurement. Ours prepares dB images within the step. The reference gets prepared images, as its loader prepares them on
-the CPU; that cost is part of benchmarks/end_to_end.py. On a CPU our programs keep freed memory
-(`util.misc.keep_freed_memory`); each path is measured with and without it. bf16 is skipped if the processor emulates
-it, unless --amp requests it. Writes step.json and prints a table.
+All paths train in one process, each with its own model and the same weights, images and masks, in a new random order
+every round. The reference is measured twice ("reference, again"); the difference of the two is the noise of the
+measurement. Ours prepares dB images within the step. The reference gets prepared images, because its loader prepares
+them on the CPU; benchmarks/end_to_end.py includes that cost. On a CPU our programs keep freed memory
+(`util.misc.keep_freed_memory`), and each path is measured with and without it. bf16 is skipped if the processor
+emulates it, unless --amp requests it. Writes step.json and prints a table.
 """
 
 import ctypes
@@ -33,14 +33,11 @@ PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125}  # dense, 16 
 LARGEST_PRODUCT = 8192  # largest side of the matrices whose product measures the peak rate
 PRODUCT_SECONDS = 2  # time limit of the largest matrix products together
 SIDE = 120  # of a patch as it is stored, pixels
-USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = (
-    2**25,
-    2**26,
-)  # bytes; the values that glibc adapts to by itself (mallopt(3))
+USUAL_MMAP_THRESHOLD, USUAL_TRIM_THRESHOLD = 2**25, 2**26  # bytes; maxima of glibc's dynamic thresholds (mallopt(3))
 
 
 def training_flop(size):
-    """FLOP of a training step per image: the matrix products of forward and backward, two for a multiply–add."""
+    """FLOP of a training step per image: matrix products of forward and backward pass, two FLOP per multiply–add."""
     model = SIZES[size](norm_pix_loss=True)
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(2, 2, model.img_size, model.img_size))[0].backward()
@@ -48,7 +45,7 @@ def training_flop(size):
 
 
 def product_seconds(side, device, dtype):
-    """Seconds of a product of square matrices: the shortest of three, after one that is not timed."""
+    """Seconds of a product of square matrices: the minimum of three, after one that is not timed."""
     a, seconds = torch.randn(side, side, device=device).to(dtype), []
     for _ in range(4):
         started = time.perf_counter()
@@ -59,9 +56,9 @@ def product_seconds(side, device, dtype):
 
 
 def product_rate(device, amp):
-    """(FLOP/s of a large square matrix product in the dtype of --amp, the side of the matrices).
+    """(FLOP/s of a large product of square matrices in the dtype of --amp, the side of the matrices).
 
-    The side is doubled while the next product, which takes eight times as long, stays within PRODUCT_SECONDS.
+    The side is doubled as long as four products of the next side, each eight times as long, fit PRODUCT_SECONDS.
     """
     side = 128
     while True:
@@ -91,10 +88,11 @@ def noise(size, device, seed, count=4):
 
 
 class Path:
-    """One way to train: a model with its optimizer. losses: of all steps so far, numbers or tensors.
+    """A model with its optimizer, trained in one way. losses: of all steps so far, numbers or tensors.
 
-    batches: dB images, used in turn; the mask of step i is a function of (seed, i), so all paths see the same input.
-    trained: the module that is called with images; may be a DDP wrapper. keeps_memory: keep freed memory, on a CPU.
+    batches: dB images, used in turn. The mask of step i is a function of (seed, i), so all paths have the same input.
+    trained: the module that is called with images, which may be a DDP wrapper. keeps_memory: keeps freed memory on a
+    CPU.
     """
 
     keeps_memory = True
@@ -119,7 +117,7 @@ class Path:
 
 
 class Reference(Path):
-    """batches: dB images, which are prepared here; None if `step` is called with prepared images."""
+    """The re-implementation. batches: dB images, which are prepared here; None if `step` gets prepared images."""
 
     def __init__(self, args, batches, device, amp):
         super().__init__(args, batches, device, "fp16" if device.type == "cuda" and amp == "bf16" else amp)
@@ -136,15 +134,14 @@ class Reference(Path):
 
 
 class Ours(Path):
-    """execution: of `execute_with`."""
+    """Our model. execution: keyword arguments of its `execute_with`."""
 
     def __init__(self, args, batches, device, amp, **execution):
         super().__init__(args, batches, device, amp)
         self.model.execute_with(**execution)
         self.trained = self.model
-        self.optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(self.model, 0.05), lr=1e-4, betas=(0.9, 0.95), fused=True
-        )
+        groups = param_groups_weight_decay(self.model, 0.05)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
@@ -161,36 +158,34 @@ class Ours(Path):
 
 
 def build_paths(args, device, amp):
-    """{name: Path}: the eager paths, then the compiled ones, which start slowly."""
-    batches = noise(args.batch_size, device, args.seed)
-    paths = {
-        "reference": Reference(args, batches, device, amp),
-        "reference, again": Reference(args, batches, device, amp),
-    }
-    if device.type == "cpu":
-        for path in paths.values():
-            path.keeps_memory = False
-        paths["reference, memory kept"] = Reference(args, batches, device, amp)
-    paths["ours"] = Ours(args, batches, device, amp)
-    other = paths["ours"].model.attention_variants[1]  # the first is the usual one
-    if device.type == "cpu":
-        paths["ours, memory not kept"] = Ours(args, batches, device, amp)
-        paths["ours, memory not kept"].keeps_memory = False
+    """{name: Path}: the eager paths, then the compiled ones, whose first steps are slow."""
+    batches, cpu = noise(args.batch_size, device, args.seed), device.type == "cpu"
+
+    def build(kind, keeps_memory=True, **execution):
+        path = kind(args, batches, device, amp, **execution)
+        path.keeps_memory = keeps_memory
+        return path
+
+    paths = {name: build(Reference, keeps_memory=not cpu) for name in ("reference", "reference, again")}
+    if cpu:
+        paths["reference, memory kept"] = build(Reference)
+    paths["ours"] = build(Ours)
+    other = paths["ours"].model.attention_variants[1]  # the first is the default
+    if cpu:
+        paths["ours, memory not kept"] = build(Ours, keeps_memory=False)
     if args.grad_checkpointing:
-        paths["ours, grad_checkpointing"] = Ours(args, batches, device, amp, grad_checkpointing=True)
+        paths["ours, grad_checkpointing"] = build(Ours, grad_checkpointing=True)
     if args.attention:
-        paths[f"ours, {other} attention"] = Ours(args, batches, device, amp, attention=other)
+        paths[f"ours, {other} attention"] = build(Ours, attention=other)
     for mode in args.compile:
-        paths[f"ours, compile {mode}"] = Ours(args, batches, device, amp, compile_mode=mode)
+        paths[f"ours, compile {mode}"] = build(Ours, compile_mode=mode)
         if args.attention:
-            paths[f"ours, compile {mode}, {other} attention"] = Ours(
-                args, batches, device, amp, compile_mode=mode, attention=other
-            )
+            paths[f"ours, compile {mode}, {other} attention"] = build(Ours, compile_mode=mode, attention=other)
     return paths
 
 
 def warm_up_all(paths, args, device, ends):
-    """{name: result of `warm_up`}. Removes the compiled paths that are left once half of the time is over."""
+    """{name: result of `warm_up`}. Removes the remaining compiled paths once half of the time is over."""
     first, half = {}, None if ends is None else (time.monotonic() + ends) / 2
     for name in list(paths):
         if half is not None and "compile" in name and time.monotonic() > half:
@@ -202,8 +197,7 @@ def warm_up_all(paths, args, device, ends):
 
 
 def warm_up(path, steps, device):
-    """Steps before the timing: (seconds of these steps, peak bytes on the GPU during one more, above those in use
-    before)."""
+    """Runs steps that are not timed. Returns (their seconds, peak bytes that one more step allocates on the GPU)."""
     started = time.perf_counter()
     path.run(steps)
     seconds = time.perf_counter() - started
@@ -216,7 +210,7 @@ def warm_up(path, steps, device):
 
 
 def measure(args, device, amp):
-    """A row for each path."""
+    """Measures all paths at one precision. Returns a row for each."""
     ends = deadline(args)
     flop, (best, side) = training_flop(args.model), product_rate(device, amp)
     paths = build_paths(args, device, amp)
@@ -224,14 +218,8 @@ def measure(args, device, amp):
     seconds = in_turns(
         {name: (lambda path=path: path.run(args.steps)) for name, path in paths.items()}, args.rounds, args.seed, ends
     )
-    peak = next(
-        (
-            value * 1e12
-            for name, value in PEAK_TFLOPS.items()
-            if device.type == "cuda" and amp != "off" and name in torch.cuda.get_device_name(device)
-        ),
-        None,
-    )
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" and amp != "off" else ""
+    peak = next((value * 1e12 for name, value in PEAK_TFLOPS.items() if name in gpu), None)
     reference = [float(loss) for loss in paths["reference"].losses]
     rows = []
     for name, path in paths.items():
@@ -283,26 +271,28 @@ def add_amp_flag(parser):
 
 
 def add_execution_flags(parser):
-    """Flags of the one execution that is measured."""
+    """Flags of the execution that is measured."""
     add_amp_flag(parser)
     parser.add_argument("--compile", choices=COMPILE_MODES, default="off", help="compile ours in this mode")
 
 
 def add_more_executions(parser):
-    """Flags of executions that are measured besides the eager one."""
+    """Flags of executions that are measured in addition to the eager one."""
     parser.add_argument(
         "--compile",
         choices=COMPILE_MODES[1:],
         nargs="*",
         default=[],
         metavar="MODE",
-        help="compile ours in these modes too",
+        help="also measure ours compiled in these modes",
     )
-    parser.add_argument("--grad_checkpointing", action="store_true", help="measure ours with it too")
+    parser.add_argument(
+        "--grad_checkpointing", action="store_true", help="also measure ours with gradient checkpointing"
+    )
 
 
 def usual_amp(device):
-    """The default of --amp: bf16; fp16 on a GPU or off on a CPU that emulate bf16, with a message."""
+    """The default of --amp: bf16; where that is emulated, fp16 on a GPU or "off" on a CPU, with a message."""
     if not emulates_16_bits(device, torch.bfloat16):
         return "bf16"
     amp = "fp16" if device.type == "cuda" else "off"
@@ -329,7 +319,7 @@ def main(argv=None):
     parser.add_argument(
         "--attention",
         action="store_true",
-        help="measure ours, and each mode of --compile, with the other way of attention too",
+        help="also measure ours, and each mode of --compile, with the other implementation of attention",
     )
     args = parser.parse_args(argv)
     device = pick_device(args.device, 0)

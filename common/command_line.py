@@ -5,6 +5,7 @@ import argparse
 import difflib
 import math
 import sys
+from contextlib import contextmanager
 
 from common.errors import InputError
 from common.launchers import launched_rank
@@ -13,7 +14,7 @@ from common.launchers import launched_rank
 class Range:
     """An argparse type: a finite number within bounds, which `--help` and error messages show."""
 
-    def __init__(self, kind, at_least=None, above=None, at_most=None, below=None):
+    def __init__(self, kind, at_least=None, above=None, at_most=None, below=None, multiple_of=None):
         self.kind = kind
         self.bounds = [
             (f"{words} {bound:g}", holds, bound)
@@ -22,6 +23,7 @@ class Range:
                 ("above", above, lambda value, bound: value > bound),
                 ("at most", at_most, lambda value, bound: value <= bound),
                 ("below", below, lambda value, bound: value < bound),
+                ("a multiple of", multiple_of, lambda value, bound: value % bound == 0),
             )
             if bound is not None
         ]
@@ -84,8 +86,14 @@ class Parser(argparse.ArgumentParser):
         Returns what `check` returns, and the flags if that is None.
         """
         flags = self.parse_args(argv)
-        try:
+        with self.input_errors():
             return check(flags) or flags
+
+    @contextmanager
+    def input_errors(self):
+        """Reports an InputError in the block in one line, with exit status 2."""
+        try:
+            yield
         except InputError as error:
             self.error(str(error))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a program ends: one line that says why, an exit status, and no process left behind."""
+"""Ends a program with a one-line message, an exit status, and no process left running."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from common.startup import missing_package
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of program reports differently. input_errors: besides InputError."""
+    """The messages that differ between kinds of programs. input_errors: exceptions that count as InputError."""
 
     memory: str
     go_on: str
@@ -38,7 +38,7 @@ PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
 
-# Type, or regular expression for "module.Type: message"; exit status; line. The first row that fits counts.
+# (type, or regular expression for "module.Type: message"; exit status; line). The first row that matches applies.
 FAILURES = (
     (InputError, 2, "error: {reason}"),
     (TrainingError, 1, "stopped: {error}"),
@@ -120,8 +120,8 @@ def run_program(main, name=None, kind=TRAINING, abort=None):
 
 
 def leave(status):
-    """Ends the process. After a failure it waits for nothing: neither a thread that reads from a file system without an
-    answer, nor a collective operation whose thread would abort with the interpreter."""
+    """Ends the process. After a failure, it does not wait for threads, which may be blocked by a file system or a
+    collective operation."""
     sys.stdout.flush()
     sys.stderr.flush()
     if status:
@@ -151,14 +151,14 @@ def _call(main):
     try:
         main()
     except BaseException:
-        sys.unraisablehook = lambda _: None  # messages of half-made objects that the exception releases
+        sys.unraisablehook = lambda _: None  # messages of partly constructed objects that the exception releases
         raise
     finally:
-        _end_loaders()  # before the exception releases them: PyTorch waits five seconds for each that does not answer
+        _end_loaders()  # before the exception releases them, because PyTorch waits five seconds for each
 
 
 def _end_loaders():
-    """Ends all loader processes. They ignore SIGTERM, with which Python would end them before it waits for them."""
+    """Kills all loader processes. They ignore SIGTERM, which Python would send at exit."""
     loaders = [process for process in multiprocessing.active_children() if process.daemon]
     if not loaders:
         return
@@ -192,7 +192,7 @@ def _report(error, name, kind, abort):
     elif known := describe(error, kind, rank):
         status, line = known
     elif group and isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)):
-        time.sleep(2)  # the launcher reports the rank that ends first, which should be the one that knows why
+        time.sleep(2)  # the launcher reports the rank that ends first, which should be the rank with the cause
         status, line = 1, f"rank {rank} ends because another rank is gone; that one's message says why"
     else:
         if reports:

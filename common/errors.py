@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Errors that every program reports in one line, and how values are quoted in such a line."""
+"""Errors that every program reports in one line, and the formatting of values in such a line."""
 
 
 class InputError(ValueError):
-    """Input from the user cannot be used. One line: what, and the remedy. Exit status 2.
+    """Input from the user cannot be used. The message is one line with the remedy; the exit status is 2.
 
-    Its only argument is that line, so that it can be pickled between processes.
+    The message is the only argument, so that the error can be pickled between processes.
     """
 
 
@@ -14,18 +14,18 @@ class UsageError(InputError):
 
 
 class DataError(InputError):
-    """Input data cannot be used: which file (and line)."""
+    """Input data cannot be used. The message names the file (and line)."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot continue (a loss that is not finite, …). One line: where, and what is saved. Exit status 1."""
+    """Training cannot continue (a loss is not finite, …). The message is one line; the exit status is 1."""
 
 
 class Stopped(Exception):
-    """A run ends early because it was asked to; its state is saved. One line: why, and where in the run.
+    """A run ends early on request, and its state is saved. The message is one line with the reason.
 
-    status: the exit status, 128 + the number of the signal that asked for it, or 0 at the walltime. on_all_ranks:
-    whether all ranks have agreed to end; otherwise this rank ends alone.
+    status: the exit status: 128 + the number of the signal, or 0 at the walltime. on_all_ranks: whether all ranks end
+    together; otherwise this rank ends alone.
     """
 
     def __init__(self, message, status, on_all_ranks=True):
@@ -34,23 +34,33 @@ class Stopped(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal has waited too long for a batch; the step of that batch does not take place."""
+    """A signal arrived during a long wait for a batch. The step of that batch is not run."""
+
+
+def listed(names, most=3):
+    """The first names, and the number of the others: "a, b, c and 2 more"."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def data_error(problem, found, remedy):
     """A DataError about many places: `problem` (with their count), the first five of `found`, and `remedy`."""
-    shown = ", ".join(found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
-    return DataError(" ".join(f"{problem}: {shown}; {remedy}".splitlines()))
+    return DataError(" ".join(f"{problem}: {first_few(found)}; {remedy}".splitlines()))
+
+
+def first_few(found):
+    """The first five of a list, for a message: "a, b, c, d, e, and 3 more"."""
+    return ", ".join(found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def quoted(value, most=80):
-    """A value from a file for a one-line message: escaped, and cut to `most` characters."""
+    """The repr of a value from a file, cut to `most` characters, for a one-line message."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def reason_of(error):
-    """The message of an exception in one line. From a loader process it follows that process's traceback."""
+    """The message of an exception in one line. In an error of a loader process it follows the traceback."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if len(lines) > 1 and "Traceback (most recent call last)" in str(error):
         return lines[-1].strip().removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__name__}: ")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Atomic writing, reading with one-line errors, free space, and folders that one run at a time fills."""
+"""Atomic writing, reading with one-line errors, free space, and exclusive output folders."""
 
 import csv
 import hashlib
 import json
+import logging
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,8 @@ import numpy as np
 
 from common.errors import DataError
 from common.lock import LOCK, FolderLock
+
+log = logging.getLogger(__name__)
 
 RESERVE = 256 * 2**20  # bytes that stay free on a file system
 HALF_WRITTEN = ".*.[0-9]*.tmp"  # temporary files of `atomic_path`, as a killed run leaves them
@@ -26,7 +29,7 @@ def temporary_beside(path):
     """Yields a path of this process beside `path`, on the same file system. A file there is removed after the block."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # a killed process may have had this process's number
+    temporary.unlink(missing_ok=True)  # a killed process may have had the same id
     try:
         yield temporary
     finally:
@@ -93,10 +96,10 @@ def remove_half_written(folder):
 
 
 def read_json(path, remedy):
-    """The content of a JSON file, with or without a byte order mark. Raises DataError that ends with the remedy."""
+    """The content of a JSON file, with or without a byte order mark. Raises DataError with the remedy."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: too many brackets within each other
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nesting that is too deep
         raise DataError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
 
 
@@ -107,7 +110,7 @@ def sha256_of(path):
 
 
 def file_fault(folder, expected):
-    """What is wrong with a file in a folder, or None. expected: (its path in the folder, SHA-256 of its content)."""
+    """Describes the fault of a file in a folder, or None. expected: (path in the folder, SHA-256 of its content)."""
     name, checksum = expected
     try:
         return None if sha256_of(Path(folder) / name) == checksum else f"{name} differs"
@@ -125,7 +128,7 @@ def room_at(folder):
 
 
 def check_room(needs):
-    """Raises DataError, with folders, need and free space, if a file system has no room for what is to be written.
+    """Raises DataError, with folders, need and free space, if a file system has too little space for the output.
 
     needs: [(flag, folder, which need not exist yet, bytes)]. Folders on one file system share its space.
     """
@@ -143,7 +146,7 @@ def check_room(needs):
             )
 
 
-# ---- Folders that one run at a time fills --------------------------------------------------------
+# ---- Exclusive output folders --------------------------------------------------------------------
 
 
 @contextmanager
@@ -151,11 +154,15 @@ def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
     """Holds the folder `out` against other runs. Yields whether it is complete, which is when the file `last` exists.
 
     record: the parameters that decide its content, plain values, kept in the file `name`. A folder with the same record
-    is continued; a missing folder is made. flag: how the user named the folder. Raises InputError on every rank of
-    `workers`, and changes nothing, for any other content and for a folder that another run holds.
+    is continued; a missing folder is made; a complete one is logged. flag: how the user named the folder. Raises
+    InputError on every rank of `workers`, and changes nothing, for any other content and for a folder that another run
+    holds.
     """
     with ExitStack() as stack:
-        yield workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
+        complete = workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
+        if complete:
+            log.info("%s: complete already, nothing to do", out)
+        yield complete
 
 
 @contextmanager
@@ -168,9 +175,9 @@ def _claimed(out, record, last, name, flag):
         return
     out.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out)
-    lock.acquire(f"{flag} {out}", any_host=True)  # files are replaced whole, with the content that any run gives them
+    lock.acquire(f"{flag} {out}", any_host=True)  # runs write the same content, atomically
     try:
-        if new and not _has_record(out, record, name, flag):  # another run may have begun it in the meantime
+        if new and not _has_record(out, record, name, flag):  # another run may have created it in the meantime
             write_json(out / name, record)
         else:
             remove_half_written(out)

@@ -132,7 +132,7 @@ def _tasks_here(world_size, env):
 
 
 def _srun_says_the_same(env):
-    """Whether srun --mpi=pmi2 set PMI_RANK: the variables of Slurm then say the same, and more."""
+    """Whether srun --mpi=pmi2 set PMI_RANK. The variables of Slurm then state the same, and more."""
     return (
         "SLURM_STEP_ID" in env
         and not _outside_of_srun(env)
@@ -142,7 +142,7 @@ def _srun_says_the_same(env):
 
 
 def _outside_of_srun(env):
-    """Whether this process is no task of srun: a batch script, the shell of salloc, or no Slurm job at all.
+    """Whether this process is not a task of srun: a batch script, the shell of salloc, or no Slurm job.
 
     A batch script has SLURM_PROCID=0, like the first task of srun, but no SLURM_STEP_ID.
     """
@@ -157,6 +157,7 @@ def _outside_of_srun(env):
 
 
 def _refuse_many_tasks(env):
+    """Raises OutsideSrun if the Slurm job has several tasks."""
     name, tasks = _first(env, ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_NODE"))
     if tasks and tasks != "1":
         shown = tasks if re.fullmatch("[0-9]{1,9}", tasks) else repr(tasks[:40])
@@ -181,7 +182,7 @@ def first_host(nodes):
 
 
 def mpirun(ranks, slots):
-    """What starts several ranks on this machine, with `slots` GPUs or cores for them; nothing for one rank."""
+    """The command prefix that starts several ranks on this machine; empty for one rank. slots: GPUs or cores."""
     if ranks == 1:
         return []
     as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []

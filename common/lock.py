@@ -43,11 +43,11 @@ class FolderLock:
         return holder
 
     def clear(self):
-        """Empties the lock file, so that any host may take the lock once this process has ended."""
+        """Empties the lock file, so that any host can take the lock after this process has ended."""
         self._file.truncate(0)
 
     def release(self):
-        """Frees the folder, if it is held."""
+        """Unlocks the folder, if it is locked."""
         if self._file and not self._file.closed:
             self.clear()
             self._file.close()
@@ -70,7 +70,7 @@ class FolderLock:
                 has_locks = False
             if self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
                 return has_locks
-            self._file.close()  # its last holder removed it in the meantime
+            self._file.close()  # its last holder has removed it in the meantime
 
     def _holder(self):
         self._file.seek(0)

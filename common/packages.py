@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Optional packages, which are imported where they are used; a missing one is an error of one line."""
+"""Imports optional packages where they are used. A missing package is a one-line error."""
 
 from importlib import import_module
 
@@ -11,11 +11,11 @@ PACK_ELSEWHERE = ", or pack the data on a machine that has it: python -m sarwmix
 def load(module, work, otherwise=""):
     """Imports and returns a module. Raises DataError if its package is missing or broken.
 
-    work: what needs it ("reading GeoTIFFs"). otherwise: how to do without it, for the end of the message.
+    work: what needs it ("reading GeoTIFFs"). otherwise: an alternative, for the end of the message.
     """
     try:
         return import_module(module)
-    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError, OSError: a library of it cannot be loaded
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError, OSError: a shared library cannot be loaded
         top = module.partition(".")[0]
         package = {"osgeo": "gdal"}.get(top, top)
         absent = isinstance(error, ModuleNotFoundError) and error.name == top

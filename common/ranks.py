@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the ranks of a program do together, whatever connects them: fail together, and let rank 0 work for all."""
+"""Collective operations of the ranks of a program: failing together, and work on rank 0 for all ranks."""
 
 import functools
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class RankGroup:
         failure = None
         try:
             yield
-        except Exception as error:  # whatever it is, the other ranks must not wait for this one
+        except Exception as error:  # any exception, because the other ranks must not wait for this one
             failure = error
         if self.world_size == 1:
             if failure is not None:
@@ -39,7 +39,7 @@ class RankGroup:
                 raise error
 
     def on_main(self, work, *args, **kwargs):
-        """work(*args, **kwargs) on rank 0 alone; its result, or what it raises, on every rank."""
+        """Runs work(*args, **kwargs) on rank 0. Returns its result, or raises its exception, on every rank."""
         result = None
         with self.together():
             if self.is_main:

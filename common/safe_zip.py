@@ -24,7 +24,7 @@ HEADER = 30  # least number of bytes before the name and the data of a member
 ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits
 PATCHED = 0x20  # flag bit of data that are a difference from another file
 AGAIN = "download it again, and compare its size with what the source states"
-# What zipfile raises for a file that is no zip, or is damaged.
+# Exceptions of zipfile for a file that is not a zip, or is damaged.
 BROKEN = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, struct.error)
 _quoted = partial(quoted, most=200)  # names of images with their folders have some 110 characters
 
@@ -55,7 +55,7 @@ def open_archive(path, max_entries=MAX_ENTRIES, max_bytes=MAX_BYTES, max_ratio=M
 
 
 def packing_fault(path):
-    """Why a zip whose members should be stored unpacked may take more memory than it has bytes, or None."""
+    """Describes why a zip of uncompressed members may need more memory than its size; None if it cannot."""
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()
@@ -164,7 +164,7 @@ def _parts(info):
 
 
 def _fault(info, max_ratio):
-    """Why a single member cannot be trusted, or None."""
+    """Describes why a member cannot be trusted; None if it can."""
     name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)  # 0 where the zip has no file modes
     if not name.isprintable():
         return "has control characters in its name"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A file with its SHA-256 in a sidecar beside it, which is right at every moment, whenever the process is killed."""
+"""A file with its SHA-256 in a sidecar, which stays consistent with the file even if the process is killed."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ class SealedFile:
     """A file `name` with its sidecar `name.sha256`, in the format of sha256sum.
 
     The sidecar is written before the file takes its name. Until then it allows two checksums, that of the new file and
-    that of the file it replaces, so that it is right whichever of them a killed process leaves.
+    that of the file it replaces, so that it is valid for whichever of them a killed process leaves.
     """
 
     def __init__(self, path):
@@ -45,7 +45,7 @@ class SealedFile:
             other._replace(temporary, checksum)
 
     def checksum(self):
-        """The one checksum of the file. For a damaged file it is that of the undamaged content."""
+        """The checksum of the file. For a damaged file, it is that of the undamaged content."""
         allowed = self._allowed()
         if len(allowed) == 1:
             return allowed[0]
@@ -77,7 +77,7 @@ class SealedFile:
 
 
 class _HashedWriter:
-    """A file to write to, which hashes what is written: the checksum does not depend on what the disk stores."""
+    """A writable file that hashes the written data, so that the checksum does not depend on what the disk stores."""
 
     def __init__(self, file):
         self._file, self.sha256 = file, hashlib.sha256()

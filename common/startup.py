@@ -16,7 +16,7 @@ ENTER = "set up the environment with 'bash scripts/setup.sh' and enter it with '
 
 
 def is_program():
-    """Whether this process runs a main program, or is about to run a module by `python -m`."""
+    """Whether this process runs a main program, or a module by `python -m`."""
     file = getattr(sys.modules["__main__"], "__file__", None)
     return (
         sys.argv[:1] == ["-m"]
@@ -67,4 +67,4 @@ if is_program():
     settle_environment()
     sys.excepthook = _report
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, so that no character is an error
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr, so that every character can be printed

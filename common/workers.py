@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from common.command_line import positive_int
 from common.console import setup_logging
 from common.ending import PREPARATION, run_program
-from common.errors import DataError, InputError
+from common.errors import DataError
 from common.launchers import LaunchError, OutsideSrun, detect_launch
 from common.ranks import RankGroup
 
@@ -84,7 +84,7 @@ def add_workers_flag(group):
         "--workers",
         type=positive_int,
         default=len(os.sched_getaffinity(0)),
-        help="processes of each MPI rank, or of the one machine; the files do not depend on it",
+        help="processes of each MPI rank; the output does not depend on it",
     )
 
 
@@ -94,10 +94,8 @@ def run_command(parser, work, argv=None):
     Bad input, InputError or OSError, is one line and exit status 2; see `run_program`.
     """
     args = parser.parse_args(argv)
-    try:
+    with parser.input_errors():
         workers = Workers.start(args.workers)
-    except InputError as error:
-        parser.error(str(error))
     setup_logging(logging.INFO if workers.is_main else logging.WARNING)
     status = run_program(lambda: work(args, workers), parser.prog, PREPARATION, workers.abort)
     if status:
@@ -119,7 +117,7 @@ def _in_processes(work, items, processes):
 
 
 def _end_with_parent():
-    """Ends this worker with its parent: if the parent is killed, it would wait for work for ever."""
+    """Ends this worker with its parent. Otherwise it would wait for work for ever after the parent is killed."""
 
     def watch():
         wait([multiprocessing.parent_process().sentinel])

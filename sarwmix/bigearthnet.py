@@ -2,8 +2,8 @@
 """BigEarthNet v1 and v2: classes, multi-hot labels, stores of patches, and the base class of the two datasets.
 
 Classes: the 43 CORINE Land Cover level-3 classes and the 19-class nomenclature of Sumbul et al., BigEarthNet-MM, IEEE
-GRSM 2021; datasets/README.md. The LMDB is the one that the authors of version 2 publish (Clasen et al., reBEN, arXiv
-2407.03653): key = name of a patch, value = safetensors of its bands.
+GRSM 2021; see datasets/README.md. LMDB: of the authors of version 2 (Clasen et al., reBEN, arXiv 2407.03653); the key
+is the name of a patch, the value the safetensors of its bands.
 """
 
 import csv
@@ -53,9 +53,9 @@ BEN19 = {name: index for index, name in enumerate(CLASSES)}
 
 
 def multi_hot(names, nomenclature=BEN19):
-    """(19,) uint8, 1 for each named class.
+    """Encodes class names as (19,) uint8, 1 for each named class.
 
-    nomenclature: BEN19, or CLC43, of which some classes belong to none of the 19. Raises DataError for an unknown name.
+    nomenclature: BEN19, or CLC43, some of whose classes belong to none of the 19. Raises DataError for an unknown name.
     """
     row = np.zeros(len(CLASSES), np.uint8)
     for name in names:
@@ -67,9 +67,9 @@ def multi_hot(names, nomenclature=BEN19):
 
 
 def parse_labels(text):
-    """Names in a printed list: Python's ['a', 'b'] or numpy's ['a' 'b'], over any number of lines.
+    """Parses a printed list of names: Python's ['a', 'b'] or numpy's ['a' 'b'], over any number of lines.
 
-    Names may contain commas. Raises DataError for anything else.
+    Names may contain commas. Raises DataError for other text.
     """
     if not _EMPTY_LIST.fullmatch(_QUOTED.sub("", text).strip()):
         raise DataError(f"not a printed list of quoted names {quoted(text)}")
@@ -77,10 +77,9 @@ def parse_labels(text):
 
 
 def labelled(listing, source, unknown=False):
-    """The rows of a listing that have a label.
+    """The rows of a listing that have a label. Raises DataError, which names `source`, if no row has a label.
 
-    unknown: mask of rows to keep in any case, because their patches are missing. source: where the labels are from, for
-    the DataError that is raised if no row has a label.
+    unknown: mask of rows to keep although their labels are unknown, because their patches are missing.
     """
     keep = listing.labels.any(axis=1) | unknown
     log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
@@ -92,7 +91,7 @@ def labelled(listing, source, unknown=False):
     return listing.take(keep)
 
 
-# ---- Where the images are ------------------------------------------------------------------------
+# ---- Stores of images ----------------------------------------------------------------------------
 
 
 class Store:
@@ -110,7 +109,7 @@ class Store:
         return [channel for channel in CHANNELS if not _has_content(self.path(patch, channel))]
 
     def whereabouts(self, patch, channel):
-        """For a message: where a missing channel was looked for, and what is there instead."""
+        """For a message: the path of a missing channel, and what exists there instead."""
         return whereabouts(self.path(patch, channel))
 
     def require(self):
@@ -118,11 +117,11 @@ class Store:
         load_rasterio()
 
     def bands(self, patch, max_nonfinite):
-        """[VH, VV] of a patch, each (H, W) float32 in dB. Raises DataError, which names what cannot be read."""
+        """Reads a patch: [VH, VV], each (H, W) float32 in dB. Raises DataError with the path of an unreadable band."""
         return [read_band(self.path(patch, channel), max_nonfinite, channel, integers=False) for channel in CHANNELS]
 
     def image(self, patch, max_nonfinite):
-        """(2, 120, 120) float32 in dB. Raises DataError for what cannot be read, has another size or is not dB."""
+        """Reads a patch: (2, 120, 120) float32 in dB. Raises DataError if it cannot be used."""
         bands = self.bands(patch, max_nonfinite)
         for channel, band in zip(CHANNELS, bands):
             if band.shape != (SIZE, SIZE):
@@ -156,7 +155,7 @@ def _has_content(path):
 
 # ---- The LMDB of version 2 ----------------------------------------------------------------------
 
-_opened = {}  # {folder: (process id, environment)}: LMDB must be opened once per process, and not be used after a fork
+_opened = {}  # {folder: (process id, environment)}; LMDB must be opened once per process, and not used after a fork
 _opening = threading.Lock()
 
 
@@ -165,7 +164,7 @@ def _lmdb():
 
 
 def is_lmdb(folder):
-    """Whether this folder is an LMDB. lock.mdb may be absent, because nobody writes to it."""
+    """Whether this folder is an LMDB. lock.mdb may be absent, because the LMDB is only read."""
     return (folder / LMDB_FILE).is_file()
 
 
@@ -180,8 +179,8 @@ class LmdbStore(Store):
         return f"{self.folder}:{patch}/{channel}"
 
     def missing(self, patch):
-        there = self._get(patch, lambda value: value is not None)  # a view: the value is not read
-        return [] if there else list(CHANNELS)
+        exists = self._get(patch, lambda value: value is not None)  # a view: the value is not read
+        return [] if exists else list(CHANNELS)
 
     def require(self):
         _lmdb()
@@ -206,7 +205,7 @@ class LmdbStore(Store):
         return found
 
     def _arrays(self, patch):
-        """{name: array} of a patch. Raises DataError, which names LMDB and key."""
+        """Reads a patch: {name: array}. Raises DataError, which names LMDB and key."""
         value = self._get(patch, self._copied)
         if value is None:
             raise DataError(f"{self.folder}: has no key {patch}; copy the LMDB again, or remove the patch's row")
@@ -215,8 +214,7 @@ class LmdbStore(Store):
         except (SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
             raise DataError(
                 f"{self.folder}: the value of key {patch} cannot be read as safetensors "
-                f"({' '.join(str(error).split())}); "
-                "copy the LMDB again, or remove the patch's row"
+                f"({' '.join(str(error).split())}); copy the LMDB again, or remove the patch's row"
             ) from None
 
     @staticmethod
@@ -243,7 +241,7 @@ def _environment(folder):
         process, environment = _opened.get(folder, (None, None))
         if process != os.getpid():
             if environment is not None:
-                environment.close()  # the parent's, which LMDB would count as opened by this process
+                environment.close()  # of the parent process; LMDB would count it as opened by this one
             environment = _open(folder)
             _opened[folder] = os.getpid(), environment
         return environment
@@ -267,10 +265,10 @@ def _open(folder):
 
 
 class BigEarthNet(RadarDataset):
-    """Sentinel-1 patches with 19-class labels: the common part of BigEarthNetv1 and BigEarthNetv2.
+    """Sentinel-1 patches with 19-class labels: base class of BigEarthNetv1 and BigEarthNetv2.
 
     Item i is (image, labels): (2, 120, 120) float32 in dB, order VH, VV; (19,) float32, 1 for each class that is
-    present. Samples are in the order of the metadata. NaN in the files stays in the items.
+    present. Samples are in the order of the metadata. NaN in the files is kept.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     """
 
@@ -289,11 +287,11 @@ class BigEarthNet(RadarDataset):
 
     @property
     def groups(self):
-        """(N,) str: the acquisition of each sample. Patches of one acquisition lie side by side."""
+        """(N,) str: the acquisition of each sample. Patches of one acquisition are neighbours."""
         return acquisitions_of(self.ids)
 
     def files(self, i):
-        """Paths of sample i, one for each of CHANNELS: of files, or inside a Zarr store or an LMDB."""
+        """Paths of sample i, one for each of CHANNELS: of files, or within a Zarr store or an LMDB."""
         return [self.store.path(str(self.ids[i]), channel) for channel in CHANNELS]
 
     def require(self):

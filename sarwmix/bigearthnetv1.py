@@ -14,7 +14,7 @@ from common.files import read_json
 from common.packages import PACK_ELSEWHERE, load
 from sarwmix.bigearthnet import CLASSES, CLC43, SIZE, BigEarthNet, PatchFolders, labelled, multi_hot
 from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
-from sarwmix.layouts import S1_START, Layout, find_layout, folders_in, places_of_lists
+from sarwmix.layouts import S1_START, Layout, content_of, find_layout, places_of_lists
 from sarwmix.listing import (
     CHANNELS,
     Listing,
@@ -39,14 +39,13 @@ log = logging.getLogger(__name__)
 class BigEarthNetv1(BigEarthNet):
     """BigEarthNet v1: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder of patch folders, or the one with BigEarthNet-S1-v1.0 in it (other layouts: `find_layout`); or a
-    Zarr store (format 2 or 3) with groups sentinel1/<patch>, which have arrays VH and VV and the attribute `labels`.
+    root: the folder of patch folders, or the folder that contains BigEarthNet-S1-v1.0 (other layouts: `find_layout`);
+    or a Zarr store (format 2 or 3) with groups sentinel1/<patch> of arrays VH and VV and the attribute `labels`.
     split: train, val (or validation), test, train_val, all. metadata: one or several lists of patches, all of which are
     used; by default benv1_{train,val,test}.csv in root, or beside it if root is the patches' folder or store.
     Lists are the official ones (S2 names, or S2 and S1 names, no header) or CSVs with the S1 names in column id_col
-    (0-based; by default the second column, else the first with such names). S2 names are looked up in the JSON files,
-    all of which are read: lists with S1 names open faster. Without lists, the splits all and train_val are all patches
-    that exist, sorted.
+    (0-based; by default the second column, else the first with such names). For S2 names all JSON files are read;
+    lists with S1 names open faster. Without lists, the splits all and train_val are all patches that exist, sorted.
     keep_unlabelled: keeps patches without a 19-class label or without a JSON file, for pretraining; labels are then
     read per item. False drops them, for supervised training, and reads all labels first.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
@@ -62,7 +61,7 @@ class BigEarthNetv1(BigEarthNet):
         store = open_store(root)
         metadata = _default_lists(root, store, split) if metadata is None else as_paths(metadata)
         if metadata:
-            by_s2_name = cache(lambda: patches_by_s2_name(store))  # read once, and only if a list has S2 names
+            by_s2_name = cache(lambda: patches_by_s2_name(store))  # called only if a list has S2 names
             listing = join_listings([
                 _by_s1_name(*read_list(path, place_name(path, root), id_col), store, by_s2_name) for path in metadata
             ])  # fmt: skip
@@ -75,7 +74,7 @@ class BigEarthNetv1(BigEarthNet):
         super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
     def check_files(self, start=0, step=1):
-        """Also reads the labels of these samples, if they have not been read yet."""
+        """As in the base class. Also reads the labels of these samples, unless they have been read."""
         super().check_files(start, step)
         if self.listing.labels is None:
             _read_all_labels(self.store, self.ids[start::step].tolist())
@@ -94,7 +93,7 @@ class BigEarthNetv1(BigEarthNet):
         return np.zeros(len(CLASSES), np.uint8) if labels is None else labels
 
 
-# ---- Where the patches are -----------------------------------------------------------------------
+# ---- Stores of patches ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,14 @@ class Metadata:
 
 
 class FolderStore(PatchFolders):
-    """Patch folders: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json, or as the Layout says."""
+    """Patch folders in a Layout: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
 
     def patches(self):
         """Sorted names of all patches that exist."""
-        if not self._layout.acquisitions:
-            return sorted(_names_in(self.folder))
-        return sorted(
-            name for acquisition in _names_in(self.folder) for name in _names_in(f"{self.folder}/{acquisition}")
-        )
+        names = _names_in(self.folder)
+        if self._layout.acquisitions:
+            names = [name for acquisition in names for name in _names_in(f"{self.folder}/{acquisition}")]
+        return sorted(names)
 
     def metadata(self, patch):
         """The Metadata of a patch, from its JSON file."""
@@ -146,7 +144,7 @@ class FolderStore(PatchFolders):
         return Metadata(path, _read_object(path))
 
     def labels(self, patch):
-        """(19,) uint8 of a patch; None if it has no JSON file or no labels in it. Raises DataError for wrong labels."""
+        """Labels of a patch, (19,) uint8; None if its JSON file or the labels in it are missing. Raises DataError."""
         try:
             metadata = self.metadata(patch)
         except DataError as error:
@@ -167,8 +165,8 @@ class FolderStore(PatchFolders):
 class ZarrStore(FolderStore):
     """A Zarr store in a folder: groups sentinel1/<patch> with arrays VH and VV and attributes.
 
-    Attributes are read as JSON files, which formats 2 and 3 define them to be, because the zarr package would take 20
-    minutes for the whole dataset. Arrays are read with the package.
+    Attributes are JSON files in formats 2 and 3 and are read as such, because the zarr package would take 20 minutes
+    for the whole dataset. Arrays are read with the package.
     """
 
     def __init__(self, root):
@@ -221,14 +219,14 @@ def _has_chunk(path):
 
 
 def _read_array(path, max_nonfinite):
-    """Reads an array as float32. Raises DataError, which names it, if that fails or too many pixels are not finite."""
+    """Reads an array as float32. Raises DataError with the path if that fails or too many pixels are not finite."""
     zarr = _zarr()
     try:
         array = zarr.open_array(path, mode="r")
         held = f"{array.dtype} of shape {array.shape}"
         usable = array.dtype.kind == "f" and array.size <= MOST_PIXELS
         values = array[:].astype(np.float32, copy=False) if usable else None
-    except Exception as error:  # for damaged metadata, the package raises errors of many types
+    except Exception as error:  # the package raises errors of many types for damaged metadata
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as a Zarr array ({reason}); copy it again") from error
     if values is None:
@@ -258,7 +256,7 @@ def _object(path, content):
 
 
 def _of_each(read, patches):
-    """read(patch) for every patch, or the DataError it raised."""
+    """[read(patch) for all patches], with the DataError in place of the result where it is raised."""
 
     def attempt(patch):
         try:
@@ -270,10 +268,10 @@ def _of_each(read, patches):
 
 
 def _read_all_labels(store, patches, level=logging.INFO):
-    """Returns (labels (N, 19) uint8, 0 for patches without any; (N,) bool, which patches do not exist).
+    """Returns (labels (N, 19) uint8, 0 for patches without labels; (N,) bool, whether a patch does not exist).
 
-    level: log level for patches without labels. Raises DataError for labels that cannot be read: the count and the
-    first five.
+    level: log level for patches without labels. Raises DataError with the number of unreadable labels and the first
+    five.
     """
     labels = _of_each(store.labels, patches)
     problems = [str(label) for label in labels if isinstance(label, DataError)]
@@ -295,7 +293,7 @@ def _read_all_labels(store, patches, level=logging.INFO):
     return np.array([nothing if label is None else label for label in labels], np.uint8), absent
 
 
-# ---- Which patches -------------------------------------------------------------------------------
+# ---- Lists of patches ----------------------------------------------------------------------------
 
 
 def every_patch(store):
@@ -303,15 +301,15 @@ def every_patch(store):
     names = store.patches()
     place = f"{store.folder.name}/"
     if not names:
-        held = [folder.name for folder in folders_in(store.folder)]
-        shown = f"only {', '.join(held[:3])}{', …' if held[3:] else ''}" if held else "no folder at all"
-        raise DataError(f"{store.folder}: holds no patch folders (S1A_… or S1B_…), {shown}; check --data_path")
+        raise DataError(
+            f"{store.folder}: holds no patch folders (S1A_… or S1B_…); {content_of(store.folder)}; check --data_path"
+        )
     check_names(names, lambda i: f"{place}{names[i]}")
     return Listing(np.array(names, dtype=str), None, (place,))
 
 
 def _default_lists(root, store, split):
-    """Paths of the split's lists; [] if there are no lists and the split does not need them."""
+    """Paths of the lists of the split; [] if there are no lists and the split does not need them. Raises DataError."""
     for folder in places_of_lists(root, root if isinstance(store, ZarrStore) else store.folder, INNER):
         if any((folder / f"benv1_{part}.csv").exists() for part in ("train", "val", "test", "train_val")):
             lists = split_lists(folder, "benv1", split)
@@ -338,7 +336,7 @@ def read_list(path, place, id_col=None):
 
 
 def patches_by_s2_name(store, unreadable=None):
-    """{S2 name: S1 name} of all patches, from their metadata, because the names cannot be derived from each other.
+    """{S2 name: S1 name} of all patches, read from their metadata, because names cannot be derived from each other.
 
     unreadable: a list to which DataErrors of unreadable metadata are added; None raises the first one.
     """
@@ -360,7 +358,7 @@ def patches_by_s2_name(store, unreadable=None):
 
 
 def _by_s1_name(listing, are_s2, store, by_s2_name):
-    """Converts a listing to S1 names. by_s2_name: function that returns {S2 name: S1 name} of all patches."""
+    """Converts a listing to S1 names. by_s2_name: a function that returns {S2 name: S1 name} of all patches."""
     if not are_s2:
         return listing
     pairs, names = by_s2_name(), listing.ids.tolist()
@@ -376,12 +374,12 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
 
 
 def _read_names(path, id_col):
-    """(1-based lines, names, whether they are S2 names) of a split list."""
+    """Reads a split list. Returns (1-based lines, names, whether they are S2 names)."""
     # Tuples, because the garbage collector would visit half a million lists repeatedly.
     rows = [(line, tuple(row)) for line, row in read_csv_rows(path)]
     column = _name_column(path, rows[:2], id_col)
     if rows and not any(S1_START.match(cell) or S2_START.match(cell) for cell in _cells(rows[0])):
-        rows = rows[1:]  # a header: no name in it
+        rows = rows[1:]  # a header, because no cell is a name
     short = [f"{path.name}:{line}" for line, row in rows if len(row) <= column]
     if short:
         raise data_error(

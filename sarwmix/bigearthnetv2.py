@@ -19,7 +19,7 @@ from sarwmix.bigearthnet import (
     multi_hot,
     parse_labels,
 )
-from sarwmix.layouts import Layout, find_layout, folders_in, places_of_lists
+from sarwmix.layouts import Layout, content_of, find_layout, folders_in, places_of_lists
 from sarwmix.listing import (
     PARTS,
     S1_NAME,
@@ -43,17 +43,17 @@ log = logging.getLogger(__name__)
 class BigEarthNetv2(BigEarthNet):
     """BigEarthNet v2: item i is (sar (2, 120, 120) float32 dB, order VH, VV; labels (19,) float32 multi-hot).
 
-    root: the folder with BigEarthNet-S1/ in it (other layouts: `find_layout`), or the authors' LMDB, or a folder with
-    one. split: train, val (or validation), test, train_val, all.
+    root: the folder that contains BigEarthNet-S1 (other layouts: `find_layout`), or the authors' LMDB, or a folder that
+    contains it. split: train, val (or validation), test, train_val, all.
     metadata: a parquet file with the official columns, or one or several CSV dumps of it; by default metadata.parquet
     in root, else the split's benv2_*.csv in root. These may also be in the folder of images or the LMDB, and, if root
-    is that folder, beside it. Files with a `split` column are filtered by it, also those given here; split="all" takes
-    all rows. All rows of a CSV without that column are used, for any split.
+    is that folder, beside it. Files with a column `split` are filtered by it; split="all" takes all rows. All rows of a
+    CSV without that column are used, for any split.
     keep_unlabelled: keeps patches without a label, whose 19 labels are then 0; the column of labels may be absent.
     False drops them, for supervised training.
     include_snow_cloud: appends the patches of metadata_for_patches_with_snow_cloud_or_shadow.parquet, which is in the
     folder of metadata.parquet.
-    id_col: number (0-based) of the column with the S1 names, if it is not named s1_name.
+    id_col: 0-based column of the S1 names, if it is not named s1_name.
     max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading a band fails.
     Raises DataError for metadata that cannot be used; `check_files` and `check_units` look at the images.
     Source: Clasen et al., reBEN: Refined BigEarthNet, 2025.
@@ -78,7 +78,7 @@ class BigEarthNetv2(BigEarthNet):
         if store is None:
             raise DataError(
                 f"{root / IMAGES}: no such folder, no folder with patches is in {root}, and no LMDB (data.mdb); "
-                f"{_content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
+                f"{content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
             )
         parts, listed, counts = [], Counter(), []
         for path in metadata:
@@ -106,11 +106,11 @@ class BigEarthNetv2(BigEarthNet):
         super().__init__(root, split, metadata, store, listing, max_nonfinite)
 
 
-# ---- Where images and metadata are ---------------------------------------------------------------
+# ---- Locations of images and metadata ------------------------------------------------------------
 
 
 def _find_store(root):
-    """The store under a folder: BigEarthNet-S1, else an LMDB, else folders in another layout; None if there is none.
+    """The store under a folder: BigEarthNet-S1, else an LMDB, else folders in another layout, else None.
 
     Raises DataError if there are several.
     """
@@ -124,17 +124,12 @@ def _find_store(root):
             return LmdbStore(found[0])
     layout = find_layout(root, IMAGES, acquisitions=True)
     if layout is None and (root / IMAGES).is_dir():
-        layout = Layout(root / IMAGES, acquisitions=True)  # it has no patch, which check_files reports
+        layout = Layout(root / IMAGES, acquisitions=True)  # without patches, which check_files reports
     return layout and PatchFolders(layout)
 
 
-def _content_of(root):
-    names = [folder.name for folder in folders_in(root)]
-    return f"it holds the folders {', '.join(names[:3])}{', …' if names[3:] else ''}" if names else "it holds no folder"
-
-
 def _default_metadata(root, store, split, include_snow_cloud):
-    """Paths of metadata.parquet, else the split's CSV dumps; then of the snow and cloud patches. Raises DataError."""
+    """Paths of metadata.parquet, or of the split's CSV dumps; then of the snow and cloud patches. Raises DataError."""
     for folder in [root] if store is None else places_of_lists(root, store.folder, IMAGES):
         official = folder / OFFICIAL
         chosen = [official] if official.exists() else split_lists(folder, "benv2", split)
@@ -149,7 +144,7 @@ def _default_metadata(root, store, split, include_snow_cloud):
 
 
 def snow_cloud_beside(official):
-    """Path of the second metadata file, beside the official one. Raises DataError if it does not exist."""
+    """Path of the second official file, in the folder of the first. Raises DataError if it does not exist."""
     path = official.parent / SNOW_CLOUD
     if not path.exists():
         raise DataError(f"{path}: does not exist; copy it there, or leave --include_snow_cloud out")
@@ -190,7 +185,7 @@ def read_metadata(path, place, id_col, need_labels=True):
 
 
 def _columns(path, header, id_col, need_labels):
-    """Numbers of the columns of the S1 name, the labels and the split; None if absent. Raises DataError."""
+    """Column numbers of the S1 name, the labels and the split; None if absent. Raises DataError."""
     if id_col is not None and not 0 <= id_col < len(header):
         raise DataError(f"{path}: has no column {id_col}, only 0 to {len(header) - 1}; correct --id_col")
     if id_col is not None and S1_NAME.fullmatch(header[id_col]):
@@ -210,7 +205,7 @@ def _columns(path, header, id_col, need_labels):
 
 
 def _read_parquet(path, id_col, need_labels):
-    """(row numbers from 0, S1 names, labels as `_encode` takes them, splits) of a parquet file."""
+    """Reads a parquet file. Returns (row numbers from 0, S1 names, labels for `_encode`, splits)."""
     try:
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
@@ -229,10 +224,10 @@ def _read_parquet(path, id_col, need_labels):
 
 
 def _numbered_lists(column):
-    """Labels of a parquet file as `_encode` takes them: tuples of names, or text if a cell is not a list.
+    """Labels of a parquet file for `_encode`: tuples of names, or text if a cell is not a list.
 
-    column: Arrow array. Half a million Python lists would take seconds. If there are at most 256 different names and no
-    nulls, each list is therefore represented by bytes, one for each name.
+    column: Arrow array. If there are at most 256 different names and no nulls, each list is represented by bytes, one
+    for each name, because half a million Python lists would take seconds.
     """
     if pa.types.is_list(column.type) and pa.types.is_string(column.type.value_type) and not column.null_count:
         names = column.flatten().dictionary_encode()
@@ -241,33 +236,24 @@ def _numbered_lists(column):
             ends = np.cumsum(column.value_lengths().to_numpy()).tolist()
             numbers, distinct = _numbered(text[start:end] for start, end in zip([0, *ends], ends))
             return numbers, [tuple(known[k] for k in key) for key in distinct]
+    values = ([] if value is None else value for value in column.to_pylist())
     return _numbered(
-        () if value is None else tuple(map(_label_name, value)) if isinstance(value, list) else str(value)
-        for value in column.to_pylist()
+        tuple(name if isinstance(name, str) else repr(name) for name in value)
+        if isinstance(value, list)
+        else str(value)
+        for value in values
     )
 
 
 def _numbered(values):
     """Returns (the number of each value, the different values in the order of their numbers)."""
-    numbers = Numbers()
-    return [numbers[value] for value in values], list(numbers)
-
-
-class Numbers(dict):
-    """numbers[value]: numbers different values from 0, in the order of their first access."""
-
-    def __missing__(self, value):
-        return self.setdefault(value, len(self))
-
-
-def _label_name(value):
-    return value if isinstance(value, str) else repr(value)
+    numbers = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values], list(numbers)
 
 
 def _read_csv(path, id_col, need_labels):
-    """(line numbers from 1, S1 names, labels as `_encode` takes them, splits) of a CSV dump with a header row."""
-    lines, names, labels, splits, ragged = [], [], [], [], []
-    distinct = Numbers()
+    """Reads a CSV dump with a header. Returns (line numbers from 1, S1 names, labels for `_encode`, splits)."""
+    lines, names, labels, splits, ragged, distinct = [], [], [], [], [], {}
     rows = read_csv_rows(path)
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     if not header:
@@ -279,7 +265,8 @@ def _read_csv(path, id_col, need_labels):
             continue
         lines.append(line)
         names.append(row[id_at].strip())
-        labels.append(distinct[() if labels_at is None or not row[labels_at].strip() else row[labels_at]])
+        text = () if labels_at is None or not row[labels_at].strip() else row[labels_at]
+        labels.append(distinct.setdefault(text, len(distinct)))
         if split_at is not None:
             splits.append(row[split_at].strip())
     if ragged:
@@ -292,9 +279,9 @@ def _read_csv(path, id_col, need_labels):
 
 
 def _encode(numbers, distinct, where):
-    """Encodes labels as (N, 19) uint8; rows without a name are 0.
+    """Encodes labels as (N, 19) uint8; rows without a name are 0. Raises DataError.
 
-    distinct: the few thousand different tuples of names or printed lists; numbers (N,): the index of each row in it.
+    distinct: the few thousand different tuples of names or printed lists. numbers: (N,) index of each row in it.
     """
     table, problems = np.zeros((len(distinct), len(CLASSES)), np.uint8), {}
     for number, value in enumerate(distinct):

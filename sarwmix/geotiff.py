@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading one band of a GeoTIFF, with errors that name the file."""
+"""Reads one band of a GeoTIFF, with errors that name the file."""
 
 import logging
 import os
@@ -27,14 +27,14 @@ def check_nonfinite(values, source, max_nonfinite):
 
 @cache
 def load_rasterio():
-    """The package rasterio, with its log silenced: its exceptions say the same, and so do our messages."""
+    """The package rasterio, with its log silenced, which repeats its exceptions."""
     rasterio = load("rasterio", "reading GeoTIFFs", PACK_ELSEWHERE)
     logging.getLogger("rasterio").setLevel(logging.CRITICAL)
     return rasterio
 
 
 def _band_number(src, path, band):
-    """1-based number of the wanted band: the only one, or the one whose description is the wanted name."""
+    """1-based number of the band: the only one, or the one whose description is `band`."""
     names = [(description or "").strip().upper() for description in src.descriptions]
     if src.count == 1:
         if band and names[0] in POLARISATIONS and names[0] != band:
@@ -52,18 +52,18 @@ def _band_number(src, path, band):
 def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     """Reads one band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
 
-    max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading fails. Up to it, they are kept; the
-    preparation of batches replaces them.
-    band: name of the wanted band ("VH"). A file with several bands is read only if exactly one of them has this
-    description; bands are never selected by position.
+    max_nonfinite: fraction of NaN, infinite and no-data pixels above which reading fails. Below it, they are kept, and
+    the preparation of batches replaces them.
+    band: name of the band ("VH"). A file with several bands is read only if exactly one of them has this description;
+    bands are never selected by position.
     integers: whether integer types are accepted. Values in dB are not integers, but counts, or dB times a factor, are.
-    Raises DataError, which names the file, if it is missing, unreadable, corrupt or truncated, or has several bands,
-    too many pixels, another type or too many non-finite pixels; also if rasterio is not installed.
+    Raises DataError with the path if the file is missing, unreadable, corrupt or truncated, or has several bands, too
+    many pixels, another type or too many non-finite pixels; also if rasterio is not installed.
     """
     rasterio = load_rasterio()
     try:
-        # The position of the image is not needed. Parsing its coordinate system takes longer than everything else, and
-        # looking for sidecar files lists the folder, which is slow on a parallel file system.
+        # The georeference is not needed, and parsing the coordinate system takes longer than everything else. Looking
+        # for sidecar files lists the folder, which is slow on a parallel file system.
         with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:

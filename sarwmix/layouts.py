@@ -16,9 +16,8 @@ from common.errors import data_error
 
 SUFFIXES = (".tif", ".tiff", ".TIF", ".TIFF")
 S1_START = re.compile(r"S1[A-Z]_")
-ENOUGH = 4  # at most so many folders with patches are examined
-LISTED = 1000  # at most so many entries of a folder are listed, which may have half a million
-SHOWN = 3  # entries that a message shows
+ENOUGH = 4  # folders with patches that are examined
+LISTED = 1000  # entries of a folder that are listed, because it may have half a million
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +43,9 @@ class Layout(NamedTuple):
 def find_layout(root, name, acquisitions):
     """The Layout of the images under a folder, or None if there are no images.
 
-    name: of the official folder of images; acquisitions: whether it officially holds folders of acquisitions. Searched
-    in this order, until images are found: root/name, root/name/name (extracted twice), root itself, and the first two
-    in each folder of root. A folder with the official layout is not searched for others.
+    name: of the official folder of images. acquisitions: whether the official layout has folders of acquisitions.
+    These folders are searched in order, until images are found: root/name, root/name/name (extracted twice), root, and
+    the first two in each folder of root. A folder with the official layout is not searched for others.
     Raises DataError if there are several layouts.
     """
 
@@ -74,6 +73,16 @@ def folders_in(folder):
     return [Path(folder, entry.name) for entry in _entries(folder) if _is_folder(entry)]
 
 
+def content_of(folder):
+    """For a message: the names of the first three folders in a folder."""
+    names = [path.name for path in folders_in(folder)]
+    return f"it holds the folders {_first_three(names)}" if names else "it holds no folder"
+
+
+def _first_three(names):
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def _entries(folder):
     try:
         with os.scandir(folder) as entries:
@@ -90,32 +99,28 @@ def _is_folder(entry):
 
 
 def _layouts_in(folder, acquisitions):
-    """The layouts of the first few folders with patches in this folder; only the official one, if it is among them."""
+    """The layouts of the first few folders with patches in this folder; only the official one, if it is one of them."""
     found = {}
     for entry in _entries(folder):
         if len(found) >= ENOUGH:
             break
         if S1_START.match(entry.name) and _is_folder(entry):
-            suffix = _suffix_of(entry)
-            inner = suffix is None
-            if inner:
-                suffix = next(filter(None, map(_suffix_of, _patches_of(entry))), None)
-            if suffix:
-                found[entry.name] = Layout(folder, inner, suffix)
+            if suffix := _suffix_of(entry):
+                found[entry.name] = Layout(folder, False, suffix)
+            elif suffix := next(filter(None, map(_suffix_of, _patches_of(entry))), None):
+                found[entry.name] = Layout(folder, True, suffix)
     layouts = sorted(set(found.values()))
     official = Layout(folder, acquisitions)
     return [official] if official in layouts else layouts
 
 
 def _patches_of(acquisition):
-    return islice(
-        (entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name) and _is_folder(entry)),
-        ENOUGH,
-    )
+    patches = (entry for entry in _entries(acquisition) if entry.name.startswith(acquisition.name))
+    return islice(filter(_is_folder, patches), ENOUGH)
 
 
 def _suffix_of(patch):
-    """The suffix of the images of a patch, or None if this folder (os.DirEntry) is not one of a patch."""
+    """The suffix of the images of a patch, or None if this folder (os.DirEntry) is not the folder of a patch."""
     names = {entry.name for entry in _entries(patch)}
     return next(
         (suffix for suffix in SUFFIXES if any(f"{patch.name}_{channel}{suffix}" in names for channel in ("VH", "VV"))),
@@ -124,17 +129,18 @@ def _suffix_of(patch):
 
 
 def places_of_lists(root, images, name):
-    """The folders in which lists and metadata are searched: root, and those from it to the folder `images`.
+    """The folders in which lists and metadata are searched: root, and the folders from it to the folder `images`.
 
-    If root is the folder of images, or has its name, the folder above root is searched as well.
+    If root is the folder of images, or has its name, its parent is searched as well.
     """
-    inner = [root.joinpath(*images.relative_to(root).parts[:k]) for k in range(len(images.relative_to(root).parts) + 1)]
+    parts = images.relative_to(root).parts
+    inner = [root.joinpath(*parts[:k]) for k in range(len(parts) + 1)]
     above = images == root or root.absolute().name == name
     return inner + ([root.parent if root.name not in ("", "..") else root.absolute().parent] if above else [])
 
 
 def whereabouts(path):
-    """For a message about a missing or empty file: its path, and what the nearest existing folder holds."""
+    """For a message about a missing or empty file: its path, and the content of the nearest existing folder."""
     path = Path(path)
     if path.is_file():
         return f"{path} is empty"
@@ -142,7 +148,6 @@ def whereabouts(path):
     while not folder.is_dir() and folder != folder.parent:
         wanted, folder = folder, folder.parent
     names = [entry.name for entry in _entries(folder)]
-    shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
     if wanted.name in names:
         return f"looked for {path}, which is no file"
-    return f"looked for {path}, but {folder} holds {f'{shown} and ' if names else ''}no {wanted.name}"
+    return f"looked for {path}, but {folder} holds {f'{_first_three(names)} and ' if names else ''}no {wanted.name}"

@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Checks whether values can be Sentinel-1 backscatter in dB: all limits, and their sources.
+"""Checks whether values can be Sentinel-1 backscatter, with all limits and their sources.
 
 Limits of pixels apply to every image that is read (`check_decibels`, `check_linear`). Limits of statistics apply to
-whole images (`judge`): to samples of a dataset before training, a part of a packed store, a split. Values that
-Sentinel-1 cannot measure are an error; values that it hardly ever measures are a warning.
+whole images (`judge`): samples of a dataset before training, a part of a packed store, a split. Values that Sentinel-1
+cannot measure are an error; values that it hardly ever measures are a warning.
 
 Measured on real images in dB (BigEarthNet v1 and v2, 7 patches; Sen1Floods11, 12 chips; SEN12MS-CR, 2; TerraMind, 5;
-others, 3) and on linear ones (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California, 8 of
-them sea; others, 5), and on simulated scenes and floods, which lie within these ranges:
+others, 3), on real linear images (OPERA RTC-S1, 315 pairs of 100x100 pixels from 15 places on the coast of California,
+8 of them sea; others, 5), and on simulated scenes and floods, which lie within these ranges:
     mean of an image    VH -31.7 (calm sea) … -14.1 (forest), VV -31.0 (calm sea) … -7.9 (town)
     VV above VH         4.8 … 10.6 dB over land, 0.1 (calm sea, where both are noise) … 15.2 of any image
     standard deviation  1.9 … 7.5 dB of an image
-    darkest pixel       -57.3 in products in dB. OPERA subtracts noise without a floor, so that pixels of the sea come
-    near to
-                        0: 3e-5 of all its VH pixels are below -60 dB, one of 3.1 million is at -103.5
+    darkest pixel       -57.3 dB in products in dB. OPERA subtracts noise without a floor, so that the backscatter of
+                        sea is near 0: 3e-5 of all its VH pixels are below -60 dB, one of 3.1 million is at -103.5
     brightest pixel     25.6 dB
-    commonest value     0.02 % of the pixels of an image; up to 0.34 % if values were clipped at 0 dB or rounded to 1/8
-    dB
+    commonest value     0.02 % of the pixels of an image; up to 0.34 % if values are clipped at 0 dB or rounded to
+                        1/8 dB
 """
 
 import logging
@@ -28,25 +27,25 @@ from sarwmix.listing import CHANNELS
 
 FIRST_LOOK = ("mean", "std", "min", "max")  # the statistics that a run records
 
-# of a pixel
-DARK_DB, MOST_DARK = -100.0, 1e-3  # Noise is below -100 dB in 3e-9 of the pixels, far less than this share.
-DARKEST_DB = -150.0  # Linear values are evenly distributed near 0: noise is so low in 3e-14 of the pixels.
-BRIGHTEST_DB = 60.0  # The largest digital number, 65535, is 47 dB at a calibration constant of 300.
-LEAST_LINEAR = -1.0  # Subtracted noise is -22 dB, or 0.006, at most (ESA, Sentinel-1 User Handbook).
-FLOOR_DB = -60.0  # Our choice: the value of pixels without backscatter or data in datasets of linear values.
+# Limits of pixels
+DARK_DB, MOST_DARK = -100.0, 1e-3  # level, and largest share of pixels below it; of noise, 3e-9 are below -100 dB
+DARKEST_DB = -150.0  # linear values are evenly distributed near 0: 3e-14 of the pixels of noise are so low
+BRIGHTEST_DB = 60.0  # the largest digital number, 65535, is 47 dB at a calibration constant of 300
+LEAST_LINEAR = -1.0  # subtracted noise is at most -22 dB, or 0.006 (ESA, Sentinel-1 User Handbook)
+FLOOR_DB = -60.0  # our choice: the value of pixels without backscatter or data in datasets of linear values
 
-# of the mean of whole images
-BRIGHTEST_MEAN = (-5.0, 0.0)  # VH, VV: 9 and 8 dB above the brightest images measured
-DARKEST_MEAN = -45.0  # 13 dB below calm sea, which is noise alone
-SWAPPED_DB = 2.0  # VH above VV. VV is the stronger on every natural surface; noise is about equal in both.
+# Limits of the statistics of whole images
+BRIGHTEST_MEAN = (-5.0, 0.0)  # VH, VV: 9 and 8 dB above the brightest measured images
+DARKEST_MEAN = -45.0  # 13 dB below calm sea, where both channels are noise
+SWAPPED_DB = 2.0  # of VH above VV; VV is stronger on every natural surface, and noise is about equal in both
 FAR_DB = 5.0  # from the expected mean: one standard deviation of all pixels
-STD_RATIO = 3.0  # to the expected one, or of it; the published std of benv1 is 1.7 times too small
+STD_RATIO = 3.0  # largest ratio to the expected std, or its inverse; the published std of benv1 is 1.7 times too small
 COMMON, AROUND = 0.01, 10  # share of the pixels in one bin of a histogram above any of the AROUND bins on each side
 
-USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2: the default for `expected` below
+USUAL = (-19.2, -12.5), (5.5, 5.0)  # mean and std of BigEarthNet v2, the default of `expected` below
 
-# (what the values may be instead of dB, and the remedy; function to the mean and std (2,) that they would have in dB).
-# m, s: their mean and std; M, S: the expected ones.
+# (what the values may be instead of dB, with the remedy; function that returns the mean and std (2,) after the remedy).
+# m, s: their mean and std; M, S: the expected mean and std.
 READINGS = (
     ("dB times 10; divide them by 10", lambda m, s, M, S: (m / 10, s / 10)),
     ("dB times 100; divide them by 100", lambda m, s, M, S: (m / 100, s / 100)),
@@ -71,12 +70,12 @@ def check_decibels(
 ):
     """Raises DataError if an image (2, …), a NumPy array in dB, has values that no pixel can have.
 
-    NaN and infinite values are ignored. name: function from a channel to its name in messages. remedy: for linear
-    values.
+    NaN and infinite values are ignored. name: function from a channel to its name in messages. remedy: against linear
+    values, for the message.
     """
     pixels = tuple(range(1, image.ndim))
     for channel, values, lowest, highest in zip(CHANNELS, image, image.min(pixels), image.max(pixels)):
-        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):  # rare; also if there is a NaN
+        if not (DARK_DB <= lowest < 0 and highest <= BRIGHTEST_DB):  # rare; true if there is a NaN
             _check_channel(values[np.isfinite(values)], values.size, name(channel), channel, remedy)
 
 
@@ -87,20 +86,14 @@ def _check_channel(values, size, name, channel, remedy):
     if np.count_nonzero(dark) > MOST_DARK * values.size or (values < DARKEST_DB).any():
         raise _beyond(name, channel, dark, f"below {DARK_DB:g} dB", values.min(), "dB times 10 or 100: divide them")
     if bright.any():
-        raise _beyond(
-            name,
-            channel,
-            bright,
-            f"above {BRIGHTEST_DB:g} dB",
-            values.max(),
-            "no dB: store 10*log10 of calibrated backscatter",
-        )
+        unit = "no dB: store 10*log10 of calibrated backscatter"
+        raise _beyond(name, channel, bright, f"above {BRIGHTEST_DB:g} dB", values.max(), unit)
 
 
 def check_linear(image, name):
     """Raises DataError if an image (2, …) of linear backscatter has values that no pixel can have.
 
-    NaN and infinite values are ignored. Noise and missing data have values of 0 and slightly below. name: as in
+    NaN and infinite values are ignored. Values of noise and missing data are 0 or slightly negative. name: as in
     `check_decibels`.
     """
     most = 10 ** (BRIGHTEST_DB / 10)
@@ -117,14 +110,13 @@ def check_linear(image, name):
         if low.any():
             raise _beyond(name(channel), channel, low, f"below {LEAST_LINEAR:g}", values.min(), "dB: store 10**(dB/10)")
         if high.any():
-            raise _beyond(
-                name(channel), channel, high, f"above {most:,.0f}", values.max(), "digital numbers: calibrate them"
-            )
+            unit = "digital numbers: calibrate them"
+            raise _beyond(name(channel), channel, high, f"above {most:,.0f}", values.max(), unit)
 
 
 def _beyond(name, channel, which, limit, value, unit):
-    """The error about some pixels of a channel. unit: what the values may be if these are most of the pixels."""
-    value = f"{value:g}" if abs(value) < 1e6 else str(value)  # all digits, because a tag needs the exact value
+    """The DataError about the pixels `which` of a channel. unit: what the values may be if most pixels are affected."""
+    value = f"{value:g}" if abs(value) < 1e6 else str(value)  # all digits, because a no-data tag needs the exact value
     cause = (
         f"they look like {unit}"
         if which.mean() > 0.5
@@ -141,9 +133,9 @@ def _beyond(name, channel, which, limit, value, unit):
 
 
 def judge(source, figures, expected=None, histogram=None):
-    """Checks whether statistics over whole images can be those of Sentinel-1. Raises DataError; logs warnings.
+    """Checks whether statistics of whole images can be those of Sentinel-1. Raises DataError; logs warnings.
 
-    source: name of the images in messages. figures, histogram: of `Moments.summary` and `Moments.histogram_dict`.
+    source: name of the images in messages. figures: `Moments.summary`. histogram: `Moments.histogram_dict`.
     expected: (mean, std), (2,) each, with which the images will be standardised.
     """
     fault = find_fault(figures, expected)
@@ -169,14 +161,11 @@ def check_batch(batch, expected):
 
 
 def find_fault(figures, expected=None):
-    """The end of an error message: what is impossible, and the remedy; None if nothing is. Arguments: as in `judge`."""
+    """The first impossible statistic, with the remedy, for an error message; or None. Arguments: as in `judge`."""
     mean = figures["mean"]
     for k, (channel, brightest) in enumerate(zip(CHANNELS, BRIGHTEST_MEAN)):
-        extreme = [
-            value
-            for value in (figures["min"][k], figures["max"][k])
-            if value is not None and not DARKEST_DB <= value <= BRIGHTEST_DB
-        ]
+        extremes = [value for value in (figures["min"][k], figures["max"][k]) if value is not None]
+        extreme = [value for value in extremes if not DARKEST_DB <= value <= BRIGHTEST_DB]
         if extreme:
             return (
                 f"{channel} has a value of {extreme[0]:g} dB, which backscatter cannot have; "
@@ -195,7 +184,7 @@ def find_fault(figures, expected=None):
 
 
 def find_doubts(figures, expected=None, histogram=None):
-    """Yields the ends of warnings: what may be wrong, and the remedy. Arguments: as in `judge`."""
+    """Yields unusual statistics, each with the remedy, for warnings. Arguments: as in `judge`."""
     mean, std = figures["mean"], figures["std"]
     if None in mean:
         return
@@ -224,16 +213,12 @@ def find_doubts(figures, expected=None, histogram=None):
 
 
 def _is_near(mean, std, expected_mean, expected_std):
-    ratio = np.array(std) / np.array(expected_std)
-    return bool(
-        (np.abs(np.array(mean) - expected_mean) <= FAR_DB).all()
-        and (ratio <= STD_RATIO).all()
-        and (ratio >= 1 / STD_RATIO).all()
-    )
+    apart, ratio = np.abs(np.array(mean) - expected_mean), np.array(std) / np.array(expected_std)
+    return bool(np.all((apart <= FAR_DB) & (ratio <= STD_RATIO) & (ratio >= 1 / STD_RATIO)))
 
 
 def _reading(figures, expected):
-    """ "they look like …": the reading of the values that is near the expected statistics, or None."""
+    """The first of READINGS that is near the expected statistics, for a message; or None."""
     if None in figures["mean"]:
         return None
     known = [np.array(values, np.float64) for values in (figures["mean"], figures["std"], *(expected or USUAL))]
@@ -241,7 +226,7 @@ def _reading(figures, expected):
 
 
 def _common_value(k, figures, histogram):
-    """ "10.0% of the VH pixels are …": a value that is far more common in channel k than those near it; or None."""
+    """For a message: a value that is far more common in channel k than its neighbours, and its share; or None."""
     counts = np.array([histogram["below"][k], *histogram["counts"][k], histogram["above"][k]])
     padded = np.pad(counts, AROUND)
     around = np.max([padded[b : b + len(counts)] for b in range(2 * AROUND + 1) if b != AROUND], axis=0)

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""SEN12-FLOOD: warps the Sentinel-1 images onto the 10 m UTM grid of the Sentinel-2 images of their folder.
+"""SEN12-FLOOD, step 2: warps the Sentinel-1 images onto the 10 m UTM grid of the Sentinel-2 images of their folder.
 
     python -m sarwmix.sen12_align_s1_to_s2 --raw_root RAW --out DIR --workers 8
 
 RAW holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif (linear σ⁰ in degrees of longitude and latitude, 0 = no
-data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. DIR/<folder>/<image>.tif then has two
-bands, described VH and VV, float32, linear σ⁰, 0 = no data; DIR/align.csv says of every image of the list what became
-of it, and is written last.
+data) and <folder>/S2_<date>_B04.tif, the first of which is the reference grid. The program writes
+DIR/<folder>/<image>.tif with two bands, described VH and VV, float32, linear σ⁰, 0 = no data; and last DIR/align.csv
+with the outcome of every image of the list.
 
-Resampling. Images of all dates must lie on each other to a fraction of a pixel, as the network subtracts them.
-`bilinear` on linear σ⁰, the default, places them exactly; σ⁰ is a power, so its weighted mean is again one, which the
-mean of dB is not. It smooths the speckle a little, and where the source is finer than 10 m it takes in more neighbours,
-as many as lie within a pixel. `nearest` keeps every value and its speckle, and displaces it by up to half a pixel.
-`average` is the mean of all source pixels that touch a pixel, for sources that are much finer.
+Resampling. The network subtracts images of different dates, so they must be registered to a fraction of a pixel.
+`bilinear` on linear σ⁰, the default, is exact; σ⁰ is a power, so its weighted mean is a power too, unlike a mean of dB.
+It smooths the speckle slightly, and averages more neighbours where the source is finer than 10 m. `nearest` keeps every
+value and its speckle, and displaces it by up to half a pixel. `average` is the mean of all source pixels that touch a
+pixel, for sources that are much finer.
 
-Each channel is warped by itself with an exact transformation: together, GDAL takes a pixel for missing only where both
-channels are, so that zeros would enter their neighbours. A pixel is 0 where the source pixel that its centre falls on
-has no data; with `average`, where all that it touches have none.
+Each channel is warped separately with an exact transformation. Warped together, GDAL treats a pixel as missing only if
+it is missing in both channels, and zeros would be averaged into their neighbours. A pixel is 0 where the source pixel
+under its centre has no data; with `average`, where all source pixels that it touches have no data.
 """
 
 import logging
 import re
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,10 +32,10 @@ import numpy as np
 try:
     from osgeo import gdal, osr
 except ImportError:
-    gdal = osr = None  # `align` says so
+    gdal = osr = None  # `align` reports it
 
 from common.command_line import Parser, positive_int
-from common.errors import DataError, data_error
+from common.errors import DataError, data_error, first_few
 from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
 from common.workers import Workers, add_workers_flag, run_command
@@ -47,14 +47,14 @@ log = logging.getLogger(__name__)
 
 RESAMPLING = {"bilinear": "GRA_Bilinear", "nearest": "GRA_NearestNeighbour", "average": "GRA_Average"}  # GDAL's names
 UNITS = ("linear", "dB")
-LOST = "nonfinite"  # tag of an aligned image: pixels of both sources that were NaN or infinite
+LOST = "nonfinite"  # tag of an aligned image: number of NaN and infinite pixels in its two sources
 GDAL_OPTIONS = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
-FEWEST = 1000  # pixels with data that it takes to tell linear from dB
-MOST_PIXELS = 2**26  # of a source; its header may be damaged
+FEWEST = 1000  # pixels with data needed to distinguish linear values from dB
+MOST_PIXELS = 2**26  # of a source; a damaged header may claim more
 
 
 class Dropped(Exception):
-    """An image that cannot be aligned. reason: a few fixed words; detail: which file, and what is wrong with it."""
+    """An image cannot be aligned. reason: one of a few fixed phrases; detail: the file and its fault."""
 
     def __init__(self, reason, detail):
         super().__init__(reason, detail)
@@ -63,7 +63,7 @@ class Dropped(Exception):
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels of an image lie: size in pixels, GDAL's six coefficients, coordinate system as WKT."""
+    """The georeference of an image: size in pixels, GDAL's six coefficients, coordinate system as WKT."""
 
     width: int
     height: int
@@ -82,11 +82,8 @@ class Grid:
         return step_x > 0 > step_y and skew_x == skew_y == 0
 
     def is_same(self, other):
-        return (self.width, self.height, self.transform) == (
-            other.width,
-            other.height,
-            other.transform,
-        ) and osr.SpatialReference(self.crs).IsSame(osr.SpatialReference(other.crs)) == 1
+        same_system = osr.SpatialReference(self.crs).IsSame(osr.SpatialReference(other.crs)) == 1
+        return same_system and replace(self, crs=other.crs) == other
 
 
 # ---- Reading -------------------------------------------------------------------------------------
@@ -94,7 +91,7 @@ class Grid:
 
 @contextmanager
 def _gdal():
-    """GDAL raises RuntimeError, prints nothing, and looks for no files beside the one it opens."""
+    """In the block, GDAL raises RuntimeError, prints nothing and looks for no sidecar files."""
     raised, options = gdal.GetUseExceptions(), {name: gdal.GetConfigOption(name) for name in GDAL_OPTIONS}
     gdal.UseExceptions()
     gdal.PushErrorHandler("CPLQuietErrorHandler")
@@ -111,12 +108,12 @@ def _gdal():
 
 
 def _open(path):
-    """A GDAL dataset. GeoTIFF alone: other formats could name further files to read."""
+    """Opens a GeoTIFF as a GDAL dataset. Other formats are refused, because they may refer to further files."""
     return gdal.OpenEx(str(path), gdal.OF_RASTER, allowed_drivers=["GTiff"])
 
 
 def _grid_of(dataset):
-    """The Grid of a GDAL dataset, or None if it does not say where it lies."""
+    """The Grid of a GDAL dataset, or None if it has no georeference."""
     transform, system = dataset.GetGeoTransform(can_return_null=True), dataset.GetSpatialRef()
     if transform is None or system is None:
         return None
@@ -124,10 +121,10 @@ def _grid_of(dataset):
 
 
 def read_channel(path, channel, name):
-    """One channel of a raw image: ((H, W) float32 in the units of the file, 0 for no data; Grid).
+    """Reads one channel of a raw image: ((H, W) float32 in the units of the file, 0 for no data; Grid).
 
-    The file is read to its end here: of one that breaks off, a warp may make a full-size image of zeros and report
-    nothing. name: what messages call it. Raises Dropped.
+    The whole file is read, because a warp of a truncated file may return zeros without an error. name: of the file in
+    messages. Raises Dropped.
     """
     try:
         dataset = _open(path)
@@ -149,7 +146,7 @@ def read_channel(path, channel, name):
 
 
 def _band_of(dataset, channel, name):
-    """The only band of a dataset, or the one that is described as `channel`; never one that is described as another."""
+    """The only band of a dataset, or the one described as `channel`. Raises Dropped for a band of another channel."""
     bands = [dataset.GetRasterBand(number) for number in range(1, dataset.RasterCount + 1)]
     described = [band.GetDescription().strip().upper() for band in bands]
     matching = [band for band, text in zip(bands, described) if text == channel]
@@ -164,15 +161,15 @@ def _band_of(dataset, channel, name):
 
 
 def _in_one_line(error, path):
-    """GDAL's message without the path of the file, which the caller adds relative to the raw data."""
+    """GDAL's message without the path of the file; the caller adds the path relative to the raw data."""
     return " ".join(re.sub(rf"[`']?{re.escape(str(path))}(['`:,]* ?)", "", str(error)).split()) or "unknown"
 
 
 def to_linear(values, units, path):
-    """(linear σ⁰ with 0 for no data, number of pixels that were NaN or infinite) of a channel in `units`.
+    """Converts a channel to linear σ⁰. Returns (values, 0 for no data; the number of NaN and infinite pixels).
 
-    Raises DataError if it cannot be in these units: dB of backscatter are nearly all negative, linear values hardly
-    ever.
+    Raises DataError if the values contradict `units`: backscatter in dB is almost always negative, linear backscatter
+    almost never.
     """
     lost = ~np.isfinite(values)
     known = values[~lost & (values != 0)]
@@ -192,11 +189,10 @@ def to_linear(values, units, path):
 
 
 def find_reference(raw, folder):
-    """(name, Grid, remarks) of the first B04 of a folder, by name, that opens and has a grid.
+    """Finds the reference grid of a folder: the first B04 file, by name, that can be opened and is georeferenced.
 
-    Name and Grid None without any.
-
-    remarks: what else was found, one line each: B04 files that cannot be used, and such of another grid.
+    Returns (name, Grid, remarks); name and Grid are None if there is no such file. remarks: one line for each B04 file
+    that cannot be used or has another grid.
     """
     name, grid, remarks = None, None, []
     for path in sorted((raw / folder).glob("S2_*_B04.tif")):
@@ -219,12 +215,12 @@ def find_reference(raw, folder):
 
 
 def warp(values, source, target, resampling="bilinear"):
-    """(H, W) float32 on Grid `source` → the same on Grid `target`, which is north-up. 0 is no data in both."""
+    """Warps (H, W) float32 from Grid `source` to the north-up Grid `target`. 0 is no data in both."""
     memory = gdal.GetDriverByName("MEM").Create("", source.width, source.height, 1, gdal.GDT_Float32)
     memory.SetGeoTransform(source.transform)
     memory.SetProjection(source.crs)
     memory.GetRasterBand(1).WriteArray(values)
-    # errorThreshold 0: every pixel is transformed, instead of interpolating between some.
+    # errorThreshold 0 transforms every pixel exactly, without interpolating positions.
     warped = gdal.Warp(
         "",
         memory,
@@ -243,21 +239,20 @@ def warp(values, source, target, resampling="bilinear"):
 
 
 def align_image(image, raw, out, reference, resampling, units):
-    """Write out/<folder>/<image>.tif, unless it is there. Returns the number of NaN and infinite pixels of its sources.
+    """Writes out/<folder>/<image>.tif, unless it exists. Returns the number of NaN and infinite pixels of its sources.
 
-    reference: Grid, or a sentence why there is none. Raises Dropped for an image that cannot be aligned, DataError for
-    one in other units, or with values that backscatter cannot have.
+    reference: the Grid, or the reason why there is none. Raises Dropped for an image that cannot be aligned, DataError
+    for one in other units or with values that backscatter cannot have.
     """
+    shown = f"{image.folder}/{image.name}"
     if not set(CHANNELS) <= set(image.polarisations):
-        raise Dropped(
-            "single polarisation", f"{image.folder}/{image.name} has {' and '.join(image.polarisations)} only"
-        )
+        raise Dropped("single polarisation", f"{shown} has {' and '.join(image.polarisations)} only")
     path = out / image.folder / f"{image.name}.tif"
     if isinstance(reference, Grid):
         kept = stored(path, reference)
         if kept is not None:
             return kept
-    names = {channel: f"{image.folder}/{image.name}_corrected_{channel}.tif" for channel in CHANNELS}
+    names = {channel: f"{shown}_corrected_{channel}.tif" for channel in CHANNELS}
     missing = [name for name in names.values() if not (raw / name).is_file()]
     if missing:
         raise Dropped("missing file", f"{' and '.join(missing)} {'does' if len(missing) == 1 else 'do'} not exist")
@@ -269,38 +264,29 @@ def align_image(image, raw, out, reference, resampling, units):
         raise Dropped("no reference", reference)
     sources = [(values, grid) for (values, _), (_, grid) in zip(linear, read)]
     if not any(values.any() for values, _ in sources):
-        raise Dropped(
-            "all zero",
-            f"{image.folder}/{image.name} has no data in either channel"
-            f"{f', {lost} pixels are NaN or infinite' if lost else ''}",
+        remark = f", {lost} pixels are NaN or infinite" if lost else ""
+        raise Dropped("all zero", f"{shown} has no data in either channel{remark}")
+    try:
+        warped = np.stack([warp(values, grid, reference, resampling) for values, grid in sources])
+        overlaps = warped.any() or any(
+            warp(np.ones_like(values), grid, reference, "nearest").any() for values, grid in sources
         )
-    warped = np.stack([_warp(values, grid, reference, resampling, image) for values, grid in sources])
+    except RuntimeError as error:
+        raise Dropped("no position", f"{shown} cannot be warped ({' '.join(str(error).split())})") from error
+    if not overlaps:
+        raise Dropped("no overlap", f"{shown} lies outside the reference grid")
     if not warped.any():
-        covers = any(_warp(np.ones_like(values), grid, reference, "nearest", image).any() for values, grid in sources)
-        raise Dropped(
-            *("all zero", f"{image.folder}/{image.name} has no data within the reference grid")
-            if covers
-            else ("no overlap", f"{image.folder}/{image.name} lies outside the reference grid")
-        )
+        raise Dropped("all zero", f"{shown} has no data within the reference grid")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aligned(path, warped, reference, lost)
     return lost
-
-
-def _warp(values, source, target, resampling, image):
-    try:
-        return warp(values, source, target, resampling)
-    except RuntimeError as error:
-        raise Dropped(
-            "no position", f"{image.folder}/{image.name} cannot be warped ({' '.join(str(error).split())})"
-        ) from error
 
 
 # ---- Files ---------------------------------------------------------------------------------------
 
 
 def write_aligned(path, values, grid, lost):
-    """Writes values (2, H, W), VH, VV, on a Grid as a GeoTIFF, and reads them back before the file takes its name."""
+    """Writes values (2, H, W), VH, VV, on a Grid as a GeoTIFF. Reads them back before the file is renamed to `path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(_as_geotiff(values, grid, lost))
         written = _open(temporary)
@@ -309,7 +295,7 @@ def write_aligned(path, values, grid, lost):
 
 
 def _as_geotiff(values, grid, lost):
-    """The bytes of the file. Made in memory, as a full disk is then an error of writing, which GDAL may only print."""
+    """The bytes of the GeoTIFF. It is made in memory: GDAL may only print, not raise, the error of a full disk."""
     name = "/vsimem/aligned.tif"
     target = gdal.GetDriverByName("GTiff").Create(
         name, grid.width, grid.height, len(CHANNELS), gdal.GDT_Float32, ["INTERLEAVE=BAND"]
@@ -322,7 +308,7 @@ def _as_geotiff(values, grid, lost):
         band.SetDescription(channel)
         band.SetNoDataValue(0)
         band.WriteArray(values[number - 1])
-    target = band = None  # GDAL writes it when nothing refers to it any more
+    target = band = None  # GDAL writes the file when the last reference is gone
     file = gdal.VSIFOpenL(name, "rb")
     content = bytes(gdal.VSIFReadL(1, gdal.VSIStatL(name).size, file))
     gdal.VSIFCloseL(file)
@@ -331,7 +317,7 @@ def _as_geotiff(values, grid, lost):
 
 
 def stored(path, grid):
-    """The count of NaN and infinite pixels that an aligned image carries, or None if there is none on this Grid."""
+    """The number of NaN and infinite pixels recorded in an aligned image; None if there is no image on this Grid."""
     if not path.exists():
         return None
     try:
@@ -351,9 +337,9 @@ def _is_aligned(dataset, grid):
 
 
 def align_folder(images, raw, out, resampling, units):
-    """Align the images of one folder.
+    """Aligns the images of one folder.
 
-    Returns (its rows of align.csv, size of the reference (width, height) or None, remarks).
+    Returns (its rows of align.csv, size of the reference (width, height) or None, remarks on the references).
     """
     folder = images[0].folder
     with _gdal():
@@ -370,10 +356,10 @@ def align_folder(images, raw, out, resampling, units):
 
 
 def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SIDE, workers=Workers()):
-    """Align all images of the list (default: that in `raw`) into `out`, the folders spread over workers.
+    """Aligns all images of the list (default: the one in `raw`) into `out`, distributing folders over workers.
 
-    size: pixels of the side that references should have, to estimate the room and to name others. align.csv comes last:
-    what was interrupted is continued. Returns False if everything was there already. Raises DataError.
+    size: expected side of the references, pixels, for the estimate of disk space; other sizes are logged. align.csv is
+    written last, so that an interrupted run is continued. Raises DataError.
     """
     raw, out = Path(raw), Path(out)
     s1_list = Path(s1_list or raw / S1_LIST)
@@ -386,7 +372,6 @@ def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SI
             found = workers.map(work, folders.values(), "folders")
             workers.on_main(_finish, out, list(folders), found, size)
         workers.on_main(_report, out)
-    return not complete
 
 
 def _read_input(raw, s1_list):
@@ -415,31 +400,17 @@ def _finish(out, folders, found, size):
             [f"{row[4]} ({row[3]})" for row in dropped],
             "check --raw_root",
         )
-    _warn(
-        "other sizes than --size",
-        [
-            f"{folder} is {side[0]}x{side[1]}"
-            for folder, (_, side, _) in zip(folders, found)
-            if side not in (None, (size, size))
-        ],
-    )
-    _warn("remarks on references", [remark for _, _, remarks in found for remark in remarks])
+    sides = {folder: side for folder, (_, side, _) in zip(folders, found)}
+    others = [f"{folder} is {side[0]}x{side[1]}" for folder, side in sides.items() if side not in (None, (size, size))]
+    remarks = [remark for _, _, remarks in found for remark in remarks]
+    for what, lines in (("other sizes than --size", others), ("remarks on references", remarks)):
+        if lines:
+            log.warning("%d %s: %s", len(lines), what, first_few(lines))
     ALIGNED.write(out, rows)
 
 
-def _warn(what, found):
-    if found:
-        log.warning(
-            "%d %s: %s%s",
-            len(found),
-            what,
-            ", ".join(found[:5]),
-            f", and {len(found) - 5} more" if len(found) > 5 else "",
-        )
-
-
 def _report(out):
-    """Log what align.csv says."""
+    """Logs the counts of align.csv."""
     rows = ALIGNED.read(out)
     dropped = Counter(row["reason"] for row in rows if row["status"] == "dropped")
     log.info("%s: %d of %d images aligned", out, len(rows) - dropped.total(), len(rows))
@@ -460,14 +431,14 @@ def add_warping_flags(group):
         "--resampling",
         choices=RESAMPLING,
         default="bilinear",
-        help="bilinear: right to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer "
+        help="bilinear: exact to a fraction of a pixel; nearest: keeps values and speckle; average: for sources finer "
         "than 10 m",
     )
     group.add_argument(
         "--units",
         choices=UNITS,
         default="linear",
-        help="of the files; what is written is linear sigma0. 0 is no data in both",
+        help="units of the files; the aligned images are linear sigma0. 0 is no data in both",
     )
 
 
@@ -483,12 +454,7 @@ def get_args_parser():
         required=True,
         help=f"folder that holds {S1_LIST} and the folders of images, as unzipped",
     )
-    group.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder to write, new, empty, or to be continued",
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new, empty, or to be continued")
     group.add_argument(
         "--s1_list", "--s1-list", type=Path, help=f"the list of images, if it is not {S1_LIST} in --raw_root"
     )
@@ -499,15 +465,14 @@ def get_args_parser():
         "--size",
         type=positive_int,
         default=SIDE,
-        help="side that references should have, pixels of 10 m; others are aligned as they are, and named",
+        help="expected side of the references, pixels of 10 m; other sizes are aligned as well, and reported",
     )
     return parser
 
 
 def main(argv=None):
     def work(args, workers):
-        if not align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, workers):
-            log.info("%s: complete already, nothing to do", args.out)
+        align(args.raw_root, args.out, args.s1_list, args.resampling, args.units, args.size, workers)
 
     run_command(get_args_parser(), work, argv)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""SEN12-FLOOD: all candidate pairs of the list with their split, and how much data the aligned images hold.
+"""SEN12-FLOOD, step 3: lists all candidate pairs with their split, and measures the missing data of aligned images.
 
     python -m sarwmix.sen12_data_prep --aligned DIR --out PAIRS --workers 8
     python -m sarwmix.sen12_data_prep --list_only --s1_list S1list.json --out PAIRS
 
-PAIRS/pairs.csv has every pair of the list, in the order of acquisition; PAIRS/images.csv every aligned image with its
-size, the share of pixels without data of each channel, and the NaN and infinite pixels of its sources;
-PAIRS/dropped.csv, written last, the images that could not be aligned and the pairs lost with them. Nothing is judged
-here: that is the next step's, sarwmix.sen12_prune_partial_pairs.
+PAIRS/pairs.csv lists every pair, in the order of acquisition; PAIRS/images.csv lists every aligned image with its size,
+the share of pixels without data in each channel, and the number of NaN and infinite pixels in its sources;
+PAIRS/dropped.csv, written last, lists the images that could not be aligned and the pairs that contain them. The next
+step, sarwmix.sen12_prune_partial_pairs, decides which pairs are kept.
 """
 
 import logging
@@ -17,14 +17,13 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
 from common.command_line import Parser
-from common.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, first_few, quoted
 from common.files import claimed, sha256_of
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
-from sarwmix.listing import CHANNELS
+from sarwmix.listing import CHANNELS, read_csv_rows
 from sarwmix.prepare.sen12_index import (
     ALIGN,
     ALIGNED,
@@ -39,6 +38,7 @@ from sarwmix.prepare.sen12_index import (
     read_s1_list,
     read_step,
     split_of,
+    table_with_sums,
 )
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 def read_aligned(path):
-    """An aligned image: (2, H, W) float32, VH, VV, linear σ⁰, 0 for no data. Raises DataError, which names the file."""
+    """Reads an aligned image: (2, H, W) float32, VH, VV, linear σ⁰, 0 for no data. Raises DataError with the path."""
     try:
         values = np.stack([read_band(path, max_nonfinite=1, band=channel) for channel in CHANNELS])
     except DataError as error:
@@ -58,7 +58,7 @@ def read_aligned(path):
 
 
 def measure_folder(images, aligned):
-    """Rows of images.csv for the images of one folder: [(Image, NaN and infinite pixels of its sources)]."""
+    """Rows of images.csv for one folder. images: [(Image, number of NaN and infinite pixels in its sources)]."""
     rows = []
     for image, lost in images:
         values = read_aligned(aligned / image.folder / f"{image.name}.tif")
@@ -71,13 +71,10 @@ def measure_folder(images, aligned):
 
 
 def read_folder_list(path):
-    """The folders that a list names, one per row, without header. Raises DataError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a list of folders ({error}); check the path and the file") from None
-    named = [(number, line.strip().strip('"')) for number, line in enumerate(lines, start=1) if line.strip()]
-    bad = [f"{quoted(name)} (line {number})" for number, name in named if not re.fullmatch(r"[A-Za-z0-9-]+", name)]
+    """Reads a list of folders: one name per row, without header. Raises DataError."""
+    cells = [(line, ",".join(row).strip()) for line, row in read_csv_rows(path)]
+    named = [(line, name) for line, name in cells if name]
+    bad = [f"{quoted(name)} (line {line})" for line, name in named if not re.fullmatch(r"[A-Za-z0-9-]+", name)]
     if not named:
         raise DataError(f"{path}: names no folder; give one per row")
     if bad:
@@ -88,9 +85,9 @@ def read_folder_list(path):
 
 
 def read_splits(train_list, test_list, known):
-    """{"train", "test": names of folders} of two lists, for `split_of`.
+    """Reads two lists of folders: {"train": names, "test": names}, for `split_of`.
 
-    Raises DataError for a folder in both; logs unknown ones.
+    Raises DataError for a folder in both lists. Logs folders that are not in `known`.
     """
     lists = {"train": read_folder_list(train_list), "test": read_folder_list(test_list)}
     both = sorted(set(lists["train"]) & set(lists["test"]))
@@ -104,12 +101,13 @@ def read_splits(train_list, test_list, known):
             raise data_error(
                 f"{path}: none of its {len(absent)} folders is in the list of images", absent, "correct it"
             )
-        _tell(f"folders of {path} are not in the list of images", absent)
+        if absent:
+            log.info("%d folders of %s are not in the list of images: %s", len(absent), path, first_few(absent))
     return lists
 
 
 def candidate_pairs(folders, splits):
-    """Rows of pairs.csv for {folder: [Image]}. splits: folder → split, or None for a folder that is left out."""
+    """Rows of pairs.csv for {folder: [Image]}. splits: {folder: split, or None to leave the folder out}."""
     return [
         (split, folder, images[a].name, images[b].name, label)
         for folder, images in folders.items()
@@ -119,37 +117,25 @@ def candidate_pairs(folders, splits):
 
 
 def lost_pairs(candidates, dropped):
-    """Rows of dropped.csv for the pairs with an image in `dropped`: {(folder, image): (reason, …)}."""
+    """Rows of dropped.csv for the pairs that contain a dropped image. dropped: {(folder, image): (reason, detail)}."""
     rows = []
     for _, folder, first, second, _ in candidates:
         lost = [(name, dropped[folder, name][0]) for name in (first, second) if (folder, name) in dropped]
         if lost:
-            rows.append(
-                ("pair", folder, first, second, lost[0][1], " and ".join(f"{name} ({reason})" for name, reason in lost))
-            )
+            detail = " and ".join(f"{name} ({reason})" for name, reason in lost)
+            rows.append(("pair", folder, first, second, lost[0][1], detail))
     return rows
-
-
-def _tell(what, names):
-    if names:
-        log.info(
-            "%d %s: %s%s",
-            len(names),
-            what,
-            ", ".join(names[:5]),
-            f", and {len(names) - 5} more" if len(names) > 5 else "",
-        )
 
 
 # ---- The step ------------------------------------------------------------------------------------
 
 
 def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, workers=Workers()):
-    """Write pairs.csv, images.csv and dropped.csv into `out`, the folders spread over workers.
+    """Writes pairs.csv, images.csv and dropped.csv into `out`, distributing folders over workers.
 
-    aligned: what sarwmix.sen12_align_s1_to_s2 wrote; without, pairs.csv alone, from s1_list (default: the list in
-    `aligned`). train_list, test_list: files that name the folders of each split; without, `split_of` does. Returns
-    False if everything was there already. Raises DataError.
+    aligned: the folder that sarwmix.sen12_align_s1_to_s2 wrote; without it, only pairs.csv is written. s1_list: default
+    is the list in `aligned`. train_list, test_list: files with the folders of each split; default is the rule of
+    `split_of`. Raises DataError.
     """
     out, aligned = Path(out), aligned and Path(aligned)
     s1_list = Path(s1_list or aligned / S1_LIST)
@@ -166,18 +152,14 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, wo
         if not complete:
             workers.on_main(CANDIDATES.write, out, candidates)
         if not complete and aligned:
-            there = [
-                (image, int(state[key]["nonfinite"]))
-                for image in images
-                if (key := (image.folder, image.name)) not in dropped
-            ]
-            by_folder = [list(group) for _, group in groupby(there, key=lambda entry: entry[0].folder)]
+            keyed = [((image.folder, image.name), image) for image in images]
+            measured = [(image, int(state[key]["nonfinite"])) for key, image in keyed if key not in dropped]
+            by_folder = [list(group) for _, group in groupby(measured, key=lambda entry: entry[0].folder)]
             found = workers.map(partial(measure_folder, aligned=aligned), by_folder, "folders")
             workers.on_main(IMAGES.write, out, [row for rows in found for row in rows])
             rows = [("image", folder, name, "", *why) for (folder, name), why in dropped.items()]
             workers.on_main(DROPPED.write, out, rows + lost)
     _report(folders, splits, candidates, lost)
-    return not complete
 
 
 def _read_input(aligned, s1_list, train_list, test_list):
@@ -185,7 +167,9 @@ def _read_input(aligned, s1_list, train_list, test_list):
     folders = read_s1_list(s1_list)
     lists = read_splits(train_list, test_list, folders) if train_list else None
     splits = {folder: split_of(folder, lists) for folder in folders}
-    _tell("folders are in neither list, and are left out", [folder for folder, split in splits.items() if not split])
+    unlisted = [folder for folder, split in splits.items() if not split]
+    if unlisted:
+        log.info("%d folders are in neither list, and are left out: %s", len(unlisted), first_few(unlisted))
     record = {
         "program": PREPARE,
         "s1_list_sha256": sha256_of(s1_list),
@@ -219,29 +203,21 @@ def _read_input(aligned, s1_list, train_list, test_list):
 
 
 def _report(folders, splits, candidates, lost):
-    """Log what is in each split."""
-    lost = {row[1:4] for row in lost}
-    table = []
+    """Logs the counts of each split."""
+    lost, table = {row[1:4] for row in lost}, {}
     for split in SPLITS:
-        mine, rows = (
-            [folder for folder in folders if splits[folder] == split],
-            [row for row in candidates if row[0] == split],
-        )
+        mine = [folder for folder in folders if splits[folder] == split]
         images = [image for folder in mine for image in folders[folder]]
-        table.append(
-            (
-                split,
-                len(mine),
-                len(images),
-                sum(image.flooded for image in images),
-                len(rows),
-                sum(row[-1] for row in rows),
-                sum(row[1:4] in lost for row in rows),
-            )
-        )
-    table.append(("all", *(sum(column) for column in list(zip(*table))[1:])))
-    header = ("split", "folders", "images", "flooded images", "pairs", "flooded pairs", "lost in alignment")
-    log.info("candidate pairs:\n%s", tabulate(table, header, tablefmt="pipe"))
+        rows = [row for row in candidates if row[0] == split]
+        table[split] = {
+            "folders": len(mine),
+            "images": len(images),
+            "flooded images": sum(image.flooded for image in images),
+            "pairs": len(rows),
+            "flooded pairs": sum(row[-1] for row in rows),
+            "lost in alignment": sum(row[1:4] in lost for row in rows),
+        }
+    log.info("candidate pairs:\n%s", table_with_sums(table))
 
 
 # ---- Program -------------------------------------------------------------------------------------
@@ -250,7 +226,7 @@ def _report(folders, splits, candidates, lost):
 def add_list_flags(group):
     group.add_argument("--train_list", "--train-list", type=Path, help="folders for training, one per row, no header")
     group.add_argument(
-        "--test_list", "--test-list", type=Path, help="folders for test, likewise; folders of neither list are left out"
+        "--test_list", "--test-list", type=Path, help="folders for test; folders of neither list are left out"
     )
 
 
@@ -266,7 +242,7 @@ def get_args_parser():
         "--list_only", "--list-only", action="store_true", help="only pairs.csv, from --s1_list, without images"
     )
     add_workers_flag(group)
-    note = "Without these lists, folders with names of one or two digits are for test."
+    note = "Without these lists, folders with names of one or two digits belong to the test split."
     add_list_flags(parser.add_argument_group("splits", note))
     return parser
 
@@ -281,8 +257,7 @@ def main(argv=None):
             parser.error("--aligned is needed, or --list_only with --s1_list")
         if bool(args.train_list) != bool(args.test_list):
             parser.error("--train_list and --test_list go together")
-        if not prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers):
-            log.info("%s: complete already, nothing to do", args.out)
+        prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers)
 
     run_command(parser, work, argv)
 

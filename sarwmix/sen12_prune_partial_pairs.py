@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""SEN12-FLOOD: drops the pairs whose images lack data, and writes the others as --dataset sen12flood reads them.
+"""SEN12-FLOOD, step 4: drops the pairs whose images lack data, and writes the others for --dataset sen12flood.
 
     python -m sarwmix.sen12_prune_partial_pairs --aligned DIR --pairs PAIRS --out OUT --workers 8
     python -m sarwmix.sen12_prune_partial_pairs --out OUT --verify
 
-A pair is kept if both images were aligned, are size × size pixels, and have in both channels a share of pixels without
-data below --max_zeros. What is written is float32, VH before VV, linear σ⁰, 0 = no data:
-  --layout images   OUT/images/<folder>/<image>.npy, (2, S, S), each image that a kept pair uses, once, and
+A pair is kept if both images were aligned, are size × size pixels, and have a share of pixels without data below
+--max_zeros in both channels. The arrays are float32, VH before VV, linear σ⁰, 0 = no data:
+  --layout images   OUT/images/<folder>/<image>.npy, (2, S, S), one file for each image of the kept pairs, and
                     OUT/pairs_{train,test}.csv (folder,first,second,label);
   --layout npy      OUT/{train,test}/<folder>__<first>__<second>__<label>.npy, (2, 2, S, S): image, channel, row,
-  column.
-OUT/dropped.csv says of every image and pair that is not there why; OUT/checksums.csv has the SHA-256 of each file; and
-OUT/preparation.json, written last, the parameters and counts.
+                    column.
+OUT/dropped.csv lists the reason for every dropped image and pair; OUT/checksums.csv has the SHA-256 of each file;
+OUT/preparation.json, written last, has the parameters and counts.
 """
 
-import argparse
 import logging
 from collections import Counter
 from functools import cache, partial
@@ -22,9 +21,8 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from tabulate import tabulate
 
-from common.command_line import Parser, positive_int, positive_share
+from common.command_line import Parser, Range, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from common.workers import Workers, add_workers_flag, run_command
@@ -44,13 +42,13 @@ from sarwmix.prepare.sen12_index import (
     SPLITS,
     STEP,
     read_step,
+    table_with_sums,
 )
 from sarwmix.sen12_data_prep import read_aligned
 
 log = logging.getLogger(__name__)
 
 LAST = "preparation.json"
-CLASSES = ("no flood", "flood")
 LISTS = ("s1_list", "train_list", "test_list")
 
 
@@ -58,22 +56,23 @@ LISTS = ("s1_list", "train_list", "test_list")
 
 
 def judge(row, size, max_zeros):
-    """(reason, detail) why an image, a row of images.csv, cannot be in a pair; None if it can."""
+    """Why an image cannot be in a pair, as (reason, detail); None if it can. row: of images.csv."""
     if (int(row["height"]), int(row["width"])) != (size, size):
         return "wrong size", f"{row['image']} is {row['width']}x{row['height']} pixels, not {size}x{size}"
-    empty = [(channel, float(row[f"zeros_{channel.lower()}"])) for channel in CHANNELS]
+    zeros = {channel: float(row[f"zeros_{channel.lower()}"]) for channel in CHANNELS}
     found = [
-        f"{channel} of {row['image']} {share:.1%} zeros".replace("%", " %")
-        for channel, share in empty
+        f"{channel} of {row['image']} {100 * share:.1f} % zeros"
+        for channel, share in zeros.items()
         if share >= max_zeros
     ]
     return ("too many zeros", " and ".join(found)) if found else None
 
 
 def curate(candidates, images, dropped, size, max_zeros):
-    """(kept rows of pairs.csv, rows of dropped.csv) from the tables of the step before, as it wrote them.
+    """Selects pairs, given the tables of the previous step. Returns (kept rows of pairs.csv, rows of dropped.csv).
 
-    dropped.csv: what was dropped before; images that are unfit, then fit images without a kept pair; unfit pairs.
+    Order of dropped.csv: images dropped by the previous step, unfit images, fit images without a kept pair; pairs
+    dropped by the previous step, unfit pairs.
     """
     lost = {(row["folder"], row["first"], row["second"]) for row in dropped if row["kind"] == "pair"}
     unfit = {(row["folder"], row["image"]): why for row in images if (why := judge(row, size, max_zeros))}
@@ -105,7 +104,7 @@ def curate(candidates, images, dropped, size, max_zeros):
 
 
 def files_of(kept, layout):
-    """{path in the dataset: (folder, names of the images it holds)} of kept rows of pairs.csv, in sorted order."""
+    """The files of the dataset for kept rows of pairs.csv: {path: (folder, names of its images)}, sorted by path."""
     if layout == "images":
         files = {
             f"images/{row['folder']}/{row[which]}.npy": (row["folder"], (row[which],))
@@ -124,17 +123,18 @@ def files_of(kept, layout):
 
 
 def unfinished(path):
-    """Where the file of a dataset lies until all of its folder is there: train/x.npy → .train/x.npy.
+    """The temporary path of a file, until all files of its split are written: train/x.npy → .train/x.npy.
 
-    FloodDataset takes what is in train/ and test/ for all pairs there are. With images/, the lists of pairs come last.
+    FloodDataset assumes that train/ and test/ hold all pairs. In images/, files have their final path at once, because
+    the lists of pairs are written last.
     """
     return path if path.startswith("images/") else f".{path}"
 
 
 def write_folder(files, aligned, out, size):
-    """Write the files of one folder: [(path in the dataset, (folder, names))]. Returns rows of checksums.csv.
+    """Writes the files of one folder: [(path in the dataset, (folder, names))]. Returns their rows of checksums.csv.
 
-    A file that is there already, under either name, has its final content, and stays.
+    A file that exists, at its temporary or final path, is complete and is kept.
     """
 
     @cache
@@ -148,8 +148,9 @@ def write_folder(files, aligned, out, size):
 
     rows = []
     for path, (folder, names) in files:
-        target = _there(out, path) or out / unfinished(path)
-        if not target.exists():
+        target = _written(out, path)
+        if target is None:
+            target = out / unfinished(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             images = [read(folder, name) for name in names]
             save_array(target, np.stack(images) if len(images) > 1 else images[0])
@@ -157,16 +158,16 @@ def write_folder(files, aligned, out, size):
     return rows
 
 
-def _there(out, path):
-    """Where a file of the dataset lies already, or None."""
+def _written(out, path):
+    """The path, final or temporary, at which a file of the dataset exists; None if it does not."""
     return next((out / name for name in (path, unfinished(path)) if (out / name).exists()), None)
 
 
 def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", workers=Workers()):
-    """Write the final dataset into `out`, the folders spread over workers. aligned, pairs: what the steps before wrote.
+    """Writes the final dataset into `out`, distributing folders over workers.
 
-    preparation.json comes last: what was interrupted is continued. Returns False if everything was there already.
-    Raises DataError.
+    aligned, pairs: the folders that the previous steps wrote. preparation.json is written last, so that an interrupted
+    run is continued. Raises DataError.
     """
     aligned, pairs, out = Path(aligned), Path(pairs), Path(out)
     record, candidates, kept, dropped = workers.on_main(_select, aligned, pairs, max_zeros, size, layout)
@@ -174,20 +175,15 @@ def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", worke
     with claimed(workers, out, record, last=LAST, name=STEP) as complete:
         if not complete:
             workers.on_main(_check_room, out, files, size)
-            folders = [
-                list(group)
-                for _, group in groupby(
-                    sorted(files.items(), key=lambda entry: entry[1]), key=lambda entry: entry[1][0]
-                )
-            ]
+            by_folder = sorted(files.items(), key=lambda entry: entry[1])
+            folders = [list(group) for _, group in groupby(by_folder, key=lambda entry: entry[1][0])]
             found = workers.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
             workers.on_main(_finish, out, record, candidates, kept, dropped, [row for rows in found for row in rows])
         workers.on_main(_report, out)
-    return not complete
 
 
 def _select(aligned, pairs, max_zeros, size, layout):
-    """(record of the step, candidate rows, kept rows, rows of dropped.csv)."""
+    """Returns (record of the step, candidate rows, kept rows, rows of dropped.csv). Raises DataError."""
     before = read_step(pairs, PREPARE)
     dropped = DROPPED.read(pairs)
     made_from = before.get("aligned")
@@ -211,7 +207,7 @@ def _select(aligned, pairs, max_zeros, size, layout):
 
 
 def _check_room(out, files, size):
-    images = sum(len(names) for path, (_, names) in files.items() if not _there(out, path))
+    images = sum(len(names) for path, (_, names) in files.items() if not _written(out, path))
     check_room([("--out", out, images * len(CHANNELS) * size**2 * np.float32().itemsize)])
 
 
@@ -223,19 +219,18 @@ def _finish(out, record, candidates, kept, dropped, checksums):
             )
             checksums.append((KEPT[split].name, sha256_of(out / KEPT[split].name)))
         elif not (out / split).exists():
-            (out / f".{split}").mkdir(exist_ok=True)  # a split without any pair
+            (out / f".{split}").mkdir(exist_ok=True)  # it does not exist if the split has no pair
             (out / f".{split}").rename(out / split)
     DROPPED.write(out, dropped)
     CHECKSUMS.write(out, sorted(checksums))
     counts = {}
     for split in SPLITS:
-        mine = [row for row in kept if row["split"] == split]
-        flooded = sum(row["label"] == "1" for row in mine)
+        labels = Counter(row["label"] for row in kept if row["split"] == split)
         counts[split] = {
             "candidates": sum(row["split"] == split for row in candidates),
-            "kept": len(mine),
-            "no flood": len(mine) - flooded,
-            "flood": flooded,
+            "kept": labels.total(),
+            "no flood": labels["0"],
+            "flood": labels["1"],
         }
     reasons = {
         f"{kind}s": dict(sorted(Counter(row[4] for row in dropped if row[0] == kind).items()))
@@ -254,19 +249,13 @@ def _finish(out, record, candidates, kept, dropped, checksums):
 
 
 def parameters_of(record, path):
-    """All that decides the content of a dataset, of this step and those before: {name: plain value}.
-
-    Path: of the record.
-    """
+    """The parameters of all steps that decide the content of a dataset: {name: plain value}. path: of the record."""
     try:
         pairs = record["pairs"]
         step = pairs["aligned"]["step"]
         return {
-            "layout": record["layout"],
-            "size": record["size"],
-            "max_zeros": record["max_zeros"],
-            "resampling": step["resampling"],
-            "units": step["units"],
+            **{name: record[name] for name in ("layout", "size", "max_zeros")},
+            **{name: step[name] for name in ("resampling", "units")},
             **{f"{name}_sha256": pairs[f"{name}_sha256"] for name in LISTS},
         }
     except (LookupError, TypeError):
@@ -276,37 +265,30 @@ def parameters_of(record, path):
 
 
 def _report(out):
-    """Log what preparation.json says."""
-    said = _read_last(out)
-    table = [(split, *counts.values()) for split, counts in said["counts"].items()]
-    table.append(("all", *(sum(column) for column in list(zip(*table))[1:])))
-    log.info("%s: pairs\n%s", out, tabulate(table, ("split", "candidates", "kept", *CLASSES), tablefmt="pipe"))
-    for kind, reasons in said["dropped"].items():
-        log.info(
-            "%d %s dropped%s%s",
-            sum(reasons.values()),
-            kind,
-            ": " if reasons else "",
-            ", ".join(f"{count} {reason}" for reason, count in reasons.items()),
-        )
-    for split, counts in said["counts"].items():
+    """Logs the counts of preparation.json."""
+    summary = _read_last(out)
+    log.info("%s: pairs\n%s", out, table_with_sums(summary["counts"]))
+    for kind, reasons in summary["dropped"].items():
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        log.info("%d %s dropped%s%s", sum(reasons.values()), kind, ": " if reasons else "", listed)
+    for split, counts in summary["counts"].items():
         if not counts["kept"]:
             log.warning("no pair of split %s is kept", split)
 
 
-# ---- Looking at a dataset that is there ----------------------------------------------------------
+# ---- Verification --------------------------------------------------------------------------------
 
 
 def verify(out, workers=Workers()):
-    """Compare every file of a dataset with its checksum.
+    """Compares every file of a dataset with its checksum.
 
-    Returns their number. Raises DataError: count and first five.
+    Returns the number of files. Raises DataError with the number of faults and the first five.
     """
     out = Path(out)
-    rows = workers.on_main(_listed, out)
+    rows, arrays = workers.on_main(_read_checksums, out)
     faults = [fault for fault in workers.map(partial(file_fault, out), rows, "files") if fault]
     listed = {file for file, _ in rows}
-    faults += [f"{name} is not listed" for name in workers.on_main(_arrays, out) if name not in listed]
+    faults += [f"{name} is not listed" for name in arrays if name not in listed]
     if faults:
         raise data_error(
             f"{out}: {len(faults)} of {len(rows)} files differ from {CHECKSUMS.name}",
@@ -317,31 +299,29 @@ def verify(out, workers=Workers()):
 
 
 def _read_last(out):
-    """What preparation.json says. Raises DataError if it is not there, or damaged."""
-    said = read_json(out / LAST, f"the dataset is not complete, run python -m {PRUNE} to its end")
-    if not isinstance(said, dict) or not {"counts", "dropped", "checksums_sha256"} <= said.keys():
+    """Reads preparation.json. Raises DataError if it is missing or damaged."""
+    summary = read_json(out / LAST, f"the dataset is not complete, run python -m {PRUNE} to its end")
+    if not isinstance(summary, dict) or not {"counts", "dropped", "checksums_sha256"} <= summary.keys():
         raise DataError(f"{out / LAST}: does not say what was prepared; remove it, and run python -m {PRUNE} again")
-    return said
+    return summary
 
 
-def _listed(out):
-    said = _read_last(out)
+def _read_checksums(out):
+    """Returns ([(path in the dataset, SHA-256)] of checksums.csv, the paths of all .npy files that exist)."""
+    expected = _read_last(out)["checksums_sha256"]
     rows = CHECKSUMS.read(out)
-    if sha256_of(out / CHECKSUMS.name) != said["checksums_sha256"]:
+    if sha256_of(out / CHECKSUMS.name) != expected:
         raise DataError(
             f"{out / CHECKSUMS.name}: is not as it was written; copy it again, or prepare the dataset again"
         )
-    return [(row["file"], row["sha256"]) for row in rows]
-
-
-def _arrays(out):
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*.npy"))
+    arrays = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.npy"))
+    return [(row["file"], row["sha256"]) for row in rows], arrays
 
 
 def is_complete(out, wanted):
-    """Whether the dataset `out` is complete.
+    """Whether the dataset `out` is complete. wanted: {name: value} of its parameters.
 
-    Raises DataError if it was begun with other parameters than {name: value} `wanted`.
+    Raises DataError if it was begun with other parameters.
     """
     out = Path(out)
     if not (out / STEP).exists():
@@ -350,22 +330,14 @@ def is_complete(out, wanted):
                 f"--out {out} is not empty and was not begun by this program; choose another --out, or empty it"
             )
         return False
-    there = parameters_of(read_step(out, PRUNE), out / STEP)
-    other = [f"{name} {there[name]}, not {value}" for name, value in wanted.items() if there[name] != value]
+    found = parameters_of(read_step(out, PRUNE), out / STEP)
+    other = [f"{name} {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value]
     if other:
         raise data_error(f"--out {out} was made with other parameters", other, "choose another --out, or remove it")
     return (out / LAST).exists()
 
 
 # ---- Program -------------------------------------------------------------------------------------
-
-
-def image_side(text):
-    """An argparse type: the side of square images that can be cut into patches."""
-    side = positive_int(text)
-    if side % PATCH:
-        raise argparse.ArgumentTypeError(f"must be a multiple of {PATCH}, the side of the patches the model cuts")
-    return side
 
 
 def add_curation_flags(group):
@@ -380,10 +352,13 @@ def add_curation_flags(group):
         "--max-zeros",
         type=positive_share,
         default=0.25,
-        help="share of pixels without data from which on a channel of an image is too empty",
+        help="share of pixels without data at which a channel of an image is rejected",
     )
     group.add_argument(
-        "--size", type=image_side, default=SIDE, help="side that images must have, pixels of 10 m, a multiple of 128"
+        "--size",
+        type=Range(int, at_least=1, multiple_of=PATCH),
+        default=SIDE,
+        help="required side of images, pixels of 10 m; the model cuts patches of 128",
     )
 
 
@@ -394,15 +369,10 @@ def get_args_parser():
     group = parser.add_argument_group("files")
     group.add_argument("--aligned", type=Path, help=f"folder that {ALIGN} wrote")
     group.add_argument("--pairs", type=Path, help=f"folder that {PREPARE} wrote")
-    group.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder to write, new, empty, or to be continued",
-    )
+    group.add_argument("--out", type=Path, required=True, help="folder to write, new, empty, or to be continued")
     add_workers_flag(group)
     add_curation_flags(parser.add_argument_group("curation"))
-    group = parser.add_argument_group("looking at --out instead of writing it")
+    group = parser.add_argument_group("verifying --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
     return parser
 
@@ -414,11 +384,11 @@ def main(argv=None):
         if args.verify and (args.aligned or args.pairs):
             parser.error("--verify goes without --aligned and --pairs")
         if args.verify:
-            log.info("%s: %d files are as they were written", args.out, verify(args.out, workers))
+            log.info("%s: all %d files match their checksums", args.out, verify(args.out, workers))
         elif not (args.aligned and args.pairs):
             parser.error("--aligned and --pairs are needed, or --verify")
-        elif not prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, workers):
-            log.info("%s: complete already, nothing to do", args.out)
+        else:
+            prune(args.aligned, args.pairs, args.out, args.max_zeros, args.size, args.layout, workers)
 
     run_command(parser, work, argv)
 

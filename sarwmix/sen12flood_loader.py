@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """SEN12-FLOOD, Sentinel-1: pairs of images of one place, and whether the second shows a flood.
 
-Source: Rambour et al., SEN12-FLOOD: a SAR and multispectral dataset for flood detection, 2020; the pairs are those of
-SAR-W-MixMAE, IEEE JSTARS 2026.
+Source: Rambour et al., SEN12-FLOOD: a SAR and multispectral dataset for flood detection, 2020; pairs: SAR-W-MixMAE,
+IEEE JSTARS 2026.
 """
 
 import logging
@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from common.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, first_few, quoted
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import check_nonfinite
@@ -32,7 +32,7 @@ from sarwmix.listing import (
 )
 from sarwmix.plausibility import FLOOR_DB, check_linear
 
-# A name has single underscores inside, so that "__" separates names, no "/" and no leading ".".
+# A name has only single underscores, because "__" separates names, no "/" and no leading ".".
 _NAME = r"[A-Za-z0-9-][A-Za-z0-9.-]*(?:_[A-Za-z0-9.-]+)*"
 _PAIR_FILE = re.compile(rf"({_NAME}__{_NAME}__{_NAME})__([01])\.npy")
 
@@ -46,17 +46,17 @@ class FloodDataset(RadarDataset):
     become FLOOR_DB. root has one of two layouts:
       train/ and test/ with <folder>__<first>__<second>__<label>.npy, (2, 2, S, S) float32: image, channel, row, column;
       images/<folder>/<name>.npy, (2, S, S) float32; pairs_train.csv and pairs_test.csv (folder,first,second,label).
-    split: train, val, test, train_val, all. val consists of whole training folders, the share `val_fraction` of them,
-    drawn from `seed`; train then lacks them.
+    split: train, val, test, train_val, all. val is a share `val_fraction` of the training folders, drawn from `seed`
+    and removed from train.
     metadata: one or several CSV lists of folders, one per row, no header: the split consists of the pairs of these
-    folders, in whatever part they lie; train and val divide them if val_fraction > 0.
-    max_nonfinite: share of NaN and infinite pixels above which reading an image fails. `nonfinite.value` counts those
-    of all items, over all DataLoader workers, which must be started by the default method of multiprocessing.
+    folders in all parts; train and val divide them if val_fraction > 0.
+    max_nonfinite: share of NaN and infinite pixels above which reading an image fails. `nonfinite.value` counts such
+    pixels of all items, over all DataLoader workers, which must be started by the default method of multiprocessing.
     Raises DataError for data that cannot be used; `check_files` and `check_units` look at the images.
     """
 
     CLASSES, task, images_per_sample = ("no flood", "flood"), "flood", 2
-    MEAN, STD = BigEarthNetv1.MEAN, BigEarthNetv1.STD  # the published run starts from weights of BigEarthNet v1
+    MEAN, STD = BigEarthNetv1.MEAN, BigEarthNetv1.STD  # the published run starts from a BigEarthNet v1 checkpoint
     FLOOR_DB = FLOOR_DB
 
     def __init__(self, root, split="train", metadata=None, val_fraction=0.0, seed=0, max_nonfinite=0.01):
@@ -102,7 +102,7 @@ class FloodDataset(RadarDataset):
 
     @cached_property
     def size(self):
-        """S, the side of every image, from the file of the first pair. Raises DataError if that cannot be used."""
+        """S, the side of every image, from the file of the first pair. Raises DataError if it cannot be used."""
         return self._open(0, 0)[1].shape[-1]
 
     def files(self, i):
@@ -129,7 +129,7 @@ class FloodDataset(RadarDataset):
         return image
 
     def check_files(self, start=0, step=1):
-        """Raises DataError if every step-th file from `start` is missing, empty or of another form: count, first five.
+        """Raises DataError if files, of every step-th from `start`, cannot be used: the count and the first five.
 
         Ranks share the work with start=rank, step=world size.
         """
@@ -143,7 +143,7 @@ class FloodDataset(RadarDataset):
             raise data_error(
                 f"{len(bad)} of {len(files)} image files cannot be used",
                 [f"{place_name(path, self.root)} {fault}{self._named(first_row[path])}" for path, fault in bad],
-                f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves those out that "
+                f"copy the files to {self.root} again, or remove their pairs; --skip_missing leaves out those that "
                 "do not exist",
             )
 
@@ -151,7 +151,7 @@ class FloodDataset(RadarDataset):
         return _open_array(path, 3 if self._one_file_each else 4)
 
     def _open(self, i, which):
-        """(path, memory-mapped array) of the file with image `which` of pair i. Raises DataError with the path."""
+        """Opens the file of image `which` of pair i: (path, memory-mapped array). Raises DataError with the path."""
         path = self.files(i)[which if self._one_file_each else 0]
         try:
             return path, self._array(path)
@@ -166,23 +166,23 @@ class FloodDataset(RadarDataset):
             return str(error)
         try:
             wanted = self.size
-        except DataError:  # the first pair is at fault, which the rank that checks it reports
+        except DataError:  # of the first pair, whose file another call reports
             return None
         return None if side == wanted else f"is {side}x{side} pixels, not {wanted}x{wanted} as the first pair"
 
     def _named(self, i):
-        """For messages that name the file: the line of the list that names pair i, if there is a list."""
+        """For messages that name the file of pair i: its line in the list, if there is a list."""
         return f" ({self.where(i)})" if self._one_file_each else ""
 
 
 def to_db(values):
-    """10·log10 of linear σ⁰, a float32 array, as a tensor; FLOOR_DB where σ⁰ is not positive or not finite."""
+    """10·log10 of a float32 array of linear σ⁰, as a tensor; FLOOR_DB where σ⁰ is not positive or not finite."""
     values = torch.from_numpy(values)
     return torch.where((values > 0) & (values < np.inf), 10 * torch.log10(values), FLOOR_DB)
 
 
 def _is_store(root):
-    """Whether there is a file per image, not a file per pair. Raises DataError if it is unclear."""
+    """Whether there is a file per image, not a file per pair. Raises DataError if both exist, or neither."""
     store = [name for name in ("images", "pairs_train.csv", "pairs_test.csv") if (root / name).exists()]
     curated = [name for name in ("train", "test") if (root / name).is_dir()]
     if bool(store) == bool(curated):
@@ -195,7 +195,7 @@ def _is_store(root):
 
 
 def _open_array(path, dimensions):
-    """Memory-maps a .npy file of shape ([2,] 2, S, S). Raises DataError that says what is wrong, without the name."""
+    """Memory-maps a .npy file of shape ([2,] 2, S, S). Raises DataError with the fault, but without the path."""
     try:
         with np.errstate(over="ignore"):  # a damaged header may claim more pixels than an integer can hold
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -221,7 +221,7 @@ def _open_array(path, dimensions):
 
 
 def _read_folder(path):
-    """Listing of the pair files in a folder, by name."""
+    """The Listing of the pair files in a folder, sorted by name."""
     try:
         names = sorted(
             entry.name for entry in path.iterdir() if entry.suffix == ".npy" and not entry.name.startswith(".")
@@ -246,7 +246,7 @@ def _read_folder(path):
 
 
 def _read_list(path):
-    """Listing of the pairs in a CSV list with a header that names PAIR."""
+    """The Listing of the pairs in a CSV list, whose header names PAIR."""
     rows = read_csv_rows(path)
     header = [name.strip() for name in next(rows, (0, ()))[1]]
     lacking = [name for name in PAIR if name not in header]
@@ -285,7 +285,7 @@ def _names(paths):
 
 
 def _read_folders(lists, root, known):
-    """The folders named in these lists that are `known`, the folders with pairs. Logs the others."""
+    """The folders of these lists that are in `known`, the folders with pairs. Logs the others."""
     listed, bad = {}, []
     for path in lists:
         for line, row in read_csv_rows(path):
@@ -303,13 +303,7 @@ def _read_folders(lists, root, known):
             "give another with --metadata"
         )
     if absent:
-        log.info(
-            "%d of %d listed folders have no pair: %s%s",
-            len(absent),
-            len(listed),
-            ", ".join(absent[:5]),
-            f", and {len(absent) - 5} more" if len(absent) > 5 else "",
-        )
+        log.info("%d of %d listed folders have no pair: %s", len(absent), len(listed), first_few(absent))
     return [name for name in listed if name in known]
 
 
@@ -318,24 +312,20 @@ def folders_of(ids):
     return np.array([name.partition("__")[0] for name in ids.tolist()], dtype=str)
 
 
-def draw_folders(groups, share, seed, source):
-    """The validation folders: a share of all, at least one, as a function of their names and the seed.
-
-    source: where the pairs are from, for the DataError that is raised if no folder is left to train on.
-    """
-    folders = np.unique(groups)
-    count = max(1, round(share * len(folders)))
-    if count >= len(folders):
-        raise DataError(
-            f"{source}: --val_fraction {share} of {len(folders)} folders leaves nothing to train on; "
-            "lower it, or add folders"
-        )
-    return np.random.default_rng(seed).permutation(folders)[:count]
-
-
 def drawn_for(split, groups, val_fraction, seed, source):
-    """(N,) bool: which samples are in the split, if a share `val_fraction` of their folders is drawn for "val"."""
+    """(N,) bool: whether each sample is in the split, if a share of the folders, at least one, is drawn for "val".
+
+    The draw is a function of the names of the folders and the seed. Raises DataError, which names `source`, if no
+    folder is left to train on.
+    """
     if not val_fraction or split not in ("train", "val"):
         return np.ones(len(groups), bool)
-    held_out = np.isin(groups, draw_folders(groups, val_fraction, seed, source))
+    folders = np.unique(groups)
+    count = max(1, round(val_fraction * len(folders)))
+    if count >= len(folders):
+        raise DataError(
+            f"{source}: --val_fraction {val_fraction} of {len(folders)} folders leaves nothing to train on; "
+            "lower it, or add folders"
+        )
+    held_out = np.isin(groups, np.random.default_rng(seed).permutation(folders)[:count])
     return held_out if split == "val" else ~held_out

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# SEN12-FLOOD from its archive to what --dataset sen12flood reads. README_sen12.md explains the steps and the choices.
+# Prepares SEN12-FLOOD: from its archive to the data that --dataset sen12flood reads. README_sen12.md explains the steps.
 #   bash scripts/prepare_sen12flood.sh --zip ZIP --work DIR --out DIR [FLAGS …]
 #   bash scripts/prepare_sen12flood.sh --raw_root DIR --work DIR --out DIR [FLAGS …]
-# ZIP: the archive as downloaded; or DIR: where it lies unzipped, with S1list.json. --out gets the data, --work what the
-# steps need in between, which is removed at the end. Run it again to continue what was stopped.
+# ZIP: the archive as downloaded; or DIR: the unzipped archive, with S1list.json. --out: folder for the data. --work: folder for
+# intermediate files, which is removed at the end. Run it again to continue after an interruption.
 #   --layout images|npy      each image once with lists of pairs (default), or a file per pair, seven times as large
 #   --resampling METHOD      bilinear (default), nearest or average
 #   --units linear|dB        of the Sentinel-1 files (default: linear, as they are published)
@@ -15,7 +15,7 @@
 #   --keep_intermediate      leave --work as it is at the end
 #   --workers N              processes of each rank (default: the cores, shared among the ranks)
 #   --ranks N                MPI ranks (default: 1)
-# LAUNCH="mpirun -np 64 -hostfile /path/hosts" before the command starts the steps so, instead of --ranks.
+# LAUNCH="mpirun -np 64 -hostfile /path/hosts" before the command starts the steps with this prefix, instead of --ranks.
 set -euo pipefail
 start=$(pwd -P)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

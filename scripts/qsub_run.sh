@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job under PBS Pro, one process per GPU, on one node or several. As it stands for ABCI; other sites change settings.
+# The main job under PBS Pro, one process per GPU, on one node or several. The defaults are for ABCI.
 #   bash scripts/qsub_run.sh --site_group GROUP --data_path DIR …      on a login node: submits itself
 #   qsub -P GROUP -v DATA_PATH=DIR,… scripts/qsub_run.sh               the same, with the resources named below
 #   bash scripts/qsub_run.sh --data_path DIR …                         in an interactive job: runs at once
-# A run that is stopped, by the walltime or by SIGTERM, saves first, and goes on when it is submitted again, or by itself
-# (RESUBMIT). Settings of a site can stand in scripts/site.sh, or the file that SITE names; scripts/site.example.sh is one for ABCI.
-# --dry_run prints what would be submitted or run. qdel sends SIGTERM too: with RESUBMIT, delete the job that follows as well.
-# Exit status: that of the run, 143 after SIGTERM, 0 at the walltime; 1 if the next job could not be submitted; 2 if this one
+# A run that is stopped by the walltime or by SIGTERM saves first. It continues when it is submitted again; RESUBMIT does so.
+# Settings of a site can be in scripts/site.sh, or in the file that SITE names; scripts/site.example.sh is one for ABCI.
+# --dry_run prints what would be submitted or run. qdel sends SIGTERM too: with RESUBMIT, delete the next job as well.
+# Exit status: that of the run; 143 after SIGTERM; 0 at the walltime; 1 if the next job could not be submitted; 2 if this job
 # cannot be started.
 #PBS -N sarwmix
 #PBS -q rt_HF
@@ -20,7 +20,7 @@ set -euo pipefail
 start=$(pwd -P) program=qsub_run.sh
 say() { echo "$program: $*"; }
 
-# PBS runs a copy of this file, from elsewhere, and says where it was submitted.
+# PBS runs a copy of this file in another folder. PBS_O_WORKDIR is the folder of the submission.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ ! -f "$root/scripts/runner.sh" ]; then
     root=${PBS_O_WORKDIR:-$PWD}
@@ -45,8 +45,8 @@ if [ -z "${PBS_JOBID:-}" ]; then
 fi
 
 # ---- the run. At SIGTERM, mpirun (Open MPI 4) kills the ranks within 2 s and returns 1; a longer odls_base_sigkill_timeout
-# delays the ranks' own SIGTERM by as much. SIGUSR1 it hands on at once, and waits. PBS may send SIGTERM to all processes of
-# a job, so mpirun is started with it blocked; ranks have it unblocked again.
+# delays the ranks' own SIGTERM by as much. It forwards SIGUSR1 at once, and waits. PBS may send SIGTERM to all processes of
+# a job, so mpirun is started with SIGTERM blocked; the ranks unblock it.
 if [ -n "${SITE_MODULES:-}" ]; then
     set +u
     # shellcheck disable=SC1091      # the site's

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job on this machine, on every GPU it has, or on its CPU.
+# The main job on this machine: on all of its GPUs, or on the CPU.
 #   bash scripts/run_local.sh                        on simulated scenes: set up, pretrain, finetune, compare; minutes on two cores
 #   bash scripts/run_local.sh --data_path DIR        on BigEarthNet v2: pretrain by the published recipe
 #   bash scripts/run_local.sh --task_type finetune --data_path DIR …
-# Run it again to go on with a run that was stopped. --dry_run prints the command instead.
+# Run it again to continue a stopped run. --dry_run prints the command instead.
 
 # shellcheck disable=SC2154      # `decide` sets the variables
 set -euo pipefail
@@ -22,12 +22,12 @@ if [ ${#command[@]} -gt 0 ]; then
     printf '%s\n' "${said[@]}"
     set_up
     mkdir -p "$(dirname "$log")"
-    # The program takes this one's place, so that signals reach it; what copies its lines into the log outlives them.
+    # exec, so that signals reach the program; the copy of its output to the log ignores them.
     exec > >(trap '' TERM INT; exec tee -a "$log") 2>&1
     exec "${command[@]}"
 fi
 
-# ---- the whole way on simulated scenes
+# ---- the demonstration on simulated scenes
 show() { local line; printf -v line ' %q' "$@"; echo "${line# }"; }
 if [ -z "$dry_run" ]; then set_up; fi
 run() { if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi; }
@@ -47,7 +47,7 @@ run "$python" -m analysis.exponential_2_n_training "$pretrained" --output "$pret
 run "$python" main_pretrain.py --data_path "$scenes" --split test --output_dir "$pretrained" --inference_samples 4 \
     --inference "$pretrained"/checkpoint_{1,4,11}.pth
 
-# A tenth of the labels: from the pretrained encoder and from random initialisation, side by side and alike.
+# Finetuning with a tenth of the labels: from the pretrained encoder and from random initialisation, in parallel.
 finetune_from() {  # name, checkpoint
     local prefix="$1: "
     if [ -n "$dry_run" ]; then prefix=''; fi
@@ -65,9 +65,9 @@ if [ -z "$dry_run" ]; then echo; echo "Held-out scenes, from a tenth of the labe
 run "$python" -m analysis.compare_runs --runs "$finetuned/pretrained" "$finetuned/random"
 if [ -n "$dry_run" ]; then exit; fi
 echo "Done in $((SECONDS - started)) s. Look at:"
-echo "  $pretrained/reconstruction_11.png                 what the model makes of the cells it did not see"
+echo "  $pretrained/reconstruction_11.png                 predictions of the masked cells"
 echo "  $pretrained/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
-echo "  $pretrained/loss.png                              the loss, falling"
+echo "  $pretrained/loss.png                              the training loss"
 echo "  $pretrained/checkpoint.pth                        the pretrained encoder"
-echo "  $models/logs/                                    what each run said"
-echo "  $finetuned/pretrained/checkpoint_best.pth    the classifier, with its figures in eval_test.json beside it"
+echo "  $models/logs/                                    the logs of all runs"
+echo "  $finetuned/pretrained/checkpoint_best.pth    the classifier; its metrics are in eval_test.json beside it"

@@ -3,8 +3,8 @@
 # Sets up everything the programs and the tests need, in .venv at the root of the checkout.
 #   bash scripts/setup.sh
 #   PYTHON=python3.12 bash scripts/setup.sh     another interpreter (3.11 or newer)
-# Safe to run again: what is already there and works is left alone. INSTALL.md explains each step. System packages are installed
-# with apt-get, as root or with passwordless sudo. Open MPI and GDAL can be absent: it says what is then left out, and goes on.
+# Can be run again: what exists and works is not changed. INSTALL.md explains each step. System packages are installed with
+# apt-get, as root or with passwordless sudo. Open MPI and GDAL are optional: without them it warns and continues.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,7 +22,7 @@ PYTHON=${PYTHON:-python3}
 VENV_PYTHON=.venv/bin/python
 STAMP=.venv/.set-up-for
 
-# What a finished set-up was made from: these two files, the interpreter, and the system's compiler, Open MPI and GDAL.
+# Identifies a finished set-up: these two files, the interpreter, and the system's compiler, Open MPI and GDAL.
 fingerprint() {
     { cat scripts/setup.sh requirements.txt; "$PYTHON" -VV; command -v g++ mpicc || true; mpirun --version || true
       gdal-config --version || true; } 2>/dev/null | sha256sum
@@ -50,7 +50,7 @@ find_missing() {
         || missing+=(python3-dev)
 }
 find_missing
-failed=''      # what another run may do better, which the stamp would keep from being tried
+failed=''      # if set, no stamp is written, so that another run tries again
 if [ ${#missing[@]} -gt 0 ] && has apt-get; then
     as_root=no
     if [ "$(id -u)" = 0 ]; then as_root=''; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; fi

@@ -2,7 +2,7 @@
 """--data_cache: keeps the images of a packed store on the GPU, in memory that the ranks of a node share, or on disk.
 
 Shared memory is an anonymous file (memfd_create(2)) that one rank of a node creates and the others open through /proc.
-It is in no folder, is not limited by the size of /dev/shm, and is freed when the last process that holds it ends.
+It is not limited by the size of /dev/shm, and is freed when the last process that holds it ends.
 """
 
 import logging
@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,18 +24,19 @@ log = logging.getLogger(__name__)
 MEMORY_SHARE = 0.5  # largest share of a node's free memory that --data_cache auto uses
 
 
-# ---- What is free --------------------------------------------------------------------------------
+# ---- Free memory ---------------------------------------------------------------------------------
 
 
 def _number(path):
+    """The number in a file; None if there is no such file, or it says "max"."""
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # no such file, or "max"
+    except (OSError, ValueError):
         return None
 
 
 def control_group_room(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup")):
-    """Bytes that control groups leave to this process, including pages that can be dropped; None without a limit."""
+    """Bytes that control groups allow this process to allocate, including reclaimable pages; None without a limit."""
     rooms = []
     try:
         lines = proc.read_text().splitlines()
@@ -44,21 +46,21 @@ def control_group_room(proc=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        base = root / "memory" if controllers else root
-        limit, usage = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        )
+        if controllers:  # version 1
+            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            base, limit, usage = root, "memory.max", "memory.current"
         place = base / path.lstrip("/")
         for folder in (place, *place.parents):
             most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None and most < 2**60:  # version 1 has a huge number for "no limit"
-                rooms.append(most - used + _droppable(folder / "memory.stat"))
+            if most is not None and used is not None and most < 2**60:  # version 1 states "no limit" as a huge number
+                rooms.append(most - used + _reclaimable(folder / "memory.stat"))
             if folder == base:
                 break
     return max(0, min(rooms)) if rooms else None
 
 
-def _droppable(path):
+def _reclaimable(path):
     """Bytes of cached files that were not used recently."""
     try:
         counts = dict(line.split() for line in path.read_text().splitlines())
@@ -68,7 +70,7 @@ def _droppable(path):
 
 
 def available_memory():
-    """Bytes that this process can still allocate, by the machine and by its control groups."""
+    """Bytes that the machine and the control groups allow this process to allocate."""
     with open("/proc/meminfo", encoding="ascii") as file:
         free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     room = control_group_room()
@@ -77,12 +79,12 @@ def available_memory():
 
 @dataclass(frozen=True)
 class RankMemory:
-    """The free memory of a rank. memory: bytes of its node; gpu: bytes of its GPU, None on a CPU."""
+    """The free memory of a rank, in bytes."""
 
     node: str
     processes: int  # id of the process namespace; ranks in the same one can open each other's files in /proc
-    memory: int
-    gpu: int | None
+    memory: int  # of its node
+    gpu: int | None  # of its GPU; None on a CPU
 
 
 def memory_of(device):
@@ -101,21 +103,17 @@ def memory_of(device):
 
 def _copies(places):
     """The largest number of copies on a node: one for each group of ranks that can share it."""
-    return max(
-        len({place.processes for place in places if place.node == node}) for node in {place.node for place in places}
-    )
+    groups = {(place.node, place.processes) for place in places}
+    return max(Counter(node for node, _ in groups).values())
 
 
 def choose_cache(places, need, step):
     """The choice of --data_cache auto: ("device", "ram" or "none", the reason). It is the same on all ranks.
 
-    places: the RankMemory of all ranks. need: bytes of the images. step: function that returns
-    `step_memory.step_bytes`.
+    places: the RankMemory of all ranks. need: bytes of the images. step(): bytes of a training step.
     """
-    gpu, memory = (
-        min((place.gpu for place in places if place.gpu is not None), default=None),
-        min(place.memory for place in places),
-    )
+    gpu = min((place.gpu for place in places if place.gpu is not None), default=None)
+    memory = min(place.memory for place in places)
     if gpu is None:
         return "none", "read from disk, which on a CPU is as fast once the system holds them in memory"
     step = step()
@@ -135,10 +133,10 @@ def choose_cache(places, need, step):
 
 
 def fill_cache(dataset, cache, ranks, step=lambda: 0):
-    """Fills the cache of a packed split; all ranks call this together.
+    """Fills the cache of a packed split. All ranks must call this.
 
-    cache: "none", "ram", "device" or "auto". step: function that returns `step_memory.step_bytes`, for "auto" on a GPU.
-    Raises UsageError if "ram" or "device" is given and there is not enough memory.
+    cache: "none", "ram", "device" or "auto". step(): bytes of a training step (`step_memory.step_bytes`), for "auto" on
+    a GPU. Raises UsageError if there is not enough memory for "ram" or "device".
     """
     if cache == "none":
         return
@@ -160,7 +158,7 @@ def fill_cache(dataset, cache, ranks, step=lambda: 0):
             return
     except OSError as error:
         if asked != "auto":
-            raise UsageError(f"--data_cache {cache}: {error}; choose another, which 'none' always is") from None
+            raise UsageError(f"--data_cache {cache}: {error}; choose another; 'none' always works") from None
         log.warning(
             "--data_cache auto: no memory can be shared (%s); the images of split %s are read from disk",
             error,
@@ -177,15 +175,16 @@ def fill_cache(dataset, cache, ranks, step=lambda: 0):
 
 
 def _check_room(dataset, cache, need, places):
+    """Raises UsageError if the images do not fit the free memory."""
     if cache == "device" and places[0].gpu is not None:
         free, copies = min(place.gpu for place in places), 1
     else:
         free, copies = min(place.memory for place in places), _copies(places) if cache == "ram" else len(places)
     if need * copies > free:
+        each = f" in each of {copies} copies" if copies > 1 else ""
         raise UsageError(
-            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} "
-            f"GB{f' in each of {copies} copies' if copies > 1 else ''}, "
-            f"and {free / 1e9:.1f} GB are free; choose another --data_cache, which 'none' always is"
+            f"--data_cache {cache}: split '{dataset.split}' takes {need / 1e9:.1f} GB{each}, and {free / 1e9:.1f} GB "
+            "are free; choose another --data_cache; 'none' always works"
         )
 
 
@@ -193,7 +192,7 @@ def _check_room(dataset, cache, need, places):
 
 
 def share_memory(dataset, need, ranks, places):
-    """Reads a packed split into shared memory; each rank of a group reads a part. Raises OSError on all ranks."""
+    """Reads a packed split into shared memory. Each rank of a group reads a part. Raises OSError on all ranks."""
     own = places[ranks.rank]
     group = [rank for rank, place in enumerate(places) if (place.node, place.processes) == (own.node, own.processes)]
     name = f"images_{secrets.token_hex(8)}"
@@ -211,7 +210,7 @@ def share_memory(dataset, need, ranks, places):
 
 
 def _new_file(name, size):
-    """An anonymous file in memory, allocated at once: too little memory is an error here, not a signal later."""
+    """An anonymous file in memory. It is allocated at once: later, a lack of memory would be a signal, not an error."""
     file = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(file, 0, size)
@@ -222,6 +221,7 @@ def _new_file(name, size):
 
 
 def _mapped(path, name, size):
+    """Maps the anonymous file `name` of another process into memory. Raises OSError if `path` is another file."""
     if not os.readlink(path).startswith(f"/memfd:{name}"):
         raise FileNotFoundError(f"{path} is another file: the ranks do not see each other's processes")
     file = os.open(path, os.O_RDWR)

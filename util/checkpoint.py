@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints: written so that a killed run never leaves half of one, read so that nothing in them is executed.
+"""Writes checkpoints atomically, and reads them without executing code from them.
 
-Each is a `SealedFile`, with its SHA-256 beside it in `checkpoint.pth.sha256`.
+Each is a `SealedFile`, with its SHA-256 in `checkpoint.pth.sha256`.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.errors import UsageError, reason_of
+from common.errors import UsageError, listed, reason_of
 from common.safe_zip import packing_fault
 from common.sealed_file import SealedFile
 from util.checkpoint_checks import fault_of, fault_of_moments
@@ -29,7 +29,7 @@ ZIP_SIGN, LFS_SIGN = b"PK\x03\x04", b"version https://git-lfs"
 WEB_PAGE = re.compile(rb"\s*(<\?xml|<!doctype|<html|<head|<body)", re.IGNORECASE)
 EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
 SAFE_TORCH = (2, 10)
-FIXED = ("relative_position_index", "pos_embed")  # ends of names of tensors that are computed, not learned
+FIXED = ("relative_position_index", "pos_embed")  # suffixes of tensors that are computed, not learned
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
 ALLOWED_CLASSES = [argparse.Namespace]
 
@@ -40,16 +40,18 @@ log = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder, state, names=()):
-    """Writes `state` as the latest checkpoint of a run and under `names`, and keeps the checkpoint before it.
+    """Writes `state` as the latest checkpoint of a run and under `names`, and keeps the previous checkpoint.
 
     state: dict of tensors and plain values, so that it loads with weights_only. LATEST is replaced last: a run that is
-    killed in between repeats the epoch and writes the other names again. Raises UsageError if it cannot be written, for
-    lack of space or permission; the checkpoint before it is then intact.
+    killed before repeats the epoch and writes the other names again. Raises UsageError, with the previous checkpoint
+    intact, if writing fails for lack of space or permission.
     """
     folder = Path(folder)
     try:
         if (folder / LATEST).exists():
-            SealedFile(folder / LATEST).copy_to(folder / PREVIOUS)  # a copy, so that LATEST exists at every moment
+            SealedFile(folder / LATEST).copy_to(
+                folder / PREVIOUS
+            )  # copied and not renamed, so that LATEST always exists
         first, *others = *names, LATEST
         new = SealedFile(folder / first)
         new.write(lambda file: torch.save(state, file))
@@ -63,10 +65,10 @@ def save_checkpoint(folder, state, names=()):
 
 
 def go_on_from(path, folder, companions):
-    """Makes a loaded checkpoint the latest one of the run in `folder`, so that the run continues from no other.
+    """Makes a loaded checkpoint the latest one of the run in `folder`.
 
-    The checkpoint that was the latest becomes the previous one, unless it is damaged. companions: pattern of names of
-    other checkpoints of the run, which are copied along from another folder.
+    The former latest checkpoint becomes the previous one, unless it is damaged. companions: glob of further checkpoints
+    that are copied too if `path` is in another folder.
     """
     path, latest = Path(path), Path(folder) / LATEST
     if not os.path.samefile(path.parent, folder):
@@ -84,7 +86,7 @@ def go_on_from(path, folder, companions):
 
 
 def check_torch(path=""):
-    """Raises UsageError if this PyTorch executes code from files even with weights_only. path: a file not opened."""
+    """Raises UsageError if this PyTorch can execute code from files even with weights_only. path: the file to open."""
     if torch.__version__ < SAFE_TORCH:
         least = ".".join(map(str, SAFE_TORCH))
         raise UsageError(
@@ -100,10 +102,10 @@ def is_exported(folder):
 
 
 def find_checkpoint(path):
-    """The checkpoint file or exported folder that a path stands for, as text. Logged where it is not the path itself.
+    """Resolves a path to a checkpoint file or an exported folder, a str. Logs a path that differs from the given one.
 
-    The folder of a run stands for its selected checkpoint, or without one for its latest; the weights of an exported
-    folder stand for the folder. Raises UsageError for a folder without a checkpoint.
+    The folder of a run resolves to its selected checkpoint, or else its latest; the weights of an exported folder
+    resolve to the folder. Raises UsageError for a folder without a checkpoint.
     """
     given = Path(path)
     if given.is_dir() and not is_exported(given):
@@ -122,12 +124,12 @@ def find_checkpoint(path):
 
 
 def load_checkpoint(path):
-    """Reads a checkpoint of ours, of the released code or of another program, or an exported folder, onto the CPU.
+    """Reads a checkpoint of this program, the released code or another program, or an exported folder, onto the CPU.
 
-    Returns a dict with at least "model"; "args" is a dict too. A checksum beside the file is compared first. Only
-    tensors, plain containers and argparse.Namespace are unpickled. Checkpoints of other programs go through
-    `util.foreign`. Raises UsageError that names the file if it is missing, damaged, not a checkpoint, or holds anything
-    else.
+    Returns a dict with at least "model"; "args" is a dict too. The checksum beside the file is verified first. Only
+    tensors, plain containers and argparse.Namespace are unpickled. `util.foreign` converts checkpoints of other
+    programs. Raises UsageError, which names the file, if it is missing, damaged, not a checkpoint, or holds other
+    objects.
     """
     path = Path(path)
     if path.is_dir():
@@ -150,10 +152,10 @@ def load_checkpoint(path):
     if fault:
         raise _damaged(path, fault)
     try:
-        if beginning[8:9] == b"{":  # safetensors: the length of its header, then the header, as JSON
+        if beginning[8:9] == b"{":  # safetensors: the length of the header, then the header, JSON
             return _checked(path, load_file(path))
         with torch.serialization.safe_globals(ALLOWED_CLASSES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, which are read or refused all the same
+            warnings.simplefilter("ignore")  # about pickle protocols
             state = torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
@@ -170,13 +172,12 @@ def load_checkpoint(path):
 
 
 def _beginning(path):
-    """The first bytes of a file. Raises UsageError for files that often take the place of a checkpoint, and OSError."""
+    """The first bytes of a file. Raises OSError, and UsageError for a Git LFS pointer or a web page."""
     with open(path, "rb") as file:
         beginning = file.read(256)
     if beginning.startswith(LFS_SIGN):
         raise UsageError(
-            f"{path}: a pointer of Git LFS, not the file that it stands for; fetch that with git lfs pull, or "
-            f"download it"
+            f"{path}: a pointer of Git LFS, not the file that it stands for; fetch it with git lfs pull, or download it"
         )
     if WEB_PAGE.match(beginning):
         raise UsageError(
@@ -193,7 +194,7 @@ def _damaged(path, reason):
 
 
 def _checked(path, state):
-    """The loaded state in the form of our checkpoints, once all of its parts are valid. Raises UsageError."""
+    """Validates a loaded state and converts it to the form of our checkpoints. Raises UsageError."""
     try:
         state, remarks = take_weights(state)
     except ValueError as error:
@@ -209,7 +210,7 @@ def _checked(path, state):
 
 
 def _load_exported(folder):
-    """A model that `util.export` wrote, in the form of a checkpoint."""
+    """Reads a model that `util.export` wrote, in the form of a checkpoint."""
     for name in (EXPORTED_CONFIG, EXPORTED_WEIGHTS):
         try:
             _beginning(folder / name)
@@ -238,17 +239,16 @@ def _load_exported(folder):
 
 
 def load_latest(folder):
-    """(state, path) of the newest loadable checkpoint of a run, or (None, None) if the run has none yet.
+    """(state, path) of the newest checkpoint of a run that can be loaded; (None, None) if the run has no checkpoint.
 
-    After the latest, tries the previous one and those kept under other names, the newest first, with a warning for each
-    that cannot be loaded. Raises UsageError if none of several can.
+    Tries the latest, the previous, and then the other checkpoints from new to old, and warns of each that cannot be
+    loaded. Raises UsageError if there are checkpoints and none can be loaded.
     """
     folder = Path(folder)
     last = [folder / LATEST, folder / PREVIOUS]
-    kept = sorted(
-        set(folder.glob("checkpoint*.pth")) - set(last), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    )
-    candidates = [path for path in (*last, *kept) if path.exists()]
+    others = set(folder.glob("checkpoint*.pth")) - set(last)
+    others = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    candidates = [path for path in (*last, *others) if path.exists()]
     for path in candidates:
         try:
             return load_checkpoint(path), path
@@ -266,10 +266,10 @@ def load_latest(folder):
 def initialise(model, state, path, ignore=(), keep=()):
     """Initialises a model from the weights of a checkpoint, and resamples position weights to the model's input size.
 
-    state: from `load_checkpoint`. ignore: name prefixes of weights that are skipped where the model lacks them (a
-    decoder). keep: name prefixes of weights that the model keeps (a new head). All other parameters must exist with
-    their shapes, except fixed tables, which are computed if they are missing. Returns the names of the resampled
-    entries. Raises UsageError that names the file and the first entries that do not fit.
+    state: from `load_checkpoint`. ignore: name prefixes of weights that the model may lack (a decoder). keep: name
+    prefixes of weights that the model keeps (a new head). All other parameters must exist with their shapes, except
+    fixed tables, which are computed if they are missing. Returns the names of the resampled entries. Raises UsageError
+    with the file and the first entries that do not fit.
     """
     own = model.state_dict()
     weights = {
@@ -288,32 +288,20 @@ def initialise(model, state, path, ignore=(), keep=()):
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
-    faults = [
-        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in (
-            ("lacks", missing),
-            ("has, but the model has not,", foreign),
-            ("has other shapes:", misshapen),
-        )
-        if names
-    ]
+    found = {"lacks": missing, "has, but the model has not,": foreign, "has other shapes:": misshapen}
+    faults = [f"{what} {listed(names)}" for what, names in found.items() if names]
     if faults:
         raise UsageError(
             f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size"
         )
     if fixed:
-        log.info(
-            "%s: lacks %s%s, which are computed, as nothing in them is learned",
-            path,
-            fixed[0],
-            f" and {len(fixed) - 1} more" if fixed[1:] else "",
-        )
+        log.info("%s: lacks %s, which are computed, as nothing in them is learned", path, listed(fixed, 1))
     model.load_state_dict(weights)
     return resampled
 
 
 def restore(state, path, model, optimizer, scaler):
-    """Loads the whole state of a checkpoint into the run that continues it. Raises UsageError if it does not fit."""
+    """Loads the state of a checkpoint into the run that continues it. Raises UsageError if it does not fit."""
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -333,12 +321,11 @@ def restore(state, path, model, optimizer, scaler):
 def check_same_run(saved, current):
     """Raises UsageError, with the flags and both values, if a continued run differs from the saved one.
 
-    saved, current: {name of a flag: value that must agree}. A flag that is newer than the saved run was None in it. A
-    checkpoint of another program states none.
+    saved, current: {flag: value that must agree}. A flag that the saved run did not have is None. saved: empty for a
+    checkpoint of another program.
     """
-    changed = [
-        f"--{name} {value} (was {saved.get(name)})" for name, value in current.items() if saved.get(name) != value
-    ]
+    differing = [name for name, value in current.items() if saved.get(name) != value]
+    changed = [f"--{name} {current[name]} (was {saved.get(name)})" for name in differing]
     if saved and changed:
         raise UsageError(
             f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "

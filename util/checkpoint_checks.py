@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Checks of what a checkpoint contains, before any of it is used: types, ranges and shapes of all that is read."""
+"""Validates the content of a checkpoint before it is used: types, ranges and shapes."""
 
 from functools import partial
 
 import torch
 
-LARGEST_INPUT = 8192  # pixels a side
-LARGEST_DB = 1e6  # of any value
+LARGEST_INPUT = 8192  # pixels per side
+LARGEST_DB = 1e6  # of statistics
 
 
 def _is_count(value, least=0, most=float("inf")):
@@ -26,7 +26,7 @@ def _has_names(value):
 
 
 def are_statistics(value, above=-LARGEST_DB):
-    """Whether a value can be the means of two channels in dB, or with above=0 their standard deviations."""
+    """Whether a value has the form of the means of two channels in dB, or with above=0 of their standard deviations."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
@@ -55,7 +55,7 @@ def _is_progress(value):
     )
 
 
-# Entries of a checkpoint → the type, or the check, that their values must pass unless they are missing or None.
+# Entry of a checkpoint → type or check of its value. Entries may be missing or None.
 PARTS = {
     "args": dict,
     "input": dict,
@@ -70,7 +70,7 @@ PARTS = {
     "filled": _is_count,
     "progress": _is_progress,  # within an epoch: {"step", "losses" of these steps, "grad_norm", "skipped"}
 }
-# Entries of its "args" and of its "input", likewise.
+# The same for the entries of its "args" and "input".
 VALUES = {
     "model": str,
     "dataset": str,
@@ -93,23 +93,18 @@ def _fits(value, wanted):
 
 
 def fault_of(state):
-    """What is wrong with a checkpoint, a dict with a dict "model", in a few words; None if nothing is."""
+    """Describes the first fault of a checkpoint, a dict with a dict "model"; None if it is valid."""
     for name, value in state["model"].items():
         fault = _fault_of_weight(name, value)
         if fault:
             return f"its weight {name!r} {fault}"
-    for where, said, known in (
-        ("", state, PARTS),
-        (" of its flags", state.get("args"), VALUES),
-        (" of its input", state.get("input"), VALUES),
-    ):
+    flags, stated = state.get("args"), state.get("input")
+    for where, part, known in (("", state, PARTS), (" of its flags", flags, VALUES), (" of its input", stated, VALUES)):
         for name, wanted in known.items():
-            value = said.get(name) if isinstance(said, dict) else None
+            value = part.get(name) if isinstance(part, dict) else None
             if value is not None and not _fits(value, wanted):
                 return f"'{name}'{where} is not what it should be: {_short(value)}"
-    missing = [
-        name for name in ("channels", "units") if state.get("input") is not None and state["input"].get(name) is None
-    ]
+    missing = [name for name in ("channels", "units") if stated is not None and stated.get(name) is None]
     return f"'{missing[0]}' of its input is missing" if missing else None
 
 
@@ -133,7 +128,7 @@ def _fault_of_weight(name, value):
 
 
 def fault_of_moments(optimizer, has_begun):
-    """What is wrong with the state loaded into an AdamW, or None. has_begun: whether it has taken a step."""
+    """Describes the first fault of the state loaded into an AdamW, or None. has_begun: whether it has taken a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Datasets and their loaders from the flags of a program. The only module of `util` that imports `sarwmix`."""
+"""Builds datasets and their loaders from the flags of a program. The only module of `util` that imports `sarwmix`."""
 
 import ctypes
 import logging
@@ -32,19 +32,15 @@ from util.sampling import InOrderSampler, MicroBatchSampler
 from util.step_memory import step_bytes
 from util.stopping import SIGNALS, Stopping
 
-PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
-# Of the 107 characters that a socket's path may have (unix(7)), multiprocessing takes
-# "/pymp-xxxxxxxx/listener-xxxxxxxx".
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that a process receives when its parent ends
+# The path of a socket has at most 107 characters (unix(7)); multiprocessing appends "/pymp-xxxxxxxx/listener-xxxxxxxx".
 LONGEST_TMPDIR = 107 - 32
 
 log = logging.getLogger(__name__)
 
 
 def add_data_flags(parser):
-    """Flags of the data: where it lies and its statistics.
-
-    A program adds --dataset and --split to the group returned.
-    """
+    """Adds the flags of the data. Returns their group, to which a program adds --dataset and --split."""
     group = parser.add_argument_group("data")
     add_source_flags(group)
     add_skip_missing_flag(group)
@@ -53,9 +49,8 @@ def add_data_flags(parser):
         choices=("auto", "none", "ram", "device"),
         default="auto",
         help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a "
-        "node (ram), "
-        "or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else read from "
-        "disk",
+        "node (ram), or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else "
+        "read from disk",
     )
     group.add_argument(
         "--mean",
@@ -76,8 +71,7 @@ def add_data_flags(parser):
         "--statistics",
         metavar="FILE",
         help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the "
-        "statistics.json of a "
-        "packed store (its split train)",
+        "statistics.json of a packed store (its split train)",
     )
     group.add_argument(
         "--data_timeout",
@@ -85,8 +79,7 @@ def add_data_flags(parser):
         default=8,
         metavar="MIN",
         help="minutes after which a batch that loader processes or threads do not give is an error; below "
-        "--dist_timeout, so "
-        "that the rank that waits says so",
+        "--dist_timeout, so that the rank that waits says so",
     )
     group.add_argument(
         "--check_files", choices=("all", "none"), default="all", help="look for every file before training starts"
@@ -95,9 +88,9 @@ def add_data_flags(parser):
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False):
-    """Opens a split of the dataset of `--dataset`. split, metadata: in place of `--split` and `--metadata`.
+    """Opens a split of the dataset of --dataset. split, metadata: instead of those of the flags.
 
-    supervised: samples without a label are left out. Raises DataError for data that cannot be used.
+    supervised: leaves out samples without a label. Raises DataError for data that cannot be used.
     """
     options = source_options(args)
     if DATASETS[args.dataset].task == "flood":
@@ -116,16 +109,15 @@ def build_dataset(args, split=None, metadata=None, supervised=False):
 def drop_missing(dataset, args, ranks=None):
     """The dataset without the samples whose images are missing, if --skip_missing is given; the same on every rank.
 
-    All ranks must call this, as each checks a share of the files; without `ranks` this process checks all of them.
-    Raises UsageError for a packed store, which lacks no images, and DataError if no sample is left.
+    All ranks must call this, because each checks a share of the files; without `ranks`, this process checks all files.
+    Raises UsageError for a packed store, which is always complete, and DataError if no sample is left.
     """
     if not args.skip_missing:
         return dataset
     if dataset.is_packed:
         raise UsageError(
             f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; "
-            "leave the "
-            "flag out"
+            "leave the flag out"
         )
     if ranks is None:
         return leave_out(dataset, dataset.missing())
@@ -137,10 +129,10 @@ def drop_missing(dataset, args, ranks=None):
 
 
 def check_data(dataset, args, ranks, read_once=False):
-    """Checks all files and some values, and fills the cache. Returns what a run records about the data.
+    """Checks all files and some values, and fills the cache. Returns the record of the data for run.json.
 
-    read_once: every image is read only once, so that --data_cache auto does not keep them. Raises DataError, and
-    UsageError for a cache that does not fit.
+    read_once: every image is read only once, so that --data_cache auto keeps none. Raises DataError, and UsageError for
+    a cache that does not fit.
     """
     if args.check_files == "all":
         with ranks.together():
@@ -167,14 +159,8 @@ class ImagesWithIds(Dataset):
         return i, self.dataset.image(i)
 
 
-class SamplesWithIds(Dataset):
-    """Samples (id, images, label) of a dataset; images is a tuple of one image, or of the two of a pair."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
+class SamplesWithIds(ImagesWithIds):
+    """Samples (id, images, label) of a dataset. images: a tuple of one image, or of the two images of a pair."""
 
     def __getitem__(self, i):
         *images, label = self.dataset[i]
@@ -182,11 +168,11 @@ class SamplesWithIds(Dataset):
 
 
 def high_contrast_ids(dataset, count, among=64):
-    """Ids of samples for pictures: the `count` with the highest contrast, in the dataset's order.
+    """Ids of samples for pictures: the `count` samples with the highest contrast, in the order of the dataset.
 
-    Contrast is the variance of the means of 30×30 pixels; many patches are uniform forest or sea. Only `among` samples,
-    evenly spread over the dataset, are compared. The number of ids is even, because the model mixes images in pairs: if
-    there are fewer than `count` samples and their number is odd, the last id is repeated.
+    Contrast is the variance of the means of 30×30 pixels; many patches are uniform forest or sea. Compares only `among`
+    samples, evenly spread over the dataset. The number of ids is even, because the model mixes images in pairs: an odd
+    number of fewer than `count` samples is completed by repeating the last.
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
     contrast = [F.avg_pool2d(dataset.image(i).nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
@@ -210,21 +196,19 @@ def build_loader(samples, args, ranks):
 
 
 def _batch_that_fits(samples, accum_iter, world_size):
-    """For a message: flags of the largest global batch that `samples` fill; even, as images are mixed in pairs."""
+    """Advice for a message: flags of the largest even global batch that `samples` fill."""
     for micro_batches in (accum_iter, 1):
         size = samples // (micro_batches * world_size)
         if size >= 2:
             lower = f" and --accum_iter {micro_batches}" if micro_batches != accum_iter else ""
             return f"--batch_size {size - size % 2}{lower} is the largest that fits"
-    return (
-        f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1"
-        if samples >= 2
-        else "two samples are the least"
-    )
+    if samples >= 2:
+        return f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1"
+    return "two samples are the least"
 
 
 def build_test_loader(dataset, args, ranks, spread=True):
-    """A loader of (ids, images, labels), every sample once and in order. spread: over the ranks, else on rank 0."""
+    """A loader of (ids, images, labels), each sample once and in order. spread: over all ranks, else rank 0."""
     if spread:
         sampler = InOrderSampler(len(dataset), args.batch_size, ranks.rank, ranks.world_size)
     else:
@@ -252,11 +236,11 @@ def _loader(samples, sampler, args, ranks, persistent):
 
 
 class PackedLoader:
-    """The batches of a packed store, read by threads of this process: they need copying, but little computing.
+    """A loader of a packed store with threads instead of processes, because reading is copying with little computation.
 
     samples: ImagesWithIds or SamplesWithIds of a PackedDataset. batch_sampler: yields lists of ids. threads: each reads
-    up to two batches ahead; 0 reads in the caller's thread. timeout: seconds after which a batch that was not read is
-    an error, as in a DataLoader. pin_memory: of what is copied to a GPU. Images are decoded on `device`.
+    up to two batches ahead; 0 reads in the caller's thread. timeout: seconds to wait for a batch, as in a DataLoader.
+    pin_memory: for copies to a GPU. Images are decoded on `device`.
     """
 
     def __init__(self, samples, batch_sampler, device, threads=0, timeout=None, pin_memory=False):
@@ -282,7 +266,7 @@ class PackedLoader:
             while ahead:
                 yield self._next(ahead)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a thread may wait for a file system that does not answer
+            pool.shutdown(wait=False, cancel_futures=True)  # a thread may be blocked by a file system
 
     def _next(self, ahead):
         ids, future = ahead.popleft()
@@ -293,18 +277,17 @@ class PackedLoader:
         return self._batch(ids, read)
 
     def _read(self, ids):
-        """What a thread does: images on a CPU, which needs no other work; the codes of images for a GPU."""
+        """The work of a thread: reads images for a CPU, or the codes of images for a GPU."""
         return self.dataset.images(ids) if self.decode_in_threads else self.dataset.codes(ids, self.pin_memory)
 
     def _batch(self, ids, read):
         images = read if self.decode_in_threads else self.dataset.images(ids, self.device, read)
-        return (
-            (torch.tensor(ids), images, self.dataset.labels(ids)) if self.labelled else (torch.tensor(ids), images[0])
-        )
+        ids_tensor = torch.tensor(ids)
+        return (ids_tensor, images, self.dataset.labels(ids)) if self.labelled else (ids_tensor, images[0])
 
 
 class Watched:
-    """A loader during whose waits signals are handled (`Stopping.waiting_for_data`)."""
+    """Wraps a loader, and handles signals while it waits for a batch (`Stopping.waiting_for_data`)."""
 
     def __init__(self, loader):
         self.loader, self.batch_sampler = loader, loader.batch_sampler
@@ -323,9 +306,9 @@ class Watched:
 
 
 def check_temporary_folder():
-    """Raises UsageError if the path of the folder for temporary files is too long.
+    """Raises UsageError if the path of the folder for temporary files is too long for a socket.
 
-    Loader processes send batches through a socket in it; they would fail, and training would wait for them.
+    Loader processes send batches through a socket there. They would fail, and training would wait for them.
     """
     try:
         folder = tempfile.gettempdir()
@@ -336,15 +319,14 @@ def check_temporary_folder():
     if len(os.fsencode(folder)) > LONGEST_TMPDIR:
         raise UsageError(
             f"TMPDIR={folder}: its path has {len(os.fsencode(folder))} characters, and loader processes need one of "
-            "at most "
-            f"{LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0"
+            f"at most {LONGEST_TMPDIR}; set TMPDIR=/tmp, or load without processes: --num_workers 0"
         )
 
 
 def _start_worker(_):
-    """Sets up a loader process: one thread, signals ignored, and it ends together with the main process.
+    """Sets up a loader process: it has one thread, ignores signals, and ends with the main process.
 
-    Batch systems send signals to every process of a job; the main process alone decides how the program ends.
+    Batch systems send signals to every process of a job, but only the main process handles them.
     """
     torch.set_num_threads(1)
     for number in SIGNALS:

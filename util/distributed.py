@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starting one process or many: which rank this is, where the others are, and what ranks say to each other."""
+"""Distributed training: detects the launcher, joins the process group, and wraps the model in DDP."""
 
 import datetime
 import hashlib
@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import launchers
 from common.errors import UsageError
-from common.launchers import Launch  # noqa: F401 (for who makes Ranks)
+from common.launchers import Launch  # noqa: F401 (callers need it for Ranks)
 from common.ranks import RankGroup
 from util.misc import keep_freed_memory
 
 
 def detect_launch(env=os.environ):
-    """What the launcher says of this process (see `common.launchers`). Raises UsageError where it cannot be used."""
+    """The Launch of this process (see `common.launchers`). Raises UsageError if its variables cannot be used."""
     try:
         launch = launchers.detect_launch(env)
     except launchers.LaunchError as error:
@@ -27,14 +27,13 @@ def detect_launch(env=os.environ):
     if not launch.world_size:
         raise UsageError(
             f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with "
-            "mpirun, torchrun or "
-            f"srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+            f"mpirun, torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
         )
     return launch
 
 
 def job_port(env=os.environ):
-    """A port between 20000 and 59999 that all ranks of a batch job derive alike from its id; None outside of one."""
+    """A port between 20000 and 59999, derived from the id of the batch job; None outside of one."""
     job = env.get("PBS_JOBID") or env.get("SLURM_JOB_ID")
     return 20000 + int(hashlib.sha256(job.encode()).hexdigest(), 16) % 40000 if job else None
 
@@ -46,12 +45,11 @@ def _free_port():
 
 
 def rendezvous(launch, port=None, env=os.environ):
-    """Where the ranks meet: (address, port).
+    """The address and port of rank 0, at which the ranks connect.
 
-    The address is MASTER_ADDR, else the first line of $PBS_NODEFILE, else (under MPI) rank 0's, broadcast with mpi4py,
-    else this node's if it holds all ranks, else the first of Slurm's list of nodes; the port is --port, else
-    MASTER_PORT, else made from the job id, else (with the broadcast) one that is free. Raises UsageError where nothing
-    tells.
+    Sources of the address, in this order: MASTER_ADDR, the first line of $PBS_NODEFILE, under MPI a broadcast of rank 0
+    with mpi4py, this node if it holds all ranks, the first of Slurm's list of nodes. Sources of the port: --port,
+    MASTER_PORT, the job id, the broadcast of a free port, 29500. Raises UsageError if no source gives an address.
     """
     address = env.get("MASTER_ADDR")
     if not address and env.get("PBS_NODEFILE"):
@@ -91,15 +89,15 @@ def rendezvous(launch, port=None, env=os.environ):
 
 
 class Ranks(RankGroup):
-    """The process group as the programs see it. With one process every call is the identity."""
+    """The ranks of a training, connected by torch.distributed. With one process, every call is the identity."""
 
     def __init__(self, launch, device, side=None):
         self.launch, self.device = launch, device
         self.rank, self.world_size = launch.rank, launch.world_size
-        self._side, self._agreement = side, None  # a process group over the CPU, so that no GPU is waited for
+        self._side, self._agreement = side, None  # a gloo group, whose collectives do not synchronise with a GPU
 
     def mean(self, tensor):
-        """The mean over ranks of a tensor that lies on the device, in place."""
+        """Averages a tensor on the device over ranks, in place. Returns it."""
         if self.world_size > 1:
             td.all_reduce(tensor)
             tensor /= self.world_size
@@ -114,11 +112,10 @@ class Ranks(RankGroup):
         return values
 
     def agree(self, wish):
-        """The largest of the integers that the ranks gave to the call before this one, 0 at the first.
+        """The maximum of the integers that the ranks passed to the previous call; 0 at the first. Equal on all ranks.
 
-        Alike on all ranks.
-
-        This call's are exchanged in the background, so that nobody waits; with one process the answer is its own wish.
+        The integers of this call are exchanged in the background, so that no rank waits. With one process, returns
+        `wish`.
         """
         if self.world_size == 1:
             return wish
@@ -128,7 +125,7 @@ class Ranks(RankGroup):
         return answer
 
     def forget_agreement(self):
-        """Have the next `agree` answer 0, whatever was wished for so far. Returns what it would have answered."""
+        """Resets `agree`, so that its next call returns 0. Returns what that call would have returned."""
         if self._agreement is None:
             return 0
         wishes, exchange = self._agreement
@@ -143,10 +140,7 @@ class Ranks(RankGroup):
 
 
 def pick_device(name, local_rank):
-    """--device as a torch.device: "auto" is CUDA where there is a GPU, else the CPU.
-
-    Raises UsageError if it is absent.
-    """
+    """The torch.device of --device; "auto" is CUDA if there is a GPU, else the CPU. Raises UsageError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -171,16 +165,16 @@ def pick_device(name, local_rank):
 
 
 def start_ranks(args):
-    """Join the process group the launcher started, over NCCL on GPUs and gloo on CPUs. Returns Ranks.
+    """Joins the process group that the launcher started, with NCCL on GPUs and gloo on CPUs. Returns Ranks.
 
-    args: device, local_rank, dist_url, port, dist_timeout (minutes). Raises UsageError where that cannot be done.
+    args: device, local_rank, dist_url, port, dist_timeout (minutes). Raises UsageError if joining fails.
     """
     launch = detect_launch()
     local_rank = launch.local_rank if args.local_rank is None else args.local_rank
     device = pick_device(args.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # gives a learned bias no gradient
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it computes no gradient of a learned bias
     else:
         keep_freed_memory()
         if launch.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -202,11 +196,9 @@ def start_ranks(args):
             )
             side = td.new_group(backend="gloo", timeout=timeout)
         except (RuntimeError, ValueError) as error:
-            where = (
-                f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-                if args.dist_url == "env://"
-                else args.dist_url
-            )
+            where = args.dist_url
+            if where == "env://":
+                where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise UsageError(
                 f"rank {launch.rank} of {launch.world_size} ({launch.launcher}) could not join the others at "
                 f"{where}: {str(error).splitlines()[0]}; see --port, --dist_url and MASTER_ADDR"
@@ -215,15 +207,15 @@ def start_ranks(args):
 
 
 def distribute(model, ranks, warm_up_loss):
-    """The model under DDP, which averages gradients over ranks; the model itself where there is one rank.
+    """Wraps the model in DDP, which averages gradients over ranks. Returns the model itself for one rank.
 
-    warm_up_loss(model) → the loss of any input. After its first backward pass DDP assigns the gradients to other
-    buckets, which changes the order in which three or more ranks are summed. That pass is made here, so that a
-    continued run has the same buckets, and the same last bits, as a run that was not interrupted.
+    warm_up_loss(model) → the loss of any input. After its first backward pass, DDP reassigns gradients to buckets,
+    which changes the order of summation over three or more ranks. This function runs that pass, so that a continued run
+    has the same buckets, and the same bits, as an uninterrupted one.
     """
     if ranks.world_size == 1:
         return model
-    # The buffers are constants. PyTorch 2.15 renames the option that keeps DDP from sending them at every step.
+    # The buffers are constant, so DDP need not broadcast them at every step. PyTorch 2.15 renames the option.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     model = DistributedDataParallel(
         model,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Export of a checkpoint for sharing: a folder with model.safetensors, config.json and a model card, README.md.
+"""Exports a checkpoint for sharing: a folder with model.safetensors, config.json and a model card, README.md.
 
 `load_checkpoint` reads such a folder like a checkpoint. Pretraining checkpoints are exported without their decoder.
 """
@@ -69,13 +69,12 @@ def export(folder, state, args, classes, metrics, data):
     """Export a checkpoint to a new folder, atomically.
 
     state: of `load_checkpoint`. args: dataset, model, input_size, mean, std, patch_cut, patch_op, as resolved for it.
-    classes: names, or None for an encoder. metrics: {split: {name: value}}, and data: {split: {"samples", "simulated"}}
-    that they were measured on, in addition to those of the checkpoint.
+    classes: names, or None for an encoder. metrics: {split: {name: value}}. data: {split: {"samples", "simulated"}},
+    which the metrics were measured on. Both are added to those of the checkpoint.
     """
     folder = Path(folder)
-    task = "pair classifier" if args.dataset == "sen12flood" else "multi-label classifier"
-    if classes is None:
-        task = "encoder"
+    classifier = "pair classifier" if args.dataset == "sen12flood" else "multi-label classifier"
+    task = classifier if classes else "encoder"
     trained = state.get("args", {})
     if state.get("metrics"):
         split = trained.get("val_split", "val")
@@ -115,7 +114,7 @@ def export(folder, state, args, classes, metrics, data):
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
-        # Not save_file, whose file only its owner may read.
+        # save_file would make a file that only its owner can read.
         (staged / EXPORTED_WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
         (staged / EXPORTED_CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         size = sum(value.numel() for value in weights.values())
@@ -136,16 +135,16 @@ def model_card(config, size):
     steps = [
         f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in "
         f"{prepared['units']}",
-        "pixels without data: the channel's mean; then bilinear resizing to "
-        f"{prepared['input_size']}×{prepared['input_size']} pixels",
+        "pixels without data: the channel's mean; then bilinear resizing to {0}×{0} pixels".format(
+            prepared["input_size"]
+        ),
     ]
     for channel, mean, std in zip(prepared["channels"], prepared["mean"], prepared["std"]):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")
     if pair:
         steps.append(
             "both images of a pair alike; the model cuts them into patches of 128×128 (patch_cut "
-            f"{facts['patch_cut']}, "
-            f"patch_op {facts['patch_op']})"
+            f"{facts['patch_cut']}, patch_op {facts['patch_op']})"
         )
     output = "encoder: features (B, C) from `model.forward_features`"
     if classes:
@@ -173,8 +172,7 @@ def _numbered(items, first):
 
 
 def _sizes(data):
-    """A line of Markdown with the number of samples of each part, and whether they are simulated; empty if unknown."""
-    parts = [
-        f"{name} {part['samples']:,} {'simulated ' if part['simulated'] else ''}samples" for name, part in data.items()
-    ]
+    """A line of Markdown with the number of samples of each split, and whether they are simulated; empty if unknown."""
+    kinds = {name: "simulated samples" if part["simulated"] else "samples" for name, part in data.items()}
+    parts = [f"{name} {data[name]['samples']:,} {kind}" for name, kind in kinds.items()]
     return f"Data: {', '.join(parts)}.\n\n" if parts else ""

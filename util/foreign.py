@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of other programs: the key of the weights in the file, and the prefixes of their names.
+"""Reads checkpoints of other programs: finds the key of the weights, and the prefixes of their names.
 
-Ambiguous files are refused with an error that names what was found.
+Ambiguous files are refused with an error that lists what was found.
 """
 
 import re
 
 import torch
 
-KEYS = ("model", "state_dict", "model_state_dict", "module")  # of weights at the top level of a file, ours first
+from common.errors import listed
+
+KEYS = ("model", "state_dict", "model_state_dict", "module")  # keys of weights in a file; ours is "model"
 EMA_KEYS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 ANCHOR = "patch_embed.proj.weight"  # a weight of all our models
 # Wrapper modules without weights of their own: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-BESIDE_ENCODER = ("head.", "decoder_", "mask_token")  # of our models; another program may keep them outside its encoder
+BESIDE_ENCODER = ("head.", "decoder_", "mask_token")  # parts that other programs may store outside of the encoder
 EMA_NAME = re.compile(r"(^|[._])ema([._]|$)", re.IGNORECASE)
 
 
 def take_weights(state):
-    """Convert the content of a checkpoint file to our form: ({"model": weights, …}, list of remarks for the log).
+    """Converts the content of a checkpoint file to our form: ({"model": weights, …}, list of remarks for the log).
 
-    Of a file without "model" only the weights are kept, as its other entries have other meanings. A prefix that all
-    weights of the model share is removed from the names. There are no remarks on our own checkpoints. Raises
-    ValueError, which names what was found, if there are no weights of this model or several sets of them.
+    Without an entry "model", only the weights are kept, because other entries have other meanings. A prefix that all
+    weights of the model share is removed. Our own checkpoints give no remarks. Raises ValueError, which lists what was
+    found, for a file without weights of this model or with several sets of them.
     """
     if not isinstance(state, dict):
         raise ValueError(f"it has no 'model', as it is a {type(state).__name__}")
@@ -40,7 +42,7 @@ def take_weights(state):
 
 
 def _container(state):
-    """(key, weights) of the only set of weights in a file; key None: at the top level. Raises ValueError."""
+    """(key, weights) of the one set of weights in a file. key: None at the top level. Raises ValueError."""
     if isinstance(state.get("model"), dict):
         return "model", state["model"]
     for keys in (KEYS, EMA_KEYS):
@@ -60,7 +62,7 @@ def _container(state):
 
 
 def _anchors(weights):
-    """The names that are ANCHOR but for prefixes."""
+    """The names that end in ANCHOR."""
     return [name for name in weights if isinstance(name, str) and f".{_unwrapped(name)}".endswith(f".{ANCHOR}")]
 
 
@@ -69,7 +71,7 @@ def _unwrapped(name):
 
 
 def _without_prefix(weights):
-    """(weights with the names of our model, remarks on what was changed). Raises ValueError."""
+    """(weights with the names of our model, remarks on the changes). Raises ValueError."""
     anchors = _anchors(weights)
     if anchors in ([], [ANCHOR]) and not any(
         isinstance(name, str) and WRAPPERS & set(name.split(".")) for name in weights
@@ -105,23 +107,18 @@ def _without_prefix(weights):
 
 
 def _place(name, prefix, others):
-    """The name in our model of a weight; None if it belongs to another model. others: prefixes of the other models."""
+    """The name of a weight in our model; None if it belongs to another model. others: prefixes of the other models."""
     if not isinstance(name, str) or not prefix and not name.startswith(tuple(others)):
         return name
     if prefix and name.startswith(prefix):
         return name.removeprefix(prefix)
     parts = prefix.split(".")
-    for end in range(len(parts)):  # weights beside the encoder, in the module that contains it
+    for end in range(len(parts)):  # weights in the module that contains the encoder
         beside = "".join(f"{part}." for part in parts[:end])
         if name.startswith(tuple(beside + part for part in BESIDE_ENCODER)):
             return name.removeprefix(beside)
     return None
 
 
-def _listed(names, most=3):
-    names = [repr(name) for name in names]
-    return (
-        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-        if names
-        else "nothing"
-    )
+def _listed(names):
+    return listed(map(repr, names)) or "nothing"

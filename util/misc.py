@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Logged flags, durations, memory, and the record of what a run was."""
+"""Logging of flags and durations, memory, and the description of the environment in run.json."""
 
 import ctypes
 import datetime
@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,31 +17,31 @@ import torch
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3): when to shrink the heap, and from which size on to map memory
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 
 
 def log_flags(args):
-    """One line with all flags as JSON, so that a log says what it is of."""
+    """Logs all flags as JSON in one line."""
     log.info("flags: %s", json.dumps(vars(args), sort_keys=True))
 
 
 def duration(seconds):
-    """H:MM:SS."""
+    """Seconds as H:MM:SS."""
     return str(datetime.timedelta(seconds=int(seconds)))
 
 
 def peak_memory(device):
-    """The most memory taken so far, in bytes: of the GPU by tensors, or of the process (resident) on a CPU."""
+    """Peak memory in bytes: of tensors on the GPU, or on a CPU the resident memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory():
-    """Have this process keep the memory that it frees, for the next step, instead of giving it back to the system.
+    """Makes malloc keep freed memory for reuse instead of returning it to the system.
 
-    A training step on a CPU allocates gigabytes in pieces so large that glibc maps and unmaps each; the system then has
-    to hand out and clear every page of them again, in every step. Does nothing where the C library is another.
+    A training step on a CPU allocates gigabytes in large blocks. By default, glibc maps and unmaps each block, and the
+    system clears its pages again in every step. Does nothing with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -51,14 +52,10 @@ def keep_freed_memory():
 def _commit():
     """The checkout's commit, with "+changes" if files differ from it; None outside of a checkout."""
     root = Path(__file__).resolve().parent.parent
+    git = partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10)
     try:
-        commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changes = subprocess.run(
-            ["git", "-C", root, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        commit = git(["git", "rev-parse", "HEAD"])
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no"])
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "") if commit.returncode == 0 else None
@@ -73,20 +70,17 @@ def _version(package):
 
 def environment(ranks):
     """Versions, devices, launcher and commit of this run, for run.json."""
-    device = ranks.device
+    device, packages = ranks.device, ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")
+    on_gpu = device.type == "cuda"
     return {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
         "commit": _commit(),
         "host": platform.node(),
         "python": platform.python_version(),
-        "versions": {
-            name: _version(name) for name in ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")
-        },
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "versions": {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
+        "cuda": torch.version.cuda if on_gpu else None,
         "launcher": ranks.launch.launcher,
         "world_size": ranks.world_size,
     }

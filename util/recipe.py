@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The published recipes: from a few settings to the flags of a main program.
+"""The published recipes: converts a few settings to the flags of a main program.
 
-A setting is a variable, or a flag of the same name in lower case, which wins: MODEL=large, or --model large. Flags of
-the main programs can follow after --, and win over the recipe's. Imports only the standard library, so that it runs
-before anything is installed.
+A setting is an environment variable or a flag of the same name in lower case, which takes precedence: MODEL=large,
+--model large. Flags of the main program can follow after --, and take precedence over the recipe's. Imports only the
+standard library, so that it runs before anything is installed.
 """
 
 import os
@@ -17,14 +17,11 @@ from util.step_memory import fits
 
 
 class Setting(NamedTuple):
-    """default: "" for none. allowed: the values, or the least whole number.
+    """A setting of a recipe."""
 
-    None for any text. help: what --help says.
-    """
-
-    default: str
-    allowed: object
-    help: str
+    default: str  # "" for none
+    allowed: object  # tuple of values, smallest integer, or None for any text
+    help: str  # the text in --help
 
 
 SETTINGS = {
@@ -32,20 +29,20 @@ SETTINGS = {
     "DATASET": Setting("benv2", ("benv1", "benv2", "sen12flood"), "BigEarthNet, or SEN12-FLOOD to finetune"),
     "DATA_PATH": Setting("", None, "folder of the data"),
     "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
-    "EPOCH": Setting("64", 1, "where pretraining stops, and from whose checkpoint_EPOCH.pth finetuning starts"),
+    "EPOCH": Setting("64", 1, "where pretraining stops; finetuning starts from its checkpoint_EPOCH.pth"),
     "WEIGHT_MODE": Setting("per_channel", ("per_channel", "shared_avg", "none"), "kind of polarization weights"),
-    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what a weight is for"),
+    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what has one weight, a token or a pixel"),
     "MODELS_PATH": Setting("output", None, "folder of all runs, and of their logs in logs/"),
     "CHECKPOINT": Setting("", None, 'another file to finetune or to test; "random": random initialisation'),
     "PRETRAINED_ON": Setting(
         "",
         None,
         "dataset of the pretraining run to start from (default: DATASET; benv1 for sen12flood, as published); with "
-        "CHECKPOINT, whose statistics floods are standardised with",
+        "CHECKPOINT, the dataset whose statistics standardise floods",
     ),
     "SEED": Setting("0", 0, "seed of the run"),
-    "BATCH_SIZE": Setting("", 1, "images of a rank (default: what makes the published global batch, and fits)"),
-    "ACCUM_ITER": Setting("", 1, "micro-batches of a step (default: what makes the published global batch)"),
+    "BATCH_SIZE": Setting("", 1, "images per rank (default: by the published global batch, and the memory of the GPU)"),
+    "ACCUM_ITER": Setting("", 1, "micro-batches per step (default: by the published global batch)"),
     "EXTRA": Setting("", None, "flags of the main program, as after --, quoted as for a shell"),
 }
 PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
@@ -55,21 +52,18 @@ PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
 
 
 class Request(NamedTuple):
-    """values: {setting: text} of those that were given.
+    """The settings and flags that a user gave."""
 
-    extra: flags of the main program. help, dry_run: were asked for.
-    """
-
-    values: dict
-    extra: list
-    help: bool
-    dry_run: bool
+    values: dict  # {setting: text}
+    extra: list  # flags of the main program
+    help: bool  # --help
+    dry_run: bool  # --dry_run
 
 
 def read_settings(settings, argv, env, start="."):
-    """The Request of a command line and of variables.
+    """The Request of a command line and of environment variables. Raises UsageError.
 
-    Relative paths are meant from the folder `start`. Raises UsageError.
+    Relative paths are relative to the folder `start`.
     """
     values = {name: env[name] for name in settings if env.get(name)}
     place = argv.index("--") if "--" in argv else len(argv)
@@ -105,20 +99,20 @@ def read_settings(settings, argv, env, start="."):
 
 
 def settled(settings, given):
-    """{setting: text} with the defaults, "" for none. Raises UsageError for a value that is not allowed."""
+    """{setting: text} with defaults, "" for none. Raises UsageError for a value that is not allowed."""
     values = {name: given.get(name) or setting.default for name, setting in settings.items()}
     for name, setting in settings.items():
         value, allowed = values[name], setting.allowed
         if isinstance(allowed, tuple) and value not in allowed:
             raise UsageError(f"{name}={value}: must be one of: {' '.join(allowed)}")
-        if isinstance(allowed, int) and value:
-            if not re.fullmatch(r"0|[1-9][0-9]{0,6}", value) or int(value) < allowed:
-                raise UsageError(f"{name}={value}: must be a whole number of at least {allowed}")
+        is_number = re.fullmatch(r"0|[1-9][0-9]{0,6}", value)
+        if isinstance(allowed, int) and value and not (is_number and int(value) >= allowed):
+            raise UsageError(f"{name}={value}: must be a whole number of at least {allowed}")
     return values
 
 
 def check(values, extra, dry_run):
-    """Raises UsageError for settings that contradict each other and, except in a dry run, for missing data."""
+    """Raises UsageError for settings that contradict each other and, except in a dry run, for a missing data folder."""
     task, checkpoint, data = values["TASK_TYPE"], values["CHECKPOINT"], values["DATA_PATH"]
     if not data:
         raise UsageError("DATA_PATH is missing: the folder of the data, as a variable or as --data_path DIR")
@@ -142,16 +136,16 @@ def check(values, extra, dry_run):
 
 
 class Gpus(NamedTuple):
-    """The GPUs that each node has. count: 0 without any. mb: memory of the smallest."""
+    """The GPUs of a node."""
 
     count: int = 0
     name: str = ""
-    mb: int = 0
+    mb: int = 0  # memory of the smallest, MiB
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A main program, its flags, its output folder, and its batch: images × accumulation on each of `ranks` ranks."""
+    """A main program, its flags, its output folder, and its batch: images × accumulation steps on each of the ranks."""
 
     program: str
     flags: list
@@ -162,18 +156,17 @@ class Recipe:
 
 
 def deal_batch(values, ranks, gpus):
-    """(batch, accumulation) of each rank: the published global batch, in micro-batches as large as published where they
-    fit.
+    """(batch size, accumulation steps) of each rank, which give the published global batch.
 
-    Without a GPU micro-batches have an eighth of the published size. Raises UsageError where `ranks` do not divide the
-    batch.
+    Micro-batches have the published size, or a smaller one if that does not fit the GPU; without a GPU, an eighth of
+    the published size. Raises UsageError if `ranks` do not divide the global batch.
     """
     own_batch, own_accumulation = int(values["BATCH_SIZE"] or 0), int(values["ACCUM_ITER"] or 0)
-    task, images = values["TASK_TYPE"], 1
+    task, images = values["TASK_TYPE"], 1  # images per sample
     if task == "pretrain":
         whole, batch = 2048, 256
     elif values["DATASET"] == "sen12flood":
-        whole, batch, images = 128, 16, 32  # a pair is twice sixteen patches
+        whole, batch, images = 128, 16, 32  # two images of 16 patches
     else:
         whole, batch = 1024, 128
     if not gpus.count:
@@ -186,20 +179,19 @@ def deal_batch(values, ranks, gpus):
     if task != "test" and not own_batch and not own_accumulation and batch * ranks * accumulate != whole:
         raise UsageError(
             f"the published global batch of {whole} cannot be dealt to {ranks} ranks; start 1, 2, 4, 8 or 16, or "
-            "choose "
-            "BATCH_SIZE (and ACCUM_ITER)"
+            "choose BATCH_SIZE (and ACCUM_ITER)"
         )
     return batch, accumulate
 
 
 def pretraining_folder(values):
-    """The folder of the pretraining run with these settings, or of the one that finetuning with them starts from."""
-    kind = "{PRETRAINED_ON}_{MODEL}_{WEIGHT_MODE}_{WEIGHT_LEVEL}_seed{SEED}".format(**values)
-    return f"{values['MODELS_PATH']}/pretrain_{kind}"
+    """The folder of the pretraining run with these settings, from which finetuning starts."""
+    name = "{MODELS_PATH}/pretrain_{PRETRAINED_ON}_{MODEL}_{WEIGHT_MODE}_{WEIGHT_LEVEL}_seed{SEED}"
+    return name.format(**values)
 
 
 def recipe(values, ranks, gpus, dry_run=False):
-    """The Recipe of settled values. Raises UsageError for a checkpoint that is not there, except in a dry run."""
+    """The Recipe of settings with defaults. Raises UsageError for a missing checkpoint, except in a dry run."""
     v = values
     task, dataset, checkpoint = v["TASK_TYPE"], v["DATASET"], v["CHECKPOINT"]
     pretrained_on = v["PRETRAINED_ON"] or ("benv1" if dataset == "sen12flood" else dataset)
@@ -214,8 +206,7 @@ def recipe(values, ranks, gpus, dry_run=False):
         program, folder = "main_pretrain.py", pretrained
         more = (
             f"--accum_iter {accumulate} --epochs 1024 --stop_epoch {v['EPOCH']} --warmup_epochs 40 --blr 1.5e-4 "
-            "--min_lr 0 "
-            "--weight_decay 0.05 --mask_ratio 0.5 --norm_pix_loss "
+            "--min_lr 0 --weight_decay 0.05 --mask_ratio 0.5 --norm_pix_loss "
             f"--weight_mode {v['WEIGHT_MODE']} --weight_level {v['WEIGHT_LEVEL']}"
         ).split()
     else:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What an evaluation leaves: tables in the log, metrics as JSON, predictions and features with the ids of their
-samples.
+"""Writes the results of an evaluation: tables in the log, metrics as JSON, predictions and features per sample.
 
-A dataset here is anything with ids (N,), CLASSES, label_table() → (N, K) and, for features, groups (N,).
+dataset: an object with ids (N,), CLASSES, label_table() → (N, K) and, for features, groups (N,).
 """
 
 import json
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def log_table(rows, headers):
-    """A pipe table, line by line."""
+    """Logs a pipe table, line by line."""
     for line in tabulate(rows, headers, tablefmt="pipe", disable_numparse=True).splitlines():
         log.info("%s", line)
 
@@ -30,11 +29,12 @@ def scalars(metrics):
 
 
 def shown(value):
+    """A metric as text; "–" for an undefined one."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def log_metrics(metrics, classes):
-    """A table per class, with the classes that are undefined; of floods, the counts. metrics: as of `util.metrics`."""
+    """Logs the metrics per class, or the confusion matrix of floods. metrics: from `util.metrics`."""
     if "confusion" in metrics:
         counts = metrics["confusion"]
         log_table(
@@ -43,10 +43,10 @@ def log_metrics(metrics, classes):
         )
         return
     per_class = metrics["per_class"]
-    rows = zip(
-        classes, per_class["support"], *(map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall"))
+    columns = [map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall")]
+    log_table(
+        list(zip(classes, per_class["support"], *columns)), ["class", "samples", "AP", "F1", "precision", "recall"]
     )
-    log_table(list(rows), ["class", "samples", "AP", "F1", "precision", "recall"])
     if metrics["undefined"]:
         log.warning(
             "%d classes do not occur in this split and are left out of the macro means: %s",
@@ -56,20 +56,20 @@ def log_metrics(metrics, classes):
 
 
 def log_headline(headline, metrics):
-    """The summary that log readers look for. headline: row → names of its metrics: macro and micro, or one alone."""
+    """Logs the summary that log readers parse. headline: {row: names of its metrics, (macro, micro) or one}."""
     headers = ["Metric", "Macro", "Micro"] if "ap_macro" in metrics else ["Metric", "Value"]
     log_table([(name, *(shown(metrics[key]) for key in keys)) for name, keys in headline.items()], headers)
 
 
 def write_metrics(path, metrics, **where):
-    """Metrics as JSON, with `where` they are of: checkpoint, dataset, split, …"""
+    """Writes metrics as JSON, with the entries of `where`: checkpoint, dataset, split, …"""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(json.dumps({**where, **metrics}, indent=1).encode()))
     log.info("wrote %s", path)
 
 
 def write_frame(path, frame):
-    """A pandas DataFrame as .csv or .parquet, whole or not at all."""
+    """Writes a pandas DataFrame as .csv or .parquet, atomically."""
 
     def write(file):
         if Path(path).suffix == ".parquet":
@@ -81,18 +81,23 @@ def write_frame(path, frame):
     log.info("wrote %s: %d rows", path, len(frame))
 
 
+def _label_columns(classes, labels):
+    return {f"label: {name}": column for name, column in zip(classes, labels.T)}
+
+
 def write_predictions(path, dataset, probabilities):
-    """One row per sample: id, then label and probability of each class."""
+    """Writes a row per sample: id, then label and probability of each class."""
     labels = dataset.label_table()
-    columns = {"id": dataset.ids}
-    columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
+    columns = {"id": dataset.ids} | _label_columns(dataset.CLASSES, labels)
     columns |= {f"probability: {name}": probabilities[:, k].numpy() for k, name in enumerate(dataset.CLASSES)}
     write_frame(path, pd.DataFrame(columns))
 
 
 def write_features(path, dataset, features):
-    """Features with ids, groups (what lies side by side: acquisition or folder) and labels, all 0 of a sample without a
-    label."""
+    """Writes features with ids, groups (acquisitions or folders) and labels, as .npz or .parquet.
+
+    The labels of a sample without a label are all 0.
+    """
     features, labels = features.numpy(), dataset.label_table()
     unlabelled = np.count_nonzero(~labels.any(1))
     if 0 < unlabelled < len(labels):
@@ -103,20 +108,10 @@ def write_features(path, dataset, features):
             len(labels),
         )
     if Path(path).suffix == ".parquet":
-        columns = {"id": dataset.ids, "group": dataset.groups}
-        columns |= {f"label: {name}": labels[:, k] for k, name in enumerate(dataset.CLASSES)}
+        columns = {"id": dataset.ids, "group": dataset.groups} | _label_columns(dataset.CLASSES, labels)
         columns |= {f"feature {k}": column for k, column in enumerate(features.T)}
         write_frame(path, pd.DataFrame(columns))
         return
-    write_atomically(
-        path,
-        lambda file: np.savez(
-            file,
-            ids=dataset.ids,
-            groups=dataset.groups,
-            labels=labels,
-            features=features,
-            classes=np.array(dataset.CLASSES),
-        ),
-    )
+    arrays = {"ids": dataset.ids, "groups": dataset.groups, "labels": labels, "features": features}
+    write_atomically(path, lambda file: np.savez(file, **arrays, classes=np.array(dataset.CLASSES)))
     log.info("wrote %s: %d samples × %d features", path, *features.shape)

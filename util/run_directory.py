@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The output directory of a run: one run at a time, nothing overwritten unasked, logs that match the checkpoint."""
+"""The output directory of a run: locked by one run, overwritten only on request, logs that match the checkpoint."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ from util.stopping import SIGNALS, catch
 LOG, RECORD = "log.txt", "run.json"
 SELECTED = "checkpoint_best*.pth"
 CHECKPOINTS = (LATEST, PREVIOUS, "checkpoint_[0-9]*.pth", SELECTED)
-# What our programs write; --overwrite removes this, the TensorBoard events, and nothing else.
+# Files that our programs write. --overwrite removes these and the TensorBoard events.
 OWN_FILES = (
     LOG,
     RECORD,
@@ -35,13 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The output directory of a run, held by rank 0 from `open` to the end of its `with` block.
+    """The output directory of a run, locked by rank 0 from `open` to the end of its `with` block.
 
-    Every rank calls the same methods, and only rank 0 does anything.
-
-    What fails on rank 0 is raised on every rank: UsageError if the folder cannot be made, another run holds it, it
-    holds a run already and neither resume nor overwrite is asked for, or a file cannot be written. writer: an
-    EventFile, from `begin` on, on rank 0.
+    Every rank calls the same methods, and rank 0 runs them. Errors of rank 0 are raised on every rank. Raises
+    UsageError if the folder cannot be made, another run has locked it, it contains a run and neither resume nor
+    overwrite is given, or a file cannot be written. writer: an EventFile on rank 0, after `begin`.
     """
 
     def __init__(self, path, ranks):
@@ -53,7 +51,7 @@ class RunDirectory:
 
     def __exit__(self, kind, error, _):
         if error is None or isinstance(error, Stopped) and error.on_all_ranks:
-            self.ranks.on_main(self._end, error)  # mpirun kills the others soon after the first rank has ended
+            self.ranks.on_main(self._end, error)  # mpirun kills the other ranks when the first has ended
         else:
             self._end(error)
 
@@ -65,12 +63,10 @@ class RunDirectory:
 
     @on_main
     def save(self, state, entry=None, names=()):
-        """Makes `state` the latest checkpoint.
+        """Saves `state` as the latest checkpoint and under `names`. entry: the line of log.txt, at the end of an epoch.
 
-        At an epoch's end with a line for log.txt, and also under `names`, if given.
-
-        The logs are written first: lines without their checkpoint are cut off when the run continues, and a line that
-        is missing would be missing for ever.
+        The logs are written first, because a run that continues removes lines without a checkpoint but cannot restore
+        missing ones.
         """
         self.writer.flush()
         if entry is not None:
@@ -81,7 +77,7 @@ class RunDirectory:
         save_checkpoint(self.path, state, names)
 
     def close(self):
-        """Close the logs and free the folder for another run."""
+        """Closes the logs and unlocks the folder."""
         if self.writer:
             self.writer.close()
         self._lock.release()
@@ -91,7 +87,7 @@ class RunDirectory:
 
     @on_main
     def open(self, resume=False, overwrite=False):
-        """Locks the folder. Nothing else in it is touched before `begin`."""
+        """Locks the folder. Changes nothing else in it before `begin`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             gone = self._lock.acquire(f"--output_dir {self.path}")
@@ -101,9 +97,7 @@ class RunDirectory:
             ) from None
         if gone:
             log.warning("taking over the lock of %s: that process is gone", gone)
-        self._handlers = catch(
-            self._on_signal, set(SIGNALS) - {signal.SIGINT}
-        )  # Ctrl-C unwinds the program, as elsewhere
+        self._handlers = catch(self._on_signal, set(SIGNALS) - {signal.SIGINT})  # Ctrl-C raises KeyboardInterrupt
         earlier = self._own_files()
         if earlier and not (resume or overwrite):
             self.close()
@@ -113,11 +107,10 @@ class RunDirectory:
             )
 
     def _on_signal(self, number, _):
-        """Outside of training (`util.stopping`) a signal finds nothing to save: free the folder and end, status 128 +
-        number.
+        """Handles a signal outside of training (`util.stopping`): unlocks the folder, exits with status 128 + number.
 
-        Nothing is unwound, as an exception at any place of the program could leave it waiting for its own threads; and
-        nothing is lost, as files are put in place whole.
+        There is nothing to save. Exits without an exception, which could leave the program waiting for its threads. No
+        file is damaged, because all are written atomically.
         """
         self._lock.clear()
         os.write(2, f"ended by {signal.Signals(number).name}; continue with --resume auto\n".encode())
@@ -128,11 +121,9 @@ class RunDirectory:
 
     @on_main
     def begin(self, record, start, steps, log_dir=None, overwrite=False):
-        """Clears an earlier run away (overwrite), or cuts its logs back to the start.
+        """Removes an earlier run (overwrite) or truncates its logs to the start; writes run.json and opens TensorBoard.
 
-        Writes run.json, opens TensorBoard.
-
-        record: what the run is. start: `util.training.Start`; steps: of an epoch.
+        record: the content of run.json. start: `util.training.Start`. steps: per epoch.
         """
         log_dir = log_dir or self.path / "tensorboard"
         try:
@@ -168,7 +159,7 @@ class RunDirectory:
         write_atomically(self.path / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
 
     def _record_end(self, outcome):
-        """Say in run.json how the run ended. It has ended one way or another, so a full disk is no error any more."""
+        """Writes the outcome to run.json. A failure is only a warning, because the run has ended."""
         try:
             self._write_record({**self._read_record(), "outcome": outcome})
         except OSError as error:
@@ -186,6 +177,7 @@ class RunDirectory:
 
 
 def _epoch_of(line, path):
+    """The epoch of a line of log.txt; infinity, with a warning, for a line that cannot be read."""
     try:
         return json.loads(line)["epoch"]
     except (ValueError, KeyError, TypeError):

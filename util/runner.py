@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What scripts/run_local.sh and scripts/qsub_run.sh start, on this machine or under PBS Pro.
+"""Computes the commands of scripts/run_local.sh and scripts/qsub_run.sh, for this machine or for PBS Pro.
 
     python -m util.runner run_local.sh START FLAGS…
 
-START is the folder that relative paths are meant from. The output is shell code, which the script evaluates: it prints
-and exits (--help, --dry_run), or sets variables. Imports only the standard library, so that it runs before anything is
-installed.
+Relative paths are relative to the folder START. The output is shell code that the script evaluates: it prints and exits
+(--help, --dry_run), or sets variables. Imports only the standard library, so that it runs before anything is installed.
 """
 
 import os
@@ -25,24 +24,26 @@ from util.recipe import SETTINGS, Gpus, Setting, check, read_settings, recipe, s
 LOCAL = {**SETTINGS, "RANKS": Setting("", 1, "processes (default: one per GPU)")}
 PBS = {
     **SETTINGS,
-    "RESUBMIT": Setting("0", 0, "jobs that may follow. None does after an error, nor if nothing new was saved"),
-    "NODES": Setting("1", 1, "nodes of a job"),
+    "RESUBMIT": Setting("0", 0, "number of follow-up jobs; none follows an error, or a job that saved nothing new"),
+    "NODES": Setting("1", 1, "nodes per job"),
     "WALLTIME": Setting("24:00:00", None, "H:MM:SS; the run ends five minutes before"),
-    "SITE": Setting("", None, "file of settings of the site (default: scripts/site.sh where it exists)"),
-    "SITE_GROUP": Setting("", None, 'group that pays (qsub -P); "none" where a site has no groups'),
+    "SITE": Setting("", None, "file with the settings of the site (default: scripts/site.sh if it exists)"),
+    "SITE_GROUP": Setting("", None, 'group that is charged (qsub -P); "none" if the site has no groups'),
     "SITE_QUEUE": Setting("rt_HF", None, "queue of the jobs"),
     "SITE_NCPUS": Setting("192", 1, "cores of a node"),
-    "SITE_GPU": Setting("H200", ("H200", "A100", "V100"), "GPUs of a node, which tell their number before a job"),
+    "SITE_GPU": Setting(
+        "H200", ("H200", "A100", "V100"), "GPUs of a node, by which their number is known before the job starts"
+    ),
     "SITE_MODULES": Setting("", None, "environment modules to load, separated by spaces"),
 }
 NODES = {"H200": Gpus(8, "H200", 143771), "A100": Gpus(8, "A100", 40960), "V100": Gpus(4, "V100", 16384)}
 
 
-# ---- What the scripts evaluate -------------------------------------------------------------------
+# ---- Shell code ----------------------------------------------------------------------------------
 
 
 def assign(**values):
-    """Shell code that sets variables: to a text, or to an array for a list."""
+    """Shell code that sets variables to a string, or to an array for a list."""
     return "\n".join(
         f"{name}={shlex.quote(value) if isinstance(value, str) else f'({shlex.join(value)})'}"
         for name, value in values.items()
@@ -50,6 +51,7 @@ def assign(**values):
 
 
 def export(values):
+    """Shell code that exports variables."""
     return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
 
 
@@ -62,19 +64,20 @@ def help_of(script, settings):
     lines = (Path("scripts") / script).read_text(encoding="utf-8").splitlines()[2:]
     head = [line[2:] for line in takewhile(lambda line: line.startswith("# "), lines)]
     head.append(
-        "Settings, each a variable or a flag of the same name in lower case, which wins: MODEL=large, --model large."
+        "Settings, each a variable or a flag of the same name in lower case, which takes precedence: MODEL=large, "
+        "--model large."
     )
     for name, (default, allowed, text) in settings.items():
         choices = f" [{', '.join(allowed)}]" if isinstance(allowed, tuple) else ""
         head.append(f"  {name:<15}{text}{choices}{f' (default: {default})' if default else ''}")
-    return [*head, "Flags of the main program can follow after --, and win over the recipe's."]
+    return [*head, "Flags of the main program can follow after --, and take precedence over the recipe's."]
 
 
 # ---- The machine ---------------------------------------------------------------------------------
 
 
 def count_gpus(listed, visible=None):
-    """Gpus of the lines "name, memory in MiB" of nvidia-smi. visible: CUDA_VISIBLE_DEVICES, None if it is not set."""
+    """The Gpus in lines "name, memory in MiB" of nvidia-smi. visible: CUDA_VISIBLE_DEVICES, or None if unset."""
     found = [line.split(",", 1) for line in listed.splitlines() if re.search(r",.*\d", line)]
     sizes = [int(re.sub(r"\D", "", memory)) for _, memory in found]
     count = len(found)
@@ -84,7 +87,7 @@ def count_gpus(listed, visible=None):
 
 
 def find_gpus(env=os.environ):
-    """Gpus of this machine that CUDA shows; none without nvidia-smi, or where it fails."""
+    """The Gpus of this machine that CUDA can use; none if nvidia-smi is missing or fails."""
     if shutil.which("nvidia-smi") is None:
         return Gpus()
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -97,7 +100,7 @@ def plural(count, what):
 
 
 def describe(made, task, nodes, gpus, log):
-    """Lines on what a run is, as comments, so that a dry run can be pasted."""
+    """Lines that describe a run, as shell comments, so that the output of a dry run can be pasted."""
     lines = [f"# {plural(nodes, 'node')}, {plural(made.ranks, 'rank')} on {gpus.name or 'the CPU'}"]
     if task != "test":
         lines.append(
@@ -108,6 +111,7 @@ def describe(made, task, nodes, gpus, log):
 
 
 def log_of(made, models):
+    """The path of the console log of a run."""
     return f"{models}/logs/{os.path.basename(made.folder)}_{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 
@@ -115,7 +119,8 @@ def log_of(made, models):
 
 
 def run_local(start, argv, env):
-    """Sets ranks, launch and dry_run; and command, said and log, or, for the demonstration, models."""
+    """Shell code that sets ranks and command; with a command also said and log, for the demonstration launch, dry_run
+    and models."""
     request = read_settings(LOCAL, argv, env, start)
     if request.help:
         return print_and_exit(help_of("run_local.sh", LOCAL))
@@ -139,7 +144,7 @@ def run_local(start, argv, env):
 
 
 def site(start, argv, env):
-    """Exports what flags and variables say, so that the file of the site can go by it; sets SITE and dry_run."""
+    """Shell code that exports the given settings, which the file of the site may read, and sets SITE and dry_run."""
     request = read_settings(PBS, argv, env, start)
     if request.help:
         return print_and_exit(help_of("qsub_run.sh", PBS))
@@ -153,7 +158,7 @@ def site(start, argv, env):
 
 
 def minutes_of(walltime):
-    """Minutes that a run may take of its job's "H:MM:SS": five are kept for saving. Raises UsageError."""
+    """The time limit of a run in minutes: that of its job, "H:MM:SS", less five for saving. Raises UsageError."""
     match = re.fullmatch(r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])", walltime)
     if not match:
         raise UsageError(f"WALLTIME={walltime}: must be hours, minutes and seconds, as 24:00:00")
@@ -164,10 +169,7 @@ def minutes_of(walltime):
 
 
 def nodes_of_job(env):
-    """(hosts, Gpus of each) of the job that this runs in.
-
-    Raises UsageError where it has no list of nodes, or no GPU.
-    """
+    """(hosts, Gpus of each) of the current job. Raises UsageError if the list of nodes or a GPU is missing."""
     file = env.get("PBS_NODEFILE", "")
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
@@ -177,14 +179,14 @@ def nodes_of_job(env):
     if not gpus.count:
         raise UsageError(
             f"nvidia-smi shows no GPU on {os.uname().nodename}; ask for a queue with GPUs (SITE_QUEUE), or load their "
-            "driver's "
-            "module (SITE_MODULES)"
+            "driver's module (SITE_MODULES)"
         )
     return list(dict.fromkeys(line.split()[0] for line in lines if line.split())), gpus
 
 
 def job(start, argv, env):
-    """Exports the settings, for qsub -v, and sets task, run_folder, master, command, submission, said and log."""
+    """Shell code that exports the settings, for qsub -v, and sets task, run_folder, master, command, submission, said
+    and log."""
     request = read_settings(PBS, argv, env, start)
     values, in_job = settled(PBS, request.values), bool(env.get("PBS_JOBID"))
     minutes = minutes_of(values["WALLTIME"])
@@ -198,14 +200,14 @@ def job(start, argv, env):
     made = recipe(values, len(hosts) * gpus.count, gpus, request.dry_run)
     command = ["mpirun", "-np", str(made.ranks), "--host", ",".join(f"{host}:{gpus.count}" for host in hosts)]
     command += ["--map-by", f"ppr:{gpus.count}:node", "--bind-to", "none"]
-    if len(hosts) > 1:  # ranks elsewhere have neither this job's environment nor its list of nodes
+    if len(hosts) > 1:  # ranks on other nodes do not inherit the environment of this job
         for name in ("MASTER_ADDR", "PBS_JOBID", "PATH", *(["LD_LIBRARY_PATH"] if env.get("LD_LIBRARY_PATH") else [])):
             command += ["-x", name]
     command += [f"{env.get('PWD') or os.getcwd()}/.venv/bin/python", made.program, *made.flags]
     if values["TASK_TYPE"] != "test":
         command += ["--walltime", str(minutes)]
     command += request.extra
-    # qsub takes the values of -v from the environment, whatever characters they have.
+    # qsub takes the values of -v from the environment, so that they may contain any character.
     handed_on = {name: value for name, value in values.items() if value}
     select = f"select={values['NODES']}:ncpus={values['SITE_NCPUS']}:mpiprocs={gpus.count}"
     submission = ["qsub", "-N", f"sarwmix-{values['TASK_TYPE']}"]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""How a training is executed: `--compile auto` times eager and compiled execution, with both ways of attention, and
-takes the fastest.
+"""Selects the execution of a training: `--compile auto` times eager and compiled execution with both implementations of
+attention, and selects the fastest.
 
-Forward and backward passes of the model are timed before DDP takes it, so that no rank waits for another within a step,
-and without an optimizer step. Nothing that a run's numbers depend on is changed: no weight, gradient, moment or random
-stream.
+Forward and backward passes of the model are timed before it is wrapped in DDP, so that ranks do not wait for each other
+within a step, and without an optimizer step. The timing changes no weight, gradient, moment or random stream.
 """
 
 import gc
@@ -20,27 +19,26 @@ from util.program import COMPILE_MODES
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3  # steps of each candidate that are not timed; the first one compiles
-ROUNDS = 3  # timed rounds of steps of each candidate, whose median counts
-ROUND_SECONDS = 0.5  # that a round takes at least
-LIMIT = 300  # seconds after which no further candidate is tried
-OFF = "off"  # of --compile
-OUT_OF_MEMORY = "out of memory"  # how PyTorch words it
+WARM_UP = 3  # untimed steps of each candidate; the first one compiles
+ROUNDS = 3  # timed rounds of each candidate; the result is their median
+ROUND_SECONDS = 0.5  # minimum duration of a round
+LIMIT = 300  # seconds after which no further candidate is timed
+OFF = "off"  # value of --compile
+OUT_OF_MEMORY = "out of memory"  # part of PyTorch's message
 
 
 def describe(execution):
-    """An execution in words. execution: {"compile": "off" or a torch.compile mode, "attention": of `execute_with`}."""
+    """An execution in words: {"compile": "off" or a mode of torch.compile, "attention": argument of `execute_with`}."""
     how = "eager" if execution["compile"] == OFF else f"compiled ({execution['compile']})"
     return f"{how} with {execution['attention']} attention"
 
 
 def settle_execution(training, loss_of, config, ranks, start):
-    """Chooses how `training.model` is executed, and notes it in `training.execution`. The same on all ranks.
+    """Selects the execution of `training.model`, and stores it in `training.execution`. The same on all ranks.
 
-    loss_of(model) → the loss of a batch of the shapes of training. start: `util.training.Start`. With --compile auto,
-    or without the flag, a continued run keeps the execution of the run that it continues, if that ran on such a device.
-    Without the flag a new run is timed on CUDA, and eager on a CPU. Raises TrainingError where a mode that was asked
-    for cannot be compiled.
+    loss_of(model) → the loss of a batch with the shapes of training. start: `util.training.Start`. With --compile auto,
+    or without the flag, a continued run keeps its execution if it continues on the same kind of device. Without the
+    flag, a new run is timed on CUDA, and eager on a CPU. Raises TrainingError if a requested mode cannot be compiled.
     """
     usual = {"compile": OFF, "attention": training.model.attention_variants[0]}
     before, mode = kept_execution(training, start), config.compile
@@ -58,36 +56,29 @@ def settle_execution(training, loss_of, config, ranks, start):
 
 
 def kept_execution(training, start):
-    """The execution of the run that is continued, or None for a new run, one on another device, or an older one that
-    does not say."""
+    """The execution of the run that is continued; None for a new run, another device, or a run without a record."""
     before, variants = start.bits, training.model.attention_variants
     if before.get("device") != training.bits()["device"] or before.get("compile") not in COMPILE_MODES:
         return None
-    return {
-        "compile": before["compile"],
-        "attention": before["attention"] if before.get("attention") in variants else variants[0],
-    }
+    attention = before.get("attention")
+    return {"compile": before["compile"], "attention": attention if attention in variants else variants[0]}
 
 
 def leave_out(execution, failure):
-    """Go on without a way that has failed."""
+    """Logs that an execution failed and is skipped."""
     log.warning("--compile auto: %s is left out: %s", describe(execution), failure)
 
 
 def refuse(execution, failure):
-    """End a run whose --compile cannot be had."""
+    """Raises TrainingError for a requested --compile that failed."""
     raise TrainingError(
         f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU "
-        "also "
-        f"Triton), or go on without it: --compile off"
+        f"also Triton), or go on without it: --compile off"
     )
 
 
 class Bench:
-    """Has a model executed in one way or another, and times it.
-
-    Every rank calls the same methods and gets the same results.
-    """
+    """Sets and times the execution of a model. Every rank calls the same methods and gets the same results."""
 
     def __init__(self, training, loss_of, config, ranks):
         self.training, self.model, self.loss_of, self.ranks = training, training.model, loss_of, ranks
@@ -95,7 +86,7 @@ class Bench:
         self._compiled = False
 
     def set(self, execution):
-        """Execute in this way from now on; what was compiled for another is thrown away."""
+        """Sets the execution of the model, and discards what was compiled for another."""
         if self._compiled:
             torch.compiler.reset()
         self._compiled = execution["compile"] != OFF
@@ -104,18 +95,15 @@ class Bench:
         )
 
     def compiled_or(self, execution, on_failure):
-        """Set an execution.
-
-        Where its compiler fails, on_failure(execution, failure) is called, and it is set to be eager. Returns what is
-        set.
-        """
+        """Sets an execution and returns it. If compilation fails, calls on_failure(execution, failure), and sets and
+        returns the eager execution."""
         if execution["compile"] == OFF:
             self.set(execution)
             return execution
         _, failure = self.attempt(lambda: self.set(execution) or self.steps(1))
         if failure and OUT_OF_MEMORY in failure:
             with self.ranks.together():
-                self.steps(1)  # raises that as training would
+                self.steps(1)  # raises the same error as training would
         elif failure:
             on_failure(execution, failure)
             execution = {**execution, "compile": OFF}
@@ -123,9 +111,10 @@ class Bench:
         return execution
 
     def fastest(self, usual):
-        """Time all ways, and set the fastest. Returns it, with what was measured: "ms" of a forward and backward pass.
+        """Times all executions and sets the fastest. Returns it with "ms", the times of a forward and backward pass.
 
-        A way that fails on one rank, or does not fit its memory, is left out. Raises what it was if none works.
+        An execution that fails on a rank, or does not fit its memory, is skipped. If all fail, raises the error of
+        `usual`.
         """
         variants, started, times = self.model.attention_variants, time.monotonic(), {}
         for way in ({"compile": mode, "attention": variant} for mode in (OFF, "default") for variant in variants):
@@ -140,7 +129,7 @@ class Bench:
                 continue
             leave_out(way, failure)
             if way["compile"] != OFF and OUT_OF_MEMORY not in failure:
-                break  # the compiler, which will not do better with other attention
+                break  # the compiler fails with the other attention too
         if not times:
             self.set(usual)
             with self.ranks.together():
@@ -163,14 +152,12 @@ class Bench:
         return {**best, "ms": measured}
 
     def attempt(self, work):
-        """Run work() on every rank.
-
-        Returns (the results of all, None), or (None, what has failed on the first rank where something did).
-        """
+        """Runs work() on every rank. Returns (results of all ranks, None), or (None, failure of the first rank with
+        one)."""
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:  # whatever a compiler raises; the other ranks must not wait for this one
+        except Exception as error:  # a compiler can raise anything, and the other ranks must not wait for this one
             failure = _one_line(error)
         if failure:
             self.model.zero_grad(set_to_none=True)
@@ -182,13 +169,12 @@ class Bench:
         return (None, failure) if failure else (results, None)
 
     def time(self):
-        """Seconds of a step on this rank: the median of some rounds."""
+        """Seconds of a step on this rank: the median of ROUNDS."""
         steps = max(1, math.ceil(ROUND_SECONDS / self.steps(1)))
         return statistics.median(self.steps(steps) for _ in range(ROUNDS))
 
     def steps(self, count):
-        """Mean seconds of some forward and backward passes, beside memory as large as the moments that training will
-        hold."""
+        """Mean seconds of `count` forward and backward passes, with memory allocated for the moments of training."""
         device, model = self.ranks.device, self.model
         parameters = [p for p in model.parameters() if p.requires_grad]
         missing = 0 if self.training.optimizer.state else 2 * sum(p.nbytes for p in parameters)

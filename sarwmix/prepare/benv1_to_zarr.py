@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v1: from patch folders and official split lists to a Zarr store that carries checksums, and the check of
-one.
+"""BigEarthNet v1: converts patch folders and official split lists to a Zarr store with checksums; or verifies a store.
 
     python -m sarwmix.prepare.benv1_to_zarr --root DIR --train LIST --val LIST --test LIST --out OUT
     mpirun -np 4 python -m sarwmix.prepare.benv1_to_zarr …
     python -m sarwmix.prepare.benv1_to_zarr --out OUT --verify
 
 writes OUT/benv1.zarr (Zarr format 3: group sentinel1/<patch> with arrays VH and VV, float32 dB, and the attributes
-`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (what could not
-be converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Every patch is put in place whole: run it again after
-an interruption, and it does what is missing. The result is the same, byte for byte, however often it was interrupted.
+`labels` and `corresponding_s2_patch`), OUT/benv1_{train,val,test}.csv (S2 name, S1 name), OUT/bad.csv (patches that
+could not be converted) and, last, OUT/manifest.csv (SHA-256 of each patch). Each patch is written atomically: after an
+interruption, the same command converts the missing patches. The result is the same, byte for byte, for any number of
+interruptions.
 """
 
 import hashlib
@@ -31,19 +31,18 @@ from common.packages import load
 from common.workers import add_workers_flag, run_command
 from sarwmix.bigearthnet import SIZE
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
-from sarwmix.listing import CHANNELS, check_root, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.listing import CHANNELS, PARTS, check_root, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 STORE, MANIFEST, BAD, RECORD = "benv1.zarr", "manifest.csv", "bad.csv", "conversion.json"
-VERSION = 1  # of the layout: another one gives other files for the same patches
-CHUNK = 256  # patches that a process does at a time
-DISK_BYTES = 145_000  # of a patch: two arrays that hardly shrink, and eight files and folders
+VERSION = 1  # of the layout; to be raised if the files of given patches change
+CHUNK = 256  # patches of one task
+DISK_BYTES = 145_000  # of a patch: two arrays, which hardly compress, and eight files and folders
 
 
 class Outcome(NamedTuple):
-    """What became of one patch. sha256: of its VH, its VV (little-endian float32) and its labels as JSON."""
+    """The outcome for one patch. sha256: of its VH, its VV (little-endian float32) and its labels as JSON."""
 
     patch: str
     s2_name: str = ""
@@ -53,25 +52,21 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to be converted. lists: {split: names in the order of its list}.
-
-    Lost: names for which there is no folder.
-    """
+    """The patches to convert. lists: {split: names in the order of its list}; lost: Outcomes of names without patch."""
 
     patches: list
     lists: dict
-    lost: list  # of Outcome
+    lost: list
 
 
-# ---- What is to be done --------------------------------------------------------------------------
+# ---- Plan ----------------------------------------------------------------------------------------
 
 
 def make_plan(source, lists, id_col):
-    """The Plan for split lists {split: path}; every patch if there are none.
+    """The Plan for split lists {split: path}, or for every patch without lists.
 
-    Raises DataError for lists that cannot be used.
-
-    S2 names of no patch are not an error here, but lost: lists and folders may be large, and one of them incomplete.
+    S2 names without a patch are recorded as lost, because lists and folders are large and may be incomplete. Raises
+    DataError for lists that cannot be used.
     """
     if not lists:
         return Plan(every_patch(source).ids.tolist(), {}, [])
@@ -92,7 +87,7 @@ def make_plan(source, lists, id_col):
 
 
 def _relative(error, source):
-    """A message without the folder of the source, so that files do not depend on where that is."""
+    """The message of an error with paths relative to the source, so that the files do not depend on its location."""
     return str(error).replace(f"{source.folder}/", "")
 
 
@@ -101,10 +96,10 @@ def _relative(error, source):
 
 @cache
 def _patch_in_memory():
-    """({file name: content}, group) of a patch in Zarr's layout, to be filled with one patch after the other.
+    """A Zarr group in memory, reused for all patches: ({file name: content}, group, arrays).
 
-    Making a group and arrays takes longer than reading, compressing and writing. A file for each array, beside its
-    metadata, rather than in folders of its own: there are half a million patches.
+    Creating a group and arrays would take longer than reading, compressing and writing a patch. The only chunk of an
+    array is a file beside its metadata, not in folders of its own, because there are half a million patches.
     """
     files, zarr = {}, load("zarr", "writing a Zarr store")
     codecs = zarr.codecs
@@ -127,7 +122,7 @@ def _patch_in_memory():
 
 
 def write_patch(folder, image, metadata):
-    """Write a patch, (2, 120, 120) float32 dB, as the Zarr group `folder`, in place only when it is whole."""
+    """Writes a patch, (2, 120, 120) float32 dB, atomically as the Zarr group `folder`."""
     files, group, arrays = _patch_in_memory()
     for array, band in zip(arrays, image):
         array[:] = band
@@ -140,23 +135,20 @@ def write_patch(folder, image, metadata):
 
 
 def read_patch(store, patch, max_nonfinite):
-    """(image (2, 120, 120) float32 dB, Metadata, Outcome) of a whole patch.
-
-    Raises DataError for what is amiss with it.
-    """
+    """Reads a patch: (image (2, 120, 120) float32 dB, Metadata, Outcome). Raises DataError if it cannot be used."""
     image, metadata = store.image(patch, max_nonfinite), store.metadata(patch)
-    metadata.labels()  # raises for a name that is none of the 43
+    metadata.labels()  # raises for a name that is not one of the 43
     digest = hashlib.sha256(image.astype("<f4").tobytes() + json.dumps(metadata.label_names()).encode()).hexdigest()
     return image, metadata, Outcome(patch, metadata.s2_name(), digest)
 
 
 def convert_patch(patch, source, target, max_nonfinite):
-    """Have a patch in the store `target`. Returns its Outcome."""
+    """Converts a patch, unless the store `target` has it. Returns its Outcome."""
     folder = target.folder / patch
     if folder.exists():
         try:
             return read_patch(target, patch, max_nonfinite)[-1]
-        except DataError:  # the machine went down before it was on the disk, or the disk is ill
+        except DataError:  # damaged: the machine crashed before it was on the disk, or the disk is faulty
             shutil.rmtree(folder)
     try:
         image, metadata, outcome = read_patch(source, patch, max_nonfinite)
@@ -174,24 +166,24 @@ def _convert_all(patches, source, target, max_nonfinite):
 
 
 def convert(root, out, lists, id_col, max_nonfinite, skip_bad, workers):
-    """Convert the patches of the folder `root` that are in split lists {split: path}, or all if there are none.
+    """Converts the patches of the folder `root` that are in split lists {split: path}, or all without lists.
 
-    manifest.csv comes last. Returns False if everything was there already. Raises DataError for lists and folders that
-    cannot be used, and, when all other patches are converted, for those that could not be, unless skip_bad.
+    manifest.csv is written last. Raises DataError for lists and folders that cannot be used, and, after all other
+    patches are converted, for patches that cannot be converted, unless skip_bad.
     """
     source, target = workers.on_main(_open, root), ZarrStore(out / STORE)
     record = workers.on_main(_record, lists, id_col, max_nonfinite)
-    # Before the folder is begun: lists may have to be corrected first.
+    # Before the folder is begun, because lists may have to be corrected.
     plan = workers.on_main(lambda: None if (out / MANIFEST).exists() else make_plan(source, lists, id_col))
     with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
         if complete:
             workers.on_main(_check_left_out, out, skip_bad)
-            return False
+            return
         workers.on_main(_prepare, out, target, len(plan.patches))
         work = partial(_convert_all, source=source, target=target, max_nonfinite=max_nonfinite)
         done = workers.map(work, _chunks(plan.patches), f"parts of {CHUNK} patches")
         workers.on_main(_finish, out, plan, [outcome for part in done for outcome in part], skip_bad)
-    return True
+    log.info("%s: complete", out)
 
 
 def _chunks(items):
@@ -207,36 +199,31 @@ def _open(root):
 
 
 def _record(lists, id_col, max_nonfinite):
-    """What decides the content of the store. Whether bad patches are left out does not: it may be decided later."""
+    """The parameters that decide the content of the store, without --skip_bad, which may be added later."""
     for path in lists.values():
         if not path.is_file():
             raise DataError(f"{path}: no such list; correct the path")
-    hashes = {split: sha256_of(path) for split, path in lists.items()}
     return {
         "program": "sarwmix.prepare.benv1_to_zarr",
         "version": VERSION,
-        "lists": hashes,
+        "lists": {split: sha256_of(path) for split, path in lists.items()},
         "id_col": id_col,
         "max_nonfinite": max_nonfinite,
     }
 
 
 def _check_left_out(out, skip_bad):
-    """A complete store that lacks patches is not what was asked for without --skip_bad."""
+    """Raises DataError if a complete store lacks bad patches and --skip_bad is not given."""
     left_out = len(list(read_csv_rows(out / BAD))) - 1
     if left_out and not skip_bad:
         raise DataError(
             f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} "
-            "and "
-            "run again, or leave it at that with --skip_bad"
+            "and run again, or accept it with --skip_bad"
         )
 
 
 def _prepare(out, target, patches):
-    """The groups above the patches; what an interrupted run left half-done is removed.
-
-    Raises DataError if room lacks.
-    """
+    """Writes the groups above the patches, removes temporary folders of an interrupted run, checks the disk space."""
     target.folder.mkdir(parents=True, exist_ok=True)
     for path in [path for path in target.folder.glob(".*.tmp") if path.is_dir()]:
         shutil.rmtree(path)
@@ -248,12 +235,12 @@ def _prepare(out, target, patches):
 
 
 def _finish(out, plan, outcomes, skip_bad):
-    """Lists and manifest; without them, DataError, if patches are bad."""
+    """Writes lists and manifest. Raises DataError instead if patches are bad, unless skip_bad."""
     whole = {outcome.patch: outcome for outcome in outcomes if not outcome.fault}
     bad = sorted(plan.lost + [outcome for outcome in outcomes if outcome.fault])
     write_csv(out / BAD, ("patch", "reason"), [(outcome.patch, outcome.fault) for outcome in bad])
     if bad and not (skip_bad and whole):
-        for split in SPLITS:
+        for split in PARTS["all"]:
             (out / f"benv1_{split}.csv").unlink(missing_ok=True)
         raise data_error(
             f"{len(bad)} of {len(bad) + len(whole)} patches could not be converted",
@@ -261,7 +248,7 @@ def _finish(out, plan, outcomes, skip_bad):
             "restore them and run again, which does only these, or leave them out with --skip_bad; "
             f"{out / BAD} has them all",
         )
-    os.sync()  # patches are many, and were not waited for one by one
+    os.sync()  # once, because flushing each patch would be slow
     for split, names in plan.lists.items():
         rows = [(whole[name].s2_name, name) for name in names if name in whole]
         write_csv(out / f"benv1_{split}.csv", None, rows)
@@ -271,25 +258,23 @@ def _finish(out, plan, outcomes, skip_bad):
     write_csv(out / MANIFEST, ("patch", "sha256"), [(name, whole[name].sha256) for name in sorted(whole)])
 
 
-# ---- Looking again -------------------------------------------------------------------------------
+# ---- Verification --------------------------------------------------------------------------------
 
 
 def verify(out, workers):
-    """Read every patch of a store again and compare it with the manifest. Returns how many there are.
+    """Reads every patch of a store and compares it with the manifest. Returns the number of patches.
 
-    Raises DataError, with their number and the first five, for patches that are not what was written.
+    Raises DataError with the number of patches that differ and the first five.
     """
     target, expected = ZarrStore(out / STORE), workers.on_main(_read_manifest, out)
     faults = workers.map(
         partial(_faults, target=target), _chunks(sorted(expected.items())), f"parts of {CHUNK} patches"
     )
-    more = workers.on_main(
-        lambda: [f"{patch}: is not in {MANIFEST}" for patch in target.patches() if patch not in expected]
-    )
-    found = [fault for part in faults for fault in part] + more
+    found = [fault for part in faults for fault in part]
+    found += [f"{patch}: is not in {MANIFEST}" for patch in workers.on_main(target.patches) if patch not in expected]
     if found:
         raise data_error(
-            f"{out}: {len(found)} of {len(expected)} patches are not what was written",
+            f"{out}: {len(found)} of {len(expected)} patches differ from {MANIFEST}",
             found,
             f"remove their folders in {target.folder} and {MANIFEST}, and run the conversion again: it does only these",
         )
@@ -326,7 +311,7 @@ def get_args_parser():
     )
     group = parser.add_argument_group("input")
     group.add_argument("--root", type=Path, metavar="DIR", help="BigEarthNet-S1-v1.0, or the folder that holds it")
-    for split in SPLITS:
+    for split in PARTS["all"]:
         group.add_argument(
             f"--{split}",
             type=Path,
@@ -334,7 +319,7 @@ def get_args_parser():
             help="official split list, S2 names or S2 and S1 names; without any list, every patch is converted",
         )
     group.add_argument(
-        "--id_col", type=int, metavar="N", help="0-based column of the S1 names in the lists, where they are not found"
+        "--id_col", type=int, metavar="N", help="0-based column of the S1 names in the lists, if it is not detected"
     )
     group.add_argument(
         "--max_nonfinite",
@@ -344,7 +329,7 @@ def get_args_parser():
         help="share of NaN, infinite or no-data pixels above which a patch is bad",
     )
     group.add_argument(
-        "--skip_bad", action="store_true", help="leave patches that cannot be read out, instead of failing"
+        "--skip_bad", action="store_true", help="leave out patches that cannot be read, instead of failing"
     )
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -355,7 +340,7 @@ def get_args_parser():
         help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program",
     )
     group.add_argument(
-        "--verify", action="store_true", help="with --out alone: read the store again and compare it with its manifest"
+        "--verify", action="store_true", help="with --out alone: read the store and compare it with its manifest"
     )
     add_workers_flag(group)
     return parser
@@ -365,16 +350,15 @@ def main(argv=None):
     parser = get_args_parser()
 
     def work(args, workers):
-        lists = {split: getattr(args, split) for split in SPLITS if getattr(args, split)}
+        lists = {split: getattr(args, split) for split in PARTS["all"] if getattr(args, split)}
         if args.verify:
             if args.root or lists or args.skip_bad:
-                parser.error("--verify goes with --out alone: it reads what was written")
-            log.info("%s: %d patches are what was written", args.out, verify(args.out, workers))
+                parser.error("--verify goes with --out alone")
+            log.info("%s: all %d patches match the manifest", args.out, verify(args.out, workers))
             return
         if args.root is None:
             parser.error("--root is missing: the folder of patch folders")
-        wrote = convert(args.root, args.out, lists, args.id_col, args.max_nonfinite, args.skip_bad, workers)
-        log.info("%s: %s", args.out, "complete" if wrote else "complete already, nothing to do")
+        convert(args.root, args.out, lists, args.id_col, args.max_nonfinite, args.skip_bad, workers)
 
     run_command(parser, work, argv)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""BigEarthNet v2: from the official metadata to one CSV file per split.
+"""BigEarthNet v2: writes the official metadata as one CSV file per split.
 
     python -m sarwmix.prepare.benv2_csv --metadata metadata.parquet --out DIR [--include_snow_cloud]
 
-writes benv2_{train,val,test,train_val}.csv with the official columns, in the order of the parquet file; labels as a
-printed list of quoted names. The S1 name is column 4 counted from 0, the fifth.
+writes benv2_{train,val,test,train_val}.csv with the official columns, in the order of the parquet file. Labels are
+printed lists of quoted names. The S1 name is in column 4 (0-based).
 """
 
 import logging
@@ -36,9 +36,9 @@ LISTS = ("train", "val", "test", "train_val")
 
 
 def read_official(path):
-    """(Listing, splits, rows of COLUMNS, all cells str) of an official file.
+    """Reads an official file. Returns (Listing, splits, rows of COLUMNS, all cells str).
 
-    Raises DataError, as BigEarthNetv2 does, for bad rows.
+    Raises DataError for another file, and for the rows that BigEarthNetv2 rejects.
     """
     if not is_parquet(path):
         raise DataError(
@@ -50,18 +50,15 @@ def read_official(path):
         if missing:
             raise data_error(f"{path} lacks {len(missing)} of the official columns", missing, "copy it again")
         columns = file.read(columns=list(COLUMNS)).to_pydict()
-    return (
-        listing,
-        splits,
-        list(zip(*(["" if value is None else str(value) for value in columns[name]] for name in COLUMNS))),
-    )
+    cells = (["" if value is None else str(value) for value in columns[name]] for name in COLUMNS)
+    return listing, splits, list(zip(*cells))
 
 
 def write_lists(metadata, out, include_snow_cloud=False):
-    """Write the four lists of a metadata file into the folder `out`.
+    """Writes the four lists of a metadata file into the folder `out`.
 
-    include_snow_cloud: the rows of the second official file, which lies beside it, come after its own. Raises DataError
-    for metadata that cannot be used, and for lists that are there already and differ.
+    include_snow_cloud: appends the rows of the second official file, which is in the same folder. Raises DataError for
+    metadata that cannot be used, and if lists with other content exist.
     """
     paths = [metadata, snow_cloud_beside(metadata)] if include_snow_cloud else [metadata]
     listings, splits, rows = zip(*map(read_official, paths))
@@ -70,7 +67,11 @@ def write_lists(metadata, out, include_snow_cloud=False):
     lists = {
         out / f"benv2_{name}.csv": [row for row, split in zip(rows, splits) if split in PARTS[name]] for name in LISTS
     }
-    differ = [str(path) for path, content in lists.items() if path.exists() and _cells(path) != [COLUMNS, *content]]
+    differ = [
+        str(path)
+        for path, content in lists.items()
+        if path.exists() and [tuple(row) for _, row in read_csv_rows(path)] != [COLUMNS, *content]
+    ]
     if differ:
         raise data_error(
             f"{len(differ)} lists are there already and differ", differ, "remove them, or choose another --out"
@@ -82,10 +83,6 @@ def write_lists(metadata, out, include_snow_cloud=False):
         log.info("%s: %d rows", path, len(content))
 
 
-def _cells(path):
-    return [tuple(row) for _, row in read_csv_rows(path)]
-
-
 def get_args_parser():
     parser = Parser(
         "Write the official metadata of BigEarthNet v2 as one CSV file per split.", "sarwmix.prepare.benv2_csv"
@@ -95,7 +92,7 @@ def get_args_parser():
     group.add_argument(
         "--include_snow_cloud",
         action="store_true",
-        help="add the patches with seasonal snow, cloud or shadow, from the second official file, which lies beside it",
+        help="add the patches with seasonal snow, cloud or shadow, from the second official file in the same folder",
     )
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, help="folder of the lists")

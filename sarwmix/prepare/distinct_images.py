@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The distinct images of a dataset, for packing and statistics: an image that is in many samples counts once."""
+"""The distinct images of a dataset, for packing and statistics: an image of several samples counts once."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class DistinctImages:
         return len(self.names)
 
     def part(self, start, stop):
-        """The images start … stop − 1, as an object that is small enough to be sent to another process."""
+        """The images start … stop − 1 as an ImageRange, which is small enough to send to another process."""
         return ImageRange(self._dataset, self._sample[start:stop], self._which[start:stop])
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Packs a dataset, in any layout, into a packed store (`sarwmix.packed_store` describes it); or verifies a store.
+"""Packs a dataset of any layout into a packed store (format: `sarwmix.packed_store`), or verifies a store.
 
     python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE --workers 16
     mpirun -np 4 python -m sarwmix.prepare.pack --dataset benv2 --data_path DIR --out STORE
     python -m sarwmix.prepare.pack --verify STORE
 
-Parts are independent, and each is written atomically: after an interruption, the same command makes the missing parts.
+Parts are independent, and each is written atomically: after an interruption, the same command writes the missing parts.
 The result is byte for byte the same for any number of interruptions, ranks and processes.
 """
 
@@ -50,24 +50,28 @@ log = logging.getLogger(__name__)
 RECORD = "packing.json"
 
 
-# ---- What goes where -----------------------------------------------------------------------------
+# ---- Plan ----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Source:
-    """One split to pack: its samples, their labels and their distinct images."""
+    """The N samples of one split, with K labels and k images each, and their M distinct images."""
 
     split: str
     ids: np.ndarray  # (N,)
     labels: np.ndarray  # (N, K) uint8
-    rows: np.ndarray  # (N, k), of `names`
+    rows: np.ndarray  # (N, k), indices of `names`
     names: np.ndarray  # (M,)
     ranges: list  # of ImageRange, one for each part
+
+    def checksum(self):
+        """SHA-256 of the samples and their labels."""
+        return hashlib.sha256("\n".join(self.ids.tolist()).encode() + self.labels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part file, and the images it is made of."""
+    """One part file and its images."""
 
     number: int
     split: str
@@ -83,7 +87,7 @@ class Part:
 
 
 def open_sources(args, splits):
-    """Returns (the Sources of all splits, `store_facts`, `joint_order` of the samples). Raises DataError."""
+    """Opens all splits. Returns (Sources, `store_facts`, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
     for split in splits:
         metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
@@ -106,7 +110,7 @@ def open_sources(args, splits):
 
 
 def store_facts(name, dataset, size):
-    """The entries of a manifest that describe the dataset, an object or its class. size: side of the images."""
+    """The entries of a manifest that describe a dataset, given as an object or its class. size: side of the images."""
     return {
         "dataset": name,
         "channels": list(dataset.CHANNELS),
@@ -125,16 +129,16 @@ def parts_of(sources):
 
 
 def joint_order(args, ids):
-    """(N,) position of each sample when several splits are read as one: the order of the dataset itself.
+    """(N,) position of each sample if several splits are read as one: its position in the unpacked dataset.
 
-    Only the metadata of BigEarthNet v2 can mix splits; otherwise the splits follow each other in the order of packing.
+    Only the metadata of BigEarthNet v2 can interleave splits; others are concatenated in the order of packing.
     """
     if args.dataset == "benv2" and not (args.val_metadata or args.test_metadata):
         for split in ("all", "train_val"):
             try:
                 whole = open_dataset(args.dataset, args.data_path, split, args.metadata, **source_options(args))
             except DataError:
-                continue  # the list of the test split may be absent
+                continue  # the list of the test split may be missing
             place = {name: i for i, name in enumerate(whole.ids.tolist())}
             if all(name in place for name in ids.tolist()):
                 return np.array([place[name] for name in ids.tolist()], np.int64)
@@ -147,8 +151,8 @@ def joint_order(args, ids):
 def write_part(part, out, dtype, shape, floor_db, skip_bad):
     """Reads, codes and writes the images of a part. Returns its report.
 
-    The report is also written beside the part, which marks the part as finished; it is not written if there are bad
-    images that are not to be skipped. A bad image keeps its place and is filled with NaN.
+    The report is also written beside the part and marks the part as finished, unless there are bad images and not
+    skip_bad. A bad image keeps its place and is filled with NaN.
     """
     done = read_report(out / part.report, out / part.file)
     if done is not None:
@@ -206,7 +210,7 @@ def largest_error(images, codes, scale, offset):
     """The largest |decoded − original| of a part, in dB."""
     scale, offset = (torch.tensor(values, dtype=torch.float32).view(1, 2, 1, 1) for values in (scale, offset))
     worst = 0.0
-    for start in range(0, len(images), 256):  # few, to limit the memory
+    for start in range(0, len(images), 256):  # limits the memory
         decoded = decode(as_tensor(codes[start : start + 256]), scale, offset).numpy()
         error = np.abs(decoded - images[start : start + 256])
         worst = max(worst, float(np.max(error, where=np.isfinite(error), initial=0)))
@@ -216,13 +220,8 @@ def largest_error(images, codes, scale, offset):
 # ---- Tables and manifest -------------------------------------------------------------------------
 
 
-def write_table(path, columns):
-    with atomic_path(path) as temporary:
-        pd.DataFrame(columns).to_parquet(temporary, index=False)
-
-
 def write_tables(out, sources, positions, reports, classes):
-    """images.parquet and samples.parquet, without the samples that have a bad image. Returns {split: samples}."""
+    """Writes images.parquet, and samples.parquet without samples of bad images. Returns {split: number of samples}."""
     bad = {name for report in reports for name, _ in report["bad"]}
     before = np.cumsum([0] + [len(source.names) for source in sources])
     ids, labels = (np.concatenate(parts) for parts in zip(*((source.ids, source.labels) for source in sources)))
@@ -230,47 +229,44 @@ def write_tables(out, sources, positions, reports, classes):
     splits = np.repeat([source.split for source in sources], [len(source.ids) for source in sources])
     good = np.concatenate([[name not in bad for name in source.names.tolist()] for source in sources])[rows].all(1)
     ids, splits, positions, rows, labels = (column[good] for column in (ids, splits, positions, rows, labels))
-    write_table(
-        out / IMAGES,
-        {
-            "name": np.concatenate([source.names for source in sources]),
-            "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
-        },
-    )
-    write_table(
-        out / SAMPLES,
-        {
-            "id": ids,
-            "split": splits,
-            "position": positions,
-            **{f"image_{k}": column for k, column in enumerate(rows.T)},
-            **dict(zip(classes, labels.T)),
-        },
-    )
+    images = {
+        "name": np.concatenate([source.names for source in sources]),
+        "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
+    }
+    samples = {
+        "id": ids,
+        "split": splits,
+        "position": positions,
+        **{f"image_{k}": column for k, column in enumerate(rows.T)},
+        **dict(zip(classes, labels.T)),
+    }
+    for name, columns in ((IMAGES, images), (SAMPLES, samples)):
+        with atomic_path(out / name) as temporary:
+            pd.DataFrame(columns).to_parquet(temporary, index=False)
     return {source.split: int(np.count_nonzero(splits == source.split)) for source in sources}
 
 
 def write_statistics(out, reports, floor_db):
-    """statistics.json: {split: figures and histogram}. Returns the Moments of each split."""
-    tallies = {}
+    """Writes statistics.json: {split: statistics and histogram}. Returns {split: Moments}."""
+    totals = {}
     for report in reports:
-        tallies.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
+        totals.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
     write_json(
         out / STATISTICS,
-        {split: {**tally.summary(), "histogram": tally.histogram_dict()} for split, tally in tallies.items()},
+        {split: {**total.summary(), "histogram": total.histogram_dict()} for split, total in totals.items()},
     )
-    return tallies
+    return totals
 
 
 def finish(out, sources, positions, reports, known, dtype):
     """Writes all files except the parts; the manifest last."""
     write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
     splits = write_tables(out, sources, positions, reports, known["classes"])
-    tallies, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
-    for split, tally in tallies.items():
+    totals, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
+    for split, total in totals.items():
         log.info("split %s, %d samples", split, splits[split])
-        log_moments(tally, known["channels"])
-        judge(f"{out}: split '{split}'", tally.summary(), (kind.MEAN, kind.STD), tally.histogram_dict())
+        log_moments(total, known["channels"])
+        judge(f"{out}: split '{split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -282,7 +278,7 @@ def finish(out, sources, positions, reports, known, dtype):
         "samples": sum(splits.values()),
         "images": sum(report["part"]["images"] for report in reports),
         "nonfinite": int(sum(sum(report["nonfinite"]) for report in reports)),
-        "statistics": {split: tally.summary() for split, tally in tallies.items()},
+        "statistics": {split: total.summary() for split, total in totals.items()},
         "files": {name: sha256_of(out / name) for name in (SAMPLES, IMAGES, STATISTICS, BAD)},
         "parts": [report["part"] for report in reports],
     }
@@ -299,7 +295,7 @@ def finish(out, sources, positions, reports, known, dtype):
 
 
 def pack(args, splits, workers):
-    """Packs a dataset. Returns False if the store was complete already. Raises DataError."""
+    """Packs a dataset. Raises DataError."""
     out = Path(args.out)
     sources, known, positions = workers.on_main(open_sources, args, splits)
     parts = parts_of(sources)
@@ -310,12 +306,14 @@ def pack(args, splits, workers):
         "dtype": args.dtype,
         "part_mb": args.part_mb,
         "max_nonfinite": args.max_nonfinite,
-        "samples": [[source.split, digest_of(source)] for source in sources],
+        "samples": [[source.split, source.checksum()] for source in sources],
         "order": hashlib.sha256(positions.tobytes()).hexdigest(),
     }
     with claimed(workers, out, record, last=MANIFEST, name=RECORD) as complete:
         if not complete:
-            workers.on_main(check_space, args, out, parts, known["shape"])
+            size = int(np.prod(known["shape"])) * np.dtype(args.dtype).itemsize
+            missing = sum(len(part.images) for part in parts if not (out / part.file).exists())
+            workers.on_main(check_room, [("--out", out, missing * size)])
             reports = workers.map(
                 partial(
                     write_part,
@@ -328,40 +326,28 @@ def pack(args, splits, workers):
                 parts,
                 "parts",
             )
-            refuse_bad(
-                [row for report in reports for row in report["bad"]],
-                sum(len(part.images) for part in parts),
-                args,
-                out,
-                workers,
-            )
+            workers.on_main(refuse_bad, reports, args.skip_bad, out)
             workers.on_main(finish, out, sources, positions, reports, known, args.dtype)
         workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
-    return not complete
 
 
-def digest_of(source):
-    """SHA-256 of the samples and labels of a split."""
-    return hashlib.sha256("\n".join(source.ids.tolist()).encode() + source.labels.tobytes()).hexdigest()
-
-
-def check_space(args, out, parts, shape):
-    size = int(np.prod(shape)) * np.dtype(args.dtype).itemsize
-    missing = sum(len(part.images) for part in parts if not (out / part.file).exists())
-    check_room([("--out", out, missing * size)])
-
-
-def refuse_bad(bad, count, args, out, workers):
-    if not bad:
-        return
-    if not args.skip_bad or len(bad) == count:
-        workers.on_main(write_csv, out / BAD, ("image", "reason"), bad)
+def refuse_bad(reports, skip_bad, out):
+    """Raises DataError for bad images, which are then listed in bad.csv; with skip_bad, only if all images are bad."""
+    bad, count = (
+        [row for report in reports for row in report["bad"]],
+        sum(len(report["nonfinite"]) for report in reports),
+    )
+    if bad and not (skip_bad and len(bad) < count):
+        write_csv(out / BAD, ("image", "reason"), bad)
         raise data_error(
             f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}",
             [reason for _, reason in bad],
             "restore them and run again, which does only their parts, or leave them out with --skip_bad",
         )
-    log.warning("%d of %d images cannot be used and are left out, with their samples: %s", len(bad), count, out / BAD)
+    if bad:
+        log.warning(
+            "%d of %d images cannot be used; they and their samples are left out: %s", len(bad), count, out / BAD
+        )
 
 
 # ---- Program -------------------------------------------------------------------------------------
@@ -369,14 +355,12 @@ def refuse_bad(bad, count, args, out, workers):
 
 def get_args_parser():
     parser = Parser(
-        "Pack a dataset, from whatever layout it has, into a store made for training; or check one.",
+        "Pack a dataset of any layout into a store for fast training, or verify a store.",
         "sarwmix.prepare.pack",
     )
-    parser.add_argument(
-        "--verify", metavar="STORE", help="check every file of this store against its checksum, and do nothing else"
-    )
+    parser.add_argument("--verify", metavar="STORE", help="only check every file of this store against its checksum")
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=tuple(DATASETS), help="which dataset it is")
+    group.add_argument("--dataset", choices=tuple(DATASETS), help="name of the dataset")
     add_source_flags(group)
     group.add_argument("--val_metadata", nargs="+", metavar="FILE", help="as --metadata, for the split val")
     group.add_argument("--test_metadata", nargs="+", metavar="FILE", help="as --metadata, for the split test")
@@ -385,11 +369,11 @@ def get_args_parser():
         nargs="+",
         choices=STORED_SPLITS,
         metavar="SPLIT",
-        help="splits to pack: train, val, test; or every, a folder of benv1 without lists (default: train val test, "
-        "for sen12flood train test)",
+        help="splits to pack: train, val, test; or every, for a folder of benv1 without lists (default: train val "
+        "test, for sen12flood train test)",
     )
     group.add_argument(
-        "--skip_bad", action="store_true", help="leave images that cannot be used out, instead of ending with an error"
+        "--skip_bad", action="store_true", help="leave out images that cannot be used, instead of ending with an error"
     )
     group = parser.add_argument_group("store")
     group.add_argument("--out", metavar="STORE", help="folder to write, new or empty")
@@ -405,22 +389,21 @@ def get_args_parser():
         type=positive_int,
         default=128,
         metavar="MIB",
-        help="size of a part at most, MiB; a process needs 3 to 5 times as much memory while it makes one",
+        help="largest size of a part, MiB; a process needs 3 to 5 times as much memory",
     )
     add_workers_flag(group)
     return parser
 
 
 def check_flags(args):
-    """The splits to pack. Raises DataError for what cannot be meant."""
+    """The splits to pack. Raises DataError for flags that are missing or contradict each other."""
     for name in ("dataset", "data_path", "out"):
         if getattr(args, name) is None:
             raise DataError(f"--{name} is missing")
     if is_packed(args.data_path):
         raise DataError(f"--data_path {args.data_path}: is a packed store already")
-    splits = list(
-        dict.fromkeys(args.splits or (("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")))
-    )
+    default = ("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")
+    splits = list(dict.fromkeys(args.splits or default))
     if EVERY in splits and (args.dataset != "benv1" or len(splits) > 1):
         raise DataError("--splits every: only for --dataset benv1, and alone")
     return splits
@@ -428,11 +411,9 @@ def check_flags(args):
 
 def work(args, workers):
     if args.verify:
-        log.info("%s: all %d files are what was written", args.verify, verify(args.verify, workers))
+        log.info("%s: all %d files match their checksums", args.verify, verify(args.verify, workers))
         return
-    splits = workers.on_main(check_flags, args)
-    if not pack(args, splits, workers):
-        log.info("%s: complete already, nothing to do", args.out)
+    pack(args, workers.on_main(check_flags, args), workers)
 
 
 def main(argv=None):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What S1list.json says of SEN12-FLOOD: images in the order of acquisition, pairs, splits. Opens no image.
+"""The contents of S1list.json of SEN12-FLOOD: images in the order of acquisition, pairs, splits. Opens no image.
 
-Also the names that the steps of its preparation share, and how one reads what another left.
+Also the files that the steps of the preparation exchange.
 
 Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 2026 (pairs and splits).
 """
@@ -13,6 +13,8 @@ from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 
+from tabulate import tabulate
+
 from common.errors import DataError, data_error, quoted
 from common.files import read_json, write_csv
 from sarwmix.listing import PAIR
@@ -20,7 +22,7 @@ from sarwmix.listing import PAIR
 S1_LIST = "S1list.json"
 SIDE = 512  # pixels of 10 m, of every aligned image
 SPLITS = ("train", "test")
-LAYOUTS = ("images", "npy")  # of what training reads: a file for each image and lists of pairs, or a file for each pair
+LAYOUTS = ("images", "npy")  # of the final dataset: a file per image and lists of pairs, or a file per pair
 TEST_FOLDER = re.compile(r"\d{1,2}")
 _FOLDER = re.compile(r"[A-Za-z0-9-]{1,32}")
 _IMAGE = re.compile(r"S1[A-Z]_[A-Z0-9]{2}_[A-Z]{4}_1S([SD][VH])_(\d{8}T\d{6})_[A-Za-z0-9_]{1,60}")
@@ -36,26 +38,26 @@ class Image:
 
     @property
     def start(self):
-        """When its acquisition started, datetime UTC, as the name has it."""
+        """Start of the acquisition, datetime UTC, from the name."""
         return datetime.strptime(_IMAGE.fullmatch(self.name)[2], "%Y%m%dT%H%M%S")
 
     @property
     def polarisations(self):
-        """("VH", "VV"), or the one there is, from the product type in the name (1SDV, 1SSV)."""
+        """The polarisations, from the product type in the name: ("VH", "VV") for 1SDV, ("VV",) for 1SSV."""
         kind = _IMAGE.fullmatch(self.name)[1]
         return {"DV": ("VH", "VV"), "SV": ("VV",), "DH": ("HH", "HV"), "SH": ("HH",)}[kind]
 
 
 def read_s1_list(path):
-    """{folder: [Image, in the order of acquisition]} of an S1list.json, folders sorted by name.
+    """Reads an S1list.json: {folder: [Image, in the order of acquisition]}, folders sorted by name.
 
-    Raises DataError, which names the file and the first five entries that cannot be used.
+    Raises DataError with the path and the first five entries that cannot be used.
     """
     return parse_s1_list(read_json(path, "copy it again, or give another with --s1_list"), path)
 
 
 def parse_s1_list(content, path):
-    """As `read_s1_list`, from the parsed file; path: how messages call it."""
+    """As `read_s1_list`, from the parsed JSON. path: of the file in messages."""
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path}: holds no folders; give the S1list.json of SEN12-FLOOD with --s1_list")
     folders, bad = {}, []
@@ -86,7 +88,7 @@ def parse_s1_list(content, path):
 
 
 def _is_image(name):
-    """Whether it is the name of a product, and one that can stand between the "__" of a pair file."""
+    """Whether it is the name of a product, and can be part of the name of a pair file, which "__" separates."""
     match = _IMAGE.fullmatch(name)
     try:
         return bool(
@@ -97,11 +99,10 @@ def _is_image(name):
 
 
 def pairs(flooded):
-    """(first, second, label) for a sequence of images in the order of acquisition: indices, and 1 if the second is
-    flooded.
+    """All pairs of a sequence of images: [(index of the first, index of the second, label)].
 
-    flooded: bool per image. An image that is not flooded with every other, each two once: if one of them is flooded it
-    is the second, else the later one is.
+    flooded: bool per image, in the order of acquisition. Two images form a pair unless both are flooded. The flooded
+    one is second, else the later one. label: 1 if the second is flooded.
     """
     found = []
     for a, b in combinations(range(len(flooded)), 2):
@@ -113,22 +114,22 @@ def pairs(flooded):
 
 
 def split_of(folder, lists=None):
-    """ "train" or "test"; None for a folder that explicit lists leave out.
+    """The split of a folder, "train" or "test"; None for a folder that is in none of `lists`.
 
-    lists: {"train", "test": names of folders}; without, names of one or two digits are those of test folders.
+    lists: {"train": names, "test": names}; without it, folders with names of one or two digits belong to test.
     """
     if lists is None:
         return "test" if TEST_FOLDER.fullmatch(folder) else "train"
     return next((split for split, folders in lists.items() if folder in folders), None)
 
 
-# ---- What a step of the preparation leaves for the next ------------------------------------------
+# ---- Files that a step of the preparation writes for the next ------------------------------------
 
-STEP = "step.json"  # what decides the content of the folder that a step fills
+STEP = "step.json"  # the parameters that decide the content of a step's folder
 ALIGN, PREPARE, PRUNE = (f"sarwmix.sen12_{name}" for name in ("align_s1_to_s2", "data_prep", "prune_partial_pairs"))
 
 
-# What a cell of a column can be; of columns that are not here, anything. Names become those of files.
+# The valid cells of each column; other columns hold any text. Names are used as file names.
 CELLS = {
     column: re.compile(pattern)
     for columns, pattern in (
@@ -148,7 +149,7 @@ CELLS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file of these columns that `program` ("sarwmix.…") leaves in its folder."""
+    """A CSV file with a header of these columns. program: the module that writes it ("sarwmix.…")."""
 
     name: str
     program: str
@@ -158,7 +159,7 @@ class Table:
         write_csv(Path(folder) / self.name, self.columns, rows)
 
     def read(self, folder):
-        """[{column: text}]. Raises DataError if it is not there, or another file, or holds what no step writes."""
+        """Reads the file: [{column: text}]. Raises DataError if it is missing, another file, or has invalid cells."""
         path = Path(folder) / self.name
         try:
             with open(path, newline="", encoding="utf-8") as file:
@@ -196,8 +197,15 @@ KEPT = {split: Table(f"pairs_{split}.csv", PRUNE, PAIR) for split in SPLITS}
 CHECKSUMS = Table("checksums.csv", PRUNE, ("file", "sha256"))
 
 
+def table_with_sums(counts):
+    """A printed table of {split: {column: count}}, with a last row of the sums."""
+    rows = [(split, *columns.values()) for split, columns in counts.items()]
+    rows.append(("all", *map(sum, list(zip(*rows))[1:])))
+    return tabulate(rows, ("split", *counts["train"]), tablefmt="pipe")
+
+
 def read_step(folder, program):
-    """The record of the program that filled a folder, plain values. Raises DataError if another did, or none."""
+    """Reads the parameters with which `program` filled a folder. Raises DataError if another program or none did."""
     path = Path(folder) / STEP
     record = read_json(path, f"give the folder that python -m {program} wrote")
     if not isinstance(record, dict) or record.get("program") != program:

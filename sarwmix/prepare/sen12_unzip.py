@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""SEN12-FLOOD: extracts from the zip what the preparation reads, and nothing else.
+"""SEN12-FLOOD, step 1: extracts from the zip only the files that the preparation reads.
 
     python -m sarwmix.prepare.sen12_unzip --zip SEN12FLOOD.zip --out DIR --workers 4
 
-DIR then holds S1list.json, <folder>/<image>_corrected_{VH,VV}.tif, <folder>/S2_<date>_B04.tif, and last unzipped.json
-with their numbers. The other Sentinel-2 bands stay in the zip. Folders that all of it lies in are left away.
+The program writes DIR/S1list.json, DIR/<folder>/<image>_corrected_{VH,VV}.tif, DIR/<folder>/S2_<date>_B04.tif and last
+DIR/unzipped.json with their numbers. The other Sentinel-2 bands are not extracted. Folders of the zip that enclose all
+files are omitted.
 """
 
 import json
@@ -25,16 +26,16 @@ log = logging.getLogger(__name__)
 
 PROGRAM = "sarwmix.prepare.sen12_unzip"
 MARKER = "unzipped.json"
-PARTS_PER_PROCESS = 4  # so that all end at about the same time; for each part the zip is opened once
+PARTS_PER_PROCESS = 4  # balances the load; the zip is opened once for each part
 _WANTED = re.compile(r"([A-Za-z0-9-]{1,32})/([A-Za-z0-9_]+_corrected_(VH|VV)|S2_[0-9-]+_B04)\.tif")
 _RADAR = re.compile(r"(.*/)?[^/]+/S1[^/]*_corrected_(VH|VV)\.tif")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a zip is wanted. root: the folders, each with its "/", that all of it lies in; "" for none.
+    """The members of a zip to extract. root: the folders, each with its "/", that enclose all of them; "" for none.
 
-    wanted: {path below root: member}. bytes: of all of them. left_out: number of other members. s1_list: the parsed
+    wanted: {path below root: member}. bytes: their total size. left_out: number of other members. s1_list: the parsed
     S1list.json, None if there is none.
     """
 
@@ -46,7 +47,7 @@ class Plan:
 
     @property
     def folders(self):
-        """{folder: {path below root: member}}; the list is in folder ""."""
+        """The wanted members by folder: {folder: {path below root: member}}. S1list.json is in folder ""."""
         found = {}
         for path, member in self.wanted.items():
             found.setdefault(path.rpartition("/")[0], {})[path] = member
@@ -78,7 +79,7 @@ def plan(archive):
 
 
 def _root(archive):
-    """Where the folders lie in the zip: beside the least deep list, else in the common folder of all images."""
+    """The root of the zip: the folder of the least deep S1list.json, else the folder that encloses all images."""
     lists = [name for name in archive.members if name.rpartition("/")[2] == S1_LIST]
     depth = min((name.count("/") for name in lists), default=0)
     roots = {name[: -len(S1_LIST)] for name in lists if name.count("/") == depth}
@@ -115,16 +116,15 @@ def _s1_list(archive, name):
 
 
 def unzip(path, out, workers=Workers()):
-    """Extract what is wanted of the zip `path` into the folder `out`, its folders spread over workers.
+    """Extracts the wanted members of the zip `path` into the folder `out`, distributing folders over workers.
 
-    unzipped.json comes last: what was interrupted is not complete, and running again writes the rest. Returns False if
-    everything was there already. Raises DataError for a zip that cannot be trusted or is another one than the folder
-    was begun with, for lack of room, and when `out` holds something else.
+    unzipped.json is written last, so that an interrupted run is continued. Raises DataError if the zip cannot be
+    trusted, if it is not the zip that the folder was begun with, if there is no room, or if `out` has other content.
     """
     planned, record = workers.on_main(_prepare, path, out)
     with claimed(workers, out, record, last=MARKER, name=STEP) as complete:
         if complete:
-            return False
+            return
         folders = list(planned.folders.values())
         count = min(len(folders), PARTS_PER_PROCESS * workers.processes * workers.world_size)
         parts = [
@@ -142,11 +142,11 @@ def unzip(path, out, workers=Workers()):
                 "s1_list": S1_LIST in planned.wanted,
             },
         )
-    return True
+    log.info("%s: extracted", out)
 
 
 def _prepare(path, out):
-    """(Plan, record of the step) of a zip, when there is room for what is still to be written."""
+    """Returns (Plan, record of the step) of a zip. Raises DataError if there is no room for the files."""
     with open_archive(path) as archive:
         planned = plan(archive)
         missing = sum(archive.members[name].file_size for name in archive.pending(planned.wanted, out).values())
@@ -158,11 +158,11 @@ def _prepare(path, out):
     if missing:
         check_room([("--out", out, missing)])
     log.info(
-        "%s: %d files, %.3f GB, are wanted of %s, %d others are not; %.3f GB are still to be written",
+        "%s: %d files (%.3f GB) of %s are extracted, %d others are not; %.3f GB remain to be written",
         path,
         len(planned.wanted),
         planned.bytes / 1e9,
-        planned.root or "it",
+        planned.root or "its root",
         planned.left_out,
         missing / 1e9,
     )
@@ -175,9 +175,9 @@ def _extract(path, out, chosen):
 
 
 def get_args_parser():
-    parser = Parser("Extract from the zip of SEN12-FLOOD what its preparation reads.", PROGRAM)
+    parser = Parser("Extract the files that the preparation of SEN12-FLOOD reads from its zip.", PROGRAM)
     group = parser.add_argument_group("input")
-    group.add_argument("--zip", type=Path, required=True, help="the zip as it was downloaded")
+    group.add_argument("--zip", type=Path, required=True, help="the downloaded zip")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     add_workers_flag(group)
@@ -185,11 +185,7 @@ def get_args_parser():
 
 
 def main(argv=None):
-    def work(args, workers):
-        wrote = unzip(args.zip, args.out, workers)
-        log.info("%s: %s", args.out, "extracted" if wrote else "complete already, nothing to do")
-
-    run_command(get_args_parser(), work, argv)
+    run_command(get_args_parser(), lambda args, workers: unzip(args.zip, args.out, workers), argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""SEN12-FLOOD from its archive to what --dataset sen12flood reads, in four steps (README_sen12.md).
+"""Prepares SEN12-FLOOD in four steps, from its archive to the dataset of --dataset sen12flood (README_sen12.md).
 
     python -m sarwmix.prepare.sen12flood --zip SEN12FLOOD.zip --work WORK --out OUT --workers 8
 
-WORK takes what is extracted from the zip (raw/), the aligned images (aligned/) and the pairs (pairs/); it is emptied at
-the end. OUT takes what training reads. Before anything is written, the room that all of it needs is compared with what
-is free.
+WORK holds the extracted files (raw/), the aligned images (aligned/) and the pairs (pairs/), all removed at the end. OUT
+is the dataset. Before anything is written, the needed disk space is compared with the free space.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from tabulate import tabulate
 
 from common.command_line import Parser, positive_int
@@ -36,46 +36,39 @@ from sarwmix.sen12_prune_partial_pairs import add_curation_flags, is_complete, p
 log = logging.getLogger(__name__)
 
 PROGRAM = "sarwmix.prepare.sen12flood"
-VALUE = 4  # bytes, float32
 SOURCES = ("zip", "raw_root", "s1_list", "train_list", "test_list")
 
 
 def settled(args):
     """The flags with absolute paths, and `raw`, the folder of the unzipped archive."""
-    names = (*SOURCES, "work", "out")
-    paths = {name: path and (args.relative_to / path).resolve() for name in names for path in [getattr(args, name)]}
+    given = {name: getattr(args, name) for name in (*SOURCES, "work", "out")}
+    paths = {name: path and (args.relative_to / path).resolve() for name, path in given.items()}
     return SimpleNamespace(**vars(args) | paths, raw=paths["raw_root"] or paths["work"] / "raw")
 
 
 def sources_of(settings):
-    """[(flag, path)] of the files and folders that are read."""
+    """The input files and folders: [(flag, path)]."""
     return [(f"--{name}", getattr(settings, name)) for name in SOURCES if getattr(settings, name)]
 
 
 def parameters_of(settings):
-    """{name: value} of all that decides the content of OUT, as OUT records it."""
-    lists = {
-        name: path and sha256_of(path) for name, path in vars(settings).items() if name in ("train_list", "test_list")
-    }
-    own = {name: getattr(settings, name) for name in ("layout", "size", "max_zeros", "resampling", "units")}
-    return {
-        **own,
-        "s1_list_sha256": list_digest(settings),
-        **{f"{name}_sha256": digest for name, digest in lists.items()},
-    }
-
-
-def list_digest(settings):
-    """SHA-256 of the list of images: the one given, or that in the zip or the raw folder; None if the zip has none."""
+    """The parameters that decide the content of OUT, as OUT records them: {name: value}."""
     if settings.s1_list or settings.raw_root:
-        return sha256_of(settings.s1_list or settings.raw_root / S1_LIST)
-    with open_archive(settings.zip) as archive:
-        member = plan(archive).wanted.get(S1_LIST)
-        return member and hashlib.sha256(archive.read(member)).hexdigest()
+        digest = sha256_of(settings.s1_list or settings.raw_root / S1_LIST)
+    else:
+        with open_archive(settings.zip) as archive:
+            member = plan(archive).wanted.get(S1_LIST)
+            digest = member and hashlib.sha256(archive.read(member)).hexdigest()
+    return {
+        **{name: getattr(settings, name) for name in ("layout", "size", "max_zeros", "resampling", "units")},
+        "s1_list_sha256": digest,
+        "train_list_sha256": settings.train_list and sha256_of(settings.train_list),
+        "test_list_sha256": settings.test_list and sha256_of(settings.test_list),
+    }
 
 
 def check_paths(settings):
-    """Raises UsageError for sources that are not there, and for a folder within another that is filled or removed."""
+    """Raises UsageError for sources that do not exist, and for folders inside others that are filled or removed."""
     s = settings
     for flag, path in sources_of(s):
         if path == s.raw_root and not path.is_dir():
@@ -101,39 +94,39 @@ def check_paths(settings):
 
 
 def estimate(folders, extracted, settings):
-    """What the preparation writes: [(what, flag of the folder, bytes)].
+    """The size of the files that the preparation writes: [(what, flag of the folder, bytes)].
 
-    No compression is assumed, and only pixels count.
-
-    folders: {folder: [Image]}, as `read_s1_list` gives them. extracted: bytes that come out of the zip, 0 without one.
-    All pairs of the list are counted; some of them will turn out unusable.
+    Counts the pixels of all pairs of the list, without compression, although some pairs will be dropped.
+    folders: {folder: [Image]}, as `read_s1_list` returns. extracted: bytes to extract from the zip, 0 without a zip.
     """
-    image = len(CHANNELS) * settings.size**2 * VALUE
+    image = len(CHANNELS) * settings.size**2 * np.float32().itemsize
     usable = sum(image.polarisations == CHANNELS for images in folders.values() for image in images)
     candidates = sum(len(pairs([image.flooded for image in images])) for images in folders.values())
-    trained = {
-        "images": (f"{usable} images, each once", "--out", usable * image),
-        "npy": (f"{candidates} pairs at most", "--out", candidates * 2 * image),
-    }[settings.layout]
-    needs = [("extracted from the zip", "--work", extracted)] if extracted else []
-    return [*needs, (f"{usable} aligned images", "--work", usable * image), trained]
+    return [
+        *([("extracted from the zip", "--work", extracted)] if extracted else []),
+        (f"{usable} aligned images", "--work", usable * image),
+        {
+            "images": (f"{usable} images, each once", "--out", usable * image),
+            "npy": (f"{candidates} pairs at most", "--out", candidates * 2 * image),
+        }[settings.layout],
+    ]
 
 
 def present(folder, apart=()):
-    """Bytes of the files under a folder, which need not exist; `apart` from those under, or at, other paths."""
+    """Bytes of the files under a folder, which need not exist, without files at or under the paths `apart`."""
     apart, total = {Path(path).resolve() for path in apart}, 0
     for place, folders, files in os.walk(Path(folder).resolve()):
         folders[:] = [name for name in folders if Path(place, name) not in apart]
-        if Path(place) in apart:  # the folder itself: its content cannot be told apart
+        if Path(place) in apart:  # the folder itself
             return 0
         total += sum(Path(place, name).lstat().st_size for name in files if Path(place, name) not in apart)
     return total
 
 
 def read_sources(settings):
-    """({folder: [Image]}, bytes to extract): of the list given, else of that in the zip or the raw folder.
+    """Returns ({folder: [Image]}, bytes to extract). Raises DataError.
 
-    Raises DataError.
+    The list is --s1_list, else the one in the zip or the raw folder.
     """
     if settings.zip is None:
         return read_s1_list(settings.s1_list or settings.raw_root / S1_LIST), 0
@@ -147,38 +140,30 @@ def read_sources(settings):
 
 
 def check_disk(settings):
-    """Log what goes where, and raise DataError if the file systems cannot take it.
+    """Logs the needed and the free disk space. Raises DataError if there is not enough.
 
-    What is there is not needed again.
+    Files that exist already are subtracted.
     """
     work, out = settings.work, settings.out
     needs = estimate(*read_sources(settings), settings)
     sources = [path for path in (settings.zip, settings.raw_root) if path is not None]
     folders = {"--work": work, "--out": out}
-    missing, rows = [], [(what, f"{flag} {folders[flag]}", _gb(count)) for what, flag, count in needs]
+    missing, rows = [], [(what, f"{flag} {folders[flag]}", count / 1e9) for what, flag, count in needs]
     for flag, folder, other in (("--work", work, out), ("--out", out, work)):
-        there = present(folder, [other, *sources])
-        needed = max(0, sum(count for _, name, count in needs if name == flag) - there)
+        written = present(folder, [other, *sources])
+        needed = max(0, sum(count for _, name, count in needs if name == flag) - written)
         missing.append((flag, folder, needed))
-        rows += [
-            ("there already", f"{flag} {folder}", _gb(there)),
-            ("still needed", f"{flag} {folder}", _gb(needed)),
-            ("free", f"{flag} {folder}", _gb(room_at(folder)[1])),
-        ]
-    header = ("what", "where", "GB")
-    for line in tabulate(rows, header, disable_numparse=True, colalign=("left", "left", "right")).splitlines():
+        sizes = {"there already": written, "still needed": needed, "free": room_at(folder)[1]}
+        rows += [(what, f"{flag} {folder}", size / 1e9) for what, size in sizes.items()]
+    for line in tabulate(rows, ("what", "where", "GB"), floatfmt=".3f").splitlines():
         log.info("%s", line)
     if settings.layout == "npy":
         log.info("pairs that the curation drops are not written: --out will need less than this")
     if settings.keep_intermediate:
-        log.info("the content of --work stays afterwards")
+        log.info("the content of --work is kept")
     else:
         log.info("the content of --work is removed after the last step, when the most is needed")
     check_room(missing)
-
-
-def _gb(count):
-    return f"{count / 1e9:.3f}"
 
 
 # ---- The steps -----------------------------------------------------------------------------------
@@ -190,9 +175,9 @@ def say(text):
 
 
 def begin(settings):
-    """Whether OUT is complete already; else the room is checked.
+    """Whether OUT is complete already; if not, checks the disk space.
 
-    Raises DataError for OUT of other parameters, or lack of room.
+    Raises DataError if OUT was made with other parameters, or if there is no room.
     """
     if is_complete(settings.out, parameters_of(settings)):
         remove_intermediate(settings)
@@ -203,30 +188,26 @@ def begin(settings):
 
 
 def run_steps(settings, workers):
-    """Runs the four steps on all ranks and processes. Each continues where it was stopped."""
+    """Runs the four steps on all ranks and processes. Each step continues where it was interrupted."""
     s, aligned, made = settings, settings.work / "aligned", settings.work / "pairs"
-
-    def step(text, work, *args):
-        workers.on_main(say, text)
-        if not work(*args, workers):
-            log.info("complete already, nothing to do")
-
     if s.zip:
-        step("1/4 unzipping what is needed", unzip, s.zip, s.raw)
-    step("2/4 aligning the Sentinel-1 images", align, s.raw, aligned, s.s1_list, s.resampling, s.units, s.size)
-    step("3/4 making pairs", prepare, made, aligned, None, s.train_list, s.test_list)
-    text = "4/4 dropping pairs that lack data, writing the others"
-    step(text, prune, aligned, made, s.out, s.max_zeros, s.size, s.layout)
+        workers.on_main(say, "1/4 unzipping what is needed")
+        unzip(s.zip, s.raw, workers)
+    workers.on_main(say, "2/4 aligning the Sentinel-1 images")
+    align(s.raw, aligned, s.s1_list, s.resampling, s.units, s.size, workers)
+    workers.on_main(say, "3/4 making pairs")
+    prepare(made, aligned, None, s.train_list, s.test_list, workers)
+    workers.on_main(say, "4/4 dropping pairs that lack data, writing the others")
+    prune(aligned, made, s.out, s.max_zeros, s.size, s.layout, workers)
     workers.on_main(finish, s)
 
 
 def finish(settings):
-    """Remove the intermediate folders, and say what comes next."""
+    """Removes the intermediate folders, and prints how to train."""
     remove_intermediate(settings)
     say(
-        f"done: {settings.out}. preparation.json has the counts, dropped.csv what is not there and why. To train on "
-        "it from "
-        "BigEarthNet v1 weights:"
+        f"done: {settings.out}. preparation.json has the counts, dropped.csv what was dropped and why. To train on it "
+        "from BigEarthNet v1 weights:"
     )
     say(
         f"  python main_finetune.py --dataset sen12flood --data_path {shlex.quote(str(settings.out))} "
@@ -235,7 +216,7 @@ def finish(settings):
 
 
 def remove_intermediate(settings):
-    """Remove what the steps wrote, which is where a step.json lies. Renamed first, as this may be stopped too."""
+    """Removes the folders of the steps, which hold a step.json. Renames them first, as it may be interrupted."""
     if settings.keep_intermediate:
         return
     for name in ("aligned", "pairs", *(["raw"] if settings.zip else [])):
@@ -251,17 +232,19 @@ def remove_intermediate(settings):
 
 
 def get_args_parser():
-    parser = Parser("Prepare SEN12-FLOOD, from its archive to what --dataset sen12flood reads.", PROGRAM)
+    parser = Parser("Prepare SEN12-FLOOD, from its archive to the dataset of --dataset sen12flood.", PROGRAM)
     group = parser.add_argument_group("files")
-    group.add_argument("--zip", type=path, help="the archive as it was downloaded")
+    group.add_argument("--zip", type=path, help="the downloaded archive")
     group.add_argument(
         "--raw_root", "--raw-root", type=path, help=f"or the folder that it was extracted to, with {S1_LIST}"
     )
-    group.add_argument("--work", type=path, help="folder of what the steps need in between, removed at the end")
-    group.add_argument("--out", type=path, help="folder of what training reads")
+    group.add_argument("--work", type=path, help="folder of intermediate files, removed at the end")
+    group.add_argument("--out", type=path, help="folder of the dataset")
     group.add_argument("--s1_list", "--s1-list", type=path, help=f"list of images, instead of that {S1_LIST}")
-    group.add_argument("--keep_intermediate", "--keep-intermediate", action="store_true", help="leave --work as it is")
-    group.add_argument("--relative_to", type=path, default=Path(), help="folder that relative paths are meant from")
+    group.add_argument(
+        "--keep_intermediate", "--keep-intermediate", action="store_true", help="keep the files in --work"
+    )
+    group.add_argument("--relative_to", type=path, default=Path(), help="folder to which relative paths refer")
     group = parser.add_argument_group("steps", "As in the programs of the steps.")
     add_warping_flags(group)
     add_list_flags(group)
@@ -269,21 +252,21 @@ def get_args_parser():
     group = parser.add_argument_group("processes")
     add_workers_flag(group)
     group.add_argument(
-        "--ranks", type=positive_int, default=1, help="MPI ranks; the variable LAUNCH starts them otherwise"
+        "--ranks", type=positive_int, default=1, help="MPI ranks; ignored if the variable LAUNCH starts them"
     )
-    group.add_argument("--as_rank", action="store_true", help=argparse.SUPPRESS)  # of those that `start_ranks` started
+    group.add_argument("--as_rank", action="store_true", help=argparse.SUPPRESS)  # set by `start_ranks`
     return parser
 
 
 def path(text):
-    """An argparse type: a path, of at least one character."""
+    """An argparse type: a path that is not empty."""
     if not text:
         raise argparse.ArgumentTypeError("a value is needed")
     return Path(text)
 
 
 def check(args):
-    """Raises UsageError for flags that are missing, or contradict each other."""
+    """Raises UsageError for flags that are missing or contradict each other."""
     if args.zip and args.raw_root:
         raise UsageError("--zip and --raw_root: give one of them")
     if not args.zip and not args.raw_root:
@@ -297,10 +280,7 @@ def check(args):
 
 
 def start_ranks(ranks, argv):
-    """Replace this process by MPI ranks of itself, where LAUNCH or --ranks asks for them.
-
-    Raises DataError without mpirun.
-    """
+    """Replaces this process by MPI ranks of itself, if LAUNCH or --ranks is given. Raises DataError without mpirun."""
     command = [sys.executable, "-m", PROGRAM, *argv, "--as_rank"]
     if os.environ.get("LAUNCH"):
         command = [*os.environ["LAUNCH"].split(), *command]

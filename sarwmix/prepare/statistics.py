@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Exact mean, standard deviation and histogram of a dataset's backscatter in dB, in one pass over its images.
+"""Computes the exact mean, standard deviation and histogram of a dataset's backscatter in dB, in one pass.
 
     python -m sarwmix.prepare.statistics --dataset benv2 --data_path DIR --split train --out statistics.json --workers 8
 
-All pixels have the same weight (the result is not a mean of means of files). Count, mean and sum of squared deviations
-of the parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not
-depend on the number of processes.
+All pixels have the same weight: the result is not a mean over files. Count, mean and sum of squared deviations of the
+parts are merged as in Chan, Golub and LeVeque (1979), always in the same order, so that the result does not depend on
+the number of processes.
 """
 
 import logging
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def moments_of(images, floor_db):
-    """Returns (the Moments of all images that can be read, as a dict; the errors of the others, one line each)."""
+    """Returns (the Moments of the readable images, as a dict; the errors of the others, one line each)."""
     total, bad = Moments(floor_db), []
     for m in range(len(images)):
         try:
@@ -49,20 +49,20 @@ def moments_of(images, floor_db):
 
 
 def chunks_of(dataset):
-    """The distinct images of a dataset, in parts that can be sent to other processes."""
+    """The distinct images of a dataset, in parts for other processes."""
     images = DistinctImages(dataset)
     return [images.part(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
 
 
 def measure(chunks, floor_db, workers):
-    """The Moments of all images of these parts. Raises DataError if some cannot be read: count and first five."""
+    """The Moments of all images of these parts. Raises DataError with the number and the first five of bad images."""
     results = workers.map(partial(moments_of, floor_db=floor_db), chunks, f"parts of {CHUNK} images")
     bad = [line for _, lines in results for line in lines]
     if bad:
         raise data_error(
             f"{len(bad)} of {sum(map(len, chunks))} images cannot be read",
             bad,
-            "restore them, or take them out of the lists; --skip_missing leaves those out that are missing",
+            "restore them, or take them out of the lists; --skip_missing leaves out those that are missing",
         )
     total = Moments(floor_db)
     for part, _ in results:
@@ -77,23 +77,22 @@ def log_moments(total, channels):
         return "none" if value is None else f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
     rows = [[name, *map(shown, values)] for name, values in total.summary().items()]
-    log.info(
-        "\n%s", tabulate(rows, headers=["dB", *channels], disable_numparse=True, colalign=("left", "right", "right"))
-    )
+    table = tabulate(rows, ["dB", *channels], disable_numparse=True, colalign=("left", "right", "right"))
+    log.info("\n%s", table)
 
 
 def get_args_parser():
     parser = Parser(
-        "Exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
+        "Compute the exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
         "sarwmix.prepare.statistics",
     )
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="which dataset it is")
+    group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="name of the dataset")
     add_source_flags(group)
     add_skip_missing_flag(group)
     group.add_argument("--split", choices=SPLITS, default="train", help="part of the data to measure")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="FILE", help="JSON file to write; without it, the table alone is shown")
+    group.add_argument("--out", metavar="FILE", help="JSON file to write; without it, only the table is logged")
     add_workers_flag(group)
     return parser
 

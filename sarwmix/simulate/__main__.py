@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m sarwmix.simulate` writes simulated patches."""
+"""Runs `sarwmix.simulate.patches` for `python -m sarwmix.simulate`."""
 
 from sarwmix.simulate.patches import main
 

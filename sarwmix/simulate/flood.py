@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Simulated flood sequences, as pairs for FloodDataset: for trying, testing and demonstrating the programs.
+"""Simulates flood sequences as pairs for FloodDataset, to try, test and demonstrate the programs.
 
     python -m sarwmix.simulate.flood --out DIR --folders 24 --seed 0 --workers 2
 
-writes DIR/images/<folder>/<name>.npy ((2, S, S) float32, linear σ⁰, VH, VV) and DIR/pairs_{train,test}.csv. A folder is
-one place, seen at several dates. Nothing can be taken for measured data: the acquisitions are dated 2000, before the
-satellite flew, and simulation.json says what the folder is.
+writes DIR/images/<folder>/<name>.npy ((2, S, S) float32, linear σ⁰, VH, VV) and DIR/pairs_{train,test}.csv. A folder
+shows one place at several dates. The data cannot be mistaken for measurements: the acquisitions are dated 2000, before
+the launch of the satellite, and simulation.json marks the folder.
 """
 
 import logging
@@ -17,30 +17,31 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from common.command_line import Parser
+from common.command_line import Parser, Range, count, rate
 from common.errors import DataError
 from common.files import claimed, save_array
 from common.workers import Workers
+from sarwmix.listing import PATCH
 from sarwmix.prepare.sen12_index import KEPT, pairs
 from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, WATER, LandCover, draw_geography, fractal
-from sarwmix.simulate.patches import add_output_flags, check_ranges, run_generator
+from sarwmix.simulate.patches import add_output_flags, run_generator
 from sarwmix.simulate.radar import PSF_REACH, observe
 
 log = logging.getLogger(__name__)
 
 C = LandCover
-VERSION = 1  # of the generator: another one gives other images for the same parameters
-STREAM = 2  # apart from the scenes that sarwmix.simulate draws from the same seed
-SHARE = (0.1, 0.35)  # of the land that a flood covers at its peak, as long as
-MOST = 0.7  # of the land without forest are enough for that
-NEVER_FLOODED = 3  # every third folder, so that the later image of a pair is not always the flooded one
+VERSION = 1  # of the generator; to be raised if the images of given parameters change
+STREAM = 2  # separates the random numbers from those of sarwmix.simulate with the same seed
+SHARE = (0.1, 0.35)  # range of the share of the land that a flood covers at its peak
+MOST = 0.7  # largest share of the land without forest that a flood covers
+NEVER_FLOODED = 3  # every third folder, so that the later image of a pair is not always flooded
 FIRST_DATE, REVISIT, NEXT_PLACE = datetime(2000, 1, 1), timedelta(days=12), timedelta(minutes=15)
-TEST_FOLDERS = 99  # names of one or two digits are those of test folders
+TEST_FOLDERS = 99  # largest number of test folders, whose names have one or two digits
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """All that decides the content of a simulated dataset."""
+    """The parameters that decide the content of a simulated dataset."""
 
     folders: int
     seed: int = 0
@@ -48,18 +49,10 @@ class Parameters:
     images: int = 4
     test_fraction: float = 0.25
 
-    def __post_init__(self):
-        """Raises ValueError, naming the flag, for values that cannot be."""
-        check_ranges(self, folders=(1, 9999), seed=(0, 2**63 - 1), size=(128, 1024), images=(2, 30))
-        if self.size % 128:
-            raise ValueError(f"--size {self.size}: must be a multiple of 128, the side of the patches the model cuts")
-        if not 0 <= self.test_fraction < 1:
-            raise ValueError(f"--test_fraction {self.test_fraction}: must be from 0 to below 1")
-
 
 @dataclass(frozen=True)
 class Place:
-    """What one folder is called, and whether a flood comes."""
+    """The plan of one folder."""
 
     index: int
     name: str
@@ -68,10 +61,7 @@ class Place:
 
 
 def plan_places(parameters):
-    """The folders of a dataset, list of Place, training first.
-
-    Raises DataError when splits are too small or too large.
-    """
+    """The folders of a dataset: list of Place, training first. Raises DataError if a split is too small or large."""
     tests = max(1, round(parameters.test_fraction * parameters.folders)) if parameters.test_fraction else 0
     if tests >= parameters.folders:
         raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
@@ -92,10 +82,10 @@ def plan_places(parameters):
 
 
 def flood_level(rng, geography):
-    """How much the water must rise until a pixel is covered, (H, W) float32 without unit; infinite where it never is.
+    """The water level at which each pixel is flooded, (H, W) float32 without unit; infinite if it is never flooded.
 
-    Low, flat land near rivers and lakes is first. Towns lie somewhat safer. Permanent water is not flooded, and forest
-    does not look it: in C band the canopy hides the water below.
+    Low, flat land near rivers and lakes is flooded first, towns later. Permanent water is not flooded. Forest is not
+    flooded either, because in C band the canopy hides the water below.
     """
     cover, height = geography.land_cover, geography.elevation
     inland = cover == C.INLAND_WATER
@@ -109,7 +99,7 @@ def flood_level(rng, geography):
 
 
 def under_water(geography, water):
-    """The Geography with the pixels of mask `water` (H, W) under open water, and what stood there drowned."""
+    """The Geography with open water in the mask `water` (H, W). Buildings, hedges, roads and targets in it vanish."""
     land_cover, building, alignment = geography.land_cover.copy(), geography.building.copy(), geography.alignment.copy()
     land_cover[water], building[water], alignment[water] = C.INLAND_WATER, 0, 0
     rows, cols = geography.target_rows, geography.target_cols
@@ -127,15 +117,13 @@ def under_water(geography, water):
 
 
 def draw_place(rng, size):
-    """The Geography of a place of size × size pixels of 10 m, with a border of PSF_REACH that the image of it lacks."""
-    landscape = rng.choice(
-        [name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)]
-    )  # rivers flood, not the sea
-    return draw_geography(rng, (size + 2 * PSF_REACH,) * 2, landscape)
+    """The Geography of a place of size × size pixels of 10 m, with a border of PSF_REACH that its image lacks."""
+    inland = [name for name, (_, land) in LANDSCAPES.items() if land.sea == (0, 0)]  # floods come from rivers
+    return draw_geography(rng, (size + 2 * PSF_REACH,) * 2, rng.choice(inland))
 
 
 def observe_place(rng, geography, images, floods):
-    """(sigma0, water) of `simulate_place` for the Geography of a place."""
+    """Images a Geography at several dates. Returns (sigma0, water) as `simulate_place` does."""
     level = flood_level(rng, geography)
     inner = slice(PSF_REACH, -PSF_REACH)
     land, open_land = np.count_nonzero(~np.isin(geography.land_cover, WATER)), level[np.isfinite(level)]
@@ -153,10 +141,10 @@ def observe_place(rng, geography, images, floods):
 
 
 def simulate_place(seed, size, images, floods):
-    """One place of size × size pixels of 10 m at `images` dates, each with speckle, season, wind and crops of its own.
+    """Simulates a place of size × size pixels of 10 m at `images` dates, which differ in speckle, season, wind, crops.
 
-    The first half of the dates (the larger, of an odd number) is dry. With `floods`, the rest is flooded, and the water
-    slowly recedes. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
+    The first half of the dates is dry (of an odd number, the larger half). If `floods`, the others are flooded, and the
+    water recedes slowly. seed: an integer or a sequence of integers, ≥ 0. Equal arguments give equal results.
     Returns (sigma0, water): float32 (images, 2, size, size), linear, order VH, VV; bool (images, size, size), flooded.
     """
     rng = np.random.default_rng(seed)
@@ -172,7 +160,7 @@ def flooded_dates(images, floods):
 
 
 def write_place(place, out, parameters):
-    """Simulate one folder and write its images under out. Returns its rows of the pair list."""
+    """Simulates one folder and writes its images under `out`. Returns its rows of the list of pairs."""
     sigma0, _ = simulate_place(
         (parameters.seed, STREAM, VERSION, place.index), parameters.size, parameters.images, place.floods
     )
@@ -189,11 +177,10 @@ def write_place(place, out, parameters):
 
 
 def simulate_floods(out, parameters, workers=Workers()):
-    """Write a dataset of `parameters` under the folder `out`, the places spread over workers.
+    """Writes a dataset of `parameters` into the folder `out`, distributing places over workers.
 
-    The pair lists come last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, or the folders are
-    too few or too many for the splits.
+    The lists of pairs are written last; an interrupted run is repeated, and writes the same files. Raises DataError if
+    `out` has other content, or if there are too few or too many folders for the splits.
     """
     out, places = Path(out), workers.on_main(plan_places, parameters)
     record = {
@@ -205,32 +192,36 @@ def simulate_floods(out, parameters, workers=Workers()):
     }
     with claimed(workers, out, record, last=KEPT["test"].name) as complete:
         if complete:
-            return False
+            return
         found = workers.map(partial(write_place, out=out, parameters=parameters), places, "folders")
         for split, table in KEPT.items():
             rows = [row for place, part in zip(places, found) if place.split == split for row in part]
             workers.on_main(table.write, out, rows)
-    return True
+    log.info("%s: %d folders written", out, parameters.folders)
 
 
 def add_content_flags(parser):
     group = parser.add_argument_group("content")
     group.add_argument(
         "--folders",
-        type=int,
+        type=Range(int, at_least=1, at_most=9999),
         required=True,
         help="number of places, train and test together; every third is never flooded",
     )
-    group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
+    group.add_argument("--seed", type=count, default=Parameters.seed, help="seed of all random numbers")
     group.add_argument(
-        "--size", type=int, default=Parameters.size, help="side of an image, pixels of 10 m, a multiple of 128"
+        "--size",
+        type=Range(int, at_least=PATCH, at_most=1024, multiple_of=PATCH),
+        default=Parameters.size,
+        help="side of an image, pixels of 10 m",
     )
     group.add_argument(
-        "--images", type=int, default=Parameters.images, help="dates of each place; the later half is flooded"
+        "--images",
+        type=Range(int, at_least=2, at_most=30),
+        default=Parameters.images,
+        help="dates of each place; the later half is flooded",
     )
-    group.add_argument(
-        "--test_fraction", type=float, default=Parameters.test_fraction, help="share of folders for test, 0…1"
-    )
+    group.add_argument("--test_fraction", type=rate, default=Parameters.test_fraction, help="share of test folders")
 
 
 def get_args_parser():
@@ -243,7 +234,7 @@ def get_args_parser():
 
 
 def main(argv=None):
-    run_generator(get_args_parser(), Parameters, simulate_floods, "folders", argv)
+    run_generator(get_args_parser(), Parameters, simulate_floods, argv)
 
 
 if __name__ == "__main__":

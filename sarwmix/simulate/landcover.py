@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Geography of a simulated scene at 10 m: coast, lakes, rivers, relief, forests, parcels, towns, roads.
+"""Draws the geography of a simulated scene at 10 m: coast, lakes, rivers, relief, forests, parcels, towns, roads.
 
-It knows nothing of radar. `draw_geography` paints one scene, from the ground up: farmland and open land by district
-and parcel, uplands, forests, wetlands, water, towns. Lengths are pixels of 10 m throughout.
+`draw_geography` paints a scene in layers: farmland and open land by district and parcel, uplands, forests, wetlands,
+water, towns. Radar is in `sarwmix.simulate.radar`. Lengths are pixels of 10 m.
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ WATER = (C.INLAND_WATER, C.SEA)
 
 @dataclass(frozen=True)
 class Landscape:
-    """What a kind of scenery is made of: shares of the scene as (least, most), numbers per 100 km²."""
+    """The composition of a kind of landscape: shares of the scene as (lowest, highest), numbers per 100 km²."""
 
-    districts: dict  # class of a district of open land: relative frequency
+    districts: dict  # {class of a district of open land: relative frequency}
     sea: tuple = (0.0, 0.0)
     lakes: tuple = (0.0, 0.02)
     forest: tuple = (0.1, 0.3)
@@ -44,7 +44,7 @@ class Landscape:
     parcel: tuple = (7.0, 22.0)  # width of a parcel
 
 
-LANDSCAPES = {  # name: (relative frequency, contents)
+LANDSCAPES = {  # name: (relative frequency, composition)
     "coast": (
         0.32,
         Landscape(
@@ -111,22 +111,22 @@ LANDSCAPES = {  # name: (relative frequency, contents)
 
 @dataclass
 class Geography:
-    """One scene, H × W pixels of 10 m; `targets` are strong single reflectors: buildings, masts, farms, ships."""
+    """One scene of H × W pixels of 10 m. Targets are T strong single reflectors: buildings, masts, farms, ships."""
 
     land_cover: np.ndarray  # (H, W) uint8, LandCover
     elevation: np.ndarray  # (H, W) float32, m
-    parcel: np.ndarray  # (H, W) uint32, the same number within a parcel
+    parcel: np.ndarray  # (H, W) uint32, number of the parcel
     parcel_across: np.ndarray  # (H, W) float32, distance across the rows of the parcel
     hedge: np.ndarray  # (H, W) bool, tree lines between parcels
     paved: np.ndarray  # (H, W) bool, roads and streets
-    building: np.ndarray  # (H, W) float32 in [0, 1), a random number per building; its size follows the town's
+    building: np.ndarray  # (H, W) float32 in [0, 1), a random number for each building, lower in sparse districts
     alignment: np.ndarray  # (H, W) float32 in [0, 1], 1 where streets run along the track of the sensor
     target_rows: np.ndarray  # (T,) int
     target_cols: np.ndarray  # (T,) int
 
 
 def _interpolate(field, length, step, axis):
-    """Linear interpolation along an axis to `length` values, `step` to each old one; twice as fast as ndimage.zoom."""
+    """Interpolates linearly along an axis to `length` values, `step` per old one. Twice as fast as ndimage.zoom."""
     whole, part = divmod(np.arange(length), step)
     part = (part / step).astype(np.float32)
     part = part[:, None] if axis == 0 else part
@@ -135,10 +135,11 @@ def _interpolate(field, length, step, axis):
 
 
 def fractal(rng, shape, largest, slope=3.0, step=1):
-    """A smooth random field (H, W) float32 of mean 0 and variance 1 with a power-law spectrum.
+    """Draws a smooth random field (H, W) float32 of mean 0 and variance 1 with a power-law spectrum.
 
-    Power falls with frequency**-slope below the wavelength `largest` (pixels), and is flat above it. Drawn on a larger
-    area than needed, since a Fourier synthesis is periodic; at every `step`-th pixel, interpolated in between.
+    Power falls with frequency**-slope below the wavelength `largest` (pixels), and is constant above it. The field is
+    drawn on a larger area, because a Fourier synthesis is periodic. It is drawn at every `step`-th pixel and
+    interpolated in between.
     """
     fine = tuple(int(-(-n // step)) + 2 for n in shape)
     high, wide = (fft.next_fast_len(int(1.25 * n) + 4, real=True) for n in fine)
@@ -155,9 +156,9 @@ def fractal(rng, shape, largest, slope=3.0, step=1):
 def hashed(*keys):
     """A random number in [0, 1) for each tuple of integers (arrays that broadcast, or numbers); float32.
 
-    A multiply-xorshift hash: what belongs to one parcel or building is drawn without a table of all of them.
+    A multiply-xorshift hash. It draws numbers for a parcel or building without a table of all of them.
     """
-    state = np.full(1, 0x9E3779B9, np.uint32)  # an array: unlike a number, it overflows in silence
+    state = np.full(1, 0x9E3779B9, np.uint32)  # an array, because a NumPy scalar would warn of overflow
     for key in keys:
         state = (state ^ np.asarray(key).astype(np.int64).astype(np.uint32)) * np.uint32(0x85EBCA6B)
         state = (state ^ (state >> np.uint32(15))) * np.uint32(0xC2B2AE35)
@@ -166,17 +167,17 @@ def hashed(*keys):
 
 
 def below(field, share):
-    """Mask of the lowest `share` of a field; a share of 0 is an empty mask."""
+    """Mask of the lowest `share` of the values of a field; empty for a share of 0."""
     return field < np.quantile(field[::4, ::4], share) if share > 0 else np.zeros(field.shape, bool)
 
 
 def voronoi(seed, rows, cols, spacing):
-    """Number (int32) of the nearest of randomly shifted grid points, `spacing` apart, for each position."""
+    """Number (int32) of the nearest point for each position. Points are on a grid of `spacing`, randomly shifted."""
     rows, cols = np.broadcast_arrays(rows, cols)
     cell_row, cell_col = np.floor(rows / spacing).astype(np.int32), np.floor(cols / spacing).astype(np.int32)
     nearest = np.full(rows.shape, np.inf, np.float32)
     number = np.zeros(rows.shape, np.int32)
-    margin, width = 8, int(cell_col.max()) + 16  # the neighbours of edge cells, and warped positions outside
+    margin, width = 8, int(cell_col.max()) + 16  # for neighbours of edge cells and warped positions outside
     table_rows, table_cols = np.mgrid[-margin : int(cell_row.max()) + margin, -margin:width].astype(np.int32)
     point_rows = ((table_rows + hashed(seed, table_rows, table_cols, 1)) * spacing).astype(np.float32).ravel()
     point_cols = ((table_cols + hashed(seed, table_rows, table_cols, 2)) * spacing).astype(np.float32).ravel()
@@ -191,7 +192,7 @@ def voronoi(seed, rows, cols, spacing):
 
 
 def stamp(shape, points, radius):
-    """Mask of the discs of `radius` (a number, or one per point) around points (P, 2) of (row, column)."""
+    """Mask of discs around points (P, 2) of (row, column). radius: a number, or one per point."""
     mask = np.zeros(shape, bool)
     radius = np.broadcast_to(np.asarray(radius, np.float32), len(points))
     reach = int(np.ceil(radius.max()))
@@ -206,7 +207,7 @@ def stamp(shape, points, radius):
 def meander(rng, shape, radius):
     """Centre line (P, 2) of a river of half width `radius` across the scene: a sine-generated curve.
 
-    Source: Langbein and Leopold (1966); meanders some 11 widths long, Leopold and Wolman (1960).
+    Source: Langbein and Leopold (1966); meanders about 11 widths long, Leopold and Wolman (1960).
     """
     high, wide = shape
     length = 3 * (high + wide)
@@ -225,7 +226,7 @@ def meander(rng, shape, radius):
 
 
 def road(rng, start, end):
-    """Points (P, 2) of a road from start to end: midpoint displacement, straight between the bends."""
+    """Points (P, 2) of a road from start to end, by midpoint displacement with straight segments."""
     line = np.stack([start, end]).astype(float)
     for _ in range(4):
         gap = np.diff(line, axis=0)
@@ -237,7 +238,7 @@ def road(rng, start, end):
 
 
 class Painter:
-    """The state of one scene while it is painted; each method adds one kind of thing, later ones over earlier ones."""
+    """The state of a scene while it is painted. Each method adds a layer over the earlier ones."""
 
     def __init__(self, rng, shape, landscape):
         self.rng, self.shape, self.landscape = rng, shape, landscape
@@ -245,8 +246,8 @@ class Painter:
         self.rows, self.cols = (axis.astype(np.float32) for axis in np.indices(shape, sparse=True))
         self.area = shape[0] * shape[1] / 1e6  # of 100 km²
         self.cover = np.empty(shape, np.uint8)
-        self.height = fractal(rng, shape, largest=400, slope=4.2, step=2)  # relief as drawn: mean 0, variance 1
-        self.detail = fractal(rng, shape, largest=45, slope=2.6)  # shifts and frays the borders of all things
+        self.height = fractal(rng, shape, largest=400, slope=4.2, step=2)  # relief of mean 0 and variance 1
+        self.detail = fractal(rng, shape, largest=45, slope=2.6)  # makes the borders of all layers irregular
         self.paved, self.hedge = np.zeros(shape, bool), np.zeros(shape, bool)
         self.building = np.zeros(shape, np.float32)
         self.alignment = np.zeros(shape, np.float32)
@@ -259,7 +260,7 @@ class Painter:
         self.cover[mask] = cover
 
     def farmland(self):
-        """Districts of one use each (about 1.3 km), cut into parcels with straight sides and a common direction."""
+        """Adds districts of one use each (about 1.3 km), divided into parcels with straight, parallel sides."""
         rng, classes = self.rng, list(self.landscape.districts)
         bend = 14 * fractal(rng, self.shape, largest=160, slope=3.5, step=4)
         rows, cols = self.rows + bend, self.cols - np.roll(bend, bend.shape[0] // 2, axis=0)
@@ -268,7 +269,7 @@ class Painter:
         weights = np.array(list(self.landscape.districts.values()), float)
         use = rng.choice(np.array(classes, np.uint8), size=count, p=weights / weights.sum())
 
-        # Neighbouring districts mostly share the direction of the country's roads; some lie across it.
+        # Most districts have about the same direction; the others are rotated by 0.8 rad.
         angle = rng.uniform(0, np.pi) + rng.normal(0, 0.25, count) + rng.choice([0, 0.8], count, p=[0.7, 0.3])
         width = np.exp(rng.uniform(*np.log(self.landscape.parcel), count)) * np.where(use == C.COMPLEX, 0.55, 1.0)
         width = np.maximum(width, 4.5).astype(np.float32)
@@ -294,13 +295,13 @@ class Painter:
         self.hedge = border & (hashed(self.parcel, 12) < hedges.astype(np.float32)[district])
 
     def _cut(self, position, *keys):
-        """Cut a line at irregular places: piece numbers (int32) for positions measured in mean pieces."""
+        """Divides a line into irregular pieces: the number (int32) of the piece at each position, in mean pieces."""
         piece = np.floor(position).astype(np.int32)
         late = position - piece < 0.6 * hashed(self.seed, *keys, piece, 4)
         return piece - late
 
     def uplands_and_forests(self):
-        """Grass and heath on high ground, forest massifs with clearings, woodlots, young growth at the edges."""
+        """Adds grass and heath on high ground, forest massifs with clearings, woodlots, young growth at the edges."""
         rng, land = self.rng, self.landscape
         high = below(-self.height - 0.15 * self.detail, self.share(land.uplands))
         kind = fractal(rng, self.shape, largest=250, slope=3.2, step=4)
@@ -322,7 +323,7 @@ class Painter:
         self.forest_type = forest
 
     def waters(self):
-        """Wetlands in low ground, lakes in the lowest, rivers with wooded banks, then the sea with its shore."""
+        """Adds wetlands on low ground, lakes on the lowest, rivers with wooded banks, then the sea with its shore."""
         rng, land = self.rng, self.landscape
         lakes, wet = self.share(land.lakes), self.share(land.wetlands)
         low = self.height + 0.10 * self.detail + 0.5 * fractal(rng, self.shape, largest=120, slope=3.0, step=2)
@@ -333,7 +334,7 @@ class Painter:
             at = np.clip(np.rint(line).astype(int), 0, np.array(self.shape) - 1)
             inside = (at == np.rint(line)).all(axis=1)
             joined = np.flatnonzero(inside & (self.cover[at[:, 0], at[:, 1]] == C.INLAND_WATER))
-            line = line[: joined[0] + 1] if len(joined) else line  # a tributary ends where it meets a river
+            line = line[: joined[0] + 1] if len(joined) else line  # a tributary ends at the river
             wander = 1 + 0.25 * np.sin(np.arange(len(line)) / rng.uniform(30, 90))
             radius = radius * wander
             banks = stamp(self.shape, line, radius + rng.uniform(1, 5)) & (self.detail > rng.uniform(-0.5, 1))
@@ -354,7 +355,7 @@ class Painter:
         level += 0.2 * fractal(rng, self.shape, largest=130, slope=2.9, step=2)
         edge = np.quantile(level[::4, ::4], sea)
         gradient = np.float32(np.hypot(*np.gradient(ndimage.uniform_filter(level[::8, ::8], 5), 8)).mean())
-        inland = (level - edge) / gradient  # roughly the distance from the shore line
+        inland = (level - edge) / gradient  # approximate distance from the shore line
         kind = fractal(rng, self.shape, largest=300, slope=3.2, step=4)
         marsh = (inland < rng.uniform(15, 50) * np.clip(kind, 0, 2)) & (self.detail > -1.2)
         self.fill(C.COASTAL_WETLAND, marsh)
@@ -364,7 +365,7 @@ class Painter:
         self.fill(C.SEA, creeks)
 
     def towns(self):
-        """Cities, villages and industrial estates with their streets, and the roads between them."""
+        """Adds cities, villages and industrial estates with their streets, and the roads between them."""
         rng, land = self.rng, self.landscape
         sites = []
         for expected, radii in ((land.cities, (45, 130)), (land.villages, (7, 24))):
@@ -400,7 +401,7 @@ class Painter:
         density = np.where(parks, 0.2, 0.55 + 0.45 * density) * np.clip(1.45 - 0.6 * spread, 0.6, 1)
         size = rng.uniform(2.0, 3.2)
         house = hashed(self.seed, np.floor(u / size), np.floor(v / size), 21)
-        # Estates: whole sectors at the edge of larger towns, with large halls on wide paved yards.
+        # Estates are whole sectors at the edge of larger towns, with large halls on wide paved yards.
         estate = ring & (radius > 30) & (hashed(self.seed, sector, 22) < 0.5)
         hall = hashed(self.seed, np.floor(u / 6), np.floor(v / 9), 23)
         self.cover[box][urban], self.cover[box][estate] = C.URBAN, C.INDUSTRY
@@ -414,7 +415,7 @@ class Painter:
         self.targets.append(np.argwhere(hit) + (box[0].start, box[1].start))
 
     def single_targets(self):
-        """Farms, masts and pylons on land, a few ships at sea: small groups of strong reflectors."""
+        """Adds small groups of strong reflectors: farms, masts and pylons on land, a few ships at sea."""
         rng = self.rng
         centres = rng.uniform(0, self.shape, (rng.poisson(120 * self.area), 2))
         at = np.repeat(centres, rng.integers(1, 5, len(centres)), axis=0)
@@ -426,9 +427,9 @@ class Painter:
 
 
 def draw_geography(rng, shape, landscape=None):
-    """Paint a scene of shape (H, W). landscape: a key of LANDSCAPES, drawn by frequency if None. Returns Geography.
+    """Draws the Geography of a scene of shape (H, W) from rng, a NumPy Generator.
 
-    Raises KeyError for an unknown landscape. Everything is drawn from rng (numpy Generator).
+    landscape: a key of LANDSCAPES; drawn by frequency if None. Raises KeyError for an unknown landscape.
     """
     if landscape is None:
         frequency = np.array([weight for weight, _ in LANDSCAPES.values()])

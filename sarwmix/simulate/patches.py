@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Simulated Sentinel-1 patches in the layout of BigEarthNet v2, for trying, testing and demonstrating the programs.
+"""Simulates Sentinel-1 patches in the layout of BigEarthNet v2, to try, test and demonstrate the programs.
 
     python -m sarwmix.simulate --out DIR --patches 1500 --seed 0 --workers 2
 
 writes DIR/BigEarthNet-S1/<scene>/<s1_name>/<s1_name>_{VH,VV}.tif (float32, dB, 10 m, UTM) and DIR/metadata.parquet.
-Patches of a scene lie side by side; a scene belongs to one split as a whole. Nothing can be taken for measured data:
-the country is "Simulated", the acquisitions are dated 2000, before the satellite flew, and each file is tagged.
+Patches of a scene are adjacent; all of them belong to one split. The data cannot be mistaken for measurements: the
+country is "Simulated", the acquisitions are dated 2000, before the launch of the satellite, and each file is tagged.
 """
 
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.command_line import Parser
+from common.command_line import Parser, Range, count, rate
 from common.errors import DataError
 from common.files import atomic_path, claimed
 from common.packages import load
@@ -29,19 +29,19 @@ from sarwmix.simulate.radar import BANDS, PSF_REACH, observe
 
 log = logging.getLogger(__name__)
 
-SCENE_PIXELS = 1200  # side of a scene at most
-VERSION = 1  # of the generator: another one gives other images for the same parameters
+SCENE_PIXELS = 1200  # largest side of a scene
+VERSION = 1  # of the generator; to be raised if the images of given parameters change
 PIXEL = 10.0  # m
-LABEL_SHARE = 0.03  # a class that covers less of a patch is not one of its labels
+LABEL_SHARE = 0.03  # smallest share of a patch that a class must cover to be one of its labels
 FIRST_DATE, REVISIT = datetime(2000, 1, 1), timedelta(minutes=15)
-# Where scenes are put: Sentinel-2 tiles of 10,980 pixels, with the UTM coordinates of their upper left corner.
+# Sentinel-2 tiles in which scenes are placed: name, EPSG code, UTM coordinates of the upper left corner.
 TILES = (
     ("33UUP", 32633, 300000, 5400000),
     ("29UPU", 32629, 600000, 5900040),
     ("35VPK", 32635, 600000, 7000020),
     ("29SND", 32629, 499980, 4400040),
 )
-TILE_PIXELS = 10980
+TILE_PIXELS = 10980  # side of a tile
 METADATA_SCHEMA = pa.schema(
     [
         ("patch_id", pa.string()),
@@ -57,7 +57,7 @@ METADATA_SCHEMA = pa.schema(
 
 
 def simulate_scene(seed, patches_high, patches_wide, size=120, landscape=None):
-    """One simulated scene of patches_high × patches_wide patches of size × size pixels of 10 m.
+    """Simulates a scene of patches_high × patches_wide patches of size × size pixels of 10 m.
 
     seed: an integer or a sequence of integers, ≥ 0. landscape: a key of LANDSCAPES; drawn at random if None.
     Returns (sigma0_db, land_cover): float32 (2, H, W), σ⁰ in dB, order VH, VV; uint8 (H, W), the BigEarthNet class
@@ -69,16 +69,9 @@ def simulate_scene(seed, patches_high, patches_wide, size=120, landscape=None):
     return observe(rng, geography), geography.land_cover[inner, inner].copy()
 
 
-def check_ranges(parameters, **ranges):
-    """ValueError, naming the flag, for a parameter that is not within its range (least, most)."""
-    for name, (least, most) in ranges.items():
-        if not least <= getattr(parameters, name) <= most:
-            raise ValueError(f"--{name} {getattr(parameters, name)}: must be from {least} to {most}")
-
-
 @dataclass(frozen=True)
 class Parameters:
-    """All that decides the content of a simulated dataset."""
+    """The parameters that decide the content of a simulated dataset."""
 
     patches: int
     seed: int = 0
@@ -87,25 +80,13 @@ class Parameters:
     val_fraction: float = 0.25
     test_fraction: float = 0.25
 
-    def __post_init__(self):
-        """Raises ValueError, naming the flag, for values that cannot be."""
-        check_ranges(self, patches=(1, 10**7), seed=(0, 2**63 - 1), size=(16, 1024), scene_side=(1, 32))
-        for name in ("val_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: must be from 0 to below 1")
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"--val_fraction {self.val_fraction} and --test_fraction {self.test_fraction} "
-                "leave nothing to train on: their sum must be below 1"
-            )
-
 
 @dataclass(frozen=True)
 class Scene:
-    """What one scene is called, where it lies and how many of its side × side patches are wanted."""
+    """The plan of one scene."""
 
     index: int
-    patches: int
+    patches: int  # number of its side × side patches to write
     side: int
     split: str
     landscape: str
@@ -115,15 +96,20 @@ class Scene:
 
 
 def plan_scenes(parameters):
-    """The scenes of a dataset, list of Scene. At least ten where there are enough patches, so that splits can differ.
+    """Plans the scenes of a dataset: list of Scene; at least ten if there are enough patches, so that splits differ.
 
-    Raises DataError when there are fewer scenes than splits.
+    Raises DataError if there are too few scenes for the splits.
     """
+    if parameters.val_fraction + parameters.test_fraction >= 1:
+        raise DataError(
+            f"--val_fraction {parameters.val_fraction} and --test_fraction {parameters.test_fraction} "
+            "leave nothing to train on: their sum must be below 1"
+        )
     fits = max(1, SCENE_PIXELS // parameters.size)
     side = min(parameters.scene_side, max(1, math.isqrt(parameters.patches // 10)), fits)
-    count = math.ceil(parameters.patches / side**2)
+    scene_count = math.ceil(parameters.patches / side**2)
     per_row = (TILE_PIXELS // parameters.size + 1) // (side + 1)  # a gap of one patch between scenes
-    places = min(count, len(TILES) * per_row**2)  # after that, scenes come back to the same places
+    places = min(scene_count, len(TILES) * per_row**2)  # further scenes reuse these places
     held_out = [("validation", parameters.val_fraction), ("test", parameters.test_fraction)]
     numbers = [(split, max(1, round(share * places))) for split, share in held_out if share > 0]
     if sum(number for _, number in numbers) >= places:
@@ -136,10 +122,10 @@ def plan_scenes(parameters):
     split_of_place = np.random.default_rng((parameters.seed, VERSION)).permutation(names)
     frequency = np.cumsum([weight for weight, _ in LANDSCAPES.values()])
     scenes, members = [], {split: 0 for split in set(names)}
-    for index in range(count):
+    for index in range(scene_count):
         place = index % places
         split = str(split_of_place[place])
-        # Steps of the golden ratio rather than chance: even a few scenes of a split have the landscapes in proportion.
+        # Steps of the golden ratio give even a few scenes of a split the landscapes in proportion.
         landscape = list(LANDSCAPES)[np.searchsorted(frequency, (0.1 + 0.618034 * members[split]) % 1 * frequency[-1])]
         members[split] += 1
         block, tile = divmod(place, len(TILES))
@@ -154,8 +140,27 @@ def _labels(land_cover):
     return np.flatnonzero(np.bincount(land_cover.ravel(), minlength=len(LandCover)) >= LABEL_SHARE * land_cover.size)
 
 
+def write_raster(path, image, crs, transform, units, band=None):
+    """Writes one band (H, W) as a GeoTIFF with the tags SIMULATED and UNITS. band: its description, or None."""
+    with load("rasterio", "writing GeoTIFFs").open(
+        path,
+        "w",
+        driver="GTiff",
+        width=image.shape[1],
+        height=image.shape[0],
+        count=1,
+        dtype=image.dtype,
+        crs=crs,
+        transform=transform,
+    ) as file:
+        if band:
+            file.set_band_description(1, band)  # before the pixels: afterwards GDAL writes the header twice
+        file.update_tags(SIMULATED="yes", UNITS=units)
+        file.write(image, 1)
+
+
 def write_scene(scene, out, parameters):
-    """Simulate one scene and write its patches under out. Returns rows of (tile and position, date, split, labels)."""
+    """Simulates a scene and writes its patches under `out`. Returns [(tile and position, date, split, labels)]."""
     rasterio = load("rasterio", "writing GeoTIFFs")
     size, (tile, epsg, west, north) = parameters.size, TILES[scene.tile]
     seed = parameters.seed, scene.index
@@ -172,71 +177,53 @@ def write_scene(scene, out, parameters):
         folder = out / "BigEarthNet-S1" / scene_name / name
         folder.mkdir(parents=True, exist_ok=True)
         corner = west + (scene.col + col) * size * PIXEL, north - (scene.row + row) * size * PIXEL
+        transform = rasterio.Affine(PIXEL, 0, corner[0], 0, -PIXEL, corner[1])
         for band, image in zip(BANDS, sigma0_db):
             path = folder / f"{name}_{band}.tif"
-            path.unlink(missing_ok=True)  # GDAL would open what an interrupted run left, and fail
-            with rasterio.open(
-                path,
-                "w",
-                driver="GTiff",
-                width=size,
-                height=size,
-                count=1,
-                dtype="float32",
-                crs=crs,
-                transform=rasterio.Affine(PIXEL, 0, corner[0], 0, -PIXEL, corner[1]),
-            ) as file:
-                file.set_band_description(1, band)  # before the pixels: afterwards GDAL writes the header twice
-                file.update_tags(SIMULATED="yes", UNITS="dB")
-                file.write(image[window], 1)
+            path.unlink(missing_ok=True)  # GDAL would open the file of an interrupted run, and fail
+            write_raster(path, image[window], crs, transform, "dB", band)
         rows.append((place, date, scene.split, _labels(land_cover[window]).tolist()))
     return rows
 
 
 def _write_metadata(path, rows):
-    from sarwmix.bigearthnet import CLASSES  # it brings torch along, seconds that each spawned worker can save
+    from sarwmix.bigearthnet import CLASSES  # here, because it imports torch, which spawned workers do not need
 
-    columns = {name: [] for name in METADATA_SCHEMA.names}
+    records = []
     for place, date, split, labels in rows:
         tile, position = place.split("_", 1)
-        for name, value in zip(
-            columns,
-            (
-                f"S2A_MSIL2A_{date}_N9999_R022_T{tile}_{position}",
-                sorted(CLASSES[i] for i in labels),
-                split,
-                "Simulated",
-                f"S1A_IW_GRDH_1SDV_{date}_{place}",
-                f"S2A_MSIL2A_{date}_{position}",
-                False,
-                False,
-            ),
-        ):
-            columns[name].append(value)
+        records.append(
+            {
+                "patch_id": f"S2A_MSIL2A_{date}_N9999_R022_T{tile}_{position}",
+                "labels": sorted(CLASSES[i] for i in labels),
+                "split": split,
+                "country": "Simulated",
+                "s1_name": f"S1A_IW_GRDH_1SDV_{date}_{place}",
+                "s2v1_name": f"S2A_MSIL2A_{date}_{position}",
+                "contains_seasonal_snow": False,
+                "contains_cloud_or_shadow": False,
+            }
+        )
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns, METADATA_SCHEMA), temporary)
+        pq.write_table(pa.Table.from_pylist(records, METADATA_SCHEMA), temporary)
 
 
 def simulate_dataset(out, parameters, workers=Workers()):
-    """Write a dataset of `parameters` under the folder `out`, the scenes spread over workers.
+    """Writes a dataset of `parameters` into the folder `out`, distributing scenes over workers.
 
-    metadata.parquet comes last: what was interrupted is not complete, and running again writes the same files.
-    Returns False if everything was there already. Raises DataError when `out` holds something else, or the patches are
-    too few for the splits.
+    metadata.parquet is written last; an interrupted run is repeated, and writes the same files. Raises DataError if
+    `out` has other content, or if there are too few patches for the splits.
     """
-
-    def plan():
+    with workers.together():
         load("rasterio", "writing GeoTIFFs")  # before the folder is begun
-        return plan_scenes(parameters)
-
-    out, scenes = Path(out), workers.on_main(plan)
+    out, scenes = Path(out), workers.on_main(plan_scenes, parameters)
     record = {"generator": "sarwmix.simulate", "version": VERSION, "parameters": asdict(parameters)}
     with claimed(workers, out, record, last="metadata.parquet") as complete:
         if complete:
-            return False
+            return
         rows = workers.map(partial(write_scene, out=out, parameters=parameters), scenes, "scenes")
         workers.on_main(_write_metadata, out / "metadata.parquet", [row for part in rows for row in part])
-    return True
+    log.info("%s: %d patches written", out, parameters.patches)
 
 
 def add_output_flags(parser):
@@ -249,43 +236,45 @@ def get_args_parser():
     parser = Parser("Write simulated Sentinel-1 patches in the layout of BigEarthNet v2.", "sarwmix.simulate")
     add_output_flags(parser)
     group = parser.add_argument_group("content")
-    group.add_argument("--patches", type=int, required=True, help="number of patches, all splits together")
-    group.add_argument("--seed", type=int, default=Parameters.seed, help="of everything random; ≥ 0")
     group.add_argument(
-        "--size", type=int, default=Parameters.size, help="side of a patch, pixels of 10 m; the programs read 120"
+        "--patches",
+        type=Range(int, at_least=1, at_most=10**7),
+        required=True,
+        help="number of patches, all splits together",
+    )
+    group.add_argument("--seed", type=count, default=Parameters.seed, help="seed of all random numbers")
+    group.add_argument(
+        "--size",
+        type=Range(int, at_least=16, at_most=1024),
+        default=Parameters.size,
+        help="side of a patch, pixels of 10 m; the programs read 120",
     )
     group.add_argument(
         "--scene_side",
-        type=int,
+        type=Range(int, at_least=1, at_most=32),
         default=Parameters.scene_side,
-        help="side of a scene, patches, at most; smaller for few or large patches",
+        help="largest side of a scene, patches; scenes of few or large patches are smaller",
     )
     group = parser.add_argument_group("splits, by whole scenes")
-    group.add_argument("--val_fraction", type=float, default=Parameters.val_fraction, help="share of validation, 0…1")
-    group.add_argument("--test_fraction", type=float, default=Parameters.test_fraction, help="share of test, 0…1")
+    group.add_argument("--val_fraction", type=rate, default=Parameters.val_fraction, help="share of validation")
+    group.add_argument("--test_fraction", type=rate, default=Parameters.test_fraction, help="share of test")
     return parser
 
 
-def run_generator(parser, parameters_of, write, unit, argv=None):
-    """The program of a generator: its flags, then write(out, parameters, workers) → whether there was something to do.
+def run_generator(parser, kind, write, argv=None):
+    """Runs the program of a generator: parses the flags and calls write(out, parameters, workers).
 
-    parameters_of(**flags) raises ValueError for what cannot be. unit: what the first flag of the content counts.
+    kind: dataclass of the parameters; its fields are flags of the parser.
     """
 
     def work(args, workers):
-        flags = {name: value for name, value in vars(args).items() if name not in ("out", "workers")}
-        try:
-            parameters = parameters_of(**flags)
-        except ValueError as error:
-            parser.error(str(error))
-        wrote = write(args.out, parameters, workers)
-        log.info("%s: %s", args.out, f"{flags[unit]} {unit} written" if wrote else "complete already, nothing to do")
+        write(args.out, kind(**{field.name: getattr(args, field.name) for field in fields(kind)}), workers)
 
     run_command(parser, work, argv)
 
 
 def main(argv=None):
-    run_generator(get_args_parser(), Parameters, simulate_dataset, "patches", argv)
+    run_generator(get_args_parser(), Parameters, simulate_dataset, argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""From a land cover map to a Sentinel-1 IW GRD image: mean backscatter, then detection with speckle and noise.
+"""Simulates a Sentinel-1 IW GRD image of a land cover map: mean backscatter, then detection with speckle and noise.
 
-Order of the channels is VH, VV everywhere; σ⁰ is linear unless a name ends in `_db`.
+The order of channels is VH, VV; σ⁰ is linear unless a name ends in `_db`.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from sarwmix.simulate.landcover import FORESTS, PARCELLED, WATER, LandCover, fra
 C = LandCover
 BANDS = ("VH", "VV")
 
-# Mean σ⁰ in dB and how it varies, dB: between scenes (season, angle, wind), between parcels, and within one place
-# (moisture, biomass). Orders of magnitude typical of C band at 30° to 45° incidence, as textbooks give them (Ulaby and
-# Long, "Microwave Radar and Radiometric Remote Sensing", 2014), adjusted so that a large set has about the mean and
-# standard deviation of BigEarthNet. They are measurements of no particular place. Water: before noise is added.
+# Mean σ⁰ in dB, and its standard deviations in dB: between scenes (season, angle, wind), between parcels, and within a
+# place (moisture, biomass). Typical values of C band at 30° to 45° incidence (Ulaby and Long, "Microwave Radar and
+# Radiometric Remote Sensing", 2014), adjusted so that a large set has about the mean and standard deviation of
+# BigEarthNet. They are not measurements. Values of water are without noise.
 #                      VH     VV   scene parcel texture
 BACKSCATTER = {
     C.URBAN: (-13.5, -6.8, 0.8, 0.0, 0.8),
@@ -39,15 +39,15 @@ BACKSCATTER = {
     C.SEA: (-31.0, -18.8, 2.2, 0.0, 0.9),
 }
 
-# Crops of arable parcels: frequency, and offset (VH, VV) in dB from the class mean. Bare soil, winter cereals, maize,
-# rape, root crops.
+# Crops of arable parcels: frequency, and offset of VH and of VV in dB from the class mean. Bare soil, winter cereals,
+# maize, rape, root crops.
 CROPS = ((0.30, -2.2, -1.4), (0.30, -0.6, -1.8), (0.15, 2.0, 1.2), (0.12, 3.2, 1.4), (0.13, 2.6, 2.2))
 
-# Sentinel-1 IW GRDH averages five overlapping looks; its product specification gives 4.4 equivalent looks. A look is
-# the sum of two squared real Gaussian fields, so nine of them make exactly a gamma distribution of 4.5 looks.
+# Sentinel-1 IW GRDH averages five overlapping looks, which its product specification equates to 4.4 independent ones. A
+# look is the sum of two squared real Gaussian fields; nine such fields give a gamma distribution of 4.5 looks.
 FIELDS = 9
 
-# Width of the Gaussian point-spread function of the field. The intensity of the speckle then correlates as
+# Width of the Gaussian point-spread function of the field, pixels. The intensity of the speckle has the correlation
 # exp(−d²/2s²): 0.71, 0.26, 0.05 at 1, 2, 3 pixels, as measured on terrain-corrected patches (−3 dB: 20 m).
 PSF_SIGMA, PSF_REACH = 1.22, 4
 
@@ -59,13 +59,13 @@ def _psf():
 
 
 def detect(rng, sigma0, targets=None):
-    """Multilooked intensity of a scene: speckle with the statistics and the correlation of a GRD image.
+    """The multilooked intensity of a scene, with speckle of the statistics and correlation of a GRD image.
 
         I = 1/K · Σ_k (h ∗ (√σ⁰·n_k + a))²,   n_k real Gaussian of unit variance, k = 1 … K = FIELDS, Σ h² = 1
 
     so that E[I] = h² ∗ σ⁰, and over uniform ground I is gamma distributed with K/2 equivalent looks.
     sigma0: (H, W), linear. targets: (H, W), signed amplitudes a of coherent reflectors, equal in all fields, or None.
-    Returns (H − 2·PSF_REACH, W − 2·PSF_REACH) float32: a border is used up, so that no edge shows in the speckle.
+    Returns (H − 2·PSF_REACH, W − 2·PSF_REACH) float32, without the border that the convolution would distort.
     Source: Goodman, "Statistical properties of laser speckle patterns" (1975); Oliver and Quegan, "Understanding SAR
     Images" (2004), chapter 4.
     """
@@ -84,12 +84,12 @@ def detect(rng, sigma0, targets=None):
 
 
 def _normal(*keys):
-    """Normally distributed numbers that belong to keys, from three uniform ones; variance 1."""
+    """Approximately normal numbers of variance 1 for keys, each the sum of three `hashed` uniform numbers."""
     return 2 * (hashed(*keys, 1) + hashed(*keys, 2) + hashed(*keys, 3)) - 3
 
 
 def _parcel_offsets(seed, scene, parcelled):
-    """dB above the class mean of each pixel's parcel, (2, H, W): the crop, the state of the field, rows of trees."""
+    """Offset in dB of each parcel from the class mean, (2, H, W): crop, state of the field, rows of trees."""
     offsets = np.zeros((2, *scene.land_cover.shape), np.float32)
     parcel, cover = scene.parcel[parcelled], scene.land_cover[parcelled]
     spread = np.array([row[3] for row in BACKSCATTER.values()], np.float32)[cover]
@@ -99,7 +99,7 @@ def _parcel_offsets(seed, scene, parcelled):
     arable = cover == C.ARABLE
     shares, crop_vh, crop_vv = np.array(CROPS, np.float32).T
     crop = np.minimum(np.searchsorted(np.cumsum(shares), hashed(seed, parcel[arable], 34)), len(CROPS) - 1)
-    season = _normal(seed, np.arange(len(CROPS)), 35)  # the same crop looks different at another date
+    season = _normal(seed, np.arange(len(CROPS)), 35)  # a crop differs between dates
     vh[arable] += (crop_vh + 0.8 * season)[crop]
     vv[arable] += (crop_vv + 0.6 * season)[crop]
 
@@ -113,7 +113,7 @@ def _parcel_offsets(seed, scene, parcelled):
 
 
 def _natural_offsets(rng, seed, scene):
-    """dB of what varies within parcels and classes, (2, H, W): moisture and biomass, trees, sea state."""
+    """Offset in dB within parcels and classes, (2, H, W): moisture and biomass, trees, sea state."""
     cover, shape = scene.land_cover, scene.land_cover.shape
     texture = np.array([row[4] for row in BACKSCATTER.values()], np.float32)[cover]
     moisture = fractal(rng, shape, largest=90, slope=2.4, step=2)
@@ -138,7 +138,7 @@ def _natural_offsets(rng, seed, scene):
 
 
 def _built_offsets(scene):
-    """dB of streets, yards and buildings, (2, H, W): few buildings are very bright, most are not."""
+    """Offset in dB of streets, yards and buildings, (2, H, W). Few buildings are very bright."""
     cover = scene.land_cover
     offsets = np.zeros((2, *cover.shape), np.float32)
     built = (cover == C.URBAN) | (cover == C.INDUSTRY)
@@ -152,7 +152,7 @@ def _built_offsets(scene):
 
 
 def _relief_offset(scene, incidence, looks_east):
-    """dB from the slope towards the sensor, (H, W): the illuminated area, 10·log10(sin θ/sin(θ − α)), on land."""
+    """Offset in dB of the slope α of land towards the sensor, (H, W): illuminated area, 10·log10(sin θ/sin(θ − α))."""
     slope = np.gradient(scene.elevation, 10.0, axis=1)
     local = np.clip(incidence - np.arctan(slope if looks_east else -slope), 0.2, 1.2)
     offset = 10 * np.log10(np.sin(incidence) / np.sin(local))
@@ -160,7 +160,7 @@ def _relief_offset(scene, incidence, looks_east):
 
 
 def backscatter(rng, scene):
-    """Mean σ⁰ in dB of a Geography, (2, H, W) float32, VH, VV: no speckle, no noise, no single reflectors."""
+    """Mean σ⁰ in dB of a Geography, (2, H, W) float32, VH, VV, without speckle, noise and single reflectors."""
     seed = int(rng.integers(2**31))
     table = np.array([BACKSCATTER[cover] for cover in LandCover], np.float32)
     common, own = rng.standard_normal(len(table)), rng.standard_normal((2, len(table)))
@@ -177,7 +177,7 @@ def backscatter(rng, scene):
 
 
 def reflectors(rng, scene):
-    """Signed amplitudes of the single reflectors, (2, H, W): what `detect` needs for peaks of −3 … +22 dB in VV."""
+    """Signed amplitudes of the single reflectors for `detect`, (2, H, W), with peaks of −3 … +22 dB in VV."""
     shape, count = scene.land_cover.shape, len(scene.target_rows)
     peak_vv = np.minimum(-3 + 4.0 * rng.exponential(size=count), 22)
     peak_vh = peak_vv - 5 - 3 * rng.exponential(size=count)
@@ -190,10 +190,10 @@ def reflectors(rng, scene):
 
 
 def noise_floor(rng, shape):
-    """Noise-equivalent σ⁰ (H, W), linear: −25 … −30 dB, rising away from the middle of the beam across the swath.
+    """Noise-equivalent σ⁰ (H, W), linear: −25 … −30 dB, increasing with the distance from the middle of the beam.
 
-    Lower than the instrument's −22 dB or better, and chosen so that the spread of VH over many patches, water among
-    them, comes close to BigEarthNet's.
+    Lower than the −22 dB that the instrument guarantees; chosen so that the standard deviation of VH over many patches,
+    including water, is close to BigEarthNet's.
     """
     middle, height = rng.uniform(-0.5, 1.5), rng.uniform(-30, -27)
     across = np.linspace(0, 1, shape[1]) - middle
@@ -201,9 +201,9 @@ def noise_floor(rng, shape):
 
 
 def observe(rng, scene):
-    """The image of a Geography of H × W: (2, H − 2·PSF_REACH, W − 2·PSF_REACH) float32, σ⁰ in dB, order VH, VV.
+    """Images a Geography of H × W: (2, H − 2·PSF_REACH, W − 2·PSF_REACH) float32, σ⁰ in dB, order VH, VV.
 
-    Speckle of VH and VV is independent; noise adds to the field, as in a receiver.
+    The speckle of VH and VV is independent. Noise is added to σ⁰ before detection, as in a receiver.
     """
     sigma0 = 10 ** (backscatter(rng, scene) / 10) + noise_floor(rng, scene.land_cover.shape)
     images = [detect(rng, band, targets) for band, targets in zip(sigma0, reflectors(rng, scene))]

@@ -387,7 +387,7 @@ def test_every_flipped_bit_of_a_chunk_is_noticed(root, capsys):
             data[0]
         one_line(error, str(path.parent), "copy it again")
     fails(
-        capsys, ["--out", str(root / "out"), "--verify"], "1 of 4 patches are not what was written", f"{s1_name(2)}/VV"
+        capsys, ["--out", str(root / "out"), "--verify"], "1 of 4 patches differ from manifest.csv", f"{s1_name(2)}/VV"
     )
     path.write_bytes(whole)
     assert verify(root / "out", Workers()) == 4

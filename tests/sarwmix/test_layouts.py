@@ -175,7 +175,7 @@ def test_messages_show_what_is_there_instead(tmp_path):
     for acquisition in (root / "images").iterdir():
         acquisition.rename(root / "images" / acquisition.name.replace("S1A_IW_GRDH", "no"))
     fails_with(lambda: BigEarthNetv2(root), f"{root / V2}: no such folder", "holds the folders images;", "--data_path")
-    fails_with(lambda: BigEarthNetv1(root, "all"), str(root), "holds no patch folders", "only images;")
+    fails_with(lambda: BigEarthNetv1(root, "all"), str(root), "holds no patch folders", "holds the folders images;")
 
 
 def test_detecting_a_layout_looks_into_a_few_folders_only(tmp_path, monkeypatch):

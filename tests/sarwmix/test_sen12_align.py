@@ -527,7 +527,7 @@ def test_a_complete_alignment_is_left_alone_until_its_table_is_removed(raw, tmp_
     source, out = tmp_path / "raw", tmp_path / "out"
     names = write_raw(source, {"0001": (False, True)})
     truncate(source, names["0001"][1])
-    assert align(source, out)
+    align(source, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     write_image(source, "0001", names["0001"][1])
     with caplog.at_level("INFO"):
@@ -536,7 +536,8 @@ def test_a_complete_alignment_is_left_alone_until_its_table_is_removed(raw, tmp_
     assert "remove it and run again" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     (out / "align.csv").unlink()
-    assert align(source, out) and [row["status"] for row in rows_of(out / "align.csv")] == ["aligned", "aligned"]
+    align(source, out)
+    assert [row["status"] for row in rows_of(out / "align.csv")] == ["aligned", "aligned"]
 
 
 @pytest.mark.parametrize("change", ({"resampling": "nearest"}, {"units": "dB"}))

@@ -42,7 +42,7 @@ def aligned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(aligned):
-    assert prepare(aligned.parent / "pairs", aligned)
+    prepare(aligned.parent / "pairs", aligned)
     return aligned.parent / "pairs"
 
 

@@ -149,7 +149,7 @@ def test_the_table_says_what_goes_where(packed, tmp_path, monkeypatch, caplog):
     assert "pairs that the curation drops" in caplog.text and "is removed after the last step" in caplog.text
     caplog.clear()
     check_disk(settings(tmp_path, zip=packed, keep_intermediate=True))
-    assert "stays afterwards" in caplog.text and "5 images, each once" in caplog.text
+    assert "is kept" in caplog.text and "5 images, each once" in caplog.text
     assert "is removed" not in caplog.text and "curation" not in caplog.text
 
 
