@@ -43,7 +43,7 @@ EVENTS = "tensorboard.summary.writer.record_writer:RecordWriter.write"
 # Where something fails → (program, what the one line says, function that raises, error, calls of it before)
 FAULTS = {
     "a bug in the loader": ("main_pretrain", "KeyError: ", FETCH, KeyError(OURS), 3),
-    "no room for batches": ("main_pretrain --shm-size", FETCH, NO_SHM, "3"),
+    "no room for batches": ("main_pretrain", "--shm-size", FETCH, NO_SHM, 3),
     "too many open files": ("main_finetune", "ulimit -n", FETCH, NO_FILES, 3),
     "a bug in the step": ("main_finetune", "KeyError: ", STEP, KeyError(OURS), 2),
     "the GPU": ("main_pretrain", "the GPU of rank", STEP, GPU, 2),
