@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Draws the aligned Sentinel-1 images of one SEN12-FLOOD folder beside the Sentinel-2 image that they are aligned to.
 
-    python -m analysis.alignment_figure --raw-root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
+    python -m analysis.alignment_figure --raw_root WORK/raw --aligned WORK/aligned --folder 0002 --output alignment.png
 
 Needs the folders that scripts/prepare_sen12flood.sh keeps with --keep-intermediate. Field borders, shores and roads
 must lie at the same place in all panels. The circles mark the same pixels in all panels.
@@ -87,7 +87,7 @@ def read_folder(raw, aligned, folder):
 def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.alignment_figure")
     parser.add_argument(
-        "--raw-root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
+        "--raw_root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
     )
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")

@@ -66,11 +66,8 @@ def test_separable_features_tell_every_label(tmp_path, program):
     assert [result["method"] for result in document["results"]] == ["knn", "linear"]
     for result in document["results"]:
         assert all(result[name] == 1 for name in ("ap_macro", "ap_micro", "f1_macro", "precision_macro"))
-        assert result["samples"] == {"train": 120, "test": 120} and result["groups"] == {
-            "train": 6,
-            "test": 6,
-            "shared": 0,
-        }
+        assert result["samples"] == {"train": 120, "test": 120}
+        assert result["groups"] == {"train": 6, "test": 6, "shared": 0}
         assert result["encoder"] == str(train) and result["undefined"] == result["one_value_in_training"] == []
     assert (document["neighbours"], document["C"], document["seed"], document["classes"]) == (5, 0.1, None, CLASSES)
     lines = printed.splitlines()
@@ -84,11 +81,8 @@ def test_random_features_tell_no_more_than_the_prevalence(tmp_path, program):
     prevalence = parts(samples=3000)["labels"].mean()
     for result in document["results"]:
         assert result["ap_macro"] == pytest.approx(prevalence, abs=0.05)
-        assert result["samples"] == {"train": 2100, "test": 900} and result["groups"] == {
-            "train": 21,
-            "test": 9,
-            "shared": 0,
-        }
+        assert result["samples"] == {"train": 2100, "test": 900}
+        assert result["groups"] == {"train": 21, "test": 9, "shared": 0}
     assert (document["held_out"], document["seed"]) == (0.3, 0)
     assert figures(program, tmp_path / "again.json", "--embeddings", one)[0] == document
 
@@ -114,11 +108,8 @@ def test_votes_of_three_points_by_hand():
 
 def test_linear_probe_does_not_depend_on_scale_or_offset_of_features():
     arrays = parts(separable=False)
-    train, labels, queries = (
-        arrays["features"][:80].astype(float),
-        arrays["labels"][:80],
-        arrays["features"][80:].astype(float),
-    )
+    train, queries = np.split(arrays["features"].astype(float), [80])
+    labels = arrays["labels"][:80]
     scale, offset = np.logspace(-3, 3, 8), np.arange(8)
     expected, _ = linear_probabilities(train, labels, queries, 1.0)
     moved, _ = linear_probabilities(train * scale + offset, labels, queries * scale + offset, 1.0)
@@ -153,9 +144,8 @@ def test_encoders_compare_on_the_same_test_samples(tmp_path, program):
     other = embedded(tmp_path / "b.parquet", arrays)
     document, _ = figures(program, tmp_path / "p.json", "--embeddings", first, other, "--method", "knn")
     good, random = document["results"]
-    assert (good["encoder"], random["encoder"]) == (str(first), str(other)) and good["ap_macro"] == 1 > random[
-        "ap_macro"
-    ]
+    assert (good["encoder"], random["encoder"]) == (str(first), str(other))
+    assert good["ap_macro"] == 1 > random["ap_macro"]
     assert (good["features"], random["features"]) == (8, 5) and good["samples"] == random["samples"]
 
 
@@ -167,9 +157,8 @@ def test_a_class_absent_in_training_or_test(tmp_path, program):
     document, _ = figures(program, tmp_path / "p.json", "--train", tmp_path / "a.npz", "--test", tmp_path / "b.npz")
     for result in document["results"]:
         prevalence = test["labels"][:, 0].mean()
-        assert (
-            result["per_class"]["ap"] == [pytest.approx(prevalence), None, 1] and result["per_class"]["recall"][0] == 0
-        )
+        assert result["per_class"]["ap"] == [pytest.approx(prevalence), None, 1]
+        assert result["per_class"]["recall"][0] == 0
         assert result["undefined"] == ["forest"] and result["one_value_in_training"] == ["water"]
     labels = np.ones((4, 2), np.uint8)
     assert (linear_probabilities(np.eye(4), labels, np.eye(4), 1.0)[0] == 1).all()

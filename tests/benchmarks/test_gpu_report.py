@@ -30,12 +30,8 @@ def test_missing_packages_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         gpu_report.main(["--out", str(tmp_path / "out")])
     said = capsys.readouterr().err
-    assert (
-        end.value.code == 2
-        and said.count("\n") == 1
-        and "no_such_package, nor_this" in said
-        and not (tmp_path / "out").exists()
-    )
+    assert end.value.code == 2 and said.count("\n") == 1 and "no_such_package, nor_this" in said
+    assert not (tmp_path / "out").exists()
 
 
 # ---- parts
@@ -67,33 +63,18 @@ def part_that_exits(found, settings, seconds):
 
 
 def test_a_part_that_fails_costs_itself_alone(tmp_path, capfd):
-    functions = (
-        part_that_ends,
-        part_that_raises,
-        part_that_is_killed,
-        part_that_never_ends,
-        part_that_cannot_be_done,
-        part_that_exits,
-        part_that_ends,
-    )
+    functions = [part_that_ends, part_that_raises, part_that_is_killed, part_that_never_ends]
+    functions += [part_that_cannot_be_done, part_that_exits, part_that_ends]
     parts = [
         Part(f"{number}", function.__name__, 0.01 if function is part_that_never_ends else 1, function)
         for number, function in enumerate(functions)
     ]
     written = []
     rows = apart.run_parts(parts, tmp_path, 7, time.monotonic() + 100, lambda rows: written.append(len(rows)))
-    assert [row["status"] for row in rows] == [
-        "ok",
-        "failed",
-        "failed",
-        "failed",
-        "left out",
-        "failed",
-        "ok",
-    ] and written == [1, 2, 3, 4, 5, 6, 7]
-    assert rows[0]["found"] == [{"text": "one", "value": 7}, {"text": "two"}] and rows[1]["found"] == [
-        {"text": "before"}
-    ]
+    expected = ["ok", "failed", "failed", "failed", "left out", "failed", "ok"]
+    assert [row["status"] for row in rows] == expected and written == [1, 2, 3, 4, 5, 6, 7]
+    assert rows[0]["found"] == [{"text": "one", "value": 7}, {"text": "two"}]
+    assert rows[1]["found"] == [{"text": "before"}]
     reasons = [row["reason"] for row in rows]
     assert (
         reasons[1] == "status 1: ValueError: no such luck"
@@ -106,12 +87,8 @@ def test_a_part_that_fails_costs_itself_alone(tmp_path, capfd):
 
 def test_time_that_is_left_goes_to_later_parts():
     parts = [Part(name, name, share, None) for name, share in (("a", 1), ("b", 1), ("c", 2))]
-    assert [apart.split_time(parts[k:], seconds) for k, seconds in ((0, 40), (1, 39), (2, 38), (0, -1))] == [
-        10,
-        13,
-        38,
-        0,
-    ]
+    shares = [apart.split_time(parts[k:], seconds) for k, seconds in ((0, 40), (1, 39), (2, 38), (0, -1))]
+    assert shares == [10, 13, 38, 0]
 
 
 def with_a_child(path):
@@ -156,18 +133,9 @@ def test_idle_time_is_what_no_kernel_covers():
     "kernel, short",
     [
         ("aten::mm", "aten::mm"),
-        (
-            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float> >(int)",
-            "vectorized_elementwise_kernel",
-        ),
-        (
-            "void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float>(int)",
-            "vectorized_layer_norm_kernel",
-        ),
-        (
-            "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1",
-            "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_ti…",
-        ),
+        ("void at::native::vectorized_kernel<4, at::native::CUDAFunctor_add<float> >(int)", "vectorized_kernel"),
+        ("void at::native::(anonymous namespace)::layer_norm_kernel<float>(int)", "layer_norm_kernel"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_ti…"),
     ],
 )
 def test_kernels_have_short_names(kernel, short):
@@ -203,14 +171,10 @@ def test_a_random_store_of_floods(tmp_path):
     data = PackedDataset(store, "train", "sen12flood")
     first, second, label = data[1]
     assert data.ids[1] == "train-0000__d0__d2" and first.shape == second.shape == (2, 128, 128) and label == 1
-    assert (
-        torch.equal(data[0][0], first)
-        and not torch.equal(first, second)
-        and set(np.unique(data.groups)) == {"train-0000", "train-0001"}
-    )
-    assert (
-        first.mean((1, 2)).tolist() == pytest.approx(FloodDataset.MEAN, abs=0.2) and first.min() > FloodDataset.FLOOR_DB
-    )
+    assert torch.equal(data[0][0], first) and not torch.equal(first, second)
+    assert set(data.groups) == {"train-0000", "train-0001"}
+    assert first.mean((1, 2)).tolist() == pytest.approx(FloodDataset.MEAN, abs=0.2)
+    assert first.min() > FloodDataset.FLOOR_DB
 
 
 def test_without_rasterio_geotiffs_are_left_out(tmp_path, monkeypatch, capsys):
