@@ -87,11 +87,7 @@ def read_folder(raw, aligned, folder):
 def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.alignment_figure")
     parser.add_argument(
-        "--raw_root",
-        "--raw-root",
-        type=Path,
-        required=True,
-        help="folder that holds S1list.json and the folders of images",
+        "--raw_root", type=Path, required=True, help="folder that holds S1list.json and the folders of images"
     )
     parser.add_argument("--aligned", type=Path, required=True, help="folder that sarwmix.sen12_align_s1_to_s2 wrote")
     parser.add_argument("--folder", required=True, help="name of the folder to draw")

@@ -155,7 +155,7 @@ def write(args, rows):
             "model": "model",
             "path": "path",
             "parameters_m": "parameters, M",
-            "fixed_gb": "whatever the batch, GB",
+            "fixed_gb": "independent of the batch, GB",
             "kept_mb_per_image": "kept, MB/image",
             "block_mb_per_image": "in a block, MB/image",
             "peak_gb": f"peak at {args.batch_size}, GB",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Prepares SEN12-FLOOD: from its archive to the data that --dataset sen12flood reads. README_sen12.md explains the steps.
+# SEN12-FLOOD from its archive to the data that --dataset sen12flood reads. README_sen12.md explains the steps.
 #   bash scripts/prepare_sen12flood.sh --zip ZIP --work DIR --out DIR [FLAGS …]
 #   bash scripts/prepare_sen12flood.sh --raw_root DIR --work DIR --out DIR [FLAGS …]
 # ZIP: the archive as downloaded; or DIR: the unzipped archive, with S1list.json. --out: folder for the data. --work: folder for

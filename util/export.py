@@ -129,15 +129,13 @@ def export(folder, state, args, classes, metrics, data):
 
 def model_card(config, size):
     """The text of README.md for a config.json. size: number of values in the weights."""
-    prepared, facts = config["input"], config["args"]
+    prepared, facts, side = config["input"], config["args"], config["input"]["input_size"]
     pair, classes, metrics = config["task"] == "pair classifier", prepared.get("classes", ()), config["metrics"]
     simulated = any(part["simulated"] for part in (*config["data"].values(), *config["measured_on"].values()))
     steps = [
         f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in "
         f"{prepared['units']}",
-        "pixels without data: the channel's mean; then bilinear resizing to {0}×{0} pixels".format(
-            prepared["input_size"]
-        ),
+        f"pixels without data: the channel's mean; then bilinear resizing to {side}×{side} pixels",
     ]
     for channel, mean, std in zip(prepared["channels"], prepared["mean"], prepared["std"]):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")

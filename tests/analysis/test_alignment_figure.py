@@ -79,16 +79,8 @@ def test_an_image_that_the_list_lacks_is_named(work, tmp_path):
     ),
 )
 def test_the_program_writes_a_figure_or_one_line(work, tmp_path, capsys, folder, output, words):
-    flags = [
-        "--raw-root",
-        work / "raw",
-        "--aligned",
-        work / "aligned",
-        "--folder",
-        folder,
-        "--output",
-        tmp_path / output,
-    ]
+    flags = ["--raw_root", work / "raw", "--aligned", work / "aligned"]
+    flags += ["--folder", folder, "--output", tmp_path / output]
     if words is None:
         alignment_figure.main([str(flag) for flag in flags])
         assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -73,16 +73,14 @@ def job(tmp_path):
     (output / "checkpoint.pth").touch()
     os.utime(output / "checkpoint.pth", (1e9, 1e9))
     (tmp_path / "nodes").write_text("localhost\n" * 8)
-    executable(
-        tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done\n"
-    )
+    gpus = "for i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done"
+    executable(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\n{gpus}\n")
 
     def start(mpirun="", qsub="print('12.pbs')", **variables):
         for name, work in (("mpirun", mpirun), ("qsub", qsub)):
             if work is not None:
-                executable(
-                    tmp_path / "bin" / name, FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}")
-                )
+                text = FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}")
+                executable(tmp_path / "bin" / name, text)
         env = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "PBS_O_WORKDIR": str(tmp_path),
@@ -139,18 +137,8 @@ def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_pa
     status, lines = end(job(STOPPED, RESUBMIT="3", WALLTIME="1:35:00", EXTRA="--clip_grad 1 --log_dir 'a b'"))
     assert status == 0 and only_line(lines, "resubmitted as 12.pbs", "2 more")
     words, env = json.loads((tmp_path / QSUB).read_text())
-    assert words[:10] == [
-        "-N",
-        "sarwmix-pretrain",
-        "-P",
-        "group",
-        "-q",
-        "rt_HF",
-        "-l",
-        "select=1:ncpus=192:mpiprocs=8",
-        "-l",
-        "walltime=1:35:00",
-    ]
+    resources = "-l select=1:ncpus=192:mpiprocs=8 -l walltime=1:35:00"
+    assert words[:10] == f"-N sarwmix-pretrain -P group -q rt_HF {resources}".split()
     assert words[10] == "-v" and words[12:] == ["scripts/qsub_run.sh"]
     handed_on = {name: env[name] for name in words[11].split(",")}
     assert handed_on == {
@@ -189,12 +177,7 @@ def test_stopped_at_the_walltime_the_next_job_gets_the_same_settings(job, tmp_pa
         ("(output / 'checkpoint.pth').unlink()", "5", 0, "nothing new was saved"),
         ("save('failed: …'); sys.exit(1)", "5", 1, "ended with status 1"),
         ("save('running'); sys.exit(2)", "5", 2, "ended with status 2"),
-        (
-            "save('stopped: SIGUSR1'); sys.exit(138)",
-            "5",
-            138,
-            "ended with status 138",
-        ),  # not asked for through this script
+        ("save('stopped: SIGUSR1'); sys.exit(138)", "5", 138, "ended with status 138"),  # not sent by this script
     ],
     ids=["finished", "no RESUBMIT", "RESUBMIT=0", "no progress", "no checkpoint", "failed", "usage", "SIGUSR1"],
 )
@@ -227,18 +210,11 @@ def test_the_real_mpirun_gives_the_ranks_time_at_sigterm(job, tmp_path):
     python = tmp_path / ".venv" / "bin" / "python"
     python.unlink()
     executable(python, RANK.format(python=sys.executable, here=tmp_path))
-    running = job(
-        mpirun=None,
-        RESUBMIT="1",
-        OMPI_ALLOW_RUN_AS_ROOT="1",
-        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-        OMPI_MCA_rmaps_base_oversubscribe="1",
-    )
+    allowed = ("ALLOW_RUN_AS_ROOT", "ALLOW_RUN_AS_ROOT_CONFIRM", "MCA_rmaps_base_oversubscribe")
+    running = job(mpirun=None, RESUBMIT="1", **{f"OMPI_{name}": "1" for name in allowed})
     wait_for(*(tmp_path / f"running.{rank}" for rank in range(8)))
-    processes = [
-        int(pid)
-        for pid in subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()
-    ]
+    found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout
+    processes = [int(pid) for pid in found.split()]
     for pid in (*processes, running.pid):
         os.kill(pid, signal.SIGTERM)
     status, lines = end(running)
@@ -247,9 +223,8 @@ def test_the_real_mpirun_gives_the_ranks_time_at_sigterm(job, tmp_path):
 
 @pytest.mark.parametrize("code, status", [(0, 1), (143, 143)])
 def test_a_qsub_that_fails_is_one_line(job, code, status):
-    ended, lines = end(
-        job(f"{STOPPED}; sys.exit({code})", "sys.exit('qsub: no such queue\\nask your administrator')", RESUBMIT="1")
-    )
+    refusal = "sys.exit('qsub: no such queue\\nask your administrator')"
+    ended, lines = end(job(f"{STOPPED}; sys.exit({code})", refusal, RESUBMIT="1"))
     assert ended == status and only_line(lines, "error", "qsub: no such queue ask your administrator")
 
 
@@ -263,10 +238,7 @@ def test_a_setting_that_cannot_be_meant_is_refused_before_anything(job, tmp_path
     "spoil, words",
     [
         (lambda at: (at / ".venv" / "bin" / "python").unlink(), ("bash scripts/setup.sh",)),
-        (
-            lambda at: executable(at / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n"),
-            ("nvidia-smi shows no GPU", "SITE_MODULES"),
-        ),
+        (lambda at: executable(at / "bin" / "nvidia-smi", "#!/bin/sh\nexit 9\n"), ("shows no GPU", "SITE_MODULES")),
     ],
     ids=["no set-up", "no GPU"],
 )
