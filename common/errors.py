@@ -37,20 +37,15 @@ class Interrupted(BaseException):
     """A signal arrived during a long wait for a batch. The step of that batch is not run."""
 
 
-def listed(names, most=3):
-    """The first names, and the number of the others: "a, b, c and 2 more"."""
+def listed(names, most=5):
+    """The first names, and the number of the others: "a, b, c, d, e, and 2 more"."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def data_error(problem, found, remedy):
     """A DataError about many places: `problem` (with their count), the first five of `found`, and `remedy`."""
-    return DataError(" ".join(f"{problem}: {first_few(found)}; {remedy}".splitlines()))
-
-
-def first_few(found):
-    """The first five of a list, for a message: "a, b, c, d, e, and 3 more"."""
-    return ", ".join(found[:5]) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
+    return DataError(" ".join(f"{problem}: {listed(found)}; {remedy}".splitlines()))
 
 
 def quoted(value, most=80):

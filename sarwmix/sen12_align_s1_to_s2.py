@@ -35,7 +35,7 @@ except ImportError:
     gdal = osr = None  # `align` reports it
 
 from common.command_line import Parser, positive_int
-from common.errors import DataError, data_error, first_few
+from common.errors import DataError, data_error, listed
 from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
 from common.workers import Workers, add_workers_flag, run_command
@@ -405,7 +405,7 @@ def _finish(out, folders, found, size):
     remarks = [remark for _, _, remarks in found for remark in remarks]
     for what, lines in (("other sizes than --size", others), ("remarks on references", remarks)):
         if lines:
-            log.warning("%d %s: %s", len(lines), what, first_few(lines))
+            log.warning("%d %s: %s", len(lines), what, listed(lines))
     ALIGNED.write(out, rows)
 
 

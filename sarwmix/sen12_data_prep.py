@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command_line import Parser
-from common.errors import DataError, data_error, first_few, quoted
+from common.errors import DataError, data_error, listed, quoted
 from common.files import claimed, sha256_of
 from common.workers import Workers, add_workers_flag, run_command
 from sarwmix.geotiff import read_band
@@ -102,7 +102,7 @@ def read_splits(train_list, test_list, known):
                 f"{path}: none of its {len(absent)} folders is in the list of images", absent, "correct it"
             )
         if absent:
-            log.info("%d folders of %s are not in the list of images: %s", len(absent), path, first_few(absent))
+            log.info("%d folders of %s are not in the list of images: %s", len(absent), path, listed(absent))
     return lists
 
 
@@ -169,7 +169,7 @@ def _read_input(aligned, s1_list, train_list, test_list):
     splits = {folder: split_of(folder, lists) for folder in folders}
     unlisted = [folder for folder, split in splits.items() if not split]
     if unlisted:
-        log.info("%d folders are in neither list, and are left out: %s", len(unlisted), first_few(unlisted))
+        log.info("%d folders are in neither list, and are left out: %s", len(unlisted), listed(unlisted))
     record = {
         "program": PREPARE,
         "s1_list_sha256": sha256_of(s1_list),

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from common.errors import DataError, data_error, first_few, quoted
+from common.errors import DataError, data_error, quoted
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import check_nonfinite
@@ -286,25 +286,25 @@ def _names(paths):
 
 def _read_folders(lists, root, known):
     """The folders of these lists that are in `known`, the folders with pairs. Logs the others."""
-    listed, bad = {}, []
+    folders, bad = {}, []
     for path in lists:
         for line, row in read_csv_rows(path):
             name, where = row[0].strip(), f"{place_name(path, root)}:{line}"
             if len(row) == 1 and re.fullmatch(_NAME, name):
-                listed.setdefault(name, where)
+                folders.setdefault(name, where)
             else:
                 bad.append(f"{quoted(','.join(row))} ({where})")
     if bad:
         raise data_error(f"{_names(lists)}: {len(bad)} rows are not the name of one folder", bad, "correct the rows")
-    absent = [f"{name} ({where})" for name, where in listed.items() if name not in known]
-    if len(absent) == len(listed):
+    absent = [f"{name} ({where})" for name, where in folders.items() if name not in known]
+    if len(absent) == len(folders):
         raise DataError(
-            f"{_names(lists)}: none of the {len(listed)} listed folders has a pair in {root}; correct the list, or "
+            f"{_names(lists)}: none of the {len(folders)} listed folders has a pair in {root}; correct the list, or "
             "give another with --metadata"
         )
     if absent:
-        log.info("%d of %d listed folders have no pair: %s", len(absent), len(listed), first_few(absent))
-    return [name for name in listed if name in known]
+        log.info("%d of %d listed folders have no pair: %s", len(absent), len(folders), listed(absent))
+    return [name for name in folders if name in known]
 
 
 def folders_of(ids):

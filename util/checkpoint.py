@@ -289,7 +289,7 @@ def initialise(model, state, path, ignore=(), keep=()):
         if name in weights and weights[name].shape != own[name].shape
     ]
     found = {"lacks": missing, "has, but the model has not,": foreign, "has other shapes:": misshapen}
-    faults = [f"{what} {listed(names)}" for what, names in found.items() if names]
+    faults = [f"{what} {listed(names, 3)}" for what, names in found.items() if names]
     if faults:
         raise UsageError(
             f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size"

@@ -121,4 +121,4 @@ def _place(name, prefix, others):
 
 
 def _listed(names):
-    return listed(map(repr, names)) or "nothing"
+    return listed(map(repr, names), 3) or "nothing"

@@ -164,7 +164,7 @@ def test_tables_that_are_not_learned_are_computed_where_they_are_missing(weights
     assert len(fixed) == 7
     assert initialise(model, {"model": {name: x for name, x in weights.items() if name not in fixed}}, "x.pth") == []
     assert same(model.state_dict(), weights)
-    assert "x.pth: lacks absolute_pos_embed and 6 more, which are computed" in caplog.text
+    assert "x.pth: lacks absolute_pos_embed, and 6 more, which are computed" in caplog.text
     x, mask = torch.randn(2, 2, 64, 64), torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1)
     assert torch.equal(model(x, mask=mask)[1], source(x, mask=mask)[1])
 
