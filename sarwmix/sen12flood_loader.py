@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from common.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, listed, quoted
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import check_nonfinite
