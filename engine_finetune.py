@@ -28,9 +28,8 @@ def train_one_epoch(run, epoch):
     run.model.train()
     for place, batch in run.batches(epoch):  # sets the learning rate, seeds drop path
         loss = classification_loss(run, batch, place)
-        run.step(
-            loss, place
-        )  # backward; with a step's last micro-batch also the optimizer, the log, saving and stopping
+        # Backward pass; with a step's last micro-batch also the optimizer, the log, saving and stopping.
+        run.step(loss, place)
     return run.statistics()
 
 

@@ -15,16 +15,15 @@ def train_one_epoch(run, epoch):
     run.model.train()
     for place, batch in run.batches(epoch):  # sets the learning rate, seeds drop path
         loss = reconstruction_loss(run, batch, place)
-        run.step(
-            loss, place
-        )  # backward; with a step's last micro-batch also the optimizer, the log, saving and stopping
+        # Backward pass; with a step's last micro-batch also the optimizer, the log, saving and stopping.
+        run.step(loss, place)
     return run.statistics()
 
 
 def reconstruction_loss(run, batch, place):
     """The weighted loss of one micro-batch under the mask of its place: a scalar on the device."""
     ids, sar_db = (t.to(run.ranks.device, non_blocking=True) for t in batch)  # (B,), (B, 2, h, w)
-    x, weights = run.training.prepare(sar_db, ids, place.epoch)  # (B, 2, H, W) each
+    x, weights = run.training.prepare(sar_db, ids, place.epoch)  # (B, 2, H, W); weights alike, or None
     mask = draw_micro_batch_mask(run.training.model, run.config, place)  # (1, L, 1)
     with autocast(run.ranks.device, run.config.amp):
         return run.model(x, weights, mask=mask)[0]
@@ -63,6 +62,7 @@ def reconstruct(model, prepare, sar_db, mask, amp="off"):
         _, pred, _ = model(x, None, mask=mask)
     _, mean, std = model.target(x)
     predicted = model.unpatchify(pred.float() * std + mean)
+    # Zeros mixed with ones: 1 where a cell was replaced.
     hidden = model.mix(torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]), mask)[:1, :1]
     model.train(was_training)
     return {

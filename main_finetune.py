@@ -409,7 +409,7 @@ def build_mixup(config):
 class Finetuning(Run):
     """A finetuning. After each epoch it evaluates, selects by the published rules, and saves."""
 
-    train_one_epoch = engine_finetune.train_one_epoch
+    train_one_epoch = engine_finetune.train_one_epoch  # a function of (run, epoch), here as a method
 
     def __init__(self, config, ranks, training, loader, identity, splits):
         super().__init__(config, ranks, training, loader, identity, datasets=splits.values())

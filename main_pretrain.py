@@ -21,7 +21,6 @@ from common.console import setup_logging
 from common.ending import leave, run_program
 from common.errors import UsageError
 from common.files import write_atomically
-from engine_pretrain import reconstruct
 from models_mixmim import SIZES, size_of
 from sarwmix.listing import SPLITS
 from sarwmix.registry import DATASETS
@@ -73,7 +72,7 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
-    "crop_scale",  # absent from the checkpoints of older runs, which therefore continue
+    "crop_scale",  # None by default, as which checkpoints of older runs count, which lack it
 )
 PICTURE_SAMPLES = 4
 
@@ -205,7 +204,7 @@ def check_flags(flags):
     save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
     flags = settle(flags, read_statistics(flags.statistics), {"stop_epoch": last, "save_epochs": save_epochs})
     if flags.inference is None and not flags.finetune:
-        configure(flags)
+        configure(flags)  # refuses a model that cannot be built before any work
     return flags
 
 
@@ -275,7 +274,7 @@ def build_training(config, device, checkpoint=None):
 class Pretraining(Run):
     """A pretraining. After each epoch it saves a checkpoint, at save epochs also a picture of reconstructions."""
 
-    train_one_epoch = engine_pretrain.train_one_epoch
+    train_one_epoch = engine_pretrain.train_one_epoch  # a function of (run, epoch), here as a method
 
     def __init__(self, config, ranks, training, loader, identity, dataset):
         super().__init__(config, ranks, training, loader, identity)
@@ -344,7 +343,9 @@ def reconstruct_samples(model, prepare, dataset, ids, amp):
     """Reconstructions of some samples under a chequered mask, which hides every other cell."""
     grid = math.isqrt(model.num_cells)
     mask = (torch.arange(grid)[:, None] + torch.arange(grid)) % 2
-    return reconstruct(model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), amp)
+    return engine_pretrain.reconstruct(
+        model, prepare, torch.stack([dataset.image(i) for i in ids]), mask.view(1, -1, 1), amp
+    )
 
 
 def save_picture(path, results, names, standardised):

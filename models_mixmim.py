@@ -32,8 +32,7 @@ STRIDE = 32  # pixels a side of an output token, and of a mask cell
 class Attention(nn.Module):
     """Multi-head self-attention within groups of tokens.
 
-    window: side of the windows in tokens; adds Swin's learned relative position bias (2103.14030, eq. 4). None: no
-    bias.
+    window: side of the windows in tokens; adds Swin's relative position bias (2103.14030, eq. 4). None: no bias.
     """
 
     variant = None  # of `attend`
@@ -97,7 +96,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks on one grid. `downsample` is the merging that follows them, None in the last stage."""
+    """The blocks on one grid. The encoder calls `downsample`, the merging that follows; None in the last stage."""
 
     def __init__(self, dim, window, num_heads, mlp_ratio, drop_path, downsample):
         super().__init__()
@@ -239,7 +238,7 @@ class MixMIM(MixMIMEncoder):
         """(B, 2, H, W), mask (1, L, 1) → latent (B, L, C₄) of the mixed images.
 
         The paper mixes after the patch embedding. That embeds each 4×4 patch by itself and a mask cell consists of
-        whole patches, so mixing the pixels gives the same and moves a quarter of the memory.
+        whole patches, so mixing the pixels gives the same and moves less memory.
         """
         return self.encode(self.mix(x, mask), mask.flatten().bool().cpu())
 
@@ -269,9 +268,9 @@ class MixMIM(MixMIMEncoder):
         return (target - mean) / std, mean, std
 
     def forward_loss(self, x, pred, weights=None):
-        """The polarization-weighted squared error (2503.01181), a scalar in float32.
+        """The polarization-weighted squared error (2503.01181) of all cells, a scalar in float32.
 
-        x, weights: (B, 2, H, W); weights None means 1. pred: (B, L, 32·32·2).
+        x, weights: (B, 2, H, W); weights None means 1. pred: (B, L, 32·32·2), each cell predicted where it was hidden.
         """
         with torch.autocast(x.device.type, enabled=False):
             B, L, _ = pred.shape

@@ -2,8 +2,9 @@
 """Index algebra of tokens: images as patches, the order of the tokens in each stage, and who attends to whom.
 
 Windows are not shifted, so the tokens that attend to each other are stored side by side for a whole stage: the L tokens
-are cut into groups of n, and attention is plain attention within a group. A group is a window. Where every mask splits
-a window into two equal halves, a group is the half that comes from one image: half the work and no additive mask.
+are cut into groups of n, and attention is plain attention within a group. A group is a window. Where one
+window is the whole stage and half of the cells are masked, a group is the half that comes from one image: half the work
+and no additive mask.
 Source: MixMAE, arXiv 2205.13137 (attention within one image); Swin, arXiv 2103.14030 (windows, patch merging).
 """
 
@@ -68,7 +69,7 @@ class Order:
 class StageLayout:
     """The order and the groups of one stage's L tokens, the same for every image of a batch."""
 
-    entry: Order  # from the order before the stage; after the first stage of that stage's 4L tokens, four to be merged
+    entry: Order  # from raster order, or from the 4L tokens of the stage before: those to be merged lie side by side
     position: torch.Tensor  # (A, n) raster position in the window of each group's tokens; A = 1: all groups are alike
     same_image: torch.Tensor | None  # (A, 1, n, n) additive mask of 0 and −inf; None: nothing to mask
 
@@ -101,7 +102,7 @@ def stage_layouts(grids, windows, mask=None):
 def _group_tokens(grid, window, mask):
     """(order (L,): place in the stage → raster position, position (A, n), same_image or None) of one stage.
 
-    The shapes depend on the number of masked cells only, so all steps of a training have the same shapes.
+    The shapes depend on the number of masked cells only, which is fixed unless --range_mask_ratio varies it.
     """
     raster = torch.arange(grid * grid).view(grid // window, window, grid // window, window)
     tokens = raster.transpose(1, 2).reshape(-1, window * window)  # (windows, w²)

@@ -116,7 +116,7 @@ class RadarDataset(Dataset):
         return part
 
     def portable(self, rows):
-        """As `subset`, without the counter, so that `read_image` can be used in a process that is running already."""
+        """As `subset`, but picklable: without the counter, which only forked processes can share."""
         part = self.subset(rows)
         vars(part).pop("nonfinite", None)
         return part

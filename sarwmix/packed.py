@@ -111,7 +111,9 @@ class ImageSource:
 
 
 class PackedDataset(RadarDataset):
-    """A split of a packed store: items, ids, labels and order are those of the dataset that was packed.
+    """A split of a packed store.
+
+    Ids, labels and order are those of the dataset that was packed; so are images, within the rounding of the dtype.
 
     dataset: the name that the store must have been packed of, or None for any. supervised: leaves out samples without a
     label. val_fraction, seed: of SEN12-FLOOD, as in FloodDataset. `images` gives whole batches.
@@ -203,7 +205,7 @@ class PackedDataset(RadarDataset):
         return []
 
     def check_files(self, start=0, step=1):
-        """Raises DataError if every step-th part from `start` is missing or of another size: count, first five.
+        """Raises DataError if a part, of every step-th from `start`, is missing or of another size: count, first five.
 
         `packed_store.verify` also checks the content.
         """
@@ -219,9 +221,8 @@ class PackedDataset(RadarDataset):
         known = self.manifest["statistics"]
         figures = {name: known[name] for name in _stored(self.split) if name in known}
         whole = file_fault(self.root, (STATISTICS, self.manifest["files"][STATISTICS])) is None
-        histograms = (
-            read_json(self.root / STATISTICS, "copy the store again") if whole else {}
-        )  # not needed in training
+        # Training does not need the histograms, so that a damaged file is no error.
+        histograms = read_json(self.root / STATISTICS, "copy the store again") if whole else {}
         for name in figures:
             judge(f"{self.root}: split '{name}'", figures[name], expected, histograms.get(name, {}).get("histogram"))
         return figures

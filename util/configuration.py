@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The configuration of a run: settled once, in one order, and never written again.
 
-A flag that the user leaves out is None. It is filled in by the first of these that knows it: the checkpoint that the
-run starts from or uses, the defaults of the program and its dataset, the machine.
+A flag that the user leaves out has its parser's default. Where that is None, the first of these that knows it fills it
+in: the file of --statistics, the checkpoint that the run starts from with --finetune or uses as it is, the defaults of
+the program and its dataset, the machine. --resume fills in nothing: it refuses other values.
 """
 
 import json
@@ -56,7 +57,7 @@ def dataset_defaults(kind):
 def machine_settings(flags, ranks):
     """The layer of the machine: mixed precision, loader processes per rank, learning rate of the global batch.
 
-    The ranks agree on it, so that it is not called within `ranks.together()`.
+    Exchanges between ranks: do not call it within `ranks.together()`.
     """
     cores = len(os.sched_getaffinity(0))
     return {

@@ -147,7 +147,10 @@ def check_data(dataset, args, ranks, read_once=False):
 
 
 class ImagesWithIds(Dataset):
-    """Samples (id, image) of a dataset. The id seeds the random flips. Labels are not read."""
+    """Samples (id, image) of a dataset, without labels.
+
+    Here and in all batches an id is an index, which seeds flips and crops; `dataset.ids` has the names.
+    """
 
     def __init__(self, dataset):
         self.dataset = dataset

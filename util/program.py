@@ -113,7 +113,7 @@ def compiles(config):
 
 
 def apply_speed_flags(model, config):
-    """Executes a model (see `MixMIMEncoder.execute_with`) as the flags say, eagerly for --compile auto. Returns it."""
+    """Executes a model (see `Executable.execute_with`) as the flags say, eagerly for --compile auto. Returns it."""
     model.execute_with(config.grad_checkpointing, config.compile if compiles(config) else None)
     return model
 

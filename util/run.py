@@ -80,14 +80,14 @@ class Run:
             directory.open(resume=bool(config.resume), overwrite=config.overwrite)
             with self.ranks.together():
                 self.start = training.resume(config, self.identity, self.steps)
-            check_alike(self.start, self.ranks, config.output_dir)
+            check_alike(self.start, self.ranks, config.output_dir if config.resume == "auto" else config.resume)
             with self.ranks.together():
                 self.restored(self.start)
             if self.start.source is None:
                 log.info("%s", training.beginning)
             settle_execution(training, self.warm_up_loss, config, self.ranks, self.start)
             directory.begin(self.description(data), self.start, self.steps, config.log_dir, config.overwrite)
-            with Stopping(config, self.ranks, training.bytes()) as self.stopping:
+            with Stopping(config, self.ranks, training.checkpoint_bytes()) as self.stopping:
                 yield self
 
     def train(self):
@@ -110,6 +110,7 @@ class Run:
         self.record = StepRecord(sampler, self.ranks, self.training.scaler.is_enabled(), progress)
         sampler.epoch, sampler.first_step = epoch, self.record.read
         self._clock = _Clock(sampler.first_step)
+        # No step is left where a run was stopped in the evaluation that ends an epoch.
         batches = iter(self.loader) if sampler.first_step < self.steps else None
         for step in range(sampler.first_step, self.steps):
             self._lr = adjust_learning_rate(self.training.optimizer, epoch + step / self.steps, config)
@@ -119,7 +120,7 @@ class Run:
                 try:
                     batch = next(batches)
                 except Interrupted:
-                    self.stop_if_asked(Place(epoch, step))  # which ends the run
+                    self.stop_if_asked(Place(epoch, step))  # raises Stopped, as Interrupted follows a signal
                     raise
                 torch.manual_seed(place.seed(config.seed, DROP_PATH_STREAM))
                 if self.ranks.world_size > 1:  # DDP reduces gradients with the last micro-batch only
@@ -142,16 +143,16 @@ class Run:
         if done % config.log_freq == 0 or done == self.steps:
             self.record.collect(done)
             self._log_step(place.epoch, done)
-        if done < self.steps:
+        if done < self.steps:  # after the last step, `after_epoch` does this
             self.stop_if_asked(Place(place.epoch, done), steps=place.epoch * self.steps + done)
 
     def statistics(self):
         """Of the epoch: {"loss" (mean over steps and ranks), "lr", "grad_norm" (both of the last step),
         "samples_per_s"}."""
-        place = self.sampler.epoch + (self.steps - 1) / self.steps
+        last = self.sampler.epoch + (self.steps - 1) / self.steps
         return {
             "loss": sum(self.record.losses) / self.steps,
-            "lr": adjust_learning_rate(self.training.optimizer, place, self.config),
+            "lr": adjust_learning_rate(self.training.optimizer, last, self.config),
             "grad_norm": self.record.grad_norm,
             "samples_per_s": round(self.global_batch * self._clock.rate(self.steps), 1),
         }
@@ -159,8 +160,8 @@ class Run:
     def stop_if_asked(self, place, where=None, steps=None, saved=False):
         """Saves if that is due, and raises Stopped, on all ranks alike, if the run is to end. Called between two steps.
 
-        place: the next step. where: in the run, for people. steps: of the run so far, at which --save_every_steps
-        counts. saved: whether the place is saved already.
+        place: the next step. where: the place in words, for the message (default: epoch and step). steps: number done
+        since the run began; given where --save_every_steps counts. saved: whether the place is saved already.
         """
         where = where or f"epoch {place.epoch}, step {place.step}/{self.steps}"
         self.stopping.check(where, None if saved else partial(self.save, place), steps)
@@ -168,8 +169,8 @@ class Run:
     def save(self, place, entry=None, names=(), **more):
         """Saves a checkpoint at a place: what comes before it is done.
 
-        entry: the line of log.txt, at the end of an epoch. names: of further files for the checkpoint. more: parts of
-        it.
+        entry: the line of log.txt, at the end of an epoch. names: of further files for the checkpoint. more: further
+        entries of the checkpoint's dict.
         """
         progress = None
         if place.step:
@@ -245,9 +246,9 @@ class Run:
             peak_memory(self.ranks.device) / 1e9,
         )
         if writer is not None:
-            place = int((epoch + done / self.steps) * 1000)
-            writer.add_scalar("train_loss", loss, place)
-            writer.add_scalar("lr", self._lr, place)
+            thousandths = int((epoch + done / self.steps) * 1000)  # of an epoch
+            writer.add_scalar("train_loss", loss, thousandths)
+            writer.add_scalar("lr", self._lr, thousandths)
 
 
 class _Clock:

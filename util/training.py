@@ -13,8 +13,8 @@ from util.checkpoint import check_same_run, is_exported, load_checkpoint, load_l
 
 log = logging.getLogger(__name__)
 
-# Flags of every training that a continued run must repeat. batch_size is one by itself, as images may be mixed within a
-# micro-batch.
+# Flags of every training that a continued run must repeat. batch_size is one of them, and not only the number of images
+# of a step, because images are mixed within a micro-batch.
 SAME_TRAINING = (
     "model",
     "input_size",
@@ -69,7 +69,7 @@ class Start:
     """Where training begins or continues: at an epoch (0-based), or after some steps of it.
 
     progress: of `StepRecord`, None at the beginning of an epoch. source: the checkpoint it continues from, None for a
-    new run. selection, bits: what that states about the epochs selected so far, and about `Training.bits`.
+    new run. selection, bits: what `source` states of the epochs selected so far, and of `Training.bits`.
     """
 
     epoch: int
@@ -150,7 +150,7 @@ class Training:
             "attention": execution.get("attention"),
         }
 
-    def bytes(self):
+    def checkpoint_bytes(self):
         """The approximate size of a checkpoint: weights, and two moments of those that are trained."""
         return sum(p.nbytes * (3 if p.requires_grad else 1) for p in self.model.parameters())
 
@@ -211,7 +211,7 @@ def _state_to_resume(config):
 
 
 def check_alike(start, ranks, folder):
-    """Whether all ranks continue from the same place. Raises UsageError on all of them."""
+    """Refuses ranks that continue from different places. Raises UsageError on all of them."""
     places = ranks.gather((start.epoch, start.step))
     if len(set(places)) > 1:
         seen = ", ".join(f"rank {rank}: epoch {epoch}, step {step}" for rank, (epoch, step) in enumerate(places))
