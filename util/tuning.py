@@ -100,7 +100,7 @@ class Bench:
         if execution["compile"] == OFF:
             self.set(execution)
             return execution
-        _, failure = self.attempt(lambda: self.set(execution) or self.steps(1))
+        _, failure = self.attempt(self.begin, execution, 1)
         if failure and OUT_OF_MEMORY in failure:
             with self.ranks.together():
                 self.steps(1)  # raises the same error as training would
@@ -121,7 +121,7 @@ class Bench:
             if max(self.ranks.gather(time.monotonic() - started)) > LIMIT:
                 leave_out(way, f"measuring has taken {LIMIT} s")
                 continue
-            _, failure = self.attempt(lambda: self.set(way) or self.steps(WARM_UP))
+            _, failure = self.attempt(self.begin, way, WARM_UP)
             if failure is None:
                 seconds, failure = self.attempt(self.time)
             if failure is None:
@@ -151,12 +151,17 @@ class Bench:
         )
         return {**best, "ms": measured}
 
-    def attempt(self, work):
-        """Runs work() on every rank. Returns (results of all ranks, None), or (None, failure of the first rank with
+    def begin(self, execution, steps):
+        """Sets the execution, and runs some steps, of which the first compiles."""
+        self.set(execution)
+        self.steps(steps)
+
+    def attempt(self, work, *args):
+        """Runs work(*args) on every rank. Returns (results of all ranks, None), or (None, failure of the first rank with
         one)."""
         result, failure = None, None
         try:
-            result = work()
+            result = work(*args)
         except Exception as error:  # a compiler can raise anything, and the other ranks must not wait for this one
             failure = _one_line(error)
         if failure:
