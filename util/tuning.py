@@ -157,8 +157,8 @@ class Bench:
         self.steps(steps)
 
     def attempt(self, work, *args):
-        """Runs work(*args) on every rank. Returns (results of all ranks, None), or (None, failure of the first rank with
-        one)."""
+        """Runs work(*args) on every rank. Returns (results of all ranks, None), or (None, failure of the first rank
+        with one)."""
         result, failure = None, None
         try:
             result = work(*args)
