@@ -73,7 +73,7 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
                         f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again"
                     )
                 values, nodata = src.read(number), src.nodatavals[number - 1]
-    except (rasterio.errors.RasterioError, OSError) as error:
+    except (rasterio.errors.RasterioError, OSError, UnicodeDecodeError) as error:  # the last of a damaged description
         if not os.path.exists(path):
             raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
         reason = " ".join(str(error.__cause__ or error).split())
