@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from common.errors import DataError
 from sarwmix.geotiff import read_band
 from tests.helpers.dataset_fixtures import fails_with, needs_samples, sample_path, write_tif
 
@@ -92,3 +93,10 @@ def test_few_nonfinite_pixels_stay_and_many_are_refused(tmp_path, value):
     path = write_tif(tmp_path / "many.tif", values, nodata=-9999.0)
     fails_with(lambda: read_band(path), str(path), "1.01%", "1.00%", "remove its row", "--max_nonfinite")
     assert np.isfinite(read_band(path, max_nonfinite=0.02)).sum() == 120 * 120 - 145
+
+
+def test_a_band_description_that_is_no_utf8_is_a_damaged_file(tmp_path):
+    path = write_tif(tmp_path / "a.tif", -12.0, ["backscatter"])
+    path.write_bytes(path.read_bytes().replace(b"backscatter", b"b\xc8ckscatter"))
+    with pytest.raises(DataError, match="a.tif: cannot be read, it is corrupt"):
+        read_band(path)
