@@ -18,6 +18,8 @@ from tests.helpers.forked import finish, finish_ranks
 from tests.helpers.runs import completed, launch_alike, log_of, refused, same_states
 from util.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 RUN = (
     "--dataset sen12flood --model mixmim_tiny --batch_size 4 --num_workers 0 --warmup_epochs 1 "
     "--lr 2e-3 --log_freq 1 --device cpu --epochs 2 --finetune ''"

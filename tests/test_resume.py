@@ -26,6 +26,8 @@ from tests.helpers.runs import argv, digests, same_states, scalars
 from util.checkpoint import load_checkpoint
 from util.sampling import DROP_PATH_STREAM, MASK_STREAM, MIXUP_STREAM, Place
 
+pytestmark = pytest.mark.slow
+
 TWO_RANKS = "--accum_iter 1"
 BOTH = pytest.mark.parametrize("program", ["main_pretrain", "main_finetune"])
 

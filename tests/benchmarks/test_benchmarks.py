@@ -22,6 +22,8 @@ from tests.helpers import ROOT
 from tests.helpers.runs import argv
 from util.optimization import emulates_16_bits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("weight_level", ["token", "pixel"])
 @pytest.mark.parametrize("ones, norm_pix_loss", [(8, True), (5, False), (0, True), (16, False)])

@@ -24,6 +24,8 @@ from sarwmix.packed_store import verify
 from sarwmix.sen12flood_loader import FloodDataset
 from tests.helpers.runs import argv, refusal
 
+pytestmark = pytest.mark.slow
+
 
 def test_missing_packages_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu_report, "NEEDED", ("json", "no_such_package", "nor_this"))

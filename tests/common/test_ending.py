@@ -29,6 +29,8 @@ from tests.helpers.resumed import differences
 from tests.helpers.runs import same_states
 from util.checkpoint import LATEST, load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 BOUND = 60  # seconds within which a job must have ended
 FETCH = "torch.utils.data._utils.fetch:_MapDatasetFetcher.fetch"  # of a micro-batch, in a loader process where there are some
 STEP, SAVE = "util.run:optimizer_step", "util.run_directory:save_checkpoint"

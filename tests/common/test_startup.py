@@ -11,6 +11,8 @@ from common.startup import missing_package, settle_environment
 from tests.helpers import ROOT
 from tests.helpers.runs import argv
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
 
 

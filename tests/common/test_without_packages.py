@@ -21,6 +21,8 @@ from tests.helpers.dataset_fixtures import one_line, write_v1, write_v1_zarr, wr
 from tests.helpers.runs import argv, refusal
 from tests.helpers.sen12 import write_raw
 
+pytestmark = pytest.mark.slow
+
 ABSENT = ("rasterio", "zarr", "lmdb", "osgeo", "mpi4py")
 BLOCKED = f"""
 import sys

@@ -44,6 +44,8 @@ from tests.helpers.zips import make
 from util.checkpoint import load_checkpoint
 from util.distributed import Launch, detect_launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def examples(campaign):

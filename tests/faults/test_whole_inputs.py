@@ -7,6 +7,8 @@ import pytest
 
 from tests.helpers.inputs import BASES, USES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name, use", [(name, use) for name, (_, uses) in BASES.items() for use in uses])
 def test_a_whole_input_is_accepted(name, use, base, start, tmp_path):

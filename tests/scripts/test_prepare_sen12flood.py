@@ -11,6 +11,8 @@ from sarwmix.simulate import flood_archive
 from tests.helpers import ROOT
 from tests.helpers.runs import argv, digests, mpirun
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts" / "prepare_sen12flood.sh"
 
 

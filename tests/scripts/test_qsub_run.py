@@ -13,6 +13,8 @@ import pytest
 
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 BOUND = 60
 RUN = "pretrain_benv2_base_per_channel_token_seed0"
 MPIRUN, QSUB = "mpirun.json", "qsub.json"  # what the fake commands were started with

@@ -14,6 +14,8 @@ import pytest
 from main_pretrain import parse_flags
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 GPUS = {"8 × H200": ["NVIDIA H200, 143771"] * 8, "2 × RTX 4090": ["NVIDIA GeForce RTX 4090, 24564"] * 2, "CPU": []}
 
 

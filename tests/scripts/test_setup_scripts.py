@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
 

@@ -13,6 +13,8 @@ import torch
 from common.errors import UsageError
 from util.distributed import Launch, Ranks, detect_launch, job_port, pick_device, rendezvous
 
+pytestmark = pytest.mark.slow
+
 OMPI = dict(
     OMPI_COMM_WORLD_RANK="3", OMPI_COMM_WORLD_SIZE="8", OMPI_COMM_WORLD_LOCAL_RANK="1", OMPI_COMM_WORLD_LOCAL_SIZE="2"
 )
