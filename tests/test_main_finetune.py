@@ -27,6 +27,8 @@ from tests.helpers.runs import argv, completed, launch_alike, log_of, mpirun, re
 from util.checkpoint import load_checkpoint
 from util.checkpoint_input import LoadedCheckpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--model mixmim_tiny --input_size 64 --batch_size 6 --num_workers 0 --warmup_epochs 1 --lr 2e-3 "
     "--log_freq 1 --device cpu"

@@ -13,6 +13,8 @@ from common.workers import Workers
 from tests.helpers import ROOT
 from tests.helpers.runs import mpirun
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from common.command_line import Parser

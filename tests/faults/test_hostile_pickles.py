@@ -31,6 +31,8 @@ from tests.helpers.inputs import CHECKPOINT_USES, USES
 from tests.helpers.runs import is_refused
 from util.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CONFIG = json.dumps({"args": {}, "input": {}, "epoch": 0})
 
 

@@ -14,6 +14,8 @@ from tests.helpers.runs import is_refused
 from tests.helpers.sen12 import image_name
 from tests.helpers.zips import GOOD, HOSTILE, make, patch
 
+pytestmark = pytest.mark.slow
+
 # What unpacking leaves for the next attempt.
 RECORDS = ("step.json", "pairs.csv", "S1list.json")
 VICTIM = f"0001/{image_name(0)}_corrected_VV.tif"

@@ -35,6 +35,8 @@ from tests.helpers.dataset_fixtures import (
 )
 from tests.helpers.runs import Argv, argv, launch, mpirun
 
+pytestmark = pytest.mark.slow
+
 LISTS = {"train": (2, 0), "val": (3,), "test": (1,)}  # patches of each official list, in its order
 WRITTEN = {f"benv1_{split}.csv" for split in LISTS}
 

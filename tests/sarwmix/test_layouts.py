@@ -38,6 +38,8 @@ from tests.helpers.runs import argv, refusal
 from util.datasets import drop_missing
 from util.distributed import Launch, Ranks
 
+pytestmark = pytest.mark.slow
+
 V2, V1 = "BigEarthNet-S1", "BigEarthNet-S1-v1.0"
 
 

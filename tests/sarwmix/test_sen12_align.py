@@ -41,7 +41,7 @@ from tests.helpers.sen12 import (
 )
 from tests.helpers.sen12 import align_main as main
 
-pytestmark = needs_gdal
+pytestmark = [pytest.mark.slow, *([needs_gdal] if needs_gdal else [])]
 
 
 # ---- Small raw data sets -------------------------------------------------------------------------

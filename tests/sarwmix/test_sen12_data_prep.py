@@ -24,6 +24,8 @@ from tests.helpers.sen12 import (
     write_raw,
 )
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "sarwmix.sen12_data_prep"
 FOLDERS = {"0001": (False, True, False), "0002": (False, False), "0003": (True, True), "7": (False, True)}
 

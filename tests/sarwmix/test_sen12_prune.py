@@ -29,6 +29,8 @@ from tests.helpers.sen12 import (
     write_reference,
 )
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = "sarwmix.sen12_prune_partial_pairs"
 QUARTER = S * S // 4
 A, B, C, D = (image_name(k) for k in range(4))

@@ -22,6 +22,8 @@ from tests.helpers import ROOT
 from tests.helpers.runs import argv, launch, mpirun, refusal
 from tests.helpers.zips import HOSTILE, make, patch
 
+pytestmark = pytest.mark.slow
+
 IMAGE = "S1A_IW_GRDH_1SDV_20000101T000000_20000101T000025_000001_000001_AB{:02X}_corrected_{}.tif"
 FREE = namedtuple("FREE", "total used free")
 MODULE = (sys.executable, "-m", "sarwmix.prepare.sen12_unzip")

@@ -22,6 +22,8 @@ from tests.helpers.runs import argv, digests, refusal
 from tests.helpers.sen12 import kill_midway
 from tests.helpers.zips import make
 
+pytestmark = pytest.mark.slow
+
 FREE = namedtuple("FREE", "total used free")
 RESERVE = 2**28
 NAME = "S1A_IW_GRDH_1S{}V_200001{:02}T000000_200001{:02}T000025_000001_000001_ABCD"

@@ -19,6 +19,8 @@ from sarwmix.simulate.landcover import LandCover, draw_geography
 from tests.helpers import ROOT
 from tests.helpers.runs import argv, digests, refusal
 
+pytestmark = pytest.mark.slow
+
 SMALL = Parameters(folders=5, seed=3, size=128, test_fraction=0.4)
 FLAGS = ["--folders", "5", "--seed", "3", "--size", "128", "--test_fraction", "0.4"]
 

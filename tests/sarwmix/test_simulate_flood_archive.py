@@ -36,6 +36,8 @@ from tests.helpers import ROOT
 from tests.helpers.dataset_fixtures import fails_with
 from tests.helpers.runs import argv, digests
 
+pytestmark = pytest.mark.slow
+
 SMALL = RawParameters(folders=8, seed=5, size=128, keep_tree=True)
 FLAGS = ["--folders", "8", "--seed", "5", "--size", "128"]
 NAME = re.compile(r"S1A_IW_GRDH_1S[SD]V_2000\d{4}T\d{6}_2000\d{4}T\d{6}_\d{6}_[0-9A-F]{6}_[0-9A-F]{4}")

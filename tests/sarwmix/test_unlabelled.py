@@ -18,6 +18,8 @@ from sarwmix.registry import open_dataset
 from tests.helpers.dataset_fixtures import fails_with, s1_name, v2_frame, write_csv, write_v1, write_v1_zarr, write_v2
 from tests.helpers.runs import argv
 
+pytestmark = pytest.mark.slow
+
 TINY = argv("--model mixmim_tiny --input_size 64 --batch_size 2 --num_workers 0 --device cpu")
 TRAIN = argv(*TINY, "--warmup_epochs 0 --lr 1e-3 --epochs 1 --save_epochs")
 

@@ -23,6 +23,8 @@ from util.caching import RankMemory, available_memory, choose_cache, control_gro
 from util.datasets import SamplesWithIds, build_loader, check_data
 from util.distributed import Launch, Ranks
 
+pytestmark = pytest.mark.slow
+
 ALONE = Ranks(Launch(), torch.device("cpu"))
 GB = 10**9
 GPU = RankMemory("node", 1, 200 * GB, 80 * GB)

@@ -24,6 +24,8 @@ from util.distributed import Launch, Ranks
 from util.training import Start
 from util.tuning import settle_execution
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = (
     "--model mixmim_tiny --input_size 32 --batch_size 8 --num_workers 0 --warmup_epochs 0 --epochs 2 "
