@@ -90,6 +90,33 @@ def build_parser():
     parser = Parser(
         description="Finetune a SAR-W-MixMAE encoder: BigEarthNet (multi-label) or SEN12-FLOOD (image pairs)."
     )
+    add_task_flags(parser)
+    add_model_flags(parser)
+    add_split_flags(parser)
+    group = add_schedule_flags(parser, batch_size=128, epochs=50, warmup_epochs=5, blr=5e-4, min_lr=1e-6)
+    group.add_argument(
+        "--layer_decay",
+        type=positive_share,
+        default=0.7,
+        metavar="FACTOR",
+        help="learning rate of a block relative to the next",
+    )
+    add_mixing_flags(parser)
+    group = add_run_flags(parser, output_dir="output/finetune")
+    group.add_argument(
+        "--dist_eval",
+        action="store_true",
+        default=True,
+        help="spread evaluation over the ranks, every sample exactly once (the default), rather than rank 0 alone",
+    )
+    group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
+    add_speed_flags(parser)
+    add_distributed_flags(parser)
+    return parser
+
+
+def add_task_flags(parser):
+    """Flags that use a checkpoint as it is."""
     group = parser.add_argument_group("what to do", "without any of these: finetune, then evaluate what was selected")
     group.add_argument("--eval", action="store_true", help="evaluate a checkpoint, named with --finetune or --resume")
     group.add_argument(
@@ -109,6 +136,10 @@ def build_parser():
         "with --eval, its metrics are put into the card",
     )
     add_force_flag(group)
+
+
+def add_model_flags(parser):
+    """Flags of the classifier, and of the checkpoint that it starts from."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--finetune",
@@ -139,6 +170,10 @@ def build_parser():
     group.add_argument(
         "--patch_op", choices=PATCH_OPS, help="sen12flood: mean or maximum of the patches' differences (default: avg)"
     )
+
+
+def add_split_flags(parser):
+    """Flags of the data, and of the parts to train on, to select on and to test on."""
     group = add_data_flags(parser)
     group.add_argument(
         "--dataset",
@@ -175,14 +210,10 @@ def build_parser():
     group.add_argument(
         "--draw_seed", type=count, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
     )
-    group = add_schedule_flags(parser, batch_size=128, epochs=50, warmup_epochs=5, blr=5e-4, min_lr=1e-6)
-    group.add_argument(
-        "--layer_decay",
-        type=positive_share,
-        default=0.7,
-        metavar="FACTOR",
-        help="learning rate of a block relative to the next",
-    )
+
+
+def add_mixing_flags(parser):
+    """Flags of mixup, cutmix and label smoothing."""
     group = parser.add_argument_group("mixing of samples", "off by default, as in the published recipe")
     group.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA", help="mixup above 0")
     group.add_argument("--cutmix", type=non_negative, default=0.0, metavar="ALPHA", help="cutmix above 0")
@@ -203,17 +234,6 @@ def build_parser():
     group.add_argument(
         "--smoothing", type=rate, default=0.0, metavar="S", help="label smoothing: 1 becomes 1 − S/2, 0 becomes S/2"
     )
-    group = add_run_flags(parser, output_dir="output/finetune")
-    group.add_argument(
-        "--dist_eval",
-        action="store_true",
-        default=True,
-        help="spread evaluation over the ranks, every sample exactly once (the default), rather than rank 0 alone",
-    )
-    group.add_argument("--no_dist_eval", action="store_false", dest="dist_eval")
-    add_speed_flags(parser)
-    add_distributed_flags(parser)
-    return parser
 
 
 def parse_flags(argv=None):
