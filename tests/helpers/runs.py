@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -122,3 +123,12 @@ def same_states(one, other, skip=("args",)):
         return a == b
 
     return equal(*({key: value for key, value in state.items() if key not in skip} for state in (one, other)))
+
+
+def check_processes_change_nothing(module, flags, expected, out):
+    """`python -m module` with two processes writes the files of the folder `expected`, logs, and prints nothing."""
+    command = [sys.executable, "-m", module, *argv("--out", out, flags, "--workers 2")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "ETA" in result.stderr and result.stdout == ""
+    assert digests(out) == digests(expected)
