@@ -20,7 +20,7 @@ import torch
 from timm.data import Mixup
 
 import engine_finetune
-from common.command_line import Parser, count, non_negative, positive_int, positive_share, rate, share
+from common.command_line import Parser, non_negative, positive_int, positive_share, rate, seed, share
 from common.console import setup_logging
 from common.ending import leave, run_program
 from common.errors import DataError, UsageError
@@ -208,7 +208,7 @@ def add_split_flags(parser):
         help="share of the training samples to use, drawn at random; smaller shares are parts of larger ones",
     )
     group.add_argument(
-        "--draw_seed", type=count, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
+        "--draw_seed", type=seed, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
     )
 
 

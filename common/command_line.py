@@ -36,7 +36,7 @@ class Range:
             value = self.kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{'a whole' if self.kind is int else 'a'} number is needed") from None
-        if not math.isfinite(value):
+        if self.kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError("a finite number is needed")
         if not all(holds(value, bound) for _, holds, bound in self.bounds):
             raise argparse.ArgumentTypeError(f"must be {self}")
@@ -52,6 +52,7 @@ non_negative = Range(float, at_least=0)
 share = Range(float, at_least=0, at_most=1)
 positive_share = Range(float, above=0, at_most=1)
 rate = Range(float, at_least=0, below=1)
+seed = Range(int, at_least=0, below=2**63)  # of PyTorch's generators, as int64
 
 
 class _Help(argparse.HelpFormatter):

@@ -4,7 +4,7 @@
 import os
 import shutil
 
-from common.command_line import Range, count, non_negative, positive, positive_int
+from common.command_line import Range, count, non_negative, positive, positive_int, seed
 from util.checkpoint import check_torch
 from util.configuration import need
 from util.distributed import detect_launch
@@ -67,7 +67,7 @@ def add_run_flags(parser, *, output_dir):
     group.add_argument(
         "--start_epoch", type=count, default=0, metavar="N", help="epoch to start at, 0-based; --resume sets it"
     )
-    group.add_argument("--seed", type=count, default=0, help="of the initialisation, the sample order, flips and masks")
+    group.add_argument("--seed", type=seed, default=0, help="of the initialisation, the sample order, flips and masks")
     group.add_argument("--log_freq", type=positive_int, default=20, metavar="N", help="steps between console lines")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument(

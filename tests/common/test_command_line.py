@@ -81,3 +81,9 @@ def test_a_value_out_of_its_range_is_refused_with_the_range(kind, text, said, ca
         return
     assert refusal(parser.parse_args, ["--flag", text], capsys) == f"python -m program: error: --flag {text}: {said}\n"
     assert "a value" + (f" ({kind})" if kind.bounds else "") in " ".join(parser.format_help().split())
+
+
+def test_numbers_out_of_reach_are_one_line(capsys):
+    for value, said in ((10**400, "must be at least 0 and below 9.22337e+18"), ("1e999", "a whole number is needed")):
+        assert f"--seed {value}: {said}" in refusal(main_pretrain.parse_flags, ["--seed", value], capsys)
+    assert "--lr inf: a finite number is needed" in refusal(main_pretrain.parse_flags, ["--lr", "inf"], capsys)
