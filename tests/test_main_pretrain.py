@@ -160,6 +160,7 @@ def test_resume_as_another_run_is_refused(finished, tmp_path, flag, pretrain):
     assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
     flags = ("--data_path", simulated, TINY, "--batch_size 4 --epochs 4 --save_epochs 4 --drop_path 0.1")
     flags += ("--clip_grad 1.0 --norm_pix_loss",)
@@ -177,6 +178,7 @@ def test_two_ranks_equal_one_process_that_accumulates(simulated, tmp_path):
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_ends_cleanly(simulated, tmp_path):
     torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2 main_pretrain.py"
     flags = ("--data_path", simulated, TINY, "--epochs 1 --output_dir", tmp_path)
@@ -185,6 +187,7 @@ def test_torchrun_trains_and_ends_cleanly(simulated, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["launcher"] == "torchrun"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_under_mpirun_bad_input_ends_all_ranks_with_one_line(simulated, tmp_path):
     folder = tmp_path / "scenes"
@@ -228,6 +231,7 @@ def test_a_compiled_run_gives_the_same_losses(finished, simulated, tmp_path, cam
     assert list(load_checkpoint(tmp_path / "checkpoint.pth")["model"]) == list(mixmim_tiny().state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 def test_compiled_and_with_checkpointing_on_two_ranks(simulated, tmp_path, campaign):
     if not campaign:

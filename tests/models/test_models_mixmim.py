@@ -201,6 +201,7 @@ def test_agrees_at_released_widths(size, depths, mlp_ratio):
     assert_agrees(model, oracle.OracleConfig(**widths, **kwargs), *inputs(2, 128), random_mask(16, 7, seed=3))
 
 
+@pytest.mark.slow
 def test_full_base_agrees():
     model = build(mixmim_base, norm_pix_loss=True)
     assert_agrees(model, oracle.OracleConfig(norm_pix_loss=True), *inputs(2, 128), random_mask(16, 8, seed=5))
@@ -397,6 +398,7 @@ def test_shapes_depend_on_how_many_cells_are_masked_not_on_which():
             assert position[0] == (expected or 1) and unmasked == (expected in (None, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad_checkpointing", [False, True])
 def test_compiled_blocks_compute_the_same_and_are_compiled_once(grad_checkpointing, monkeypatch):
     """Traced as for any backend; five graphs serve all masks: one a stage and the decoder's."""
