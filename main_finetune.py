@@ -338,10 +338,8 @@ def build_splits(flags):
         if both:
             raise DataError(
                 f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be "
-                "trained on "
-                f"too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give lists of "
-                "its own "
-                f"with --{name}_metadata"
+                f"trained on too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give "
+                f"lists of its own with --{name}_metadata"
             )
     return splits
 
@@ -460,8 +458,7 @@ class Finetuning(Run):
             if not any((place / FILES[rule]).exists() for place in (self.directory.path, start.source.parent)):
                 raise UsageError(
                     f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; "
-                    "copy "
-                    f"it there"
+                    "copy it there"
                 )
 
     def after_epoch(self, epoch, statistics):

@@ -30,9 +30,8 @@ def add_source_flags(group):
         "--data_path",
         metavar="DIR",
         help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
-        "authors' LMDB; "
-        "benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and test/ with "
-        "pair files, or of images/ and pairs_*.csv",
+        "authors' LMDB; benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and "
+        "test/ with pair files, or of images/ and pairs_*.csv",
     )
     group.add_argument(
         "--metadata",

@@ -149,8 +149,7 @@ class LoadedCheckpoint:
             if name in STATISTICS and not agree(flag, value):
                 log.warning(
                     "%s: was trained with --%s %s, and this run uses %s; leave the flag out to prepare its input as "
-                    "in its "
-                    "training",
+                    "in its training",
                     self.path,
                     name,
                     shown(value),

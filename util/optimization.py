@@ -131,8 +131,7 @@ class StepRecord:
             if bad:
                 raise TrainingError(
                     f"epoch {self.sampler.epoch}, step {step}: {bad}; {self._samples_of(step)}; the last saved "
-                    "checkpoint "
-                    f"precedes this step"
+                    "checkpoint precedes this step"
                 )
             self.losses.append(loss)
             self.grad_norm = norm

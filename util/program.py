@@ -94,9 +94,8 @@ def add_speed_flags(parser):
         choices=("auto", *COMPILE_MODES),
         metavar="MODE",
         help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; or auto: time eager and "
-        "compiled "
-        "steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, off on a "
-        "CPU)",
+        "compiled steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, "
+        "off on a CPU)",
     )
     group.add_argument(
         "--grad_checkpointing",
@@ -191,8 +190,7 @@ def check_common_flags(flags, needs_data=True):
     need(
         not compiles(flags) or any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))),
         f"--compile {flags.compile}: needs a C++ compiler, and there is no g++ or clang++; install one, name it in "
-        "CXX, or "
-        f"leave the flag out",
+        "CXX, or leave the flag out",
     )
     need(
         not needs_data or flags.data_path is not None,

@@ -41,8 +41,7 @@ def add_stopping_flags(group):
         type=positive,
         metavar="MIN",
         help="save and end, with status 0, before this many minutes have passed since the program was started; "
-        "continue "
-        "with --resume auto",
+        "continue with --resume auto",
     )
 
 
@@ -160,8 +159,7 @@ class Stopping:
         name = signal.Signals(self._signal).name
         raise Stopped(
             f"{name}: rank {self.ranks.rank} ended while it waited for a batch, as the other ranks wait for it; this "
-            "state "
-            f"was not saved: --resume auto continues from the last checkpoint",
+            "state was not saved: --resume auto continues from the last checkpoint",
             128 + self._signal,
             on_all_ranks=False,
         )
