@@ -45,6 +45,15 @@ def sync(path):
         os.close(descriptor)
 
 
+def make_folder(path):
+    """Makes a folder and its parents, and flushes the names of the new ones to the disk."""
+    path = Path(path).absolute()
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync(folder.parent)
+
+
 @contextmanager
 def atomic_path(path):
     """Yields a temporary path. At the end of the block the file there is flushed to the disk and renamed to `path`.
@@ -183,13 +192,14 @@ def _claimed(out, record, last, name, flag):
             remove_half_written(out)
         yield (out / last).exists()
     finally:
-        lock.path.unlink(missing_ok=True)
         lock.release()
 
 
 def _has_record(out, record, name, flag):
     """Whether `out` has this record; if not, it is empty or missing. Raises DataError for any other content."""
-    if not out.exists() or not any(path.name != LOCK and not path.match(HALF_WRITTEN) for path in out.iterdir()):
+    if not out.exists() or not any(
+        not path.name.startswith(LOCK) and not path.match(HALF_WRITTEN) for path in out.iterdir()
+    ):
         return False
     try:
         found = json.loads((out / name).read_text(encoding="utf-8"))
