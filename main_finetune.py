@@ -52,6 +52,7 @@ from util.program import (
     add_schedule_flags,
     add_speed_flags,
     check_common_flags,
+    check_one_command,
 )
 from util.reports import log_headline, log_metrics, log_table, scalars, shown, write_frame, write_metrics
 from util.run import Run
@@ -585,6 +586,7 @@ def main():
     ranks = start_ranks(flags)
     setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(flags)
+    check_one_command(flags, ranks)
     if works_with_checkpoint(flags):
         use_checkpoint(flags, ranks)
     else:

@@ -53,6 +53,7 @@ from util.program import (
     add_schedule_flags,
     add_speed_flags,
     check_common_flags,
+    check_one_command,
 )
 from util.quicklook import draw_reconstructions, pixels
 from util.run import Run
@@ -403,6 +404,7 @@ def main():
     ranks = start_ranks(flags)
     setup_logging(logging.INFO if ranks.is_main else logging.ERROR, sys.stdout, force=True)
     log_flags(flags)
+    check_one_command(flags, ranks)
     if flags.inference is None:
         pretrain(flags, ranks)
     else:

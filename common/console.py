@@ -3,6 +3,7 @@
 
 import datetime
 import logging
+import sys
 
 
 class _ClockFormatter(logging.Formatter):
@@ -14,12 +15,23 @@ class _ClockFormatter(logging.Formatter):
         return f"[{clock}] {level}{super().format(record)}"
 
 
+class _FailingHandler(logging.StreamHandler):
+    """Raises OSError where a line cannot be written. logging would print a traceback and go on."""
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, "the log") from None
+        super().handleError(record)
+
+
 def setup_logging(level=logging.INFO, stream=None, force=False):
-    """Logs to `stream` (default: stderr) from this level on, Python's warnings included.
+    """Logs to `stream` (default: stderr) from this level on, Python's warnings included. A line that cannot be written
+    raises OSError.
 
     force: replaces the handlers that the root logger has; without it, they stay as they are.
     """
-    handler = logging.StreamHandler(stream)
+    handler = _FailingHandler(stream)
     handler.setFormatter(_ClockFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=force)
     logging.captureWarnings(True)

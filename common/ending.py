@@ -35,8 +35,10 @@ TRAINING = Kind(
 )
 PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", input_errors=(OSError,))
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.EPIPE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
+
+LOST = "another rank is gone, or the connection to it; if that one could still speak, its message says why"
 
 # (type, or regular expression for "module.Type: message"; exit status; line). The first row that matches applies.
 FAILURES = (
@@ -44,7 +46,7 @@ FAILURES = (
     (TrainingError, 1, "stopped: {error}"),
     (KeyboardInterrupt, 130, "interrupted; {kind.go_on}"),
     (
-        rf"^builtins\.OSError: \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
+        rf"^builtins\.(OSError|BrokenPipeError): \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
         1,
         "error: {file}: {strerror}; the checkpoints are intact. Make room or mend the disk, then continue with "
         "--resume auto",
@@ -122,8 +124,11 @@ def run_program(main, name=None, kind=TRAINING, abort=None):
 def leave(status):
     """Ends the process. After a failure, it does not wait for threads, which may be blocked by a file system or a
     collective operation."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        status = status or 1
+        _write(f"error: the output could not be written ({error.strerror})")
     if status:
         os._exit(status)
     sys.exit(0)
@@ -145,6 +150,23 @@ def describe(error, kind=TRAINING, rank=0):
                 files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             )
     return None
+
+
+def outcome_of(error):
+    """How a run ended with an exception, in one line, for its record."""
+    if isinstance(error, Stopped):
+        return f"stopped: {reason_of(error)}"
+    return f"failed: {LOST if _process_group() and _is_lost_rank(error) else reason_of(error)}"
+
+
+def _is_lost_rank(error):
+    return isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)) is not None
+
+
+def _write(line):
+    with contextlib.suppress(OSError):  # of a terminal or a disk that is gone
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def _call(main):
@@ -191,9 +213,9 @@ def _report(error, name, kind, abort):
         status, line = 2, f"error: {package}"
     elif known := describe(error, kind, rank):
         status, line = known
-    elif group and isinstance(error, RuntimeError) and re.search(LOST_RANK, str(error)):
+    elif group and _is_lost_rank(error):
         time.sleep(2)  # the launcher reports the rank that ends first, which should be the rank with the cause
-        status, line = 1, f"rank {rank} ends because another rank is gone; that one's message says why"
+        status, line = 1, f"rank {rank} ends because {LOST}"
     else:
         if reports:
             traceback.print_exc()
@@ -203,8 +225,7 @@ def _report(error, name, kind, abort):
             f"{kind.go_on}"
         )
     if reports:
-        sys.stderr.write(f"{name}: {' '.join(line.split())}\n")
-        sys.stderr.flush()
+        _write(f"{name}: {' '.join(line.split())}")
     if abort and not is_known_to_all and not isinstance(error, (InputError, KeyboardInterrupt, *kind.input_errors)):
         abort()
     return status

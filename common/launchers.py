@@ -181,6 +181,12 @@ def first_host(nodes):
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first).strip()
 
 
+# Flags of mpirun (Open MPI 4): a host that does not answer counts as lost after half a minute, not after eight.
+LOST_HOST_FLAGS = (
+    "--mca oob_tcp_keepalive_time 10 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 4".split()
+)
+
+
 def mpirun(ranks, slots):
     """The command prefix that starts several ranks on this machine; empty for one rank. slots: GPUs or cores."""
     if ranks == 1:

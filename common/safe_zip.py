@@ -20,6 +20,7 @@ MAX_BYTES = 200 * 10**9  # of all members together, as their directory entries s
 MAX_RATIO = 200  # largest ratio of unpacked to packed bytes, for members of more than RATIO_FROM unpacked bytes
 RATIO_FROM = 8 * 2**20  # an empty image of 1 MB is a thousand times larger than its member
 CHUNK = 2**20
+LONGEST_NAME, LONGEST_PATH = 240, 3000  # bytes; file systems allow 255 and 4096, the folder and a suffix included
 HEADER = 30  # least number of bytes before the name and the data of a member
 ENCRYPTED = 0x1 | 0x40 | 0x2000  # flag bits
 PATCHED = 0x20  # flag bit of data that are a difference from another file
@@ -176,6 +177,10 @@ def _fault(info, max_ratio):
         return "leads out of its folder"
     if not _parts(info):
         return "has no name"
+    if len(name.encode(errors="replace")) > LONGEST_PATH or any(
+        len(part.encode(errors="replace")) > LONGEST_NAME for part in _parts(info)
+    ):
+        return "has a name that is too long for a file system"
     if stat.S_ISLNK(kind):
         return "is a symbolic link"
     if kind not in (0, stat.S_IFDIR if _is_folder(info) else stat.S_IFREG):

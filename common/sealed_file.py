@@ -29,7 +29,10 @@ class SealedFile:
         with temporary_beside(self.path) as temporary:
             with open(temporary, "wb") as file:
                 hashed = _HashedWriter(file)
-                write(hashed)
+                try:
+                    write(hashed)
+                except RuntimeError as error:  # torch.save reports a failed write by an error that does not say why
+                    raise hashed.error or error from None
             sync(temporary)
             self._replace(temporary, hashed.sha256.hexdigest())
 
@@ -80,11 +83,15 @@ class _HashedWriter:
     """A writable file that hashes the written data, so that the checksum does not depend on what the disk stores."""
 
     def __init__(self, file):
-        self._file, self.sha256 = file, hashlib.sha256()
+        self._file, self.sha256, self.error = file, hashlib.sha256(), None
 
     def write(self, data):
         self.sha256.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self):
         self._file.flush()

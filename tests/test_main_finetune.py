@@ -91,7 +91,7 @@ def finished(data, pretraining, tmp_path_factory):
 
 def test_files_and_log_of_a_run(finished):
     folder, _ = finished
-    assert {name for name in os.listdir(folder) if not name.endswith(".sha256")} - {".lock"} == {
+    assert {name for name in os.listdir(folder) if not name.endswith(".sha256")} == {
         "checkpoint.pth",
         "checkpoint_previous.pth",
         "checkpoint_best.pth",

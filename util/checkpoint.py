@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.errors import UsageError, listed, reason_of
+from common.errors import UsageError, listed
 from common.safe_zip import packing_fault
 from common.sealed_file import SealedFile
 from util.checkpoint_checks import fault_of, fault_of_moments
@@ -57,10 +57,11 @@ def save_checkpoint(folder, state, names=()):
         new.write(lambda file: torch.save(state, file))
         for name in others:
             new.copy_to(folder / name)
-    except (OSError, RuntimeError) as error:  # torch.save turns a failed write into a RuntimeError
+    except OSError as error:
+        before = "the one before is intact" if (folder / LATEST).exists() else "there is none before it"
         raise UsageError(
-            f"{folder / LATEST}: the checkpoint could not be written ({reason_of(error)}); the one before is intact. "
-            f"Make room or change --output_dir, then go on with --resume auto"
+            f"{folder / LATEST}: the checkpoint could not be written ({error.strerror or error}); {before}. Make room "
+            f"or change --output_dir, then go on with --resume auto"
         ) from error
 
 
@@ -173,6 +174,8 @@ def load_checkpoint(path):
 
 def _beginning(path):
     """The first bytes of a file. Raises OSError, and UsageError for a Git LFS pointer or a web page."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is not a plain file; name a checkpoint")
     with open(path, "rb") as file:
         beginning = file.read(256)
     if beginning.startswith(LFS_SIGN):
@@ -246,9 +249,9 @@ def load_latest(folder):
     """
     folder = Path(folder)
     last = [folder / LATEST, folder / PREVIOUS]
-    others = set(folder.glob("checkpoint*.pth")) - set(last)
-    others = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    candidates = [path for path in (*last, *others) if path.exists()]
+    others = [path for path in folder.glob("checkpoint*.pth") if path not in last and path.is_file()]
+    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    candidates = [path for path in (*last, *others) if path.is_file()]
     for path in candidates:
         try:
             return load_checkpoint(path), path

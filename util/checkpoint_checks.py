@@ -7,6 +7,7 @@ import torch
 
 LARGEST_INPUT = 8192  # pixels per side
 LARGEST_DB = 1e6  # of statistics
+MOST_CLASSES = 100_000
 
 
 def _is_count(value, least=0, most=float("inf")):
@@ -78,7 +79,7 @@ VALUES = {
     "patch_op": str,
     "units": str,
     "input_size": partial(_is_count, least=1, most=LARGEST_INPUT),
-    "nb_classes": partial(_is_count, least=1),
+    "nb_classes": partial(_is_count, least=1, most=MOST_CLASSES),
     "mean": are_statistics,
     "std": partial(are_statistics, above=0),
     "channels": _are_names,

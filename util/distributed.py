@@ -12,7 +12,7 @@ import torch.distributed as td
 from torch.nn.parallel import DistributedDataParallel
 
 from common import launchers
-from common.errors import UsageError
+from common.errors import UsageError, listed
 from common.launchers import Launch  # noqa: F401 (callers need it for Ranks)
 from common.ranks import RankGroup
 from util.misc import keep_freed_memory
@@ -110,6 +110,24 @@ class Ranks(RankGroup):
         values = [None] * self.world_size
         td.all_gather_object(values, value, group=self._side)
         return values
+
+    def require_alike(self, values):
+        """Raises UsageError on every rank, with the names and values, if the ranks were given different values.
+
+        values: {name: plain value}, the same names on every rank.
+        """
+        given = self.gather({name: repr(value) for name, value in values.items()})
+        differing = []
+        for name in dict.fromkeys(name for of_rank in given for name in of_rank):
+            found = [of_rank.get(name, "missing") for of_rank in given]
+            other = next((rank for rank, value in enumerate(found) if value != found[0]), None)
+            if other is not None:
+                differing.append(f"{name} is {found[0][:80]} on rank 0, {found[other][:80]} on rank {other}")
+        if differing:
+            raise UsageError(
+                f"the ranks are not of one run: {listed(differing)}; start all ranks by one command, on the same code, "
+                "or give each run a --port of its own"
+            )
 
     def agree(self, wish):
         """The maximum of the integers that the ranks passed to the previous call; 0 at the first. Equal on all ranks.

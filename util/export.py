@@ -13,6 +13,7 @@ from string import Template
 from safetensors.torch import save
 from tabulate import tabulate
 
+from common.files import make_folder, sync
 from util.checkpoint import EXPORTED_CONFIG, EXPORTED_WEIGHTS
 
 FORMAT = 1
@@ -112,16 +113,19 @@ def export(folder, state, args, classes, metrics, data):
     }
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
+    make_folder(staged)
     try:
         # save_file would make a file that only its owner can read.
         (staged / EXPORTED_WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
         (staged / EXPORTED_CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         size = sum(value.numel() for value in weights.values())
         (staged / "README.md").write_text(model_card(config, size), encoding="utf-8")
+        for path in (*staged.iterdir(), staged):
+            sync(path)
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)
+        sync(folder.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     log.info("wrote %s: %s", folder, ", ".join(sorted(path.name for path in folder.iterdir())))

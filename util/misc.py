@@ -3,6 +3,7 @@
 
 import ctypes
 import datetime
+import hashlib
 import json
 import logging
 import platform
@@ -16,6 +17,8 @@ from pathlib import Path
 import torch
 
 log = logging.getLogger(__name__)
+
+SOURCES = ("*.py", "common/*.py", "util/*.py", "sarwmix/**/*.py")  # of what runs in a training
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 
@@ -47,6 +50,15 @@ def keep_freed_memory():
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def code_version():
+    """A checksum of this program's source files."""
+    root, found = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        found.update(f"{path.relative_to(root)}\0".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _commit():

@@ -3,13 +3,19 @@
 
 import os
 import shutil
+import sys
+
+import torch
 
 from common.command_line import Range, count, non_negative, positive, positive_int, seed
 from util.checkpoint import check_torch
 from util.configuration import need
 from util.distributed import detect_launch
+from util.misc import code_version
 from util.stopping import add_stopping_flags
 
+# Flags that may differ between the ranks of a run. Their data are compared by fingerprint, not by path.
+OF_A_RANK = ("local_rank", "device", "num_workers", "data_path")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -144,6 +150,20 @@ def add_distributed_flags(parser):
         help="minutes after which ranks give up on one that does not answer",
     )
     return group
+
+
+def check_one_command(flags, ranks):
+    """Refuses ranks that were started by different commands, or on different code. Raises UsageError on all of them."""
+    given = {f"--{name}": value for name, value in vars(flags).items() if name not in OF_A_RANK}
+    ranks.require_alike(
+        {
+            "the program": os.path.basename(sys.argv[0]),
+            "the code": code_version(),
+            "PyTorch": str(torch.__version__),
+            "the output folder": os.path.abspath(flags.output_dir),
+            **given,
+        }
+    )
 
 
 def check_common_flags(flags, needs_data=True):

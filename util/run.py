@@ -14,6 +14,7 @@ from util.distributed import distribute
 from util.lr_sched import adjust_learning_rate
 from util.misc import duration, environment, peak_memory
 from util.optimization import StepRecord, optimizer_step
+from util.program import OF_A_RANK
 from util.run_directory import RunDirectory
 from util.sampling import DROP_PATH_STREAM, Place
 from util.stopping import Stopping
@@ -76,6 +77,8 @@ class Run:
         data: what `check_data` returned, for run.json.
         """
         config, training = self.config, self.training
+        settled = {f"--{name}": value for name, value in vars(config).items() if name not in OF_A_RANK}
+        self.ranks.require_alike({**settled, **self.identity})
         with self.directory as directory:
             directory.open(resume=bool(config.resume), overwrite=config.overwrite)
             with self.ranks.together():

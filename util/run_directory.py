@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from common.errors import Stopped, UsageError, reason_of
-from common.files import HALF_WRITTEN, write_atomically
+from common.ending import outcome_of
+from common.errors import Stopped, UsageError, listed, quoted
+from common.files import HALF_WRITTEN, make_folder, sync, write_atomically
 from common.lock import FolderLock
 from common.ranks import on_main
 from common.sealed_file import SealedFile
 from util.checkpoint import LATEST, PREVIOUS, go_on_from, save_checkpoint
-from util.events import EventFile
+from util.events import EventFile, event_files, warn_of_damage
 from util.stopping import SIGNALS, catch
 
 LOG, RECORD = "log.txt", "run.json"
@@ -57,23 +59,24 @@ class RunDirectory:
 
     def _end(self, error):
         if self.writer:
-            outcome = "stopped" if isinstance(error, Stopped) else "failed"
-            self._record_end("finished" if error is None else f"{outcome}: {reason_of(error)}")
+            self._record_end("finished" if error is None else outcome_of(error))
         self.close()
 
     @on_main
     def save(self, state, entry=None, names=()):
         """Saves `state` as the latest checkpoint and under `names`. entry: the line of log.txt, at the end of an epoch.
 
-        The logs are written first, because a run that continues removes lines without a checkpoint but cannot restore
-        missing ones.
+        The logs are written to the disk first, because a run that continues removes lines without a checkpoint but
+        cannot restore missing ones. Raises TrainingError if another run has taken over the folder.
         """
+        self._lock.check()
         self.writer.flush()
         if entry is not None:
             with open(self.path / LOG, "a") as file:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            sync(self.path)
         save_checkpoint(self.path, state, names)
 
     def close(self):
@@ -89,7 +92,7 @@ class RunDirectory:
     def open(self, resume=False, overwrite=False):
         """Locks the folder. Changes nothing else in it before `begin`."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             gone = self._lock.acquire(f"--output_dir {self.path}")
         except OSError as error:
             raise UsageError(
@@ -99,21 +102,29 @@ class RunDirectory:
             log.warning("taking over the lock of %s: that process is gone", gone)
         self._handlers = catch(self._on_signal, set(SIGNALS) - {signal.SIGINT})  # Ctrl-C raises KeyboardInterrupt
         earlier = self._own_files()
-        if earlier and not (resume or overwrite):
+        odd = [path.name for path in earlier if not path.is_file()]
+        if odd or earlier and not (resume or overwrite):
             self.close()
+        if odd:
+            raise UsageError(
+                f"--output_dir {self.path}: {listed(odd)} in it is not a plain file; remove it, or choose another "
+                "folder"
+            )
+        if earlier and not (resume or overwrite):
             raise UsageError(
                 f"--output_dir {self.path} already holds a run ({earlier[0].name}); continue it with "
                 f"--resume auto, or choose another folder (--overwrite would delete that run)"
             )
 
     def _on_signal(self, number, _):
-        """Handles a signal outside of training (`util.stopping`): unlocks the folder, exits with status 128 + number.
+        """Handles a signal outside of training (`util.stopping`): exits with status 128 + number.
 
-        There is nothing to save. Exits without an exception, which could leave the program waiting for its threads. No
-        file is damaged, because all are written atomically.
+        There is nothing to save. Exits without an exception, which could leave the program waiting for its threads, and
+        without touching the disk, which may be what hangs: the lock stays behind, as after SIGKILL. No file is damaged,
+        because all are written atomically.
         """
-        self._lock.clear()
-        os.write(2, f"ended by {signal.Signals(number).name}; continue with --resume auto\n".encode())
+        with suppress(OSError):
+            os.write(2, f"ended by {signal.Signals(number).name}; continue with --resume auto\n".encode())
         os._exit(128 + number)
 
     def _own_files(self):
@@ -127,17 +138,19 @@ class RunDirectory:
         """
         log_dir = log_dir or self.path / "tensorboard"
         try:
-            Path(log_dir).mkdir(parents=True, exist_ok=True)
+            make_folder(log_dir)
             tempfile.TemporaryFile(dir=log_dir).close()
         except OSError as error:
             raise UsageError(f"--log_dir {log_dir}: {error.strerror}; choose a folder that can be written") from None
         if overwrite:
-            for path in (*self._own_files(), *Path(log_dir).glob("events.out.tfevents.*")):
+            for path in (*self._own_files(), *event_files(log_dir)):
                 path.unlink()
         for path in self.path.glob(HALF_WRITTEN):
-            path.unlink()
+            if not path.is_dir():
+                path.unlink()
         if start.source is not None:
             go_on_from(start.source, self.path, SELECTED)
+            warn_of_damage(log_dir)
         self._cut_log(start.epoch)
         before = self._read_record()
         if before:
@@ -146,14 +159,20 @@ class RunDirectory:
         self.writer = EventFile(log_dir, purge_step=int((start.epoch + start.step / steps) * 1000) + 1)
 
     def _read_record(self):
+        """The content of run.json; {} without one, and with a warning for one that cannot be read."""
         path = self.path / RECORD
         try:
-            return dict(json.loads(path.read_text()))
+            record = json.loads(path.read_text(encoding="utf-8"))
+            json.dumps(record, indent=1)  # may fail for nesting that is read
         except FileNotFoundError:
             return {}
-        except (ValueError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             log.warning("%s: cannot be read (%s), and is written anew", path, error)
             return {}
+        if not isinstance(record, dict) or not isinstance(record.get("earlier", []), list):
+            log.warning("%s: is not the record of a run, and is written anew", path)
+            return {}
+        return record
 
     def _write_record(self, record):
         write_atomically(self.path / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
@@ -166,20 +185,32 @@ class RunDirectory:
             log.warning("%s: could not be written (%s)", self.path / RECORD, error)
 
     def _cut_log(self, start_epoch):
+        """Keeps the lines of log.txt of epochs before `start_epoch`, one of each."""
         path = self.path / LOG
-        if not path.exists():
-            return
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-        kept = [line for line in lines if _epoch_of(line, path) < start_epoch]
-        if len(kept) < len(lines):
-            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(kept), start_epoch)
-        write_atomically(path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+        lines = []
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        entries = [(_epoch_of(line, path), line) for line in lines]
+        before = [(epoch, line) for epoch, line in entries if epoch < start_epoch]
+        if len(before) < len(lines):
+            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(before), start_epoch)
+        kept = dict(before)  # the last line of each epoch
+        if len(kept) < len(before):
+            log.warning("%s: %d epochs were logged twice; their last lines stay", path, len(before) - len(kept))
+        missing = [epoch for epoch in range(start_epoch) if epoch not in kept]
+        if missing:
+            log.warning("%s: has no line of %d epochs that are done: %s", path, len(missing), listed(map(str, missing)))
+        if lines or path.is_symlink():
+            write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept.values()).encode()))
 
 
 def _epoch_of(line, path):
     """The epoch of a line of log.txt; infinity, with a warning, for a line that cannot be read."""
     try:
-        return json.loads(line)["epoch"]
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s: a line that is not a log entry is dropped: %.60s", path, line)
-        return float("inf")
+        epoch = json.loads(line)["epoch"]
+        if type(epoch) is int and epoch >= 0:
+            return epoch
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    log.warning("%s: a line that is not a log entry is dropped: %s", path, quoted(line, 60))
+    return float("inf")

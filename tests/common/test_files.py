@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Atomic writing, checksums, free space, and folders that one run at a time fills."""
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from common.files import (
     write_json,
     write_text,
 )
-from common.lock import LOCK, FolderLock
+from common.lock import LOCK
 from common.workers import Workers
 from tests.helpers import ROOT
 
@@ -146,52 +145,3 @@ def test_json_is_compared_as_json(tmp_path):
     write_json(tmp_path / "simulation.json", {"sizes": [1, 3]})
     with pytest.raises(DataError, match="other parameters"):
         fill(tmp_path, {"sizes": [1, 2]})
-
-
-# ---- Lock ----------------------------------------------------------------------------------------
-
-
-def without_locks(*_):
-    raise OSError("Function not implemented")
-
-
-@pytest.mark.parametrize(
-    "holder, has_locks, any_host, taken",
-    [
-        ("", True, False, True),
-        ("", False, False, True),
-        ("{here} pid 4711", True, False, True),
-        ("{here} pid 4711", False, False, False),
-        ("node17 pid 4711", True, False, False),
-        ("node17 pid 4711", True, True, True),
-    ],
-)
-def test_whose_lock_is_taken_over(tmp_path, monkeypatch, holder, has_locks, any_host, taken):
-    """Of a process that left its name, with and without locks in the file system."""
-    holder = holder.format(here=os.uname().nodename)
-    (tmp_path / LOCK).write_text(f"{holder}\n")
-    if not has_locks:
-        monkeypatch.setattr(fcntl, "flock", without_locks)
-    lock = FolderLock(tmp_path)
-    if not taken:
-        with pytest.raises(UsageError, match=f"--out is locked by {holder}, which cannot be checked from .* remove "):
-            lock.acquire("--out", any_host)
-        assert (tmp_path / LOCK).read_text() == f"{holder}\n"
-        return
-    assert lock.acquire("--out", any_host) == holder
-    assert (tmp_path / LOCK).read_text() == f"{os.uname().nodename} pid {os.getpid()}\n"
-    lock.release()
-    assert (tmp_path / LOCK).read_text() == ""
-
-
-def test_a_lock_file_that_its_holder_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    flock, removed = fcntl.flock, []
-
-    def remove_first(*args):
-        if not removed:
-            removed.append((tmp_path / LOCK).unlink())
-        flock(*args)
-
-    monkeypatch.setattr(fcntl, "flock", remove_first)
-    FolderLock(tmp_path).acquire("--out")
-    assert removed and (tmp_path / LOCK).read_text().endswith(f"pid {os.getpid()}\n")

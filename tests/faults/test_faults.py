@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 
@@ -27,26 +28,16 @@ from tests.helpers.forked import (
     signalled_at_step,
     start_ranks,
     with_a_bad_loss_at_step,
+    with_other_code,
     without_room_from_step,
 )
-from tests.helpers.resumed import differences
+from tests.helpers.resumed import differences, unloadable
 from tests.helpers.runs import mpirun, same_states
 from util.checkpoint import LATEST, PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 
 pytestmark = pytest.mark.slow
 needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
 PROGRAMS = ("main_pretrain", "main_finetune")
-
-
-def unloadable(folder):
-    """Checkpoints under their final names that cannot be loaded."""
-    bad = []
-    for path in folder.glob("checkpoint*.pth"):
-        try:
-            load_checkpoint(path)
-        except UsageError as error:
-            bad.append(str(error))
-    return bad
 
 
 # ---- Blows at random moments ---------------------------------------------------------------------
@@ -205,7 +196,10 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(jobs, whole, tmp_path, coun
 # ---- Ranks ---------------------------------------------------------------------------------------
 
 ONE_BATCH = "--accum_iter 1"
-GONE = "main_pretrain.py: rank {} ends because another rank is gone; that one's message says why"
+GONE = (
+    "main_pretrain.py: rank {} ends because another rank is gone, or the connection to it; if that one could still "
+    "speak, its message says why"
+)
 BOUND = 60  # seconds within which all ranks must have ended
 
 
@@ -214,6 +208,45 @@ def ends_of_ranks(runs):
     deadline = time.monotonic() + BOUND
     statuses = [run.wait(max(1, deadline - time.monotonic())) for run in runs]
     return statuses, [line for run in runs for line in run.lines()]
+
+
+OF_TWO_RUNS = {
+    "flags": (
+        ("--seed 4 --lr 5e-3 --norm_pix_loss", None),
+        ("--norm_pix_loss is None on rank 0, True on rank 1", "--lr is 0.001 on rank 0, 0.005 on rank 1"),
+    ),
+    "folder": (("--output_dir elsewhere", None), ("the output folder is ", "/elsewhere' on rank 1")),
+    "code": (((), (with_other_code,)), ("the code is ", "'0123456789ab' on rank 1")),
+    "data": (("--split train", None), ("--split is 'train_val' on rank 0, 'train' on rank 1",)),
+    "checkpoint": (("--finetune ''", None), ("--finetune is ",)),
+}
+
+
+@pytest.mark.parametrize("case", OF_TWO_RUNS)
+def test_ranks_of_two_runs_that_meet_are_refused_by_name_and_value(jobs, whole, tmp_path, count, case):
+    (flags, hurt), said = OF_TWO_RUNS[case]
+    common = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run")
+    if case == "checkpoint":
+        common = (common, "--finetune", whole["main_pretrain"][0] / "checkpoint_1.pth")
+    runs = start_ranks("main_pretrain", common, tmp_path / "output", own={1: flags}, hurt={1: hurt})
+    statuses = [run.wait(BOUND) for run in runs]
+    lines = [line for run in runs for line in run.lines()]
+    good = statuses == [2, 2] and len(lines) == 2 and all(text in line for line in lines for text in said)
+    assert count("ranks of two runs: refused on both", good), (statuses, lines)
+    assert "the ranks are not of one run: " in lines[0] and not (tmp_path / "run").exists()
+
+
+def test_ranks_that_read_other_data_are_refused(jobs, simulated, tmp_path, count):
+    """With one command: a folder whose content differs from host to host."""
+    frame = pd.read_parquet(simulated / "metadata.parquet")
+    copy = shutil.copytree(simulated, tmp_path / "other")
+    frame.iloc[:-1].to_parquet(copy / "metadata.parquet")
+    flags = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run")
+    runs = start_ranks("main_pretrain", flags, tmp_path / "output", own={1: ("--data_path", copy)})
+    good = [run.wait(BOUND) for run in runs] == [2, 2]
+    good = good and all("data_path (its samples) is " in run.lines()[-1] for run in runs)
+    assert count("ranks of two runs: refused on both", good), [run.text() for run in runs]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -92,10 +92,10 @@ def finish(program, flags, output, env=None, hurt=None):
     return run
 
 
-def start_ranks(program, flags, output, world_size=2, hurt=None):
+def start_ranks(program, flags, output, world_size=2, hurt=None, own=None):
     """Runs of all ranks of a job, as torchrun would start them, but with nobody to end those that are left behind.
 
-    hurt: {rank: (function, arguments …)}.
+    hurt: {rank: (function, arguments …)}. own: {rank: flags of its own, besides those of all}.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -105,7 +105,7 @@ def start_ranks(program, flags, output, world_size=2, hurt=None):
     for rank in range(world_size):
         env = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
         env = {name: str(value) for name, value in env.items()}
-        runs.append(Run(program, flags, f"{output}.{rank}", env, (hurt or {}).get(rank)))
+        runs.append(Run(program, (flags, (own or {}).get(rank, ())), f"{output}.{rank}", env, (hurt or {}).get(rank)))
     return runs
 
 
@@ -180,6 +180,27 @@ def noting_samples(path, then=None, *args):
     BatchPreparation.forward = noting
     if then is not None:
         then(*args)
+
+
+def with_other_code():
+    """The program's source files are others than those of the other ranks."""
+    import util.program
+
+    util.program.code_version = lambda: "0123456789ab"
+
+
+def noting_saves(path):
+    """Write the place of each save that is over, epoch and step, into a file."""
+    import util.run_directory
+
+    save = util.run_directory.save_checkpoint
+
+    def noting(folder, state, names=()):
+        save(folder, state, names)
+        with open(path, "a") as file:
+            file.write(f"{state['epoch'] + 1} {(state.get('progress') or {'step': 0})['step']}\n")
+
+    util.run_directory.save_checkpoint = noting
 
 
 def with_a_bad_loss_at_step(number):

@@ -7,6 +7,7 @@ import operator
 import pandas as pd
 import pytest
 
+from common.errors import UsageError
 from tests.helpers.forked import finish, noting_samples
 from tests.helpers.runs import log_of, same_states, scalars
 from util.checkpoint import load_checkpoint
@@ -43,6 +44,17 @@ def whole(jobs, tmp_path_factory):
         finish(program, (flags, "--output_dir", folder / "run"), folder / "output", hurt=hurt)
         results[program] = folder / "run", (folder / "samples").read_text()
     return results
+
+
+def unloadable(folder):
+    """Checkpoints under their final names that cannot be loaded: what is said of them."""
+    bad = []
+    for path in folder.glob("checkpoint*.pth"):
+        try:
+            load_checkpoint(path)
+        except UsageError as error:
+            bad.append(str(error))
+    return bad
 
 
 def differences(one, other):

@@ -2,8 +2,10 @@
 """Checkpoints: never half-written, never executed, fitted to other input sizes."""
 
 import argparse
+import contextlib
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -32,20 +34,39 @@ def one_line(error, *parts):
     assert "\n" not in message and all(part in message for part in parts), message
 
 
-def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_intact(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, {"model": {"w": torch.ones(3)}, "epoch": 0})
+@contextlib.contextmanager
+def no_room_for(size):
+    """No file can have more bytes, as if the disk were full there."""
+    limit, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
 
-    def full(state, file):
-        file.write(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file\nand more")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UsageError) as error:
-        save_checkpoint(tmp_path, {"model": {"w": torch.zeros(3)}, "epoch": 1})
-    one_line(error, LATEST, "--resume auto")
-    monkeypatch.undo()
+def test_a_full_disk_is_one_line_that_says_so_and_the_old_checkpoint_is_intact(tmp_path):
+    state = {"model": {"w": torch.ones(100_000)}, "epoch": 0}
+    with pytest.raises(UsageError) as error, no_room_for(50_000):
+        save_checkpoint(tmp_path, state)
+    one_line(error, LATEST, "could not be written (File too large); there is none before it", "--resume auto")
+    assert not list(tmp_path.iterdir())
+    save_checkpoint(tmp_path, state)
+    with pytest.raises(UsageError) as error, no_room_for(50_000):
+        save_checkpoint(tmp_path, {**state, "epoch": 1})
+    one_line(error, LATEST, "could not be written (File too large); the one before is intact", "--resume auto")
     assert load_checkpoint(tmp_path / LATEST)["epoch"] == 0
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+
+
+def test_what_else_happens_during_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def interrupted(state, file):  # as the handler of PyTorch does, wherever the program is
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        save_checkpoint(tmp_path, {"model": {}, "epoch": 0})
 
 
 def test_sigkill_while_saving_leaves_a_loadable_checkpoint(tmp_path):

@@ -5,13 +5,14 @@ import io
 import os
 import resource
 import signal
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from util.events import EventFile
+from util.events import EventFile, warn_of_damage
 
 
 def read(folder):
@@ -46,6 +47,50 @@ def test_a_later_file_hides_what_an_earlier_one_says_from_its_step_on(tmp_path):
     second.add_scalar("train_loss", 30, 3)
     assert [(event.step, event.value) for event in read(tmp_path).Scalars("train_loss")] == [(1, 1), (2, 2), (3, 30)]
     assert first.path != second.path
+
+
+@pytest.mark.parametrize("seconds", [0, -86_400], ids=["in the same second", "a day earlier"])
+def test_a_continued_run_is_shown_where_its_clock_is_behind(tmp_path, monkeypatch, seconds):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(os, "getpid", lambda: 999)
+    first = EventFile(tmp_path)
+    for step in (1, 2, 3):
+        first.add_scalar("train_loss", step, step)
+    first.close()
+    monkeypatch.setattr(time, "time", lambda: now + seconds)
+    monkeypatch.setattr(os, "getpid", lambda: 1000)  # "1000" is sorted before "999"
+    for value in (30, 300):
+        again = EventFile(tmp_path, purge_step=3)
+        again.add_scalar("train_loss", value, 3)
+        again.close()
+    assert [(event.step, event.value) for event in read(tmp_path).Scalars("train_loss")] == [(1, 1), (2, 2), (3, 300)]
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda content: b"", "empty; TensorBoard shows its first 0 events"),
+        (lambda content: bytes(len(content)), "damaged; TensorBoard shows its first 0 events"),
+        (lambda content: content[:-5], "damaged; TensorBoard shows its first 3 events"),
+        (lambda content: content + bytes(100), "damaged; TensorBoard shows its first 4 events"),
+    ],
+    ids=["empty", "zeros", "cut off", "zeros at its end"],
+)
+def test_damaged_event_files_are_noticed_and_what_follows_them_is_shown(tmp_path, caplog, damage, said):
+    first = EventFile(tmp_path)
+    for step in (1, 2, 3):
+        first.add_scalar("train_loss", step, step)
+    first.close()
+    warn_of_damage(tmp_path)
+    assert not caplog.records
+    first.path.write_bytes(damage(first.path.read_bytes()))
+    warn_of_damage(tmp_path)
+    (record,) = caplog.records
+    assert str(first.path) in record.getMessage() and said in record.getMessage()
+    second = EventFile(tmp_path, purge_step=4)
+    second.add_scalar("train_loss", 4, 4)
+    assert read(tmp_path).Scalars("train_loss")[-1].step == 4
 
 
 def test_a_full_disk_raises_where_an_event_is_added_and_closing_does_not(tmp_path):

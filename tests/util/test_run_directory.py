@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from common.errors import UsageError
-from common.lock import LOCK
 from util.distributed import Launch, Ranks
 from util.run_directory import RunDirectory
 from util.training import Start
@@ -93,8 +92,10 @@ def test_a_signal_outside_of_training_frees_the_folder(tmp_path, number):
     )
     assert holder.stdout.readline() == "held\n"
     holder.send_signal(number)
-    assert holder.wait() == 128 + number and (tmp_path / LOCK).read_text() == ""
+    assert holder.wait() == 128 + number
     assert holder.stderr.read() == f"ended by {number.name}; continue with --resume auto\n"
+    with RunDirectory(tmp_path, ALONE) as second:
+        second.open()
 
 
 def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_path):
@@ -110,11 +111,6 @@ def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_p
             second.open()
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
-
-
-def test_a_lock_of_another_host_is_explained(tmp_path):
-    (tmp_path / LOCK).write_text("node17 pid 4711\n")
-    refused(tmp_path, "locked by node17 pid 4711.*remove")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line():
