@@ -7,7 +7,7 @@ import math
 import sys
 from contextlib import contextmanager
 
-from common.errors import InputError
+from common.errors import InputError, printable
 from common.launchers import launched_rank
 
 
@@ -109,7 +109,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if launched_rank() == 0:
-            sys.stderr.write(f"{self.prog}: error: {' '.join(message.split())}\n")
+            sys.stderr.write(f"{self.prog}: error: {printable(' '.join(message.split()))}\n")
             sys.stderr.flush()
         sys.exit(2)
 

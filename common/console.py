@@ -5,6 +5,8 @@ import datetime
 import logging
 import sys
 
+from common.errors import printable
+
 
 class _ClockFormatter(logging.Formatter):
     """Lines that begin with `[HH:MM:SS.ffffff] `, which log readers expect."""
@@ -12,7 +14,7 @@ class _ClockFormatter(logging.Formatter):
     def format(self, record):
         clock = datetime.datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")
         level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        return f"[{clock}] {level}{super().format(record)}"
+        return f"[{clock}] {level}{printable(super().format(record))}"
 
 
 class _FailingHandler(logging.StreamHandler):

@@ -14,7 +14,7 @@ import traceback
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from common.errors import InputError, Stopped, TrainingError, reason_of
+from common.errors import InputError, Stopped, TrainingError, printable, reason_of
 from common.launchers import launched_rank
 from common.startup import missing_package
 
@@ -165,7 +165,7 @@ def _is_lost_rank(error):
 
 def _write(line):
     with contextlib.suppress(OSError):  # of a terminal or a disk that is gone
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(f"{printable(line)}\n")
         sys.stderr.flush()
 
 

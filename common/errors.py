@@ -48,6 +48,13 @@ def data_error(problem, found, remedy):
     return DataError(" ".join(f"{problem}: {listed(found)}; {remedy}".splitlines()))
 
 
+def printable(text):
+    """A text of one or several lines in which what could steer a terminal, or cannot be written, is spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+
+
 def quoted(value, most=80):
     """The repr of a value from a file, cut to `most` characters, for a one-line message."""
     text = repr(value)

@@ -239,6 +239,7 @@ def _create(path, content):
     with suppress(OSError):  # a file system without kernel locks
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     file.write(content)
+    os.fsync(descriptor)  # after a crash of the machine, an empty file would be waited for
     return file
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-LARGEST_INPUT = 8192  # pixels per side
+LARGEST_INPUT = 2048  # pixels per side
 LARGEST_DB = 1e6  # of statistics
 MOST_CLASSES = 100_000
 

@@ -18,7 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from common.errors import UsageError
-from common.launchers import mpirun
+from common.launchers import LOST_HOST_FLAGS, mpirun
 from util.recipe import SETTINGS, Gpus, Setting, check, read_settings, recipe, settled
 
 LOCAL = {**SETTINGS, "RANKS": Setting("", 1, "processes (default: one per GPU)")}
@@ -201,6 +201,7 @@ def job(start, argv, env):
     command = ["mpirun", "-np", str(made.ranks), "--host", ",".join(f"{host}:{gpus.count}" for host in hosts)]
     command += ["--map-by", f"ppr:{gpus.count}:node", "--bind-to", "none"]
     if len(hosts) > 1:  # ranks on other nodes do not inherit the environment of this job
+        command += LOST_HOST_FLAGS
         for name in ("MASTER_ADDR", "PBS_JOBID", "PATH", *(["LD_LIBRARY_PATH"] if env.get("LD_LIBRARY_PATH") else [])):
             command += ["-x", name]
     command += [f"{env.get('PWD') or os.getcwd()}/.venv/bin/python", made.program, *made.flags]

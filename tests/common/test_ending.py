@@ -2,6 +2,7 @@
 """However a main program ends, it says why in one line, with its status, and leaves no process behind."""
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 import util.datasets
+from common.console import _ClockFormatter
 from common.ending import describe, run_program
 from common.errors import UsageError, reason_of
 from tests.helpers import ROOT
@@ -47,6 +49,7 @@ FAULTS = {
     "a bug in the loader": ("main_pretrain", "KeyError: ", FETCH, KeyError(OURS), 3),
     "no room for batches": ("main_pretrain", "--shm-size", FETCH, NO_SHM, 3),
     "too many open files": ("main_finetune", "ulimit -n", FETCH, NO_FILES, 3),
+    "the log": ("main_pretrain", "the log: No space left on device", "logging:StreamHandler.flush", FULL, 12),
     "a bug in the step": ("main_finetune", "KeyError: ", STEP, KeyError(OURS), 2),
     "the GPU": ("main_pretrain", "the GPU of rank", STEP, GPU, 2),
     "the evaluation": ("main_finetune", "ZeroDivisionError: ", "evaluation:predict", ZeroDivisionError(OURS)),
@@ -87,7 +90,7 @@ def test_an_exception_on_one_rank_ends_all(jobs, tmp_path, campaign, count, faul
     program, said, *hurt = FAULTS[fault]
     if not campaign and (workers == 0 or fault not in ("a bug in the loader", "the picture")):
         pytest.skip("in a campaign")
-    only_main = fault in ("a save", "the picture", "the event file")
+    only_main = fault in ("a save", "the picture", "the event file", "the log")
     hurts = {0 if only_main else 1: (failing_in, *hurt)}
     flags = (jobs[program], FLAGS.get(fault, ()), "--accum_iter 1 --num_workers", workers)
     runs = start_ranks(program, (flags, "--output_dir", tmp_path / "run"), tmp_path / "output", hurt=hurts)
@@ -209,6 +212,16 @@ def test_an_error_of_a_loader_process_is_told_by_its_last_line():
         wrapper.reraise()
     assert "a fault of ours" in reason_of(found.value) and "Traceback" not in reason_of(found.value)
     assert reason_of(ValueError()) == "ValueError"
+
+
+def test_a_line_cannot_steer_the_terminal_and_can_always_be_written(capsys, caplog):
+    def fail():
+        raise UsageError("folder '\x1b[31mred\x07\ud800': is red; give a green one")
+
+    assert run_program(fail, "main.py") == 2
+    assert capsys.readouterr().err == r"main.py: error: folder '\x1b[31mred\x07\ud800': is red; give a green one" + "\n"
+    record = logging.makeLogRecord({"levelno": logging.INFO, "msg": "a table\nof two lines \x1b[0m"})
+    assert _ClockFormatter().format(record).endswith("a table\nof two lines \\x1b[0m")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,8 @@ HOSTILE = {
     "nul": (with_nul, r"'top/0001/victim.bin\x00.txt' has control characters"),
     "control": (named("top/0001/vic\x1b[2Jtim.bin"), r"'top/0001/vic\x1b[2Jtim.bin' has control characters"),
     "newline": (named("top/0001/vic\ntim.bin"), r"vic\ntim.bin' has control characters"),
+    "long_name": (named(f"top/0001/{'A' * 300}.tif"), "has a name that is too long"),
+    "long_path": (named("/".join(["0001"] * 700)), "has a name that is too long"),
     "no_name": (named("./"), "'./' has no name"),
     "link": (patched(mode=0o120777 << 16), f"'{VICTIM}' is a symbolic link"),
     "device": (patched(mode=0o020666 << 16), f"'{VICTIM}' is neither a plain file nor a folder"),

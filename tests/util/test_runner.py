@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from common.errors import UsageError
-from common.launchers import mpirun
+from common.launchers import LOST_HOST_FLAGS, mpirun
 from tests.helpers import ROOT
 from util import runner
 from util.recipe import Gpus
@@ -80,7 +80,9 @@ def test_a_job_places_a_rank_on_each_gpu_of_its_nodes(answer, tmp_path, gpus, no
     (tmp_path / "nodes").write_text("".join(f"{node}\n" for node in nodes))
     variables = {"PBS_JOBID": "7.pbs", "PBS_NODEFILE": str(tmp_path / "nodes"), "LD_LIBRARY_PATH": "/opt", "PWD": "/co"}
     *said, command = answer(runner.job, "", gpus, **variables)
-    several = "-x MASTER_ADDR -x PBS_JOBID -x PATH -x LD_LIBRARY_PATH " if "g2" in nodes else ""
+    several = ""
+    if "g2" in nodes:
+        several = shlex.join(LOST_HOST_FLAGS) + " -x MASTER_ADDR -x PBS_JOBID -x PATH -x LD_LIBRARY_PATH "
     assert command.startswith(f"mpirun {placed} --bind-to none {several}/co/.venv/bin/python main_pretrain.py ")
     assert command.endswith(" --walltime 1435") and batch in said[1]
 
