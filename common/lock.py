@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A lock file that keeps two runs out of one folder, on one host or on several."""
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -91,13 +92,20 @@ class FolderLock:
         """Unlocks the folder, if it is locked."""
         if self._ended is None:
             return
+        if self.is_held():
+            with suppress(OSError):  # a lock that is left behind is that of a dead run
+                self.path.unlink()
         self._ended.set()
         self._ended = None
-        with suppress(OSError, UsageError):  # a lock that is left behind is that of a dead run
-            holder = read_holder(self.path)
-            if holder is not None and holder.content == self._content:
-                self.path.unlink()
         self._file.close()
+
+    def is_held(self):
+        """Whether the lock file is there and ours, as far as that can be found out."""
+        try:
+            holder = read_holder(self.path)
+        except (OSError, UsageError):
+            return False
+        return self._ended is not None and holder is not None and holder.content == self._content
 
     def _beat(self, ended):
         """Touches the lock file from time to time, so that other machines see that its holder lives."""
@@ -192,17 +200,19 @@ class Holder:
 
 
 def read_holder(path):
-    """The Holder of a lock file; None if there is none. Raises UsageError if it is not a plain file."""
+    """The Holder of a lock file; None if there is none. Raises UsageError if it is not a plain file, and OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unfit(path, error.strerror) from None
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise _unfit(path) from None
+        raise
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise _unfit(path, "not a plain file")
+            raise _unfit(path)
         content = os.read(descriptor, MOST_BYTES)
     finally:
         os.close(descriptor)
@@ -211,8 +221,8 @@ def read_holder(path):
     return Holder(Path(path), content, name, boot, (found.st_ino, found.st_mtime_ns))
 
 
-def _unfit(path, reason):
-    return UsageError(f"{path}: is not a lock of this program ({reason}); remove it, if no run uses the folder")
+def _unfit(path):
+    return UsageError(f"{path}: is not a plain file, as the lock of a run is; remove it, if no run uses the folder")
 
 
 def _boot():

@@ -20,6 +20,7 @@ from tests.helpers.forked import (
     signalled_at_step,
     signalled_in_evaluation,
     start_ranks,
+    with_a_clock_behind,
 )
 from tests.helpers.resumed import PRETRAIN, differences
 from tests.helpers.runs import argv, digests, same_states, scalars
@@ -82,6 +83,14 @@ def test_from_a_packed_store_whose_batches_threads_make(jobs, whole, simulated, 
     stop_and_continue("main_pretrain", flags, tmp_path, at_step(9), more="--num_workers 2 --data_cache ram")
     assert scalars(whole["main_pretrain"][0]) == scalars(tmp_path / "run")
     assert (tmp_path / "samples").read_text() == whole["main_pretrain"][1]
+
+
+def test_continued_on_a_host_whose_clock_is_a_day_behind(jobs, whole, tmp_path):
+    """TensorBoard too shows the whole run."""
+    flags = (jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume auto")
+    assert Run("main_pretrain", flags, tmp_path / "stopped", hurt=at_step(9)).wait() == 143
+    finish("main_pretrain", flags, tmp_path / "continued", hurt=(with_a_clock_behind, 86_400))
+    assert differences(whole["main_pretrain"][0], tmp_path / "run") == []
 
 
 def test_stopped_by_ctrl_c(jobs, whole, tmp_path):

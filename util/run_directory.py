@@ -58,7 +58,7 @@ class RunDirectory:
             self._end(error)
 
     def _end(self, error):
-        if self.writer:
+        if self.writer and self._lock.is_held():  # else run.json is that of another run
             self._record_end("finished" if error is None else outcome_of(error))
         self.close()
 
@@ -128,7 +128,7 @@ class RunDirectory:
         os._exit(128 + number)
 
     def _own_files(self):
-        return sorted(path for pattern in OWN_FILES for path in self.path.glob(pattern))
+        return sorted(path for path in self.path.iterdir() if any(map(path.match, OWN_FILES)))  # dangling links too
 
     @on_main
     def begin(self, record, start, steps, log_dir=None, overwrite=False):

@@ -143,7 +143,7 @@ def test_what_is_no_plain_file_is_refused_and_not_followed(tmp_path, kind):
             (tmp_path / LOCK).mkdir()
         case "pipe":
             os.mkfifo(tmp_path / LOCK)
-    with pytest.raises(UsageError, match=rf"\{LOCK}: is not a lock of this program .*; remove it"):
+    with pytest.raises(UsageError, match=rf"\{LOCK}: is not a plain file, .*; remove it"):
         FolderLock(tmp_path).acquire("--out")
     assert (tmp_path / "elsewhere").read_text() == "mine"
 

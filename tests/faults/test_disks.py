@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.forked import Run, finish, noting_saves
 from tests.helpers.resumed import differences, unloadable
 from tests.helpers.runs import log_of, scalars
-from util.checkpoint import LATEST, load_latest
+from util.checkpoint import LATEST, load_checkpoint, load_latest
 
 pytestmark = pytest.mark.slow
 
@@ -132,7 +133,8 @@ def test_after_a_power_cut_all_that_was_saved_is_there(jobs, whole, mounted, tmp
                 if rng.random() < 0.5:
                     started.kill()
                 status = started.wait(LIMIT)
-                assert status and "Traceback" not in started.text(), started.text()[-2000:]
+                said = started.text()  # it may have come to its end at this moment
+                assert "Traceback" not in said and (status or "Training time" in said), said[-2000:]
                 disk.restart()
                 crashes += 1
                 bad = unloadable(run) if run.exists() else []
@@ -153,6 +155,18 @@ def test_after_a_power_cut_all_that_was_saved_is_there(jobs, whole, mounted, tmp
             assert started.wait(120) == 0, started.text()[-2000:]
             same = differences(whole["main_pretrain"][0], run)
             assert count(f"runs with power cuts, {kind}: as if there had been none", same == []), same
+
+
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+def test_an_exported_model_is_there_after_a_power_cut(whole, mounted, tmp_path, count, kind):
+    with mounted(kind) as disk:
+        source, folder = whole["main_finetune"][0] / "checkpoint_best.pth", disk.path / "new" / "model"
+        finish("main_finetune", ("--export", folder, "--finetune", source), tmp_path / "output")
+        disk.fail()
+        disk.restart()
+        exported = load_checkpoint(folder)["model"]
+        good = all(torch.equal(value, exported[name]) for name, value in load_checkpoint(source)["model"].items())
+        assert count("power cuts after an export: the model is whole", good and (folder / "README.md").stat().st_size)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

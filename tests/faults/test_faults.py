@@ -5,6 +5,7 @@ A usual run injects a few faults of each kind; `--campaign` those of the table i
 seeds, though where a kill falls in a run depends on the machine's speed as well.
 """
 
+import errno
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from tests.helpers import ROOT
 from tests.helpers.forked import (
     Run,
     failing_at_step,
+    failing_files,
     finish,
     signalled_at_step,
     start_ranks,
@@ -193,6 +195,49 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(jobs, whole, tmp_path, coun
     assert differences(whole[program][0], tmp_path / "run") == []
 
 
+# Kind of file → (program, pattern of its name, how many are written before the disk fails)
+FILES = {
+    "the event file": ("main_pretrain", "events.out.tfevents.*", 0),
+    "log.txt": ("main_pretrain", "log.txt", 1),
+    "the rewritten log.txt": ("main_pretrain", ".log.txt.*.tmp", 0),
+    "run.json": ("main_pretrain", ".run.json.*.tmp", 0),
+    "a checkpoint": ("main_pretrain", ".checkpoint.pth.*.tmp", 2),
+    "a checksum": ("main_finetune", ".checkpoint.pth.sha256.*.tmp", 3),
+    "a picture": ("main_pretrain", ".reconstruction_*.tmp", 0),
+    "the metrics": ("main_finetune", ".eval_test.json.*.tmp", 0),
+    "the drawn samples": ("main_finetune", ".train_ids.csv.*.tmp", 0),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
+@pytest.mark.parametrize("kind", FILES)
+def test_whichever_file_cannot_be_written_it_is_one_line(jobs, whole, tmp_path, campaign, count, kind, number, workers):
+    if not campaign and (workers == 0 or number == errno.EIO or kind not in ("log.txt", "a picture")):
+        pytest.skip("in a campaign")
+    program, pattern, calls = FILES[kind]
+    flags = (
+        jobs[program],
+        "--output_dir",
+        tmp_path / "run",
+        "--save_every_steps 4 --resume auto --num_workers",
+        workers,
+    )
+    if kind == "the drawn samples":
+        flags = (*flags, "--train_fraction 0.9")
+    if kind == "the rewritten log.txt":
+        finish(program, (flags, "--stop_epoch 1"), tmp_path / "begun")
+    ended = Run(program, flags, tmp_path / "full", hurt=(failing_files, pattern, number, calls))
+    status, said = ended.wait(BOUND), ended.lines()
+    good = status in (1, 2) and len(said) == 1 and os.strerror(number) in said[0] and "--resume auto" in said[0]
+    assert count("files that cannot be written: one line", good), ended.text()
+    assert not unloadable(tmp_path / "run") and not list((tmp_path / "run").glob(".*.tmp"))
+    finish(program, flags, tmp_path / "continued")
+    if kind != "the drawn samples":
+        same = differences(whole[program][0], tmp_path / "run") == []
+        assert count("files that cannot be written: continued bit for bit", same)
+
+
 # ---- Ranks ---------------------------------------------------------------------------------------
 
 ONE_BATCH = "--accum_iter 1"
@@ -223,7 +268,9 @@ OF_TWO_RUNS = {
 
 
 @pytest.mark.parametrize("case", OF_TWO_RUNS)
-def test_ranks_of_two_runs_that_meet_are_refused_by_name_and_value(jobs, whole, tmp_path, count, case):
+def test_ranks_of_two_runs_that_meet_are_refused_by_name_and_value(jobs, whole, tmp_path, campaign, count, case):
+    if not campaign and case not in ("flags", "code"):
+        pytest.skip("in a campaign")
     (flags, hurt), said = OF_TWO_RUNS[case]
     common = (jobs["main_pretrain"], ONE_BATCH, "--output_dir", tmp_path / "run")
     if case == "checkpoint":

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -180,6 +181,28 @@ def noting_samples(path, then=None, *args):
     BatchPreparation.forward = noting
     if then is not None:
         then(*args)
+
+
+def failing_files(pattern, number, calls=0):
+    """Files whose names match cannot be opened for writing, after so many were: the disk is full (ENOSPC) or broken (EIO)."""
+    import builtins
+
+    opened, really_open = [0], open
+
+    def failing_open(file, mode="r", *args, **kwargs):
+        if isinstance(file, (str, os.PathLike)) and set(mode) & set("wax") and fnmatch(os.path.basename(file), pattern):
+            opened[0] += 1
+            if opened[0] > calls:
+                raise OSError(number, os.strerror(number), os.fspath(file))
+        return really_open(file, mode, *args, **kwargs)
+
+    builtins.open = failing_open
+
+
+def with_a_clock_behind(seconds):
+    """The clock of this process."""
+    now = time.time
+    time.time = lambda: now() - seconds
 
 
 def with_other_code():

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from common.errors import UsageError
+from common import lock
+from common.errors import TrainingError, UsageError
 from util.distributed import Launch, Ranks
 from util.run_directory import RunDirectory
 from util.training import Start
@@ -111,6 +112,26 @@ def test_loader_processes_that_outlive_a_killed_run_do_not_hold_its_folder(tmp_p
             second.open()
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_run_that_another_machine_has_taken_over_writes_nothing_more(tmp_path, monkeypatch):
+    """As it may be after it was suspended for minutes."""
+    suspended, other = RunDirectory(tmp_path, ALONE), RunDirectory(tmp_path, ALONE)
+    monkeypatch.setattr(lock, "TAKE_OVER", 0.2)
+    with pytest.raises(TrainingError, match="has taken over this folder"), suspended:
+        suspended.open()
+        suspended.begin({"what": "suspended"}, Start(0), steps=1)
+        monkeypatch.setattr(lock, "_is_locked", lambda path: None)
+        monkeypatch.setattr(lock, "_boot", lambda: "0f")
+        with other:
+            other.open(resume=True)
+            other.begin({"what": "other"}, Start(0), steps=1)
+            before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+            suspended.save({"model": {}, "epoch": 0}, {"epoch": 0})
+    now = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.name for path in before if now.get(path) != before[path]} == {"run.json", ".lock"}
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["what"] == "other" and record["outcome"].startswith("failed: ")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line():
