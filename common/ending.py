@@ -48,7 +48,7 @@ FAILURES = (
     (
         rf"^builtins\.(OSError|BrokenPipeError): \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
         1,
-        "error: {file}: {strerror}; the checkpoints are intact. Make room or mend the disk, then continue with "
+        "error: {file}: {strerror}; saved checkpoints are intact. Make room or mend the disk, then continue with "
         "--resume auto",
     ),
     (

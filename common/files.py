@@ -59,13 +59,18 @@ def atomic_path(path):
     """Yields a temporary path. At the end of the block the file there is flushed to the disk and renamed to `path`.
 
     Killed at any moment, `path` holds either what it held before or all of the new content. An exception (disk full, …)
-    leaves `path` as it was.
+    leaves `path` as it was. An OSError that names no file is raised with this path.
     """
-    with temporary_beside(path) as temporary:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-    sync(Path(path).parent)
+    try:
+        with temporary_beside(path) as temporary:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+        sync(Path(path).parent)
+    except OSError as error:
+        if error.filename is None and error.strerror:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def write_atomically(path, write):

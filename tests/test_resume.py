@@ -335,7 +335,7 @@ DISK_FULL = OSError(28, "No space left on device", "events.out")
     "program, error, said",
     [
         ("main_finetune", OUT_OF_MEMORY, "rank 0 is out of memory"),
-        ("main_pretrain", DISK_FULL, "events.out: No space left on device; the checkpoints are intact"),
+        ("main_pretrain", DISK_FULL, "events.out: No space left on device; saved checkpoints are intact"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )

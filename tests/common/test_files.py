@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Atomic writing, checksums, free space, and folders that one run at a time fills."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -26,6 +27,13 @@ from common.workers import Workers
 from tests.helpers import ROOT
 
 # ---- Atomic writing ------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(OSError) as found, atomic_path(tmp_path / "file") as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")  # as file.write() does
+    assert found.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

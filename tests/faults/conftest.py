@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Whole inputs, the programs run on them, and the check that one which is damaged is refused."""
 
+import fcntl
 import functools
 import shutil
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,22 @@ from tests.helpers.inputs import BASES, USES
 from tests.helpers.runs import argv, is_refused
 
 RECORDS = {"step.json", "pairs.csv"}  # of a step that was begun; it is continued when its input is mended
+
+
+@pytest.fixture(scope="session")
+def mounting_alone(tmp_path_factory):
+    """mounting_alone() → a context that one test process at a time is in.
+
+    A new namespace holds on to all file systems that are mounted, so that one of them cannot be unmounted.
+    """
+
+    @contextmanager
+    def alone():
+        with open(tmp_path_factory.getbasetemp().parent / "mounts.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    return alone
 
 
 @pytest.fixture

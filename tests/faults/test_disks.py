@@ -36,7 +36,7 @@ LIMIT = 20  # seconds within which a run on a failing disk must have ended
 
 
 @pytest.fixture
-def mounted(campaign, tmp_path):
+def mounted(campaign, mounting_alone, tmp_path):
     """mounted(kind) → a context with (folder, crash): a new file system, and a function that cuts its power."""
     if not campaign:
         pytest.skip("mounts file systems; run with --campaign")
@@ -93,7 +93,8 @@ def mounted(campaign, tmp_path):
         finally:
             run("umount -l", folder)
 
-    return mount
+    with mounting_alone():
+        yield mount
 
 
 def place(state):

@@ -41,16 +41,11 @@ def remove_namespaces(names):
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-@pytest.fixture(scope="module")
-def hosts(campaign, tmp_path_factory):
-    """hosts(number, command, env) → the process of a command on host `node<number>`; hosts.link(number, up or down)."""
-    if not campaign:
-        pytest.skip("hosts in namespaces; run with --campaign")
-    if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("needs root and ip (iproute2)")
+@contextlib.contextmanager
+def namespaces(folder):
+    """The hosts: a switch and two namespaces connected to it."""
     tag = f"sarw{os.getpid()}"
     switch, names = f"{tag}s", {number: f"{tag}h{number}" for number in ADDRESSES}
-    folder = tmp_path_factory.mktemp("hosts")
     try:
         try:
             ip("netns add", switch)
@@ -94,6 +89,17 @@ def hosts(campaign, tmp_path_factory):
         yield start
     finally:
         remove_namespaces([*names.values(), switch])
+
+
+@pytest.fixture(scope="module")
+def hosts(campaign, mounting_alone, tmp_path_factory):
+    """hosts(number, command, env) → the process of a command on host `node<number>`; hosts.link(number, up or down)."""
+    if not campaign:
+        pytest.skip("hosts in namespaces; run with --campaign")
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("needs root and ip (iproute2)")
+    with mounting_alone(), namespaces(tmp_path_factory.mktemp("hosts")) as start:
+        yield start
 
 
 def torchrun(number, rendezvous):
