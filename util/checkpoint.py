@@ -175,7 +175,7 @@ def load_checkpoint(path):
 def _beginning(path):
     """The first bytes of a file. Raises OSError, and UsageError for a Git LFS pointer or a web page."""
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is not a plain file; name a checkpoint")
+        raise UsageError(f"{path}: cannot be read, as it is not a plain file; name a checkpoint")
     with open(path, "rb") as file:
         beginning = file.read(256)
     if beginning.startswith(LFS_SIGN):

@@ -78,7 +78,11 @@ def is_refused(result, *said, status=2):
     """Whether a program, (exit status, stdout, stderr), ended with this status and one line that holds all these texts."""
     ended, _, err = result
     return (
-        ended == status and len(err.splitlines()) == 1 and "Traceback" not in err and all(text in err for text in said)
+        ended == status
+        and len(err.splitlines()) == 1
+        and "Traceback" not in err
+        and "\x1b" not in err
+        and all(text in err for text in said)
     )
 
 
