@@ -7,6 +7,8 @@ import sys
 
 from common.errors import printable
 
+LOG = "the log"  # what an OSError names in place of a file
+
 
 class _ClockFormatter(logging.Formatter):
     """Lines that begin with `[HH:MM:SS.ffffff] `, which log readers expect."""
@@ -23,7 +25,7 @@ class _FailingHandler(logging.StreamHandler):
     def handleError(self, record):
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, "the log") from None
+            raise OSError(error.errno, error.strerror, LOG) from None
         super().handleError(record)
 
 

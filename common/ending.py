@@ -14,6 +14,7 @@ import traceback
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
+from common.console import LOG
 from common.errors import InputError, Stopped, TrainingError, printable, reason_of
 from common.launchers import launched_rank
 from common.startup import missing_package
@@ -35,7 +36,7 @@ TRAINING = Kind(
 )
 PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", input_errors=(OSError,))
 
-DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.EPIPE)
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
 
 LOST = "another rank is gone, or the connection to it; if that one could still speak, its message says why"
@@ -46,10 +47,15 @@ FAILURES = (
     (TrainingError, 1, "stopped: {error}"),
     (KeyboardInterrupt, 130, "interrupted; {kind.go_on}"),
     (
-        rf"^builtins\.(OSError|BrokenPipeError): \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
+        rf"^builtins\.OSError: \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
         1,
         "error: {file}: {strerror}; saved checkpoints are intact. Make room or mend the disk, then continue with "
         "--resume auto",
+    ),
+    (
+        rf"^builtins\.BrokenPipeError: .*'{LOG}'$",
+        1,
+        "error: rank {rank} cannot write its log, because the program that reads it has ended; {kind.go_on}",
     ),
     (
         r"MemoryError|CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory",
@@ -128,7 +134,7 @@ def leave(status):
         sys.stdout.flush()
     except OSError as error:
         status = status or 1
-        _write(f"error: the output could not be written ({error.strerror})")
+        _write(f"{os.path.basename(sys.argv[0])}: error: the output could not be written ({error.strerror})")
     if status:
         os._exit(status)
     sys.exit(0)

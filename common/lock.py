@@ -20,7 +20,7 @@ from common.errors import TrainingError, UsageError
 
 LOCK = ".lock"
 HEARTBEAT = 15.0  # seconds between two signs of life of a holder
-TAKE_OVER = 180.0  # seconds without one, after which a holder on another host is taken for dead
+TAKE_OVER = 180.0  # seconds without one, after which a holder on another host counts as dead
 CREATION = 5.0  # seconds that an empty lock file may belong to a run that is just creating it
 MOST_BYTES = 500  # of a lock file that are read
 NAMED = re.compile(r"([!-~]+ pid \d+(?: job [!-~]+)?)\n(?:([0-9a-f-]+) )?")  # who, and on which machine
@@ -35,8 +35,8 @@ class FolderLock:
     file systems too. A run that is killed leaves it. Whether its holder lives is decided by the kernel's lock (flock)
     on it, which ends with its holder: blocked, the holder lives; free, a holder on this machine is dead. A host may
     know its own kernel locks only, so a holder on another machine is watched: it touches the file every HEARTBEAT
-    seconds, and is taken for dead after TAKE_OVER seconds without a touch. These are counted by the clock of the
-    process that watches, so clocks of hosts do not matter.
+    seconds, and counts as dead after TAKE_OVER seconds without a touch. The process that watches counts them by its own
+    clock, so the clocks of the hosts need not agree.
 
     The package filelock is not used: its lock names no holder, and forked loader processes inherit it, so that it
     outlives a killed run.
@@ -50,18 +50,18 @@ class FolderLock:
     def acquire(self, owner, any_host=False):
         """Takes the lock. Returns the name of the dead holder that it was taken over from, or "".
 
-        owner: how the user named the folder ("--out DIR"), for messages. any_host: takes a holder on another machine
-        for dead without watching it, unless the kernel knows that it lives; for folders that two runs may write without
-        harm. Raises UsageError if another run holds the lock, or the lock is not a plain file; OSError if it cannot be
-        created.
+        owner: how the user named the folder ("--out DIR"), for messages. any_host: a holder on another machine
+        counts as dead without being watched, unless the kernel knows that it lives; for folders that two runs may write
+        without harm. Raises UsageError if another run holds the lock, or the lock is not a plain file; OSError if it
+        cannot be created.
         """
         dead, until = "", time.monotonic() + 3 * TAKE_OVER  # of waiting, at most
         while not self._create_own():
             holder = read_holder(self.path)
-            dead_holder = None if holder is None else holder.is_dead(any_host)
-            if dead_holder is None:  # released, or another one now
+            is_dead = None if holder is None else holder.is_dead(any_host)
+            if is_dead is None:  # the lock was released, or has another holder now
                 continue
-            if not dead_holder or time.monotonic() > until:
+            if not is_dead or time.monotonic() > until:
                 raise UsageError(
                     f"{owner} is in use by another run ({holder.name or 'which is starting'}); wait for it or choose "
                     "another folder"
@@ -120,7 +120,7 @@ class FolderLock:
         if file is None:
             return False
         holder = read_holder(self.path)
-        if holder is None or holder.content != self._content:  # taken for abandoned before the name was in it
+        if holder is None or holder.content != self._content:  # another run considered the empty file abandoned
             file.close()
             return False
         if self._file is not None:
@@ -148,7 +148,7 @@ class Holder:
 
         May wait for TAKE_OVER seconds to see a sign of life.
         """
-        lives = _is_locked(self.path) if self.content else None  # a look at it would disturb the creation of a lock
+        lives = _is_locked(self.path) if self.content else None  # its creator is about to lock an empty file
         if lives:
             return False
         if not self.name and not any_host:
@@ -167,8 +167,9 @@ class Holder:
     def remove(self):
         """Removes the lock file of this dead holder. Returns False if somebody else does, or has done so.
 
-        Only who has created the claim, a file named after the holder, may remove the lock, and looks at it again first:
-        otherwise a slow run could remove the lock of one that has taken over in the meantime.
+        Only the process that has created the claim, a file named after the holder, may remove the lock, and it reads
+        the lock again first: otherwise a slow process could remove the lock of a run that has taken over in the
+        meantime.
         """
         claim = self.path.with_name(f"{self.path.name}.{hashlib.sha256(self.content).hexdigest()[:12]}")
         file = _create(claim, _content())

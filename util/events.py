@@ -38,7 +38,7 @@ class EventFile:
 
     def __init__(self, folder, purge_step=None):
         make_folder(folder)
-        second = max(int(time.time()), *(found + 1 for found in _seconds(folder)), 0)
+        second = max([int(time.time()), *(found + 1 for found in _seconds(folder))])
         self.path = Path(folder) / f"{PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}.{next(_files)}"
         self._file = open(self.path, "xb")
         sync(folder)

@@ -14,7 +14,8 @@ from util.distributed import detect_launch
 from util.misc import code_version
 from util.stopping import add_stopping_flags
 
-# Flags that may differ between the ranks of a run. Their data are compared by fingerprint, not by path.
+# Flags that may differ between the ranks of a run. The data may have another path on each host: their fingerprints are
+# compared.
 OF_A_RANK = ("local_rank", "device", "num_workers", "data_path")
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 

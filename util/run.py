@@ -77,8 +77,9 @@ class Run:
         data: what `check_data` returned, for run.json.
         """
         config, training = self.config, self.training
-        settled = {f"--{name}": value for name, value in vars(config).items() if name not in OF_A_RANK}
-        self.ranks.require_alike({**settled, **self.identity})
+        flags = {f"--{name}": value for name, value in vars(config).items() if name not in OF_A_RANK}
+        others = {name: value for name, value in self.identity.items() if name not in vars(config)}
+        self.ranks.require_alike({**flags, **others})
         with self.directory as directory:
             directory.open(resume=bool(config.resume), overwrite=config.overwrite)
             with self.ranks.together():

@@ -151,7 +151,7 @@ class RunDirectory:
         if start.source is not None:
             go_on_from(start.source, self.path, SELECTED)
             warn_of_damage(log_dir)
-        self._cut_log(start.epoch)
+        self._cut_log(start)
         before = self._read_record()
         if before:
             record = {**record, "earlier": [*before.pop("earlier", []), before]}
@@ -184,21 +184,22 @@ class RunDirectory:
         except OSError as error:
             log.warning("%s: could not be written (%s)", self.path / RECORD, error)
 
-    def _cut_log(self, start_epoch):
-        """Keeps the lines of log.txt of epochs before `start_epoch`, one of each."""
+    def _cut_log(self, start):
+        """Keeps the lines of log.txt of epochs before the start, one of each. Warns of those that a run of this folder
+        lacks."""
         path = self.path / LOG
         lines = []
         if path.exists():
             lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         entries = [(_epoch_of(line, path), line) for line in lines]
-        before = [(epoch, line) for epoch, line in entries if epoch < start_epoch]
+        before = [(epoch, line) for epoch, line in entries if epoch < start.epoch]
         if len(before) < len(lines):
-            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(before), start_epoch)
+            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(before), start.epoch)
         kept = dict(before)  # the last line of each epoch
         if len(kept) < len(before):
             log.warning("%s: %d epochs were logged twice; their last lines stay", path, len(before) - len(kept))
-        missing = [epoch for epoch in range(start_epoch) if epoch not in kept]
-        if missing:
+        missing = [epoch for epoch in range(start.epoch) if epoch not in kept]
+        if missing and start.source is not None and start.source.parent.samefile(self.path):
             log.warning("%s: has no line of %d epochs that are done: %s", path, len(missing), listed(map(str, missing)))
         if lines or path.is_symlink():
             write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept.values()).encode()))

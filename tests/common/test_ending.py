@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
 import util.datasets
-from common.console import _ClockFormatter
-from common.ending import describe, run_program
+from common.console import LOG, _ClockFormatter
+from common.ending import describe, leave, run_program
 from common.errors import UsageError, reason_of
 from tests.helpers import ROOT
 from tests.helpers.forked import (
@@ -60,7 +61,7 @@ FAULTS = {
 }
 FLAGS = {"a save": "--save_every_steps 2"}
 # Of a run without --campaign:
-USUAL = ("a bug in the loader", "no room for batches", "the evaluation", "the event file", "the picture")
+USUAL = ("a bug in the loader", "no room for batches", "the evaluation", "the event file", "the log", "the picture")
 
 
 def children_of(pid):
@@ -214,6 +215,20 @@ def test_an_error_of_a_loader_process_is_told_by_its_last_line():
     assert reason_of(ValueError()) == "ValueError"
 
 
+def test_output_that_cannot_be_written_at_the_end_is_a_failure(monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    statuses = []
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):  # as _exit() returns here
+        patch.setattr(sys, "stdout", SimpleNamespace(flush=full))
+        leave(0)
+    assert statuses == [1]
+    assert capsys.readouterr().err == "main.py: error: the output could not be written (No space left on device)\n"
+
+
 def test_a_line_cannot_steer_the_terminal_and_can_always_be_written(capsys, caplog):
     def fail():
         raise UsageError("folder '\x1b[31mred\x07\ud800': is red; give a green one")
@@ -227,6 +242,7 @@ def test_a_line_cannot_steer_the_terminal_and_can_always_be_written(capsys, capl
 @pytest.mark.parametrize(
     "error, said",
     [
+        (OSError(errno.EPIPE, "Broken pipe", LOG), "because the program that reads it has ended"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "lower --batch_size"),
         (MemoryError(), "lower --batch_size"),
         (
@@ -251,7 +267,12 @@ def test_known_causes(error, said):
 
 @pytest.mark.parametrize(
     "error",
-    [KeyError("x"), ValueError("the shared value of the file"), OSError(errno.EACCES, os.strerror(errno.EACCES), "x")],
+    [
+        KeyError("x"),
+        ValueError("the shared value of the file"),
+        OSError(errno.EACCES, os.strerror(errno.EACCES), "x"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),  # of a loader's queue, for example
+    ],
 )
 def test_other_errors_have_no_known_cause(error):
     assert describe(error) is None

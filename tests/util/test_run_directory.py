@@ -74,6 +74,17 @@ def test_a_continued_run_cuts_the_log_back_and_keeps_the_earlier_record(tmp_path
     assert record["what"] == "from 2" and [part["what"] for part in record["earlier"]] == ["from 0"]
 
 
+def test_epochs_that_the_log_lacks_are_named_if_the_run_was_in_this_folder(tmp_path, caplog):
+    run(tmp_path / "old", 3)
+    (tmp_path / "old" / "log.txt").write_text('{"train_loss": 1.0, "epoch": 1}\n')
+    for folder, warnings in (("old", 1), ("new", 0)):
+        caplog.clear()
+        with RunDirectory(tmp_path / folder, ALONE) as directory:
+            directory.open(resume=True)
+            directory.begin({}, Start(3, source=tmp_path / "old" / "checkpoint_3.pth"), steps=1)
+        assert caplog.text.count("has no line of 2 epochs that are done: 0, 2") == warnings
+
+
 def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
