@@ -12,7 +12,8 @@ import numpy as np
 
 from common.workers import Workers
 from sarwmix.prepare.distinct_images import DistinctImages
-from sarwmix.prepare.pack import Source, finish, parts_of, store_facts, write_part
+from sarwmix.prepare.pack import Source, make_tables, parts_of, write_part
+from sarwmix.prepare.store_writer import finish, store_facts
 from sarwmix.registry import DATASETS
 
 PART_IMAGES = 512
@@ -76,7 +77,8 @@ def write_random_store(out, kind, splits, size=120, seed=0, workers=Workers()):
         write_part, out=out, dtype="uint16", shape=(2, size, size), floor_db=known["floor_db"], skip_bad=False
     )
     reports = workers.map(write, parts_of(sources), "parts")
-    finish(out, sources, np.arange(sum(splits.values())), reports, known, "uint16")
+    tables = make_tables(sources, np.arange(sum(splits.values())), reports, known["classes"])
+    finish(out, tables, reports, known, "uint16", (DATASETS[kind].MEAN, DATASETS[kind].STD))
     for path in out.glob("part_*.json"):
         path.unlink()
     return out

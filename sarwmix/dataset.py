@@ -22,7 +22,7 @@ class RadarDataset(Dataset):
     """Base class of all datasets. Item i is (image, label), or (first image, second image, label) for pairs of images.
 
     Images are (2, S, S) float32 tensors in dB, in the order of CHANNELS. The label is (K,) float32, 1 for each class
-    that is present, or, if `task` is "flood", the number of the class as a 0-d int64 tensor.
+    that is present; if `task` is "multiclass" or "flood", the number of the one class as a 0-d int64 tensor.
 
     A subclass sets CLASSES, MEAN and STD, reads its list of samples into a `Listing`, hands it to `__init__`, and
     implements `files` and `read_image`. It sets the other attributes where they differ from the defaults here, and
@@ -37,9 +37,10 @@ class RadarDataset(Dataset):
     CLASSES = ()  # names, in the order of the columns of `label_table`
     MEAN = STD = None  # (VH, VV) in dB, with which images are standardised by default
     FLOOR_DB = None  # value of pixels without backscatter or data; None: such pixels are NaN
-    task = "multilabel"  # or "flood": each sample is of exactly one class
+    task = "multilabel"  # or "multiclass", "flood": each sample is of exactly one class
     size = None  # S, pixels a side
     images_per_sample = 1
+    stored_splits = None  # names of the splits that the list of samples states; None: those of the class
     is_packed = False  # whether `codes` and `images` give whole batches
     left_out = None
 
@@ -87,7 +88,7 @@ class RadarDataset(Dataset):
     def labels(self, rows):
         """Labels as in the items: of one sample, or of a batch (B,) of rows."""
         labels = torch.from_numpy(self.label_rows(rows))
-        return labels.argmax(-1) if self.task == "flood" else labels.float()
+        return labels.float() if self.task == "multilabel" else labels.argmax(-1)
 
     # ---- All samples -----------------------------------------------------------------------------
 
@@ -100,6 +101,10 @@ class RadarDataset(Dataset):
     def image_names(self):
         """(N, images_per_sample) str: the name of each image. Images of the same name are the same image."""
         return self.ids[:, None]
+
+    def georeference(self):
+        """DataFrame of `sarwmix.raster.GRID`, a row per sample: where its image lies; None if that is not known."""
+        return
 
     def label_table(self):
         """(N, K) uint8, 1 in the column of each class that is present."""

@@ -4,6 +4,7 @@
 import logging
 import os
 import warnings
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -33,6 +34,52 @@ def load_rasterio():
     return rasterio
 
 
+@contextmanager
+def opened_geotiff(path, listed=True, georeferenced=True):
+    """Yields an open GeoTIFF of rasterio. Raises DataError, with the path, for errors of rasterio in the block too.
+
+    listed: whether GDAL looks for sidecar files, for which it lists the folder, slow on a parallel file system.
+    georeferenced: whether it reads the coordinate system, which takes longer than a small image.
+    """
+    rasterio = load_rasterio()
+    options = {} if listed else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    sources = {} if georeferenced else {"GEOREF_SOURCES": "NONE"}
+    try:
+        with warnings.catch_warnings(), rasterio.Env(**options):
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff", **sources) as src:
+                yield src
+    except (rasterio.errors.RasterioError, OSError, UnicodeDecodeError) as error:  # the last of a damaged description
+        if not os.path.exists(path):
+            raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
+        if kind := _other_format(path):
+            raise DataError(f"{path}: {kind}") from None
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(
+            f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again"
+        ) from error
+
+
+def _other_format(path):
+    """For a message: what a file is that is no GeoTIFF, and the remedy; None if that is not known."""
+    if os.path.isdir(path):
+        return "is a folder, of a SAFE product perhaps; give calibrated and geocoded GeoTIFFs (docs/YOUR_DATA.md)"
+    with open(path, "rb") as file:
+        head = file.read(8)
+    known = {
+        b"CDF": "NetCDF",
+        b"\x89HDF": "HDF5 or NetCDF",
+        b"\x89PNG": "PNG",
+        b"\xff\xd8\xff": "JPEG",
+        b"PK\x03\x04": "ZIP",
+        b"SIMPLE": "FITS",
+    }
+    for sign, name in known.items():
+        if head.startswith(sign):
+            return f"is a {name} file, not a GeoTIFF; convert it (gdal_translate) to a GeoTIFF with the bands VV and VH"
+    return None
+
+
 def _band_number(src, path, band):
     """1-based number of the band: the only one, or the one whose description is `band`."""
     names = [(description or "").strip().upper() for description in src.descriptions]
@@ -60,26 +107,11 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     Raises DataError with the path if the file is missing, unreadable, corrupt or truncated, or has several bands, too
     many pixels, another type or too many non-finite pixels; also if rasterio is not installed.
     """
-    rasterio = load_rasterio()
-    try:
-        # The georeference is not needed, and parsing the coordinate system takes longer than everything else. Looking
-        # for sidecar files lists the folder, which is slow on a parallel file system.
-        with warnings.catch_warnings(), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-            with rasterio.open(path, driver="GTiff", GEOREF_SOURCES="NONE") as src:
-                number = _band_number(src, path, band)
-                if src.width * src.height > MOST_PIXELS:
-                    raise DataError(
-                        f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again"
-                    )
-                values, nodata = src.read(number), src.nodatavals[number - 1]
-    except (rasterio.errors.RasterioError, OSError, UnicodeDecodeError) as error:  # the last of a damaged description
-        if not os.path.exists(path):
-            raise DataError(f"{path}: does not exist; copy it here, or remove its row from the list") from None
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise DataError(
-            f"{path}: cannot be read, it is corrupt, truncated or not a GeoTIFF ({reason}); copy it again"
-        ) from error
+    with opened_geotiff(path, listed=False, georeferenced=False) as src:
+        number = _band_number(src, path, band)
+        if src.width * src.height > MOST_PIXELS:
+            raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
+        values, nodata = src.read(number), src.nodatavals[number - 1]
     if np.iscomplexobj(values):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     if not integers and values.dtype.kind != "f":

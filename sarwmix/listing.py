@@ -24,6 +24,7 @@ PATCH = 128  # side of the patches that the flood model cuts, pixels
 PARTS = {"train": ("train",), "val": ("val",), "test": ("test",)}
 PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
 SPLITS = tuple(PARTS)
+DRAW_STREAM = 5  # separates the random numbers of `drawn_by_group` from those of others with the same seed
 
 S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")  # of a patch of BigEarthNet
 
@@ -182,3 +183,30 @@ def in_threads(function, items):
         for part in pool.map(lambda chunk: list(map(function, chunk)), chunks):
             results += part
     return results
+
+
+def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
+    """(N,) bool: whether each sample is in the split, if shares of the groups, at least one each, are drawn for val and
+    test.
+
+    groups: (N,) str; samples of one group are in one split. The draw is a function of the names of the groups and the
+    seed. Raises DataError, which names `source`, for a split that is not drawn, or if no group is left to train on.
+    """
+    for name, fraction in (("val", val_fraction), ("test", test_fraction)):
+        if split == name and not fraction:
+            raise DataError(
+                f"{source}: is not divided into splits, so that there is no split '{name}'; add a column split, or "
+                f"draw one with --{name}_fraction"
+            )
+    names = np.unique(groups)
+    held, part = {}, np.random.default_rng([seed, DRAW_STREAM]).permutation(names)
+    for name, fraction in (("test", test_fraction), ("val", val_fraction)):
+        count = max(1, round(fraction * len(names))) if fraction else 0
+        held[name], part = part[:count], part[count:]
+    if not len(part):
+        raise DataError(
+            f"{source}: --val_fraction {val_fraction:g} and --test_fraction {test_fraction:g} of {len(names)} groups "
+            "leave nothing to train on; lower them, or add groups"
+        )
+    held["train"] = part
+    return np.isin(groups, np.concatenate([held[name] for name in PARTS[split]]))

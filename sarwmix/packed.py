@@ -2,6 +2,7 @@
 """Datasets from a packed store (`sarwmix.packed_store`), and whole batches of their images."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,10 +10,11 @@ import torch
 from common.errors import DataError, data_error
 from common.files import file_fault, read_json
 from sarwmix.dataset import RadarDataset
-from sarwmix.listing import PARTS, Listing, acquisitions_of, check_root, check_split
+from sarwmix.listing import PARTS, Listing, acquisitions_of, check_root, check_split, drawn_by_group
 from sarwmix.packed_codec import NO_DATA, as_tensor, decode
 from sarwmix.packed_store import EVERY, IMAGES, SAMPLES, STATISTICS, Parts, read_manifest, read_table
 from sarwmix.plausibility import judge
+from sarwmix.raster import GRID
 from sarwmix.sen12flood_loader import drawn_for, folders_of
 
 STAGED = 1024  # images that are copied to a GPU at a time
@@ -116,13 +118,17 @@ class PackedDataset(RadarDataset):
     Ids, labels and order are those of the dataset that was packed; so are images, within the rounding of the dtype.
 
     dataset: the name that the store must have been packed of, or None for any. supervised: leaves out samples without a
-    label. val_fraction, seed: of SEN12-FLOOD, as in FloodDataset. `images` gives whole batches.
+    label. val_fraction, seed: of SEN12-FLOOD, as in FloodDataset. draw, classes: of chips, as in Chips. `images` gives
+    whole batches.
     Raises DataError for a store that is unfinished, damaged or of another dataset, or has no sample of the split.
     """
 
     is_packed = True
 
-    def __init__(self, root, split="train", dataset=None, supervised=False, val_fraction=0.0, seed=0):
+    def __init__(
+        self, root, split="train", dataset=None, supervised=False, val_fraction=0.0, seed=0, draw=(0.0, 0.0, 0),
+        classes=None
+    ):  # fmt: skip
         root, split = check_root(root), check_split(split)
         self.manifest = read_manifest(root)
         if dataset not in (None, self.manifest["dataset"]):
@@ -132,11 +138,24 @@ class PackedDataset(RadarDataset):
             )
         self.CLASSES, self.FLOOR_DB = tuple(self.manifest["classes"]), self.manifest["floor_db"]
         self.images_per_sample, self.size = self.manifest["images_per_sample"], self.manifest["shape"][-1]
-        self.task = "flood" if self.images_per_sample == 2 else "multilabel"
+        self.task = self.manifest.get("task", "flood" if self.images_per_sample == 2 else "multilabel")
+        self._groups = self._grid = None
         nonfinite = read_table(root, IMAGES, self.manifest, ["nonfinite"])["nonfinite"].to_numpy()
         self.source = ImageSource(Parts(root, self.manifest), nonfinite)
-        listing, self._rows = self._read_samples(root, split, bool(val_fraction))
+        chips = self.manifest["dataset"] == "chips"
+        undivided = chips and set(self.manifest["splits"]) == {EVERY}
+        draws_val = bool(val_fraction) and self.task == "flood"
+        stored = (EVERY,) if undivided else _stored("train" if draws_val and split == "val" else split)
+        listing, self._rows = self._read_samples(root, split, stored)
         super().__init__(root, split, [root / SAMPLES], listing)
+        if chips:
+            self._set_statistics()
+        if undivided:
+            self._select(drawn_by_group(split, self.groups, *draw, str(root)))
+        elif chips and (draw[0] or draw[1]):
+            raise DataError(f"--val_fraction, --test_fraction: {root} has splits already; leave the flags out")
+        if classes is not None and tuple(classes) != self.CLASSES:
+            self._use_classes(tuple(classes), supervised)
         if supervised and not self.label_table().any(1).all():
             keep = self.label_table().any(1)
             if not keep.any():
@@ -149,8 +168,11 @@ class PackedDataset(RadarDataset):
         if self.task == "flood":
             self._select(drawn_for(split, self.groups, val_fraction, seed, str(root)))
 
-    def _read_samples(self, root, split, draws_val):
-        """(Listing, rows (N, images_per_sample) of the images of each sample) of a split. Raises DataError."""
+    def _read_samples(self, root, split, stored):
+        """(Listing, rows (N, images_per_sample) of the images of each sample) of the stored splits of `split`.
+
+        Raises DataError.
+        """
         table = read_table(root, SAMPLES, self.manifest)
         images = [f"image_{k}" for k in range(self.images_per_sample)]
         lacking = [name for name in ("id", "split", "position", *images, *self.CLASSES) if name not in table]
@@ -161,23 +183,52 @@ class PackedDataset(RadarDataset):
             raise DataError(
                 f"{root / SAMPLES}: names other images than those that the parts hold; copy the store again"
             )
-        flood = self.task == "flood"
-        table = table[table["split"].isin(_stored("train" if flood and draws_val and split == "val" else split))]
+        table = table[table["split"].isin(stored)]
         if len(table) == 0:
             raise DataError(
                 f"{root}: has no sample of split '{split}' (it has "
                 f"{', '.join(f'{name} {count}' for name, count in self.manifest['splits'].items())}); choose another "
-                "split" + (", or give --val_fraction" if flood and split == "val" else "")
+                "split" + (", or give --val_fraction" if self.task == "flood" and split == "val" else "")
             )
         if len(_stored(split)) > 1:
             table = table.sort_values("position", kind="stable")
         labels = table[list(self.CLASSES)].to_numpy(np.uint8, copy=True)  # writable, as PyTorch wants it
         listing = Listing(table["id"].to_numpy(dtype=str), labels, (f"{SAMPLES}: row ",), line=table.index.to_numpy())
+        if "group" in table:
+            self._groups = table["group"].to_numpy(dtype=str)
+        if set(GRID) <= set(table.columns):
+            self._grid = table[list(GRID)]
         return listing, table[images].to_numpy(np.int64)
+
+    def _set_statistics(self):
+        """Sets MEAN and STD to those of the images that training sees."""
+        known = self.manifest["statistics"]
+        figures = known.get("train") or known.get(EVERY) or next(iter(known.values()))
+        if None not in figures["mean"]:
+            self.MEAN, self.STD = ([round(value, 4) for value in figures[name]] for name in ("mean", "std"))
+
+    def _use_classes(self, classes, supervised):
+        """Arranges the labels by other classes. Raises DataError if samples have labels that are not among them."""
+        labels = self.listing.labels
+        other = [name for k, name in enumerate(self.CLASSES) if name not in classes and labels[:, k].any()]
+        if other and supervised:
+            raise DataError(
+                f"{self.root}: has the classes {', '.join(other[:5])}, but the model was trained on "
+                f"{', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}; choose the data it was trained on"
+            )
+        column, empty = {name: labels[:, k] for k, name in enumerate(self.CLASSES)}, np.zeros(len(labels), np.uint8)
+        arranged = np.stack([column.get(name, empty) for name in classes], 1)
+        self.listing, self.CLASSES = replace(self.listing, labels=arranged), classes
 
     def _select(self, rows):
         super()._select(rows)
         self._rows = self._rows[rows]
+        self._groups = None if self._groups is None else self._groups[rows]
+        self._grid = None if self._grid is None else self._grid.iloc[_indices(rows)]
+
+    def georeference(self):
+        known = self._grid is not None and (self._grid.crs != "").any()
+        return self._grid.reset_index(drop=True) if known else None
 
     def read_image(self, i, which=0):
         return self.source.batch(self._rows[[i], which])[0].cpu().numpy()
@@ -185,6 +236,8 @@ class PackedDataset(RadarDataset):
     @property
     def groups(self):
         """(N,) str: the acquisition of each patch, or the folder of each pair."""
+        if self._groups is not None:
+            return self._groups
         return folders_of(self.ids) if self.task == "flood" else acquisitions_of(self.ids)
 
     @property
@@ -267,6 +320,12 @@ class PackedDataset(RadarDataset):
         """Bytes that `cache` needs."""
         parts = self.source.parts
         return len(np.unique(self._rows)) * int(np.prod(parts.shape)) * parts.dtype.itemsize
+
+
+def _indices(rows):
+    """Indices, from indices or a boolean mask."""
+    rows = np.asarray(rows)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows
 
 
 def _stored(split):

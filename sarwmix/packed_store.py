@@ -5,7 +5,8 @@
     part_00000.bin …    images, contiguous (n, 2, S, S), little-endian, without a header; a part belongs to one split
     images.parquet      name, and nonfinite: the number of its pixels without a finite value
     samples.parquet     id, split, position (among the samples of several splits read as one), image_0 (and image_1 of a
-                        pair): rows of images.parquet; one column of 0/1 per class
+                        pair): rows of images.parquet; one column of 0/1 per class; of chips also group and, where
+                        they are known, scene, row, column, crs and a … f, the transform of each image
     statistics.json     mean, std, range, counts and histogram of each split, before coding
     bad.csv             images that were left out, and why
 
@@ -82,7 +83,9 @@ def _is_sound(manifest):
             manifest["images"] == sum(part["images"] for part in parts),
             manifest["images_per_sample"] in (1, 2),
             manifest["files"].keys() == {SAMPLES, IMAGES, STATISTICS, BAD},
-            manifest["classes"] and all(isinstance(name, str) for name in manifest["classes"]),
+            isinstance(manifest["classes"], list) and all(isinstance(name, str) for name in manifest["classes"]),
+            manifest["classes"] or manifest["dataset"] == "chips",
+            manifest.get("task", "multiclass") == "multiclass",
             isinstance(manifest["dataset"], str),
             isinstance(manifest["floor_db"], float | None),
             manifest["splits"].keys() == manifest["statistics"].keys(),

@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command_line import share
+from common.command_line import rate, seed, share
 from common.errors import DataError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.chips import Chips
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import is_packed
+from sarwmix.raster import add_reading_flags, reading_of
 from sarwmix.sen12flood_loader import FloodDataset
 
 FIRST_YEAR = 2014  # of Sentinel-1; simulated acquisitions are dated before
 ACQUIRED = re.compile(r"_([0-9]{4})[0-9]{4}T[0-9]{6}")
 
-DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset}
+DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset, "chips": Chips}
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +33,15 @@ def add_source_flags(group):
         metavar="DIR",
         help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
         "authors' LMDB; benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and "
-        "test/ with pair files, or of images/ and pairs_*.csv",
+        "test/ with pair files, or of images/ and pairs_*.csv; chips: a folder of GeoTIFFs of VV and VH, square and of "
+        "one size",
     )
     group.add_argument(
         "--metadata",
         nargs="+",
         metavar="FILE",
-        help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders "
+        help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders; "
+        "chips: CSV or parquet with the columns id, and label or labels, split, group where they are known "
         "(default: what lies in data_path)",
     )
     group.add_argument(
@@ -54,6 +58,28 @@ def add_source_flags(group):
         default=0.01,
         metavar="SHARE",
         help="share of NaN, infinite or no-data pixels above which an image is an error",
+    )
+
+
+def add_chips_flags(parser, draws=True):
+    """Adds the flags of images of one's own: how their values are read and, with `draws`, how they are divided."""
+    group = parser.add_argument_group("images of one's own", "--dataset chips; the draws are for sen12flood, too")
+    add_reading_flags(group, units="dB")
+    if not draws:
+        return
+    group.add_argument(
+        "--val_fraction",
+        type=rate,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the groups that becomes the split val: of chips without a column split, or whole folders of the "
+        "training data of sen12flood",
+    )
+    group.add_argument(
+        "--test_fraction", type=rate, default=0.0, metavar="SHARE", help="chips: the same for the split test"
+    )
+    group.add_argument(
+        "--draw_seed", type=seed, metavar="N", help="of the draws of splits and of training samples (default: --seed)"
     )
 
 
@@ -92,8 +118,25 @@ def leave_out(dataset, missing):
 
 
 def source_options(args):
-    """Options for `open_dataset` from the flags of `add_source_flags`."""
-    return {name: getattr(args, name) for name in ("id_col", "include_snow_cloud", "max_nonfinite")}
+    """Options for `open_dataset` from the flags of `add_source_flags` and `add_chips_flags`. Raises DataError."""
+    val, test, draw_seed = (getattr(args, name, 0) or 0 for name in ("val_fraction", "test_fraction", "draw_seed"))
+    given = [name for name in ("bands", "nodata", "scale", "uncalibrated") if getattr(args, name) not in (None, False)]
+    given += ["units"] * (args.units != "dB")
+    if given and args.dataset != "chips":
+        raise DataError(f"--{given[0]}: is for --dataset chips; leave it out")
+    if given and is_packed(args.data_path):
+        raise DataError(f"--{given[0]}: {args.data_path} is a packed store, which holds VH and VV in dB; leave it out")
+    if test and args.dataset != "chips" or val and args.dataset not in ("chips", "sen12flood"):
+        raise DataError(
+            f"--{'test' if test else 'val'}_fraction: --dataset {args.dataset} has splits of its own; leave it out"
+        )
+    options = {name: getattr(args, name) for name in ("id_col", "include_snow_cloud", "max_nonfinite")}
+    return options | {
+        "reading": reading_of(args),
+        "draw": (val, test, draw_seed),
+        "val_fraction": val,
+        "seed": draw_seed,
+    }
 
 
 def open_dataset(dataset, root, split, metadata=None, supervised=False, **options):

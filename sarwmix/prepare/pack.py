@@ -10,7 +10,6 @@ The result is byte for byte the same for any number of interruptions, ranks and 
 """
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -18,37 +17,26 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
-from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically, write_csv, write_json
+from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
-from sarwmix.moments import Moments
-from sarwmix.packed_codec import DTYPES, NO_DATA, as_tensor, decode, encode
-from sarwmix.packed_store import (
-    BAD,
-    EVERY,
-    FORMAT,
-    IMAGES,
-    MANIFEST,
-    SAMPLES,
-    STATISTICS,
-    STORED_SPLITS,
-    VERSION,
-    is_packed,
-    manifest_checksum,
-    verify,
-)
-from sarwmix.plausibility import find_fault, judge
+from sarwmix.packed_codec import DTYPES
+from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, SAMPLES, STORED_SPLITS, VERSION, is_packed, verify
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
-from sarwmix.prepare.statistics import log_moments
-from sarwmix.registry import DATASETS, add_source_flags, open_dataset, source_options
+from sarwmix.prepare.store_writer import (
+    RECORD,
+    finish,
+    images_per_part,
+    read_report,
+    sample_table,
+    store_facts,
+    write_images,
+)
+from sarwmix.registry import DATASETS, add_chips_flags, add_source_flags, open_dataset, source_options
 
 log = logging.getLogger(__name__)
-
-RECORD = "packing.json"
-
 
 # ---- Plan ----------------------------------------------------------------------------------------
 
@@ -63,6 +51,8 @@ class Source:
     rows: np.ndarray  # (N, k), indices of `names`
     names: np.ndarray  # (M,)
     ranges: list  # of ImageRange, one for each part
+    groups: np.ndarray | None = None  # (N,), where ids do not tell them
+    grid: pd.DataFrame | None = None  # of `sarwmix.raster.GRID`
 
     def checksum(self):
         """SHA-256 of the samples and their labels."""
@@ -95,9 +85,10 @@ def open_sources(args, splits):
         dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
         images = DistinctImages(dataset)
         known = store_facts(args.dataset, dataset, dataset.size)
-        per_part = max(1, int(args.part_mb * 2**20 / (np.prod(known["shape"]) * np.dtype(args.dtype).itemsize)))
+        per_part = images_per_part(args.part_mb, known["shape"], args.dtype)
         ranges = [images.part(start, start + per_part) for start in range(0, len(images), per_part)]
-        sources.append(Source(split, dataset.ids, dataset.label_table(), images.rows, images.names, ranges))
+        own = (dataset.groups, dataset.georeference()) if args.dataset == "chips" else ()
+        sources.append(Source(split, dataset.ids, dataset.label_table(), images.rows, images.names, ranges, *own))
     names = np.concatenate([source.ids for source in sources])
     unique, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
@@ -107,19 +98,6 @@ def open_sources(args, splits):
             "give other lists with --metadata, --val_metadata and --test_metadata, or other --splits",
         )
     return sources, known, joint_order(args, names)
-
-
-def store_facts(name, dataset, size):
-    """The entries of a manifest that describe a dataset, given as an object or its class. size: side of the images."""
-    return {
-        "dataset": name,
-        "channels": list(dataset.CHANNELS),
-        "units": dataset.UNITS,
-        "shape": [len(dataset.CHANNELS), size, size],
-        "classes": list(dataset.CLASSES),
-        "floor_db": dataset.FLOOR_DB,
-        "images_per_sample": dataset.images_per_sample,
-    }
 
 
 def parts_of(sources):
@@ -157,7 +135,7 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
     done = read_report(out / part.report, out / part.file)
     if done is not None:
         return done
-    total, bad, images = Moments(floor_db), [], np.full((len(part.images), *shape), np.nan, np.float32)
+    bad, unread, images = [], [], np.full((len(part.images), *shape), np.nan, np.float32)
     for m in range(len(part.images)):
         try:
             image = part.images.read(m)
@@ -168,130 +146,39 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
                 )
         except DataError as error:
             bad.append((part.images.name(m), str(error)))
+            unread.append(m)
             continue
         images[m] = image
-        total.add(image)
-    fault = find_fault(total.summary())
-    if fault:
-        raise DataError(f"{part.images.name(0)} and {len(part.images) - 1} more: {fault}")
-    codes, scale, offset = encode(images, dtype)
-    write_atomically(out / part.file, codes.astype(codes.dtype.newbyteorder("<"), copy=False).tofile)
-    nonfinite = (~np.isfinite(images)).sum((1, 2, 3))
-    report = {
-        "part": {
-            "file": part.file,
-            "split": part.split,
-            "images": len(codes),
-            "bytes": codes.nbytes,
-            "sha256": sha256_of(out / part.file),
-            "scale": scale,
-            "offset": offset,
-        },
-        "largest_error_db": largest_error(images, codes, scale, offset),
-        "nonfinite": nonfinite.tolist(),
-        "tally": total.to_dict(),
-        "bad": bad,
-    }
+    name = f"{part.images.name(0)} and {len(part.images) - 1} more"
+    report = write_images(out / part.file, part.split, images, dtype, floor_db, name, unread) | {"bad": bad}
     if skip_bad or not bad:
         write_json(out / part.report, report)
     return report
 
 
-def read_report(path, file):
-    """The report of a finished part, or None."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        return report if file.stat().st_size == report["part"]["bytes"] else None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+# ---- Tables --------------------------------------------------------------------------------------
 
 
-def largest_error(images, codes, scale, offset):
-    """The largest |decoded − original| of a part, in dB."""
-    scale, offset = (torch.tensor(values, dtype=torch.float32).view(1, 2, 1, 1) for values in (scale, offset))
-    worst = 0.0
-    for start in range(0, len(images), 256):  # limits the memory
-        decoded = decode(as_tensor(codes[start : start + 256]), scale, offset).numpy()
-        error = np.abs(decoded - images[start : start + 256])
-        worst = max(worst, float(np.max(error, where=np.isfinite(error), initial=0)))
-    return worst
-
-
-# ---- Tables and manifest -------------------------------------------------------------------------
-
-
-def write_tables(out, sources, positions, reports, classes):
-    """Writes images.parquet, and samples.parquet without samples of bad images. Returns {split: number of samples}."""
+def make_tables(sources, positions, reports, classes):
+    """{IMAGES, SAMPLES: DataFrame}, of the samples without bad images."""
     bad = {name for report in reports for name, _ in report["bad"]}
     before = np.cumsum([0] + [len(source.names) for source in sources])
     ids, labels = (np.concatenate(parts) for parts in zip(*((source.ids, source.labels) for source in sources)))
     rows = np.concatenate([source.rows + first for source, first in zip(sources, before)])
     splits = np.repeat([source.split for source in sources], [len(source.ids) for source in sources])
     good = np.concatenate([[name not in bad for name in source.names.tolist()] for source in sources])[rows].all(1)
-    ids, splits, positions, rows, labels = (column[good] for column in (ids, splits, positions, rows, labels))
+    samples = {"id": ids[good], "split": splits[good], "position": positions[good]}
+    grid = None
+    if all(source.groups is not None for source in sources):
+        samples["group"] = np.concatenate([source.groups for source in sources])[good]
+    if all(source.grid is not None for source in sources):
+        grid = pd.concat([source.grid for source in sources])[good]
     images = {
         "name": np.concatenate([source.names for source in sources]),
         "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
     }
-    samples = {
-        "id": ids,
-        "split": splits,
-        "position": positions,
-        **{f"image_{k}": column for k, column in enumerate(rows.T)},
-        **dict(zip(classes, labels.T)),
-    }
-    for name, columns in ((IMAGES, images), (SAMPLES, samples)):
-        with atomic_path(out / name) as temporary:
-            pd.DataFrame(columns).to_parquet(temporary, index=False)
-    return {source.split: int(np.count_nonzero(splits == source.split)) for source in sources}
-
-
-def write_statistics(out, reports, floor_db):
-    """Writes statistics.json: {split: statistics and histogram}. Returns {split: Moments}."""
-    totals = {}
-    for report in reports:
-        totals.setdefault(report["part"]["split"], Moments(floor_db)).merge(Moments.from_dict(report["tally"]))
-    write_json(
-        out / STATISTICS,
-        {split: {**total.summary(), "histogram": total.histogram_dict()} for split, total in totals.items()},
-    )
-    return totals
-
-
-def finish(out, sources, positions, reports, known, dtype):
-    """Writes all files except the parts; the manifest last."""
-    write_csv(out / BAD, ("image", "reason"), [row for report in reports for row in report["bad"]])
-    splits = write_tables(out, sources, positions, reports, known["classes"])
-    totals, kind = write_statistics(out, reports, known["floor_db"]), DATASETS[known["dataset"]]
-    for split, total in totals.items():
-        log.info("split %s, %d samples", split, splits[split])
-        log_moments(total, known["channels"])
-        judge(f"{out}: split '{split}'", total.summary(), (kind.MEAN, kind.STD), total.histogram_dict())
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        **known,
-        "dtype": dtype,
-        "no_data": NO_DATA if dtype == "uint16" else "NaN",
-        "largest_error_db": max(report["largest_error_db"] for report in reports),
-        "splits": splits,
-        "samples": sum(splits.values()),
-        "images": sum(report["part"]["images"] for report in reports),
-        "nonfinite": int(sum(sum(report["nonfinite"]) for report in reports)),
-        "statistics": {split: total.summary() for split, total in totals.items()},
-        "files": {name: sha256_of(out / name) for name in (SAMPLES, IMAGES, STATISTICS, BAD)},
-        "parts": [report["part"] for report in reports],
-    }
-    write_json(out / MANIFEST, {**manifest, "sha256": manifest_checksum(manifest)})
-    log.info(
-        "%s: %d images in %d parts, %.2f GB, %s; rounding changes a value by at most %.4f dB",
-        out,
-        manifest["images"],
-        len(reports),
-        sum(part["bytes"] for part in manifest["parts"]) / 1e9,
-        dtype,
-        manifest["largest_error_db"],
-    )
+    table = sample_table(samples, rows[good], dict(zip(classes, labels[good].T)), grid)
+    return {IMAGES: pd.DataFrame(images), SAMPLES: table}
 
 
 def pack(args, splits, workers):
@@ -327,7 +214,10 @@ def pack(args, splits, workers):
                 "parts",
             )
             workers.on_main(refuse_bad, reports, args.skip_bad, out)
-            workers.on_main(finish, out, sources, positions, reports, known, args.dtype)
+            tables = make_tables(sources, positions, reports, known["classes"])
+            kind = DATASETS[args.dataset]
+            expected = None if kind.MEAN is None else (kind.MEAN, kind.STD)
+            workers.on_main(finish, out, tables, reports, known, args.dtype, expected)
         workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
 
 
@@ -370,11 +260,12 @@ def get_args_parser():
         choices=STORED_SPLITS,
         metavar="SPLIT",
         help="splits to pack: train, val, test; or every, for a folder of benv1 without lists (default: train val "
-        "test, for sen12flood train test)",
+        "test, for sen12flood train test, for chips those of their table, else every)",
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave out images that cannot be used, instead of ending with an error"
     )
+    add_chips_flags(parser, draws=False)
     group = parser.add_argument_group("store")
     group.add_argument("--out", metavar="STORE", help="folder to write, new or empty")
     group.add_argument(
@@ -402,11 +293,18 @@ def check_flags(args):
             raise DataError(f"--{name} is missing")
     if is_packed(args.data_path):
         raise DataError(f"--data_path {args.data_path}: is a packed store already")
-    default = ("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")
-    splits = list(dict.fromkeys(args.splits or default))
-    if EVERY in splits and (args.dataset != "benv1" or len(splits) > 1):
-        raise DataError("--splits every: only for --dataset benv1, and alone")
+    splits = list(dict.fromkeys(args.splits or default_splits(args)))
+    if EVERY in splits and (args.dataset not in ("benv1", "chips") or len(splits) > 1):
+        raise DataError("--splits every: only for --dataset benv1 and chips, and alone")
     return splits
+
+
+def default_splits(args):
+    """The splits that a dataset has. Raises DataError for chips that cannot be listed."""
+    if args.dataset != "chips":
+        return ("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")
+    dataset = open_dataset("chips", args.data_path, "all", args.metadata, **source_options(args))
+    return dataset.stored_splits or (EVERY,)
 
 
 def work(args, workers):

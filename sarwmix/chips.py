@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: MIT
+"""Images of one's own: a folder of GeoTIFFs of VV and VH, and a table of labels, splits and groups, all optional."""
+
+import re
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import DataError, data_error, quoted
+from sarwmix.dataset import RadarDataset
+from sarwmix.geotiff import check_nonfinite, load_rasterio
+from sarwmix.listing import (
+    PARTS,
+    Listing,
+    as_paths,
+    check_root,
+    check_split,
+    drawn_by_group,
+    in_threads,
+    join_listings,
+    place_name,
+    read_csv_rows,
+    refuse_duplicates,
+)
+from sarwmix.raster import GRID, Image, Reading, find_images
+
+METADATA = ("metadata.csv", "metadata.parquet")  # in the folder of the images
+GROUPS = ("group", "scene")  # names of the column of groups
+SEPARATOR = ";"  # of several labels
+
+
+class Chips(RadarDataset):
+    """Square images of one size, in GeoTIFFs of VV and VH (`sarwmix.raster`) under the folder `root`.
+
+    Item i is (image, label): (2, S, S) float32 in dB, order VH, VV; the label is the number of the class, or (K,)
+    float32 where images have several labels.
+    metadata: CSV or parquet files with a row per image, and the columns `id`, the path of the image below root or its
+    name; `label`, one class, or `labels`, several separated by ";"; `split`, train, val or test; `group` or `scene`,
+    the place of the image. All but id are optional, and a label may be empty. Without metadata, all images of the
+    folder are used, without labels.
+    CLASSES are the labels in the files, sorted. classes: others instead, such as those of a checkpoint.
+    val_fraction, test_fraction: without a column `split`, the shares of the groups that make up val and test, drawn
+    from `seed`. reading: how values are read. max_nonfinite: share of pixels without data above which reading fails.
+    supervised: leaves out images without a label. Raises DataError for data that cannot be used.
+    """
+
+    MEAN = STD = None  # images of one's own have statistics of their own
+
+    def __init__(
+        self, root, split="train_val", metadata=None, reading=Reading(), draw=(0.0, 0.0, 0), max_nonfinite=0.01,
+        supervised=False, classes=None
+    ):  # fmt: skip
+        root, split = check_root(root), check_split(split)
+        self.reading, self.max_nonfinite = reading, max_nonfinite
+        found = dict(find_images([root]))
+        metadata = as_paths(metadata) if metadata else [root / name for name in METADATA if (root / name).exists()]
+        if [path.name for path in metadata] == list(METADATA):
+            raise DataError(f"{root}: holds {' and '.join(METADATA)}; name one of them with --metadata")
+        table = read_tables(metadata, root) if metadata else _Table.of_names(list(found), root)
+        self.task = table.task
+        self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels)
+        listing = Listing(table.ids, self._encoded(table, supervised), table.places, table.file, table.line)
+        refuse_duplicates(listing)
+        self._paths = _paths_of(table.ids, found, root)
+        self._groups = table.groups if table.groups is not None else table.ids
+        super().__init__(root, split, metadata, listing)
+        where = ", ".join(map(str, metadata)) or str(root)
+        if table.splits is None:
+            keep = drawn_by_group(split, self._groups, *draw, where)
+        else:
+            if draw[0] or draw[1]:
+                raise DataError(f"--val_fraction, --test_fraction: {where} has a column split; leave the flags out")
+            keep = np.isin(table.splits, PARTS[split])
+            if not keep.any():
+                counts = Counter(table.splits.tolist())
+                raise DataError(
+                    f"{where}: no row of split '{split}' (rows: {', '.join(f'{n} {c}' for n, c in counts.items())}); "
+                    "choose another split, or correct the column split"
+                )
+        self.stored_splits = None if table.splits is None else [name for name in PARTS["all"] if name in table.splits]
+        self._select(keep)
+        if supervised:
+            self._leave_out_unlabelled(where)
+
+    def _encoded(self, table, supervised):
+        """Labels as (N, K) uint8. Raises DataError for labels that are none of CLASSES, where they are needed."""
+        number = {name: k for k, name in enumerate(self.CLASSES)}
+        labels = np.zeros((len(table.ids), len(self.CLASSES)), np.uint8)
+        unknown = []
+        for i, names in enumerate(table.labels):
+            for name in names:
+                if name in number:
+                    labels[i, number[name]] = 1
+                else:
+                    unknown.append(i)
+        if unknown and supervised:
+            listing = Listing(table.ids, None, table.places, table.file, table.line)
+            raise data_error(
+                f"{len(unknown)} labels are none of the {len(number)} classes ({', '.join(self.CLASSES[:5])}"
+                f"{', …' if len(number) > 5 else ''})",
+                [f"{quoted(';'.join(table.labels[i]))} ({listing.where(i)})" for i in unknown],
+                "correct the rows, or give the metadata of the data that the model was trained on",
+            )
+        return labels
+
+    def _leave_out_unlabelled(self, where):
+        keep = self.listing.labels.any(1)
+        if not keep.any():
+            raise DataError(
+                f"{where}: none of the {len(keep)} images of split '{self.split}' has a label; give a column label or "
+                "labels with --metadata: pretraining, --embed, --predict and sarwmix.prepare.statistics alone do "
+                "without"
+            )
+        if len(self.CLASSES) < 2:
+            raise DataError(f"{where}: all images have the label {quoted(self.CLASSES[0])}; two classes are the least")
+        self._select(keep)
+
+    def _select(self, rows):
+        super()._select(rows)
+        self._paths, self._groups = self._paths[rows], self._groups[rows]
+
+    @property
+    def groups(self):
+        return self._groups
+
+    @cached_property
+    def size(self):
+        """S, the side of the first image. Raises DataError if it cannot be read."""
+        first = next((paths for paths in self._paths if all(Path(path).is_file() for path in paths)), self._paths[0])
+        return self._find("the first image", first).height
+
+    def files(self, i):
+        return list(self._paths[i])
+
+    def require(self):
+        load_rasterio()
+
+    def read_image(self, i, which=0):
+        image = self._find(str(self.ids[i]), self._paths[i], self.where(i))
+        path = image.bands[0].path
+        if image.height != image.width or image.height != self.size:
+            raise DataError(
+                f"{path}: is {image.height}x{image.width} pixels, but images must be square and of one size, "
+                f"{self.size}x{self.size} as the first; cut them with sarwmix.tile, or remove it from the table "
+                f"({self.where(i)})"
+            )
+        values = image.read(listed=False)
+        check_nonfinite(values, path, self.max_nonfinite)
+        return values
+
+    def _find(self, name, paths, where=None):
+        try:
+            return Image.find(name, paths, self.reading, listed=False)
+        except DataError as error:
+            raise DataError(f"{error} ({where})" if where else str(error)) from error
+
+    def georeference(self):
+        """DataFrame of `sarwmix.raster.GRID`, a row per image, the scene being its group; None if no image has one."""
+
+        def row(i):
+            return self._find(str(self.ids[i]), self._paths[i], self.where(i)).grid_row(self._groups[i])
+
+        table = pd.DataFrame(in_threads(row, range(len(self))), columns=GRID)
+        return table if (table.crs != "").any() else None
+
+    def describe(self):
+        how = {name: value for name, value in vars(self.reading).items() if value != getattr(Reading(), name)}
+        return super().describe() | {
+            "read_as": {name: list(v) if isinstance(v, tuple) else v for name, v in how.items()}
+        }
+
+
+def class_names(labels):
+    """The classes of all samples, sorted; as numbers if all of them are. labels: a sequence of names for each sample."""
+    names = sorted({name for sample in labels for name in sample})
+    return tuple(sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,9}", name) for name in names) else names)
+
+
+def _paths_of(ids, found, root):
+    """(N,) object: the tuple of files of each id. A file that does not exist is looked for as it is named.
+
+    found: {name: files}, relative to the folder they were found in.
+    """
+    by_name = dict(found)
+    for files in found.values():
+        for file in files:
+            relative = Path(file).relative_to(root)
+            for key in (str(relative), str(relative.with_suffix("")), relative.name, relative.stem):
+                # A name that several files have names none of them; a path is always one file's.
+                by_name[key] = files if by_name.get(key, files) == files else None
+    for files in found.values():
+        for file in files:
+            by_name[str(Path(file).relative_to(root))] = files
+    paths = np.empty(len(ids), object)
+    paths[:] = [by_name.get(name) or (str(root / name),) for name in ids.tolist()]
+    return paths
+
+
+# ---- Tables --------------------------------------------------------------------------------------
+
+
+class _Table:
+    """The rows of metadata files.
+
+    ids (N,); labels [(name, …), …]; splits and groups (N,) or None; task: "multiclass" for one label each, else
+    "multilabel"; places, file and line as in Listing.
+    """
+
+    def __init__(self, listing, labels, splits, groups, task="multilabel"):
+        self.ids, self.places, self.file, self.line = listing.ids, listing.places, listing.file, listing.line
+        self.labels, self.splits, self.groups, self.task = labels, splits, groups, task
+
+    @classmethod
+    def of_names(cls, names, root):
+        """Images without a table."""
+        listing = Listing(np.array(names, dtype=str), None, (f"{root}/",))
+        return cls(listing, [()] * len(names), None, None)
+
+
+def read_tables(paths, root):
+    """Reads metadata files as one table. Raises DataError."""
+    frames = [_read_table(path, place_name(path, root)) for path in paths]
+    kinds = {tuple(name for name in ("label", "labels", "split") if name in columns) for columns, _ in frames}
+    if len(kinds) > 1:
+        raise DataError(f"{', '.join(map(str, paths))}: have different columns; give files of the same columns")
+    known = [name for name in ("label", "labels", "split", *GROUPS) if all(name in columns for columns, _ in frames)]
+    names = {name: np.concatenate([columns[name] for columns, _ in frames]) for name in known}
+    listing = join_listings([listing for _, listing in frames])
+    label = next((name for name in ("labels", "label") if name in names), None)
+    if "label" in names and "labels" in names:
+        raise DataError(f"{paths[0]}: has a column label and a column labels; remove one of them")
+    if len(listing.ids) == 0:
+        raise DataError(f"{', '.join(map(str, paths))}: has no rows; add a row for each image")
+    labels = [()] * len(listing.ids)
+    if label == "label":
+        labels = [(name,) if name else () for name in names["label"].tolist()]
+    elif label:
+        labels = [tuple(filter(None, map(str.strip, text.split(SEPARATOR)))) for text in names["labels"].tolist()]
+    splits = names.get("split")
+    if splits is not None:
+        splits = np.where(splits == "validation", "val", splits)
+        unknown = [i for i, name in enumerate(splits.tolist()) if name not in PARTS["all"]]
+        if unknown:
+            raise data_error(
+                f"{len(unknown)} of {len(splits)} rows have an unknown split",
+                [f"{quoted(splits[i])} ({listing.where(i)})" for i in unknown],
+                "it must be train, val or test; or remove the column, and give --val_fraction and --test_fraction",
+            )
+    groups = next((names[name] for name in GROUPS if name in names), None)
+    return _Table(listing, labels, splits, groups, "multiclass" if label == "label" else "multilabel")
+
+
+def _read_table(path, place):
+    """({column: (N,) str}, Listing without labels) of a CSV or parquet file. Raises DataError."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot be read as a parquet file ({error}); check the path and the file"
+            ) from error
+        rows = frame.astype(object).where(frame.notna(), "")
+        columns = {str(name): rows[name].map(_as_text).to_numpy(dtype=str) for name in rows}
+        lines, place = np.arange(len(frame)), f"{place}: row "
+    else:
+        records = list(read_csv_rows(path))
+        header = [name.strip() for name in records[0][1]] if records else []
+        ragged = [f"{place}:{line}" for line, row in records[1:] if len(row) != len(header)]
+        if ragged:
+            raise data_error(
+                f"{path}: {len(ragged)} rows have not {len(header)} cells as the header has", ragged, "correct the rows"
+            )
+        cells = [[cell.strip() for cell in row] for _, row in records[1:]]
+        columns = {name: np.array([row[k] for row in cells], dtype=str) for k, name in enumerate(header)}
+        lines, place = np.array([line for line, _ in records[1:]], np.int64), f"{place}:"
+        if len(columns) < len(header):
+            raise DataError(f"{path}: has two columns of one name; remove one of them")
+    if "id" not in columns:
+        raise DataError(
+            f"{path}: has no column id (columns: {', '.join(map(quoted, columns)) or 'none'}); name the column of the "
+            "paths or names of the images id"
+        )
+    listing = Listing(columns["id"], None, (place,), line=lines)
+    empty = [listing.where(i) for i, name in enumerate(columns["id"].tolist()) if not name]
+    if empty:
+        raise data_error(f"{path}: {len(empty)} rows have no id", empty, "correct the rows")
+    return columns, listing
+
+
+def _as_text(value):
+    """A cell as text; a list of labels with the separator."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return SEPARATOR.join(map(str, value))
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
