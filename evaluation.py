@@ -9,21 +9,33 @@ from engine_finetune import predict
 from models_mixmim import size_of
 from pretrained import (
     FLOOD_SIZE,
-    TASKS,
     build_model,
     build_preparation,
     check_classes,
     classifier_defaults,
+    has_classes,
     load_weights,
+    task_of,
 )
 from sarwmix.registry import DATASETS
 from util.checkpoint_input import LoadedCheckpoint, flags_of
-from util.configuration import log_configuration, log_statistics, machine_settings, settle
+from util.configuration import log_configuration, log_statistics, machine_settings, need_statistics, settle
 from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
 from util.export import export
+from util.maps import grids_of
 from util.program import apply_speed_flags
-from util.reports import log_headline, log_metrics, scalars, write_features, write_metrics, write_predictions
+from util.reports import (
+    log_headline,
+    log_metrics,
+    scalars,
+    write_features,
+    write_metrics,
+    write_predictions,
+    write_probabilities,
+)
 from util.training import sample_counts
+
+TASK_NAMES = {"multilabel": "several labels", "multiclass": "one label", "flood": "floods"}  # of each image
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +45,7 @@ def evaluate(model, prepare, dataset, config, ranks, between=None):
 
     between: as in `predict`.
     """
-    task = TASKS[config.dataset]
+    task = task_of(config)
     loader = build_test_loader(dataset, config, ranks, config.dist_eval)
     try:
         logits, labels = predict(model, prepare, loader, ranks, config.amp, between=between)
@@ -50,17 +62,27 @@ def evaluate(model, prepare, dataset, config, ranks, between=None):
 
 
 def use_checkpoint(flags, ranks):
-    """--eval, --embed and --export: what a checkpoint does on a split, as it is."""
+    """--eval, --predict, --embed and --export: what a checkpoint does on a split, as it is."""
     machine = machine_settings(flags, ranks)
     with ranks.together():
         checkpoint = LoadedCheckpoint.load(flags.finetune or flags.resume, size_of)
         config = configure(flags, checkpoint, machine)
+        classes = classes_of(checkpoint, config)
         log_statistics(config, DATASETS[config.dataset], checkpoint)
     metrics, data = {}, {}
-    if config.eval or config.embed:
+    if config.eval or config.predict or config.embed:
         with ranks.together():
-            dataset = build_dataset(config, supervised=bool(config.eval))
+            dataset = build_dataset(config, supervised=bool(config.eval), classes=classes)
+            if config.eval and dataset.task != config.task and not has_classes(config.dataset):
+                raise UsageError(
+                    f"{checkpoint.path}: was trained on {TASK_NAMES[config.task]}, but {config.data_path} has "
+                    f"{TASK_NAMES[dataset.task]}; give a table of the same kind with --metadata"
+                )
         dataset = drop_missing(dataset, config, ranks)
+        with ranks.together():
+            for flag, path in (("--predict", config.predict), ("--embed", config.embed)):
+                if path and Path(path).suffix == ".tif":
+                    grids_of(dataset.georeference(), dataset.size, flag)  # refuses what has no map before any work
         config = settle(config, {"input_size": dataset.size})
         data = sample_counts({config.split: check_data(dataset, config, ranks, read_once=True)})
         with ranks.together():
@@ -80,19 +102,42 @@ def use_checkpoint(flags, ranks):
     if config.eval:
         metrics, probabilities = evaluate(model, prepare, dataset, config, ranks)
         log_metrics(metrics, dataset.CLASSES)
-        log_headline(TASKS[config.dataset].headline, metrics)
+        log_headline(task_of(config).headline, metrics)
         where = metrics_source(config, checkpoint.path, dataset, checkpoint.state.get("epoch"))
         ranks.on_main(write_metrics, Path(config.output_dir) / f"eval_{config.split}.json", metrics, **where)
         if config.predictions:
             ranks.on_main(write_predictions, config.predictions, dataset, probabilities)
+    if config.predict:
+        logits = probabilities if config.eval else outputs(model, prepare, dataset, config, ranks)
+        probabilities = logits if config.eval else task_of(config).activate(logits.double())
+        ranks.on_main(write_probabilities, config.predict, dataset, probabilities, classes)
     if config.embed:
-        loader = build_test_loader(dataset, config, ranks, config.dist_eval)
-        features, _ = predict(model, prepare, loader, ranks, config.amp, features=True)
-        ranks.on_main(write_features, config.embed, dataset, features)
+        features = outputs(model, prepare, dataset, config, ranks, features=True)
+        ranks.on_main(write_features, config.embed, dataset, features, config.embed_bands)
     if config.export:
-        classes = DATASETS[config.dataset].CLASSES if checkpoint.has_head else None
+        classes = classes if checkpoint.has_head else None
         measured = {config.split: scalars(metrics)} if metrics else {}
         ranks.on_main(export, config.export, checkpoint.state, config, classes, measured, data if metrics else {})
+
+
+def outputs(model, prepare, dataset, config, ranks, features=False):
+    """Logits (N, K) of a split or, with `features`, features (N, C); on every rank."""
+    loader = build_test_loader(dataset, config, ranks, config.dist_eval)
+    return predict(model, prepare, loader, ranks, config.amp, features=features)[0]
+
+
+def classes_of(checkpoint, config):
+    """Names of the classes that a checkpoint classifies; None for an encoder. Raises UsageError if it is needed."""
+    if has_classes(config.dataset) or not checkpoint.has_head:
+        return DATASETS[config.dataset].CLASSES or None
+    trained_on = checkpoint.flags().get("dataset")
+    classes = checkpoint.stated().get("classes") or (has_classes(trained_on) and DATASETS[trained_on].CLASSES)
+    if not classes:
+        raise UsageError(
+            f"{checkpoint.path}: does not say its classes, as released files; use it with the --dataset that it was "
+            "trained on"
+        )
+    return tuple(classes)
 
 
 def configure(flags, checkpoint, machine):
@@ -104,12 +149,21 @@ def configure(flags, checkpoint, machine):
     flags = settle(flags, {"dataset": trained.get("dataset")})
     if flags.dataset not in DATASETS:
         raise UsageError(f"--dataset is missing, and {checkpoint.path} does not say it: one of {', '.join(DATASETS)}")
-    if flags.eval:
+    if flags.eval or flags.predict:
         check_classes(checkpoint, flags.dataset)
-    config = settle(flags, checkpoint.used_as_is(flags), classifier_defaults(flags.dataset))
-    if not config.val_fraction:  # the folders that were kept apart in training are kept apart here
-        kept = {name: trained[name] for name in ("val_fraction", "draw_seed") if name in trained}
-        config = config.changed(**kept)
+    if has_classes(trained.get("dataset")):
+        flags = settle(flags, {"task": DATASETS[trained["dataset"]].task})
+    config = settle(
+        flags,
+        checkpoint.used_as_is(flags),
+        classifier_defaults(flags.dataset),
+        {} if checkpoint.has_head else {"task": "multiclass", "nb_classes": 2},  # of the head, which is not used
+        {"split": "all" if flags.dataset == "chips" and not flags.eval else "test"},
+    )
+    need_statistics(config)
+    if not (config.val_fraction or config.test_fraction):  # the groups that were kept apart in training are so here
+        drawn = ("val_fraction", "test_fraction", "draw_seed")
+        config = config.changed(**{name: trained[name] for name in drawn if name in trained})
     return settle(config, machine)
 
 

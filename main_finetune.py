@@ -20,14 +20,14 @@ import torch
 from timm.data import Mixup
 
 import engine_finetune
-from common.command_line import Parser, non_negative, positive_int, positive_share, rate, seed, share
+from common.command_line import Parser, non_negative, positive_int, positive_share, rate, share
 from common.console import setup_logging
 from common.ending import leave, run_program
 from common.errors import DataError, UsageError
 from evaluation import evaluate, metrics_source, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
-from pretrained import FLOOD, TASKS, build_model, build_preparation, classifier_defaults, load_weights
+from pretrained import FLOOD, build_model, build_preparation, classifier_defaults, load_weights, task_of
 from sarwmix.helper import FILES, Selection
 from sarwmix.listing import SPLITS
 from sarwmix.registry import DATASETS
@@ -39,6 +39,7 @@ from util.configuration import (
     log_statistics,
     machine_settings,
     need,
+    need_statistics,
     read_statistics,
     settle,
 )
@@ -89,8 +90,10 @@ FRACTION_STREAM = 4  # of the draw of --train_fraction
 def build_parser():
     """The flags of this program, in groups."""
     parser = Parser(
-        description="Finetune a SAR-W-MixMAE encoder: BigEarthNet (multi-label) or SEN12-FLOOD (image pairs)."
+        description="Finetune a SAR-W-MixMAE encoder: BigEarthNet (multi-label), SEN12-FLOOD (image pairs), or images "
+        "of one's own (chips: one label each, or several)."
     )
+    parser.set_defaults(task=None)  # of TASKS; chips and checkpoints state it
     add_task_flags(parser)
     add_model_flags(parser)
     add_split_flags(parser)
@@ -126,9 +129,22 @@ def add_task_flags(parser):
         help="with --eval: a row per sample, with id, labels and probabilities (.csv or .parquet)",
     )
     group.add_argument(
+        "--predict",
+        metavar="FILE",
+        help="write the probabilities of a checkpoint's classes for images with or without labels (.csv, .parquet, or "
+        ".tif where the images are tiles of a scene: a band per class)",
+    )
+    group.add_argument(
         "--embed",
         metavar="FILE",
-        help="write the features of a checkpoint's encoder with ids and labels (.npz or .parquet)",
+        help="write the features of a checkpoint's encoder with ids, labels and, where they are known, outlines (.npz, "
+        ".parquet, or .tif where the images are tiles of a scene)",
+    )
+    group.add_argument(
+        "--embed_bands",
+        choices=("pca", "all"),
+        default="pca",
+        help="bands of a .tif of --embed: the first three principal components of the features, or all features",
     )
     group.add_argument(
         "--export",
@@ -179,10 +195,14 @@ def add_split_flags(parser):
     group.add_argument(
         "--dataset",
         choices=tuple(DATASETS),
-        help="BigEarthNet v1 or v2, or SEN12-FLOOD; can be left out where a checkpoint of ours is evaluated",
+        help="BigEarthNet v1 or v2, SEN12-FLOOD, or images of one's own (chips); can be left out where a checkpoint of "
+        "ours is used on data of its own kind",
     )
     group.add_argument(
-        "--split", choices=SPLITS, help="part to train on (default: train), or to evaluate or embed (default: test)"
+        "--split",
+        choices=SPLITS,
+        help="part to train on (default: train), or to evaluate, predict or embed (default: test; to predict "
+        "or embed chips: all)",
     )
     group.add_argument(
         "--val_split",
@@ -195,21 +215,11 @@ def add_split_flags(parser):
     group.add_argument("--val_metadata", nargs="+", metavar="FILE", help="as --metadata, for --val_split")
     group.add_argument("--test_metadata", nargs="+", metavar="FILE", help="as --metadata, for --test_split")
     group.add_argument(
-        "--val_fraction",
-        type=rate,
-        default=0.0,
-        metavar="SHARE",
-        help="sen12flood: share of the training folders, whole ones, that becomes the split val",
-    )
-    group.add_argument(
         "--train_fraction",
         type=positive_share,
         default=1.0,
         metavar="SHARE",
         help="share of the training samples to use, drawn at random; smaller shares are parts of larger ones",
-    )
-    group.add_argument(
-        "--draw_seed", type=seed, metavar="N", help="of --train_fraction and --val_fraction (default: --seed)"
     )
 
 
@@ -244,7 +254,7 @@ def parse_flags(argv=None):
 
 def check_flags(flags):
     """Refuses flags that contradict each other, before any work. Returns Config. Raises UsageError."""
-    check_common_flags(flags, needs_data=not flags.export or flags.eval or flags.embed)
+    check_common_flags(flags, needs_data=not flags.export or flags.eval or flags.embed or flags.predict)
     need(
         not flags.cutmix_minmax or flags.cutmix_minmax[0] <= flags.cutmix_minmax[1],
         "--cutmix_minmax: two shares above 0 and at most 1 are needed, the smaller one first",
@@ -265,14 +275,16 @@ def check_flags(flags):
     given = settle(
         flags,
         read_statistics(flags.statistics),
-        {"draw_seed": flags.seed, "split": "test" if works_with_checkpoint(flags) else "train"},
+        {"draw_seed": flags.seed},
+        {} if works_with_checkpoint(flags) else {"split": "train"},
         {"stop_epoch": flags.epochs},
         {} if works_with_checkpoint(flags) else {"val_split": "test" if published else "val"},
     )
     if flags.freeze_encoder:
         given = given.changed(drop_path=0.0)  # features of a frozen encoder are what they will be in use
     if not works_with_checkpoint(flags) and not flags.finetune:
-        build_model(settle(given, classifier_defaults(given.dataset)), meta=True)
+        some = {"task": "multiclass", "nb_classes": 2}  # for chips, which state them once they are opened
+        build_model(settle(given, classifier_defaults(given.dataset), some), meta=True)
     return given
 
 
@@ -284,11 +296,16 @@ def check_outputs(flags):
         not flags.export or not target.exists() or target.is_dir() and not any(target.iterdir()),
         f"--export {flags.export}: exists and is not an empty folder; choose another",
     )
-    for name, kinds in (("predictions", (".csv", ".parquet")), ("embed", (".npz", ".parquet"))):
+    kinds_of = {
+        "predictions": (".csv", ".parquet"),
+        "predict": (".csv", ".parquet", ".tif"),
+        "embed": (".npz", ".parquet", ".tif"),
+    }
+    for name, kinds in kinds_of.items():
         path = getattr(flags, name)
         need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
         need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
-    for name in ("predictions", "embed", "export", *(("output_dir",) if flags.eval else ())):
+    for name in (*kinds_of, "export", *(("output_dir",) if flags.eval else ())):
         path = getattr(flags, name)
         need(not path or can_write(path), f"--{name} {path}: cannot be written there; choose another place")
     need(not Path(flags.output_dir).is_file(), f"--output_dir {flags.output_dir}: is a file; choose a folder")
@@ -302,20 +319,24 @@ def check_training(flags):
         "--finetune is missing: the checkpoint to start from, or '' for random initialisation",
     )
     need(
-        flags.dataset == "sen12flood" or not flags.val_fraction,
-        "--val_fraction: only sen12flood needs it; BigEarthNet has a validation split",
+        flags.dataset in ("sen12flood", "chips") or not flags.val_fraction,
+        "--val_fraction: only sen12flood and chips need it; BigEarthNet has a validation split",
     )
     need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split")
-    classes = len(DATASETS[flags.dataset].CLASSES)
+    check_class_number(flags, DATASETS[flags.dataset].CLASSES)
+
+
+def check_class_number(flags, classes):
+    """Refuses another number of classes than the dataset has. Raises UsageError."""
     need(
-        flags.nb_classes in (None, classes),
-        f"--nb_classes {flags.nb_classes}: --dataset {flags.dataset} has {classes} classes",
+        not classes or flags.nb_classes in (None, len(classes)),
+        f"--nb_classes {flags.nb_classes}: --dataset {flags.dataset} has {len(classes)} classes",
     )
 
 
 def works_with_checkpoint(flags):
     """Whether a checkpoint is used as it is, and nothing trained."""
-    return bool(flags.eval or flags.embed or flags.export)
+    return bool(flags.eval or flags.predict or flags.embed or flags.export)
 
 
 def mixes(flags):
@@ -327,12 +348,11 @@ def mixes(flags):
 
 def build_splits(flags):
     """{"train", "val", "test": dataset}, without "test" for --test_split none. Raises DataError where they overlap."""
-    splits = {
-        "train": build_dataset(flags, flags.split, flags.metadata, supervised=True),
-        "val": build_dataset(flags, flags.val_split, flags.val_metadata, supervised=True),
-    }
+    splits = {"train": build_dataset(flags, flags.split, flags.metadata, supervised=True)}
+    classes = splits["train"].CLASSES
+    splits["val"] = build_dataset(flags, flags.val_split, flags.val_metadata, supervised=True, classes=classes)
     if flags.test_split != "none":
-        splits["test"] = build_dataset(flags, flags.test_split, flags.test_metadata, supervised=True)
+        splits["test"] = build_dataset(flags, flags.test_split, flags.test_metadata, supervised=True, classes=classes)
     trained_on = set(splits["train"].ids.tolist())
     for name in [name for name in splits if name != "train"]:
         both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
@@ -373,17 +393,17 @@ def configure(flags, checkpoint, images, machine):
     checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is
     the input size of floods. machine: of `machine_settings`. Raises UsageError, also for a model that cannot be built.
     """
-    flood = (
-        TASKS[flags.dataset] is FLOOD
-    )  # whose encoder takes patches, so that its input size is not that of the images
+    flood = images.task == "flood"  # whose encoder takes patches, so that its input size is not that of the images
+    check_class_number(flags, images.CLASSES)
     taken = [name for name in STARTED_WITH if not (flood and name == "input_size")]
     config = settle(
         flags,
         checkpoint.started_from(flags, taken) if checkpoint else {},
-        classifier_defaults(flags.dataset),
+        classifier_defaults(images),
         {"input_size": images.size} if flood else {},
         machine,
     )
+    need_statistics(config)
     with flags_of(checkpoint and checkpoint.path):
         build_model(config, meta=True)
     return config
@@ -432,7 +452,7 @@ class Finetuning(Run):
 
     def __init__(self, config, ranks, training, loader, identity, splits):
         super().__init__(config, ranks, training, loader, identity, datasets=splits.values())
-        self.splits, self.task = splits, TASKS[config.dataset]
+        self.splits, self.task = splits, task_of(config)
         self.criterion, self.mixup = self.task.criterion, build_mixup(config)
         self.selection = Selection(self.task.name)
 
@@ -548,7 +568,7 @@ def finetune(flags, ranks):
         log.warning(
             "the checkpoint is selected on the split it is tested on, so its test figures are optimistic; %s",
             "--val_fraction 0.1 selects on training folders instead of as published"
-            if TASKS[flags.dataset] is FLOOD
+            if flags.dataset == "sen12flood"
             else "choose another --val_split",
         )
     if flags.train_fraction < 1:
@@ -561,7 +581,7 @@ def finetune(flags, ranks):
         config = configure(flags, checkpoint, splits["train"], machine)
         loader = build_loader(SamplesWithIds(splits["train"]), config, ranks)
     log_configuration(config, flags)
-    log_statistics(config, DATASETS[config.dataset], checkpoint)
+    log_statistics(config, splits["train"], checkpoint)
     data = {name: check_data(dataset, config, ranks, read_once=name == "test") for name, dataset in splits.items()}
     with ranks.together():
         training = build_training(config, ranks.device, checkpoint)

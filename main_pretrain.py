@@ -33,6 +33,7 @@ from util.configuration import (
     log_statistics,
     machine_settings,
     need,
+    need_statistics,
     read_statistics,
     settle,
 )
@@ -138,7 +139,12 @@ def build_parser():
     )
     group.add_argument("--exp_scale", type=float, default=1.0, metavar="S", help="weights lie between 1 and e^S")
     group = add_data_flags(parser)
-    group.add_argument("--dataset", choices=("benv1", "benv2"), default="benv2", help="BigEarthNet v1 or v2")
+    group.add_argument(
+        "--dataset",
+        choices=("benv1", "benv2", "chips"),
+        default="benv2",
+        help="BigEarthNet v1 or v2, or images of one's own: a folder of GeoTIFFs, or what sarwmix.tile made of scenes",
+    )
     group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
     add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
     group = add_run_flags(parser, output_dir="output/pretrain")
@@ -203,24 +209,28 @@ def check_flags(flags):
         )
     last = flags.stop_epoch or flags.epochs
     save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
-    flags = settle(flags, read_statistics(flags.statistics), {"stop_epoch": last, "save_epochs": save_epochs})
+    own = {"stop_epoch": last, "save_epochs": save_epochs, "draw_seed": flags.seed}
+    flags = settle(flags, read_statistics(flags.statistics), own)
     if flags.inference is None and not flags.finetune:
         configure(flags)  # refuses a model that cannot be built before any work
     return flags
 
 
-def configure(flags, checkpoint=None, machine=None):
+def configure(flags, checkpoint=None, machine=None, dataset=None):
     """The configuration: flags → what the checkpoint states → program and dataset → machine.
 
     checkpoint: the LoadedCheckpoint that the training starts from, or None. machine: of `machine_settings`, or None
-    where it does not matter. Raises UsageError, also for a model that cannot be built.
+    where it does not matter. dataset: what is trained on; by default the class of --dataset. Raises UsageError, also
+    for a model that cannot be built.
     """
     config = settle(
         flags,
         checkpoint.started_from(flags) if checkpoint else {},
-        MODEL_DEFAULTS | dataset_defaults(DATASETS[flags.dataset]),
+        MODEL_DEFAULTS | dataset_defaults(dataset or DATASETS[flags.dataset]),
         machine or {},
     )
+    if dataset is not None:
+        need_statistics(config)
     with flags_of(checkpoint and checkpoint.path):
         build_model(config, meta=True)
     return config
@@ -320,10 +330,10 @@ def pretrain(flags, ranks):
         dataset = build_dataset(flags)
     dataset = drop_missing(dataset, flags, ranks)
     with ranks.together():
-        config = configure(flags, checkpoint, machine)
+        config = configure(flags, checkpoint, machine, dataset)
         loader = build_loader(ImagesWithIds(dataset), config, ranks)
     log_configuration(config, flags)
-    log_statistics(config, DATASETS[config.dataset], checkpoint)
+    log_statistics(config, dataset, checkpoint)
     data = check_data(dataset, config, ranks)
     with ranks.together():
         training = build_training(config, ranks.device, checkpoint)
@@ -373,7 +383,7 @@ def run_inference(flags, device, amp):
     for path in checkpoints:
         checkpoint = LoadedCheckpoint.load(path, size_of)
         with flags_of(path):
-            config = configure(settle(flags, checkpoint.used_as_is(flags)))
+            config = configure(settle(flags, checkpoint.used_as_is(flags)), dataset=dataset)
         model = build_model(config)
         initialise(model, checkpoint.state, path)
         title = checkpoint.name if one_run else f"{Path(path).parent.name}/{checkpoint.name}"

@@ -22,8 +22,8 @@ from models_mixmim import size_of
 from sarwmix.registry import DATASETS
 from util.checkpoint import initialise
 from util.checkpoint_input import TRAINED_WITH, LoadedCheckpoint, flags_of
-from util.configuration import dataset_defaults, settle
-from util.metrics import flood_metrics, multilabel_metrics
+from util.configuration import dataset_defaults, need_statistics, settle
+from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics
 
 DECODER = ("decoder_", "mask_token")  # of a pretraining checkpoint
 HEAD = ("head.",)
@@ -69,18 +69,56 @@ FLOOD = Task(
     {"Accuracy": ("accuracy",), "Precision": ("precision",), "Recall": ("recall",), "F1 Score": ("f1",)},
     images_per_sample=2,
 )
-TASKS = {"benv1": MULTILABEL, "benv2": MULTILABEL, "sen12flood": FLOOD}
+MULTICLASS = Task(
+    "multiclass",
+    models_mixmim_ft.SIZES,
+    F.cross_entropy,
+    partial(torch.softmax, dim=1),
+    multiclass_metrics,
+    {
+        "Accuracy": ("accuracy",),
+        "F1 Score": ("f1_macro",),
+        "Precision": ("precision_macro",),
+        "Recall": ("recall_macro",),
+    },
+)
+TASKS = {task.name: task for task in (MULTILABEL, MULTICLASS, FLOOD)}
+
+
+def has_classes(dataset):
+    """Whether the dataset of this name, which may be None, has fixed classes; chips have those of their tables."""
+    return dataset in DATASETS and bool(DATASETS[dataset].CLASSES)
+
+
+def task_of(config):
+    """The Task of a configuration: that of its dataset, or, for chips, the one that their table or a checkpoint states.
+
+    Raises UsageError if neither states one.
+    """
+    if has_classes(config.dataset):
+        return TASKS[DATASETS[config.dataset].task]
+    if config.task not in TASKS:
+        raise UsageError(
+            f"--dataset {config.dataset}: neither the checkpoint nor the data say what is classified; give labels with "
+            "--metadata"
+        )
+    return TASKS[config.task]
 
 
 def classifier_defaults(dataset):
-    """The layer (of `settle`) of a classifier of a dataset. The input size of floods is left to their images."""
+    """The layer (of `settle`) of a classifier of a dataset. The input size of floods is left to their images.
+
+    dataset: its name or, for chips, which have classes and statistics of their own, the dataset that is trained on.
+    """
+    kind = DATASETS[dataset] if isinstance(dataset, str) else dataset
     return {
         "model": "mixmim_base",
-        "input_size": None if TASKS[dataset] is FLOOD else 128,
-        "nb_classes": len(DATASETS[dataset].CLASSES),
+        "input_size": None if kind.task == "flood" else 128,
+        "nb_classes": len(kind.CLASSES) or None,
+        "task": kind.task if kind.CLASSES else None,
         "patch_cut": "vhvv",
         "patch_op": "avg",
-        **dataset_defaults(DATASETS[dataset]),
+        **dataset_defaults(kind),
     }
 
 
@@ -91,8 +129,9 @@ def build_model(config, meta=False):
     """
     if config.model not in models_mixmim_ft.SIZES:
         raise UsageError(f"--model {config.model} is unknown; choose one of {', '.join(models_mixmim_ft.SIZES)}")
+    task = task_of(config)
     options = {"num_classes": config.nb_classes, "drop_path_rate": config.drop_path}
-    if TASKS[config.dataset] is FLOOD:
+    if task is FLOOD:
         if config.input_size and config.input_size % FLOOD_PATCH:
             raise UsageError(
                 f"--input_size {config.input_size}: flood images are cut into patches of {FLOOD_PATCH} pixels, so "
@@ -103,7 +142,7 @@ def build_model(config, meta=False):
         options["img_size"] = config.input_size
     try:
         with torch.device("meta" if meta else "cpu"):
-            return TASKS[config.dataset].sizes[config.model](**options)
+            return task.sizes[config.model](**options)
     except ValueError as error:
         raise UsageError(f"--input_size: {error}") from None
 
@@ -114,7 +153,10 @@ def build_preparation(config):
 
 
 def check_classes(checkpoint, dataset):
-    """Refuses a LoadedCheckpoint that does not classify what the dataset labels. Raises UsageError naming both."""
+    """Refuses a LoadedCheckpoint that does not classify what the dataset labels. Raises UsageError naming both.
+
+    Chips take the classes of the checkpoint, so that only a head is needed.
+    """
     if not checkpoint.has_head:
         raise UsageError(
             f"{checkpoint.path}: a pretraining checkpoint, which has no head to classify with; finetune it first "
@@ -122,7 +164,7 @@ def check_classes(checkpoint, dataset):
         )
     classes, stated = list(DATASETS[dataset].CLASSES), checkpoint.stated()
     theirs = stated.get("classes", stated.get("nb_classes"))
-    if theirs not in (classes, len(classes)):
+    if has_classes(dataset) and theirs not in (classes, len(classes)):
         shown = (
             f"{theirs} classes" if isinstance(theirs, int) else f"{len(theirs)} classes ({', '.join(theirs[:3])}, …)"
         )
@@ -144,8 +186,8 @@ def load(path, dataset=None, device="cpu", **flags):
     """A checkpoint as (model, prepare), both in evaluation mode on the device.
 
     path: a checkpoint of ours, of the released code or of another program; an exported folder; the folder of a run.
-    dataset: benv1, benv2 or sen12flood; needed for checkpoints that do not state how their input is prepared, as the
-    released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where the checkpoint does not state them. A
+    dataset: benv1, benv2, sen12flood or chips; needed for checkpoints that do not state how their input is prepared, as
+    the released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where it does not state them. A
     pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features. Raises UsageError.
     """
     checkpoint = LoadedCheckpoint.load(path, size_of)
@@ -158,7 +200,11 @@ def load(path, dataset=None, device="cpu", **flags):
         check_classes(checkpoint, dataset)
     known = {"drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset}
     given = argparse.Namespace(**dict.fromkeys(TRAINED_WITH) | known | flags)
-    config = settle(given, checkpoint.used_as_is(given), classifier_defaults(dataset), {"input_size": FLOOD_SIZE})
+    unused = {} if checkpoint.has_head else {"task": "multiclass", "nb_classes": 2}
+    config = settle(
+        given, checkpoint.used_as_is(given), classifier_defaults(dataset), unused, {"input_size": FLOOD_SIZE}
+    )
+    need_statistics(config)
     with flags_of(checkpoint.path):
         model = build_model(config)
     load_weights(model, checkpoint, head=checkpoint.has_head)

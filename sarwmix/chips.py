@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Images of one's own: a folder of GeoTIFFs of VV and VH, and a table of labels, splits and groups, all optional."""
 
+import logging
 import re
 from collections import Counter
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pandas as pd
 
 from common.errors import DataError, data_error, quoted
 from sarwmix.dataset import RadarDataset
-from sarwmix.geotiff import check_nonfinite, load_rasterio
+from sarwmix.geotiff import load_rasterio
 from sarwmix.listing import (
     PARTS,
     Listing,
@@ -31,6 +33,8 @@ METADATA = ("metadata.csv", "metadata.parquet")  # in the folder of the images
 GROUPS = ("group", "scene")  # names of the column of groups
 SEPARATOR = ";"  # of several labels
 
+log = logging.getLogger(__name__)
+
 
 class Chips(RadarDataset):
     """Square images of one size, in GeoTIFFs of VV and VH (`sarwmix.raster`) under the folder `root`.
@@ -42,19 +46,19 @@ class Chips(RadarDataset):
     the place of the image. All but id are optional, and a label may be empty. Without metadata, all images of the
     folder are used, without labels.
     CLASSES are the labels in the files, sorted. classes: others instead, such as those of a checkpoint.
-    val_fraction, test_fraction: without a column `split`, the shares of the groups that make up val and test, drawn
-    from `seed`. reading: how values are read. max_nonfinite: share of pixels without data above which reading fails.
-    supervised: leaves out images without a label. Raises DataError for data that cannot be used.
+    draw: (val_fraction, test_fraction, seed); without a column `split`, the shares of the groups that make up val and
+    test. reading: how values are read. supervised: leaves out images without a label. Raises DataError for data that
+    cannot be used.
     """
 
     MEAN = STD = None  # images of one's own have statistics of their own
 
     def __init__(
-        self, root, split="train_val", metadata=None, reading=Reading(), draw=(0.0, 0.0, 0), max_nonfinite=0.01,
-        supervised=False, classes=None
+        self, root, split="train_val", metadata=None, reading=Reading(), draw=(0.0, 0.0, 0), supervised=False,
+        classes=None
     ):  # fmt: skip
         root, split = check_root(root), check_split(split)
-        self.reading, self.max_nonfinite = reading, max_nonfinite
+        self.reading = reading
         found = dict(find_images([root]))
         metadata = as_paths(metadata) if metadata else [root / name for name in METADATA if (root / name).exists()]
         if [path.name for path in metadata] == list(METADATA):
@@ -72,7 +76,7 @@ class Chips(RadarDataset):
             keep = drawn_by_group(split, self._groups, *draw, where)
         else:
             if draw[0] or draw[1]:
-                raise DataError(f"--val_fraction, --test_fraction: {where} has a column split; leave the flags out")
+                log.warning("--val_fraction and --test_fraction are not used: %s has a column split", where)
             keep = np.isin(table.splits, PARTS[split])
             if not keep.any():
                 counts = Counter(table.splits.tolist())
@@ -147,9 +151,7 @@ class Chips(RadarDataset):
                 f"{self.size}x{self.size} as the first; cut them with sarwmix.tile, or remove it from the table "
                 f"({self.where(i)})"
             )
-        values = image.read(listed=False)
-        check_nonfinite(values, path, self.max_nonfinite)
-        return values
+        return image.read(listed=False)
 
     def _find(self, name, paths, where=None):
         try:
@@ -167,14 +169,11 @@ class Chips(RadarDataset):
         return table if (table.crs != "").any() else None
 
     def describe(self):
-        how = {name: value for name, value in vars(self.reading).items() if value != getattr(Reading(), name)}
-        return super().describe() | {
-            "read_as": {name: list(v) if isinstance(v, tuple) else v for name, v in how.items()}
-        }
+        return super().describe() | {"reading": asdict(self.reading)}
 
 
 def class_names(labels):
-    """The classes of all samples, sorted; as numbers if all of them are. labels: a sequence of names for each sample."""
+    """The classes of all samples, sorted, as numbers if all of them are. labels: the names of each sample."""
     names = sorted({name for sample in labels for name in sample})
     return tuple(sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,9}", name) for name in names) else names)
 

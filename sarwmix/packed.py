@@ -118,16 +118,15 @@ class PackedDataset(RadarDataset):
     Ids, labels and order are those of the dataset that was packed; so are images, within the rounding of the dtype.
 
     dataset: the name that the store must have been packed of, or None for any. supervised: leaves out samples without a
-    label. val_fraction, seed: of SEN12-FLOOD, as in FloodDataset. draw, classes: of chips, as in Chips. `images` gives
-    whole batches.
+    label. draw: (val_fraction, test_fraction, seed), as in Chips and FloodDataset. classes: of chips, as in Chips.
+    `images` gives whole batches.
     Raises DataError for a store that is unfinished, damaged or of another dataset, or has no sample of the split.
     """
 
     is_packed = True
 
     def __init__(
-        self, root, split="train", dataset=None, supervised=False, val_fraction=0.0, seed=0, draw=(0.0, 0.0, 0),
-        classes=None
+        self, root, split="train", dataset=None, supervised=False, draw=(0.0, 0.0, 0), classes=None
     ):  # fmt: skip
         root, split = check_root(root), check_split(split)
         self.manifest = read_manifest(root)
@@ -144,7 +143,7 @@ class PackedDataset(RadarDataset):
         self.source = ImageSource(Parts(root, self.manifest), nonfinite)
         chips = self.manifest["dataset"] == "chips"
         undivided = chips and set(self.manifest["splits"]) == {EVERY}
-        draws_val = bool(val_fraction) and self.task == "flood"
+        draws_val = bool(draw[0]) and self.task == "flood"
         stored = (EVERY,) if undivided else _stored("train" if draws_val and split == "val" else split)
         listing, self._rows = self._read_samples(root, split, stored)
         super().__init__(root, split, [root / SAMPLES], listing)
@@ -153,7 +152,7 @@ class PackedDataset(RadarDataset):
         if undivided:
             self._select(drawn_by_group(split, self.groups, *draw, str(root)))
         elif chips and (draw[0] or draw[1]):
-            raise DataError(f"--val_fraction, --test_fraction: {root} has splits already; leave the flags out")
+            log.warning("--val_fraction and --test_fraction are not used: %s has splits", root)
         if classes is not None and tuple(classes) != self.CLASSES:
             self._use_classes(tuple(classes), supervised)
         if supervised and not self.label_table().any(1).all():
@@ -166,7 +165,7 @@ class PackedDataset(RadarDataset):
             log.info("dropped %d of %d samples, which have no label", np.count_nonzero(~keep), len(keep))
             self._select(keep)
         if self.task == "flood":
-            self._select(drawn_for(split, self.groups, val_fraction, seed, str(root)))
+            self._select(drawn_for(split, self.groups, draw[0], draw[2], str(root)))
 
     def _read_samples(self, root, split, stored):
         """(Listing, rows (N, images_per_sample) of the images of each sample) of the stored splits of `split`.

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.command_line import finite, positive
 from common.errors import DataError, data_error
-from sarwmix.geotiff import MOST_PIXELS, POLARISATIONS, load_rasterio, opened_geotiff
+from sarwmix.geotiff import MOST_PIXELS, POLARISATIONS, check_nonfinite, load_rasterio, opened_geotiff
 from sarwmix.layouts import SUFFIXES
 from sarwmix.listing import CHANNELS
 from sarwmix.plausibility import check_decibels, check_linear
@@ -38,7 +38,8 @@ class Reading:
 
     units: of READ_AS, after the factor `scale`. bands: names of the bands of a file, or of the files of an image, in
     order; None: from descriptions and names. nodata: a further value of pixels without data. uncalibrated: whether
-    digital numbers are taken for amplitude.
+    digital numbers are taken for amplitude. max_nonfinite: share of pixels without data above which reading a whole
+    image fails.
     """
 
     units: str = "dB"
@@ -46,6 +47,7 @@ class Reading:
     nodata: float | None = None
     scale: float | None = None
     uncalibrated: bool = False
+    max_nonfinite: float = 1.0
 
     def to_db(self, values):
         """Values in the units of `units`, float → dB, float32; NaN where there is no backscatter."""
@@ -113,7 +115,7 @@ def reading_of(args):
         raise DataError(f"--bands {' '.join(args.bands)}: VV and VH are needed in it, once each")
     if args.uncalibrated and args.units != "amplitude":
         raise DataError("--uncalibrated: digital numbers are amplitude; say --units amplitude")
-    return Reading(args.units, bands, args.nodata, args.scale, args.uncalibrated)
+    return Reading(args.units, bands, args.nodata, args.scale, args.uncalibrated, getattr(args, "max_nonfinite", 1.0))
 
 
 # ---- Files of an image ---------------------------------------------------------------------------
@@ -277,13 +279,15 @@ class Image:
         return values
 
     def read(self, listed=True):
-        """The whole image, as a window. Raises DataError also for more pixels than fit into memory."""
+        """The whole image, as a window. Raises DataError also for too many pixels, or too many without data."""
         if self.height * self.width > MOST_PIXELS:
             raise DataError(
                 f"{self.bands[0].path}: is {self.height}x{self.width} pixels, a scene; cut it with sarwmix.tile"
             )
         with self.opened(listed) as read:
-            return read(0, 0, self.height, self.width)
+            values = read(0, 0, self.height, self.width)
+        check_nonfinite(values, self.bands[0].path, self.reading.max_nonfinite)
+        return values
 
     def grid_row(self, scene, row=0, column=0):
         """The values of GRID for the window whose first pixel is (row, column)."""

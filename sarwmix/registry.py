@@ -120,8 +120,8 @@ def leave_out(dataset, missing):
 def source_options(args):
     """Options for `open_dataset` from the flags of `add_source_flags` and `add_chips_flags`. Raises DataError."""
     val, test, draw_seed = (getattr(args, name, 0) or 0 for name in ("val_fraction", "test_fraction", "draw_seed"))
-    given = [name for name in ("bands", "nodata", "scale", "uncalibrated") if getattr(args, name) not in (None, False)]
-    given += ["units"] * (args.units != "dB")
+    usual = {"bands": None, "nodata": None, "scale": None, "uncalibrated": False, "units": "dB"}
+    given = [name for name, value in usual.items() if getattr(args, name, value) != value]
     if given and args.dataset != "chips":
         raise DataError(f"--{given[0]}: is for --dataset chips; leave it out")
     if given and is_packed(args.data_path):
@@ -131,12 +131,9 @@ def source_options(args):
             f"--{'test' if test else 'val'}_fraction: --dataset {args.dataset} has splits of its own; leave it out"
         )
     options = {name: getattr(args, name) for name in ("id_col", "include_snow_cloud", "max_nonfinite")}
-    return options | {
-        "reading": reading_of(args),
-        "draw": (val, test, draw_seed),
-        "val_fraction": val,
-        "seed": draw_seed,
-    }
+    if args.dataset == "chips":
+        options["reading"] = reading_of(args)
+    return options | {"draw": (val, test, draw_seed), "val_fraction": val, "seed": draw_seed}
 
 
 def open_dataset(dataset, root, split, metadata=None, supervised=False, **options):
@@ -161,6 +158,8 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
             )
         kind, options["dataset"] = PackedDataset, dataset
     opened = kind(root, **{name: options[name] for name in signature(kind).parameters if name in options})
+    if opened.MEAN is None:  # of a packed store
+        opened.MEAN, opened.STD = DATASETS[dataset].MEAN, DATASETS[dataset].STD
     opened.require()
     return opened
 

@@ -39,17 +39,18 @@ RULES = {
         "best_default": _by_score(**dict.fromkeys(METRICS, 1.0)),
         "best_mbr": _most_best,
     },
+    "multiclass": {"best": _by_score(accuracy=1.0)},
     "flood": {"best": _by_score(accuracy=1.0)},
 }
 FILES = {rule: f"checkpoint_{rule}.pth" for rule in RULES["multilabel"]}
 
 
 class Selection:
-    """The best epoch so far by each rule of a task: "multilabel" or "flood". Raises ValueError for another task."""
+    """The best epoch so far by each rule of a task, a key of RULES. Raises ValueError for another task."""
 
     def __init__(self, task):
         if task not in RULES:
-            raise ValueError(f"task '{task}' is unknown; choose {' or '.join(RULES)}")
+            raise ValueError(f"task '{task}' is unknown; choose one of {', '.join(RULES)}")
         self.rules = RULES[task]
         self.held = {}  # {rule: {"epoch", "metrics"}}; all rules or none
 

@@ -98,4 +98,4 @@ def test_nothing_writes_to_flags():
 
 
 def test_few_modules_lie_directly_in_sarwmix():
-    assert len(list((ROOT / "sarwmix").glob("[!_]*.py"))) <= 20
+    assert len(list((ROOT / "sarwmix").glob("[!_]*.py"))) <= 24

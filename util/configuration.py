@@ -50,8 +50,18 @@ def settle(flags, *layers):
 
 
 def dataset_defaults(kind):
-    """The layer of a dataset class: mean and standard deviation in dB (VH, VV)."""
-    return {"mean": list(kind.MEAN), "std": list(kind.STD)}
+    """The layer of a dataset or its class: mean and standard deviation in dB (VH, VV). {} if it states none."""
+    return {} if kind.MEAN is None else {"mean": list(kind.MEAN), "std": list(kind.STD)}
+
+
+def need_statistics(config):
+    """Refuses a configuration without mean and standard deviation, which chips do not state. Raises UsageError."""
+    need(
+        config.mean is not None and config.std is not None,
+        "--mean and --std are missing, which images of one's own do not state: measure them with python -m "
+        "sarwmix.prepare.statistics --dataset chips --data_path DIR --out FILE and give --statistics FILE, pack the "
+        "images (sarwmix.prepare.pack), or start from a checkpoint",
+    )
 
 
 def machine_settings(flags, ranks):
@@ -109,7 +119,7 @@ def read_statistics(path):
 def log_statistics(config, kind, checkpoint=None):
     """Logs the mean and standard deviation of the input, and where they come from.
 
-    kind: the dataset class. checkpoint: the LoadedCheckpoint that may state them, or None.
+    kind: the dataset or its class. checkpoint: the LoadedCheckpoint that may state them, or None.
     """
     stated = {} if checkpoint is None else checkpoint.stated()
 
@@ -119,7 +129,8 @@ def log_statistics(config, kind, checkpoint=None):
             return f"--statistics {config.statistics}"
         if name in stated and agree(value, stated[name]):
             return str(checkpoint.path)
-        return f"--dataset {config.dataset}" if agree(value, getattr(kind, name.upper())) else f"--{name}"
+        own = getattr(kind, name.upper())
+        return f"--dataset {config.dataset}" if own is not None and agree(value, own) else f"--{name}"
 
     log.info(
         "standardised with mean %s and std %s dB (VH, VV), of %s",

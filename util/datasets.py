@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.command_line import positive
 from common.errors import UsageError
 from sarwmix.registry import (
-    DATASETS,
+    add_chips_flags,
     add_skip_missing_flag,
     add_source_flags,
     is_simulated,
@@ -44,6 +44,7 @@ def add_data_flags(parser):
     group = parser.add_argument_group("data")
     add_source_flags(group)
     add_skip_missing_flag(group)
+    add_chips_flags(parser)
     group.add_argument(
         "--data_cache",
         choices=("auto", "none", "ram", "device"),
@@ -87,14 +88,13 @@ def add_data_flags(parser):
     return group
 
 
-def build_dataset(args, split=None, metadata=None, supervised=False):
+def build_dataset(args, split=None, metadata=None, supervised=False, classes=None):
     """Opens a split of the dataset of --dataset. split, metadata: instead of those of the flags.
 
-    supervised: leaves out samples without a label. Raises DataError for data that cannot be used.
+    supervised: leaves out samples without a label. classes: of chips, instead of those of their table. Raises DataError
+    for data that cannot be used.
     """
-    options = source_options(args)
-    if DATASETS[args.dataset].task == "flood":
-        options |= {"val_fraction": args.val_fraction, "seed": args.draw_seed}
+    options = source_options(args) | {"classes": classes}
     dataset = open_dataset(
         args.dataset, args.data_path, split or args.split, metadata or args.metadata, supervised, **options
     )

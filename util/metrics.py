@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Metrics of multi-label classification (average precision, F1, precision) and of flood detection.
+"""Metrics of multi-label classification (average precision, F1, precision), of one class per image, and of floods.
 
 Undefined values:
 - A class without a positive label in the set has no average precision and no recall. It is excluded from all three
@@ -23,6 +23,9 @@ from torchmetrics.functional.classification import (
     binary_f1_score,
     binary_precision,
     binary_recall,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
     multilabel_f1_score,
     multilabel_precision,
     multilabel_recall,
@@ -86,6 +89,46 @@ def multilabel_metrics(probabilities, labels):
         "f1_micro": multilabel_f1_score(probabilities, labels, average="micro", **settings).item(),
         "precision_macro": macro["precision"],
         "precision_micro": multilabel_precision(probabilities, labels, average="micro", **settings).item(),
+        "per_class": {**per_class, "support": support},
+        "undefined": [k for k, count in enumerate(support) if not count],
+    }
+
+
+def multiclass_metrics(probabilities, labels):
+    """Accuracy, macro F1 and, per class, F1, precision and recall, where each sample is of exactly one class.
+
+    probabilities: (N, K) floats in [0, 1], K ≥ 2; the prediction is the largest. labels: (N,), from 0 to K − 1, of any
+    type, on the same device. Returns a dict: "accuracy", "f1_macro", "precision_macro", "recall_macro" in [0, 1];
+    "per_class": {"f1", "precision", "recall": lists of K floats or None, "support": list of the samples of each class};
+    "undefined": the indices of classes without a sample, which macro means leave out. Raises ValueError
+    for other shapes or values and an empty set.
+    """
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: (samples, classes), with "
+            "two classes or more, and (samples,) are needed"
+        )
+    classes, labels = probabilities.shape[1], labels.long()
+    outside = (labels < 0) | (labels >= classes)
+    _check(probabilities, outside)
+    if bool(outside.any()):
+        raise ValueError(f"labels must be from 0 to {classes - 1}")
+    predicted, support = probabilities.argmax(1), labels.bincount(minlength=classes).tolist()
+    settings = dict(num_classes=classes, average="none", validate_args=False)
+    per_class = {}
+    for name, metric in (
+        ("f1", multiclass_f1_score),
+        ("precision", multiclass_precision),
+        ("recall", multiclass_recall),
+    ):
+        values = metric(predicted, labels, **settings).tolist()
+        per_class[name] = [value if count else None for value, count in zip(values, support)]
+    macro = {
+        f"{name}_macro": fmean(value for value in values if value is not None) for name, values in per_class.items()
+    }
+    return {
+        "accuracy": (predicted == labels).double().mean().item(),
+        **macro,
         "per_class": {**per_class, "support": support},
         "undefined": [k for k, count in enumerate(support) if not count],
     }

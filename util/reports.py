@@ -13,6 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from common.files import write_atomically
+from util.maps import grids_of, principal_components, with_outlines, write_maps
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,9 @@ def log_metrics(metrics, classes):
         )
         return
     per_class = metrics["per_class"]
-    columns = [map(shown, per_class[name]) for name in ("ap", "f1", "precision", "recall")]
-    log_table(
-        list(zip(classes, per_class["support"], *columns)), ["class", "samples", "AP", "F1", "precision", "recall"]
-    )
+    titles = {"ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall"}
+    columns = {title: map(shown, per_class[name]) for name, title in titles.items() if name in per_class}
+    log_table(list(zip(classes, per_class["support"], *columns.values())), ["class", "samples", *columns])
     if metrics["undefined"]:
         log.warning(
             "%d classes do not occur in this split and are left out of the macro means: %s",
@@ -69,7 +69,7 @@ def write_metrics(path, metrics, **where):
 
 
 def write_frame(path, frame):
-    """Writes a pandas DataFrame as .csv or .parquet, atomically."""
+    """Writes a pandas DataFrame, or a GeoDataFrame as GeoParquet, as .csv or .parquet, atomically."""
 
     def write(file):
         if Path(path).suffix == ".parquet":
@@ -93,11 +93,41 @@ def write_predictions(path, dataset, probabilities):
     write_frame(path, pd.DataFrame(columns))
 
 
-def write_features(path, dataset, features):
-    """Writes features with ids, groups (acquisitions or folders) and labels, as .npz or .parquet.
+def write_probabilities(path, dataset, probabilities, classes):
+    """Writes probabilities (N, K) of K classes: a row per sample with id, the most probable class and all
+    probabilities, as .csv or .parquet, the latter with the outline of the image where it is known; or, as .tif, maps
+    with a band per class.
+    """
+    values = probabilities.numpy()
+    if Path(path).suffix == ".tif":
+        write_maps(path, grids_of(dataset.georeference(), dataset.size, "--predict"), values, classes)
+        return
+    columns = {"id": dataset.ids, "predicted": np.array(classes, dtype=str)[values.argmax(1)]}
+    columns |= {f"probability: {name}": column for name, column in zip(classes, values.T)}
+    _write_georeferenced(path, pd.DataFrame(columns), dataset)
+
+
+def _write_georeferenced(path, frame, dataset):
+    """Writes a table of the samples; a parquet file with their georeference and outlines, where they are known."""
+    georeference = dataset.georeference() if Path(path).suffix == ".parquet" else None
+    write_frame(path, frame if georeference is None else with_outlines(frame, georeference, dataset.size))
+
+
+def write_features(path, dataset, features, bands="pca"):
+    """Writes features with ids, groups (acquisitions or folders) and labels, as .npz or .parquet, the latter with the
+    outline of the image where it is known; or, as .tif, maps of all features or, with bands "pca", of their first three
+    principal components.
 
     The labels of a sample without a label are all 0.
     """
+    if Path(path).suffix == ".tif":
+        values, names = features.numpy(), [f"feature {k}" for k in range(features.shape[1])]
+        if bands == "pca":
+            values, shares = principal_components(values)
+            log.info("principal components: %s of the variance", ", ".join(f"{share:.1%}" for share in shares))
+            names = [f"principal component {k}" for k in (1, 2, 3)]
+        write_maps(path, grids_of(dataset.georeference(), dataset.size, "--embed"), values, names)
+        return
     features, labels = features.numpy(), dataset.label_table()
     unlabelled = np.count_nonzero(~labels.any(1))
     if 0 < unlabelled < len(labels):
@@ -110,7 +140,7 @@ def write_features(path, dataset, features):
     if Path(path).suffix == ".parquet":
         columns = {"id": dataset.ids, "group": dataset.groups} | _label_columns(dataset.CLASSES, labels)
         columns |= {f"feature {k}": column for k, column in enumerate(features.T)}
-        write_frame(path, pd.DataFrame(columns))
+        _write_georeferenced(path, pd.DataFrame(columns), dataset)
         return
     arrays = {"ids": dataset.ids, "groups": dataset.groups, "labels": labels, "features": features}
     write_atomically(path, lambda file: np.savez(file, **arrays, classes=np.array(dataset.CLASSES)))

@@ -5,9 +5,9 @@
     python -m sarwmix.tile rtc_VV.tif rtc_VH.tif FOLDER --units dB --out STORE --workers 8
     mpirun -np 4 python -m sarwmix.tile FOLDER --units dB --out STORE
 
-A scene is a GeoTIFF with the bands VV and VH, or one file for each (`sarwmix.raster`). It is read row of tiles by row of
-tiles, so that the memory does not depend on its size. Every tile keeps its scene, row, column, coordinate system and
-transform. After an interruption, the same command writes the missing parts; the result is byte for byte the same for
+A scene is a GeoTIFF with the bands VV and VH, or one file for each (`sarwmix.raster`). It is read in rows of tiles, so
+that the memory does not depend on its size. Every tile keeps its scene, row, column, coordinate system and transform.
+After an interruption, the same command writes the missing parts; the result is byte for byte the same for
 any number of interruptions, ranks and processes.
 """
 
@@ -85,7 +85,7 @@ def find_scene(named, reading):
 
 
 def plan_parts(scenes, cut, per_part):
-    """The Parts of all scenes, each with at most `per_part` tiles where a row of tiles has no more. Raises DataError."""
+    """The Parts of all scenes, each with at most `per_part` tiles, but at least one row of them. Raises DataError."""
     parts, rows, tiles = [], [], 0
     for number, image in enumerate(scenes):
         wide = len(cut.starts(image.width))

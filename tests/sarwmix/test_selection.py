@@ -133,7 +133,7 @@ def test_a_state_does_not_change_with_the_selection():
 
 
 def test_what_a_selection_refuses():
-    with pytest.raises(ValueError, match="task 'floods' is unknown; choose multilabel or flood"):
+    with pytest.raises(ValueError, match="task 'floods' is unknown; choose one of multilabel, multiclass, flood"):
         Selection("floods")
     selection = Selection("multilabel")
     with pytest.raises(ValueError, match="holds no epoch"):
