@@ -22,8 +22,8 @@ from common.errors import DataError, quoted
 from common.packages import PACK_ELSEWHERE, load
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import check_nonfinite, load_rasterio, read_band
-from sarwmix.layouts import whereabouts
-from sarwmix.listing import CHANNELS, acquisitions_of, refuse_duplicates
+from sarwmix.layouts import S1_START, content_of, whereabouts
+from sarwmix.listing import CHANNELS, Listing, acquisitions_of, check_names, refuse_duplicates
 from sarwmix.plausibility import check_decibels
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
@@ -141,8 +141,36 @@ class PatchFolders(Store):
         super().__init__(layout.folder)
         self._layout = layout
 
+    def patches(self):
+        """Sorted names of all patches that exist."""
+        names = _names_in(self.folder)
+        if self._layout.acquisitions:
+            names = [name for acquisition in names for name in _names_in(f"{self.folder}/{acquisition}")]
+        return sorted(names)
+
     def path(self, patch, channel):
         return f"{self._layout.folder_of(patch)}/{patch}_{channel}{self._layout.suffix}"
+
+
+def _names_in(folder):
+    """Names of the folders in a folder that have names of patches or acquisitions."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir()]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check --data_path") from error
+
+
+def every_patch(store):
+    """The Listing of all patches that exist, sorted by name, without labels. Raises DataError if there are none."""
+    names = store.patches()
+    place = f"{store.folder.name}/"
+    if not names:
+        raise DataError(
+            f"{store.folder}: holds no patch folders (S1A_… or S1B_…); {content_of(store.folder)}; check --data_path"
+        )
+    check_names(names, lambda i: f"{place}{names[i]}")
+    return Listing(np.array(names, dtype=str), None, (place,))
 
 
 def _has_content(path):
@@ -181,6 +209,15 @@ class LmdbStore(Store):
     def missing(self, patch):
         exists = self._get(patch, lambda value: value is not None)  # a view: the value is not read
         return [] if exists else list(CHANNELS)
+
+    def patches(self):
+        """Sorted names of all patches in the LMDB."""
+        try:
+            with _environment(self._real).begin() as transaction, transaction.cursor() as cursor:
+                names = [key.decode(errors="replace") for key in cursor.iternext(values=False)]
+        except _lmdb().Error as error:
+            raise DataError(f"{self._real}/{LMDB_FILE}: is damaged ({error}); copy it again") from None
+        return sorted(name for name in names if S1_START.match(name))
 
     def require(self):
         _lmdb()

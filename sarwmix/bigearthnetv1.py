@@ -12,9 +12,9 @@ import numpy as np
 from common.errors import DataError, data_error
 from common.files import read_json
 from common.packages import PACK_ELSEWHERE, load
-from sarwmix.bigearthnet import CLASSES, CLC43, SIZE, BigEarthNet, PatchFolders, labelled, multi_hot
+from sarwmix.bigearthnet import CLASSES, CLC43, SIZE, BigEarthNet, PatchFolders, every_patch, labelled, multi_hot
 from sarwmix.geotiff import MOST_PIXELS, check_nonfinite
-from sarwmix.layouts import S1_START, Layout, content_of, find_layout, places_of_lists
+from sarwmix.layouts import S1_START, Layout, find_layout, places_of_lists
 from sarwmix.listing import (
     CHANNELS,
     Listing,
@@ -131,13 +131,6 @@ class Metadata:
 class FolderStore(PatchFolders):
     """Patch folders in a Layout: <patch>/<patch>_{VH,VV}.tif and <patch>/<patch>_labels_metadata.json."""
 
-    def patches(self):
-        """Sorted names of all patches that exist."""
-        names = _names_in(self.folder)
-        if self._layout.acquisitions:
-            names = [name for acquisition in names for name in _names_in(f"{self.folder}/{acquisition}")]
-        return sorted(names)
-
     def metadata(self, patch):
         """The Metadata of a patch, from its JSON file."""
         path = f"{self._layout.folder_of(patch)}/{patch}_labels_metadata.json"
@@ -198,15 +191,6 @@ class ZarrStore(FolderStore):
 
 def _zarr():
     return load("zarr", "reading a Zarr store", PACK_ELSEWHERE)
-
-
-def _names_in(folder):
-    """Names of the folders in a folder that have names of patches or acquisitions."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if S1_START.match(entry.name) and entry.is_dir()]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}); check --data_path") from error
 
 
 def _has_chunk(path):
@@ -294,18 +278,6 @@ def _read_all_labels(store, patches, level=logging.INFO):
 
 
 # ---- Lists of patches ----------------------------------------------------------------------------
-
-
-def every_patch(store):
-    """The Listing of all patches that exist, sorted by name. Raises DataError if there are none."""
-    names = store.patches()
-    place = f"{store.folder.name}/"
-    if not names:
-        raise DataError(
-            f"{store.folder}: holds no patch folders (S1A_… or S1B_…); {content_of(store.folder)}; check --data_path"
-        )
-    check_names(names, lambda i: f"{place}{names[i]}")
-    return Listing(np.array(names, dtype=str), None, (place,))
 
 
 def _default_lists(root, store, split):

@@ -2,6 +2,7 @@
 """BigEarthNet v2 (reBEN), Sentinel-1: folders or the LMDB, with the official parquet files or CSV dumps of them."""
 
 import logging
+import os
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from sarwmix.bigearthnet import (
     BigEarthNet,
     LmdbStore,
     PatchFolders,
+    every_patch,
     is_lmdb,
     labelled,
     multi_hot,
@@ -68,7 +70,7 @@ class BigEarthNetv2(BigEarthNet):
         root, split = check_root(root), check_split(split)
         store = _find_store(root)
         if metadata is None:
-            metadata = _default_metadata(root, store, split, include_snow_cloud)
+            metadata = _default_metadata(root, store, split, include_snow_cloud, keep_unlabelled)
         elif include_snow_cloud:
             raise DataError(
                 "--include_snow_cloud goes with the default metadata; name its file with --metadata as well"
@@ -80,30 +82,42 @@ class BigEarthNetv2(BigEarthNet):
                 f"{root / IMAGES}: no such folder, no folder with patches is in {root}, and no LMDB (data.mdb); "
                 f"{content_of(root)}; give the folder that holds {IMAGES}, or the LMDB, with --data_path"
             )
-        parts, listed, counts = [], Counter(), []
-        for path in metadata:
-            listing, splits = read_metadata(path, place_name(path, root), id_col, need_labels=not keep_unlabelled)
-            listed.update(splits)
-            counts.append(len(listing.ids))
-            parts.append(_of_split(listing, splits, split, path))
-        listing = join_listings(parts)
-        if len(listing.ids) == 0:
-            raise DataError(
-                f"{', '.join(map(str, metadata))}: no row of split '{split}' (rows: "
-                f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
-                "choose another split, or give other metadata"
-            )
-        empty = [str(path) for path, count in zip(metadata, counts) if count == 0]
-        if empty:
-            raise data_error(
-                f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again"
-            )
-        unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
-        if unlabelled and not keep_unlabelled:
-            listing = labelled(listing, ", ".join(map(str, metadata)))
-        elif unlabelled:
-            log.info("%d of %d patches have no label, and stay", unlabelled, len(listing.ids))
+        listing = _read_listing(metadata, root, split, id_col, keep_unlabelled) if metadata else _unlabelled(store)
         super().__init__(root, split, metadata, store, listing, max_nonfinite)
+
+
+def _unlabelled(store):
+    """The Listing of all patches of a store, without labels."""
+    listing = every_patch(store)
+    log.info("%s: no metadata: all %d patches are taken, without labels", store.folder, len(listing.ids))
+    listing.labels = np.zeros((len(listing.ids), len(CLASSES)), np.uint8)
+    return listing
+
+
+def _read_listing(metadata, root, split, id_col, keep_unlabelled):
+    """The Listing of the patches of a split, in the order of the metadata files. Raises DataError."""
+    parts, listed, counts = [], Counter(), []
+    for path in metadata:
+        listing, splits = read_metadata(path, place_name(path, root), id_col, need_labels=not keep_unlabelled)
+        listed.update(splits)
+        counts.append(len(listing.ids))
+        parts.append(_of_split(listing, splits, split, path))
+    listing = join_listings(parts)
+    if len(listing.ids) == 0:
+        raise DataError(
+            f"{', '.join(map(str, metadata))}: no row of split '{split}' (rows: "
+            f"{', '.join(f'{name} {count}' for name, count in sorted(listed.items())) or 'none'}); "
+            "choose another split, or give other metadata"
+        )
+    empty = [str(path) for path, count in zip(metadata, counts) if count == 0]
+    if empty:
+        raise data_error(f"{len(empty)} of {len(counts)} files have a header, but no rows", empty, "copy them again")
+    unlabelled = len(listing.ids) - np.count_nonzero(listing.labels.any(axis=1))
+    if unlabelled and not keep_unlabelled:
+        listing = labelled(listing, ", ".join(map(str, metadata)))
+    elif unlabelled:
+        log.info("%d of %d patches have no label, and stay", unlabelled, len(listing.ids))
+    return listing
 
 
 # ---- Locations of images and metadata ------------------------------------------------------------
@@ -128,18 +142,25 @@ def _find_store(root):
     return layout and PatchFolders(layout)
 
 
-def _default_metadata(root, store, split, include_snow_cloud):
-    """Paths of metadata.parquet, or of the split's CSV dumps; then of the snow and cloud patches. Raises DataError."""
+def _default_metadata(root, store, split, include_snow_cloud, keep_unlabelled):
+    """Paths of metadata.parquet, or of the split's CSV dumps; then of the snow and cloud patches. Raises DataError.
+
+    [] without any, if the split is all patches, with or without labels.
+    """
+    some = False  # whether there is a list of a part of the split
     for folder in [root] if store is None else places_of_lists(root, store.folder, IMAGES):
         official = folder / OFFICIAL
-        chosen = [official] if official.exists() else split_lists(folder, "benv2", split)
-        missing = [path.name for path in chosen if not path.exists()]
+        chosen = [official] if os.path.lexists(official) else split_lists(folder, "benv2", split)
+        missing = [path.name for path in chosen if not os.path.lexists(path)]
+        some |= len(missing) < len(chosen)
         if not missing:
             return chosen + ([snow_cloud_beside(official)] if include_snow_cloud else [])
+    if store is not None and split == "all" and keep_unlabelled and not (some or include_snow_cloud):
+        return []
     beside = " or beside it" if store is not None and store.folder == root else ""
     raise DataError(
         f"{root}: neither {OFFICIAL} nor {', '.join(missing)} is there{beside}; copy the dataset's metadata into it, "
-        "or name them with --metadata"
+        "or name them with --metadata" + ("; --split all takes all patches without it" if keep_unlabelled else "")
     )
 
 
@@ -161,7 +182,8 @@ def is_parquet(path):
 def read_metadata(path, place, id_col, need_labels=True):
     """Reads a metadata file. Returns (Listing of all rows, their splits, or () if the file has no such column).
 
-    place: name of the file in messages. need_labels: the column of labels must exist; its cells may be empty anyway.
+    place: name of the file in messages. need_labels: the column of labels must exist, and its cells must be empty or
+    lists of classes; otherwise rows with other cells have no label.
     """
     read = _read_parquet if is_parquet(path) else _read_csv
     lines, names, labels, splits = read(path, id_col, need_labels)
@@ -180,7 +202,7 @@ def read_metadata(path, place, id_col, need_labels=True):
             "it must be train, validation or test",
         )
     return Listing(
-        np.array(names, dtype=str), _encode(*labels, where), (place,), line=np.array(lines, np.int64)
+        np.array(names, dtype=str), _encode(*labels, where, need_labels), (place,), line=np.array(lines, np.int64)
     ), splits
 
 
@@ -278,8 +300,9 @@ def _read_csv(path, id_col, need_labels):
     return lines, names, (labels, list(distinct)), splits
 
 
-def _encode(numbers, distinct, where):
-    """Encodes labels as (N, 19) uint8; rows without a name are 0. Raises DataError.
+def _encode(numbers, distinct, where, need_labels):
+    """Encodes labels as (N, 19) uint8; rows without a name are 0. Raises DataError for labels that cannot be read; if
+    they are not needed, it logs a warning, and these rows are 0.
 
     distinct: the few thousand different tuples of names or printed lists. numbers: (N,) index of each row in it.
     """
@@ -291,6 +314,9 @@ def _encode(numbers, distinct, where):
             problems[number] = str(error)
     if problems:
         found = [f"{problems[number]} ({where(i)})" for i, number in enumerate(numbers) if number in problems]
+        if not need_labels:
+            log.warning("%d of %d rows have labels that cannot be read: %s", len(found), len(numbers), found[0])
+            return table[np.array(numbers, np.int64)]
         raise data_error(
             f"{len(found)} of {len(numbers)} rows have labels that cannot be read",
             found,

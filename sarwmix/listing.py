@@ -192,6 +192,8 @@ def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
     groups: (N,) str; samples of one group are in one split. The draw is a function of the names of the groups and the
     seed. Raises DataError, which names `source`, for a split that is not drawn, or if no group is left to train on.
     """
+    if split == "all":
+        return np.ones(len(groups), bool)
     for name, fraction in (("val", val_fraction), ("test", test_fraction)):
         if split == name and not fraction:
             raise DataError(

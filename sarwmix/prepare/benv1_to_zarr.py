@@ -29,8 +29,8 @@ from common.errors import DataError, data_error
 from common.files import check_room, claimed, sha256_of, write_atomically, write_csv
 from common.packages import load
 from common.workers import add_workers_flag, run_command
-from sarwmix.bigearthnet import SIZE
-from sarwmix.bigearthnetv1 import S2_START, ZarrStore, every_patch, open_store, patches_by_s2_name, read_list
+from sarwmix.bigearthnet import SIZE, every_patch
+from sarwmix.bigearthnetv1 import S2_START, ZarrStore, open_store, patches_by_s2_name, read_list
 from sarwmix.listing import CHANNELS, PARTS, check_root, join_listings, read_csv_rows, refuse_duplicates
 
 log = logging.getLogger(__name__)

@@ -222,7 +222,16 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name, case, use", cases_of(BROKEN))
+def needs(name, case, use):
+    """Whether what is run needs what is broken: pretraining on all of version 2 does without labels and metadata."""
+    said = " ".join(BROKEN[name][case][2:])
+    unneeded = (
+        "label" in said and "columns" not in said or "printed list" in said or (name, case) == ("v2", "not there")
+    )
+    return not (use == "pretrain v2" and unneeded)
+
+
+@pytest.mark.parametrize("name, case, use", [row for row in cases_of(BROKEN) if needs(*row)])
 def test_broken_input_is_one_line_and_leaves_nothing(name, case, use, check_refused):
     check_refused(name, use, BROKEN[name][case])
 

@@ -258,12 +258,15 @@ def test_unknown_labels_are_counted_and_located(root):
     path = write_csv(root / "my.csv", [HEADER, *rows_of("['Pastures']", "['Sea']", "['Pastures' 'Sea']", "Pastures")])
     fails("3 of 4 rows", "unknown label 'Sea' (my.csv:3)", "unknown label 'Sea' (my.csv:4)",
           "not a printed list of quoted names 'Pastures' (my.csv:5)", "bigearthnet_classes.csv",
-          root=root, metadata=path)  # fmt: skip
+          root=root, metadata=path, keep_unlabelled=False)  # fmt: skip
     frame = v2_frame()
     frame.at[2, "labels"] = ["Pastures", "Bare rock"]
     frame.at[3, "labels"] = ["Sea"]
     frame.to_parquet(root / "metadata.parquet")
-    fails("2 of 4 rows", "unknown label 'Bare rock' (metadata.parquet: row 2)", "(metadata.parquet: row 3)", root=root)
+    fails(
+        "2 of 4 rows", "unknown label 'Bare rock' (metadata.parquet: row 2)", "(metadata.parquet: row 3)",
+        root=root, keep_unlabelled=False,
+    )  # fmt: skip
 
 
 def test_labels_of_many_rows(tmp_path):
@@ -287,11 +290,13 @@ def test_many_unknown_labels_are_counted_and_located(root, different):
     frame.at[7, "labels"], frame.at[8, "labels"] = ["Pastures"], []
     frame.to_parquet(root / "metadata.parquet")
     fails(f"{different - 2} of {different} rows", "unknown label 'Sea 0' (metadata.parquet: row 0)",
-          f"unknown label 'Sea 4' (metadata.parquet: row 4), and {different - 7} more", root=root)  # fmt: skip
+          f"unknown label 'Sea 4' (metadata.parquet: row 4), and {different - 7} more",
+          root=root, keep_unlabelled=False)  # fmt: skip
     frame.iloc[6:10].to_parquet(root / "metadata.parquet")
     fails(
-        "2 of 4 rows", "unknown label 'Sea 6' (metadata.parquet: row 0)", "'Sea 9' (metadata.parquet: row 3)", root=root
-    )
+        "2 of 4 rows", "unknown label 'Sea 6' (metadata.parquet: row 0)", "'Sea 9' (metadata.parquet: row 3)",
+        root=root, keep_unlabelled=False,
+    )  # fmt: skip
 
 
 def test_unknown_splits_are_counted_and_located(root):

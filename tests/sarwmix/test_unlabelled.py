@@ -15,7 +15,16 @@ from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
 from sarwmix.prepare import pack, statistics
 from sarwmix.registry import open_dataset
-from tests.helpers.dataset_fixtures import fails_with, s1_name, v2_frame, write_csv, write_v1, write_v1_zarr, write_v2
+from tests.helpers.dataset_fixtures import (
+    fails_with,
+    s1_name,
+    v2_frame,
+    write_csv,
+    write_v1,
+    write_v1_zarr,
+    write_v2,
+    write_v2_lmdb,
+)
 from tests.helpers.runs import argv
 
 pytestmark = pytest.mark.slow
@@ -66,9 +75,22 @@ def test_some_of_version_2_without_labels(labels, form, tmp_path, caplog):
         data = BigEarthNetv2(root, "all", path, keep_unlabelled=False)
     assert data.ids.tolist() == [s1_name(1), s1_name(3)] and data.label_table().any(1).all()
     assert "2 of 4 patches have no label, and stay" in caplog.text and "dropped 2 of 4 patches" in caplog.text
-    fails_with(
-        lambda: BigEarthNetv2(root, "all", relabelled(root, ["Sea"], (1,), form)), "1 of 4 rows", "unknown label 'Sea'"
-    )
+    other = relabelled(root, ["Sea"], (1,), form)
+    fails_with(lambda: BigEarthNetv2(root, "all", other, keep_unlabelled=False), "1 of 4 rows", "unknown label 'Sea'")
+    assert BigEarthNetv2(root, "all", other).label_table().any(1).tolist() == [True, False, True, True]
+    assert "1 of 4 rows have labels that cannot be read: unknown label 'Sea'" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folders", "lmdb"])
+def test_version_2_without_metadata(kind, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    root = write_v2(tmp_path) if kind == "folders" else write_v2_lmdb(tmp_path)
+    (root / "metadata.parquet").unlink()
+    data = BigEarthNetv2(root, "all")
+    assert data.ids.tolist() == [s1_name(k) for k in range(4)] and not data.label_table().any()
+    assert data[1][0][0, 0, 0] == -21 and "all 4 patches are taken, without labels" in caplog.text
+    fails_with(lambda: BigEarthNetv2(root, "train_val"), "metadata.parquet", "--split all takes all patches without it")
+    fails_with(lambda: BigEarthNetv2(root, "all", keep_unlabelled=False), "metadata.parquet", "copy the dataset's")
 
 
 @pytest.mark.parametrize("kind", ["folders", "zarr 2", "zarr 3"])
