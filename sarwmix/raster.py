@@ -223,10 +223,10 @@ class Image:
         """
         with ExitStack() as stack:
             sources = [stack.enter_context(opened_geotiff(path, listed)) for path in paths]
+            for source in sources:
+                _check_type(source, reading)
             found = _name_bands(sources, paths, reading)
             chosen = [found[channel] for channel in CHANNELS]
-            for source, number in chosen:
-                _check_type(source, number, reading)
             first, grids = chosen[0][0], [_grid_of(source) for source, _ in chosen]
             if grids[0] != grids[1]:
                 raise DataError(
@@ -365,21 +365,20 @@ def _stated(source, number, path):
     return described or (polarisation_in(Path(path).stem) if len(_data_bands(source)) == 1 else None)
 
 
-def _check_type(source, number, reading):
+def _check_type(source, reading):
     """Refuses complex values, and integers without a statement of what they are. Raises DataError."""
-    kind, path = np.dtype(source.dtypes[number - 1]).kind, source.name
-    name = source.dtypes[number - 1]
-    if kind == "c" or name.startswith("complex"):
+    name, path = source.dtypes[0], source.name
+    if name.startswith("complex"):
         raise DataError(f"{path}: holds complex values, as of an SLC product; detect them, then {_CALIBRATE}")
-    if kind == "f" or reading.uncalibrated:
+    if name.startswith("float") or reading.uncalibrated:
         return
     if source.gcps[0] and not source.crs:
         raise DataError(
             f"{path}: holds {name} with {len(source.gcps[0])} ground control points and no coordinate system, as a "
-            f"measurement file of an uncalibrated GRD product; {_CALIBRATE}, or insist with --uncalibrated"
+            f"measurement file of an uncalibrated GRD product; {_CALIBRATE}, or insist with --units amplitude "
+            "--uncalibrated"
         )
-    scaled = reading.scale or (source.scales[number - 1], source.offsets[number - 1]) != (1.0, 0.0)
-    if not scaled:
+    if reading.scale is None and set(zip(source.scales, source.offsets)) == {(1.0, 0.0)}:
         means = {
             "dB": "which dB cannot be: --scale 0.1 reads dB times 10",
             "linear": "which linear backscatter cannot be: --scale says what one unit is",

@@ -25,8 +25,10 @@ from common.errors import DataError, data_error, listed
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import Chips
+from sarwmix.moments import Moments
 from sarwmix.packed_codec import DTYPES
 from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, MOST_SIDE, SAMPLES, STORED_SPLITS, VERSION
+from sarwmix.plausibility import find_fault
 from sarwmix.prepare.store_writer import (
     RECORD,
     finish,
@@ -38,6 +40,7 @@ from sarwmix.prepare.store_writer import (
 )
 from sarwmix.raster import GRID, Image, add_reading_flags, find_images, reading_of
 
+PROBES = 32  # scenes of which some values are checked before the store is begun
 MOST_PARTS = 99_999  # whose numbers have five digits
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,18 @@ def find_scene(named, reading):
         return Image.find(name, paths, reading), None
     except DataError as error:
         return None, str(error)
+
+
+def probe(scenes, cut):
+    """Reads a row of tiles of some scenes, before anything is written. Raises DataError for values that are not in the
+    stated units."""
+    for k in np.unique(np.linspace(0, len(scenes) - 1, PROBES).astype(int)):
+        image, total = scenes[k], Moments()
+        rows = cut.starts(image.height)
+        total.add(read_row(image, rows[len(rows) // 2], cut))
+        fault = find_fault(total.summary()) if (total.count > total.nodata).all() else None
+        if fault:
+            raise DataError(f"{image.bands[0].path}: {fault}")
 
 
 def plan_parts(scenes, cut, per_part):
@@ -165,6 +180,8 @@ def refuse_bad(bad, out, skip_bad, count):
     out: the folder for a list of them, or None.
     """
     names = {name for name, _ in bad}
+    if bad and count == 1:
+        raise DataError(bad[0][1])
     if bad and not (skip_bad and len(names) < count):
         where = ""
         if out is not None:
@@ -206,6 +223,7 @@ def tile(args, workers):
     )
     workers.on_main(refuse_bad, bad, None, args.skip_bad, len(found))
     known = store_facts("chips", Chips, cut.size)
+    workers.on_main(probe, scenes, cut)
     parts = workers.on_main(plan_parts, scenes, cut, images_per_part(args.part_mb, known["shape"], args.dtype))
     record = {
         "generator": "sarwmix.tile",
