@@ -265,7 +265,7 @@ class Image:
         raw = source.read(band.number, window=window)
         empty = source.read_masks(band.number, window=window) == 0
         if self.reading.nodata is not None:
-            empty |= raw == raw.dtype.type(self.reading.nodata)
+            empty |= raw == self.reading.nodata
         values = raw.astype(np.float64)
         if (band.scale, band.offset) != (1.0, 0.0):
             values = values * band.scale + band.offset
