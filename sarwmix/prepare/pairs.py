@@ -76,12 +76,12 @@ def grid_fault(first, second, unreferenced):
 
     unreferenced: whether images without a coordinate system are taken for aligned if they have the same size.
     """
-    names = f"{_name(first)} and {_name(second)}"
     bare = [_name(image) for image in (first, second) if not image.crs]
     if bare and not unreferenced:
         return (
-            f"{names}: {' and '.join(bare)} has no coordinate system, so that it cannot be seen whether they are "
-            "aligned; georeference them (gdal_edit.py -a_srs … -a_ullr …), or insist with --unreferenced"
+            f"{' and '.join(bare)}: no coordinate system, so that it cannot be seen whether {_name(first)} and "
+            f"{_name(second)} are aligned; georeference them (gdal_edit.py -a_srs … -a_ullr …), or insist with "
+            "--unreferenced"
         )
     found = []
     if (first.height, first.width) != (second.height, second.width):
@@ -97,7 +97,7 @@ def grid_fault(first, second, unreferenced):
             found.append(f"{shift:.3g} pixels apart")
     if not found:
         return None
-    return f"{names}: do not lie on one grid ({', '.join(found)}); {_remedy(first, bare)}"
+    return f"{_name(first)} and {_name(second)}: do not lie on one grid ({', '.join(found)}); {_remedy(first, bare)}"
 
 
 def distance(first, second):
