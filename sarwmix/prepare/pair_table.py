@@ -84,6 +84,14 @@ def read_pairs(path, ordered):
             images.append(number[key])
         pairs.append(Pair(*images, columns["label"][k], *(columns[name][k] or None for name in OPTIONAL), place))
     _check_pairs(path, pairs)
+    several = Counter(file for key in number for file in set(key))
+    several = [file for file, count in several.items() if count > 1]
+    if several:
+        raise data_error(
+            f"{path}: {len(several)} files are named in several combinations",
+            several,
+            "name an image by the same files, in the same order, in each row",
+        )
     return PairTable(path, tuple(pairs), tuple(found), tuple(_plain(different_names(found))))
 
 

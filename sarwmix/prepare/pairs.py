@@ -105,12 +105,42 @@ def distance(first, second):
 
     It is infinite for a transform that cannot be inverted.
     """
-    corners = np.array([(x, y, 1) for x in (0, first.width) for y in (0, first.height)]).T
-    (here, there) = (np.array(image.transform).reshape(2, 3) @ corners for image in (first, second))
+    apart = _corners(second) - _corners(first)
     try:
-        return float(np.abs(np.linalg.solve(np.array(first.transform).reshape(2, 3)[:, :2], there - here)).max())
+        return float(np.abs(np.linalg.solve(np.reshape(first.transform, (2, 3))[:, :2], apart)).max())
     except np.linalg.LinAlgError:
         return math.inf
+
+
+def _corners(image):
+    """(2, 4): x and y of the corners of an Image."""
+    corners = [(column, row, 1) for column in (0, image.width) for row in (0, image.height)]
+    return np.reshape(image.transform, (2, 3)) @ np.array(corners).T
+
+
+def overlapping(images, others):
+    """The names of those images that show ground of one of the others, both {name: Image}, by their extents.
+
+    Images that overlap by less than a pixel, and those of different coordinate systems, are not compared.
+    """
+    found, extents = [], {}
+    for image in others.values():
+        extents.setdefault(image.crs, []).append(_extent(image, 0))
+    extents = {crs: np.array(boxes) for crs, boxes in extents.items() if crs}
+    for name, image in images.items():
+        if image.crs in extents:
+            (west, south, east, north), (lefts, bottoms, rights, tops) = _extent(image, 1), extents[image.crs].T
+            if ((west < rights) & (lefts < east) & (south < tops) & (bottoms < north)).any():
+                found.append(name)
+    return found
+
+
+def _extent(image, margin):
+    """(4,): the least x and y, and the greatest, without a margin in pixels."""
+    corners = _corners(image)
+    low, high = corners.min(1), corners.max(1)
+    pixel = (high - low) / (image.width, image.height)
+    return np.concatenate([low + margin * pixel, high - margin * pixel])
 
 
 def _remedy(first, bare):
@@ -329,8 +359,26 @@ def finish(plan, stored, table, args):
         rows = [(pair.place, table.files(pair.first), table.files(pair.second), why) for pair, why in bad]
         write_csv(out / BAD, ("row", "before", "after", "reason"), rows)
     splits = splits_of(table, kept, args)
+    _warn_of_overlap(table, plan, splits)
     for split, listed in KEPT.items():
         listed.write(out, [_listed(plan, table.pairs[k]) for k in kept if splits[k] == split])
+
+
+def _warn_of_overlap(table, plan, splits):
+    """Warns if images of the split test show ground that is in the split train. splits: {row: split}."""
+    images = {split: {} for split in SPLITS}
+    for k, split in splits.items():
+        for number in (table.pairs[k].first, table.pairs[k].second):
+            images[split][plan.entries[number].name] = plan.entries[number].image
+    found = overlapping(images["test"], images["train"])
+    if found:
+        log.warning(
+            "%d of %d images of split test show ground that images of split train show as well, the first is %s; name "
+            "their places in a column group",
+            len(found),
+            len(images["test"]),
+            found[0],
+        )
 
 
 def splits_of(table, folders, args):

@@ -197,6 +197,22 @@ def test_images_of_one_grid_are_one_place(tmp_path):
     assert set(FloodDataset(store, "all").groups.tolist()) == {"0", "4"}
 
 
+def test_images_that_overlap_with_others_of_the_training_split_are_named(tmp_path, caplog):
+    for k, shift in enumerate((0, 64, S, 3 * S)):
+        for name in "ab":
+            image(tmp_path / f"{name}{k}.tif", -20, -11, georeference=grid(shift=shift))
+
+    def overlaps(*splits):
+        caplog.clear()
+        rows = [(f"a{k}.tif", f"b{k}.tif", 1, split) for k, split in splits]
+        run(table(tmp_path, *rows, header=(*HEADER, "split")), tmp_path / str(splits[0]))
+        return [line for line in caplog.messages if "show ground" in line]
+
+    assert overlaps((0, "train"), (2, "test"), (3, "test")) == []
+    (line,) = overlaps((1, "train"), (2, "test"), (3, "test"))
+    assert line.startswith("2 of 4 images of split test show ground") and "the first is a2/a2" in line
+
+
 def test_stated_splits_and_groups_as_parquet(places, tmp_path):
     frame = pd.read_csv(places).assign(group=lambda f: "Køge Bugt, " + f.before.str[:2])
     frame["split"] = np.where(frame.before.str.startswith("p1"), "test", "train")
@@ -275,6 +291,11 @@ TABLES = {
     "split": (lambda rows: [(*row, "val") for row in rows], (*HEADER, "split"), "it must be train or test; validation is drawn in training"),
     "splits": (lambda rows: [("a.tif", "b.tif", 1, "train"), ("b.tif", "a.tif", 0, "test")], (*HEADER, "split"), "1 places are in both splits: a; images of one place"),
     "groups": (lambda rows: [("a.tif", "b.tif", 1, "x"), ("b.tif", "a.tif", 0, "y")], (*HEADER, "group"), "images are in several groups"),
+    "files": (
+        lambda rows: [*rows, ("a.tif,b.tif", "b1.tif", 1)],
+        HEADER,
+        "2 files are named in several combinations",
+    ),
     "one place": (lambda rows: rows[:1], HEADER, "--test_fraction 0.2 of 1 place leaves nothing to train on"),
 }  # fmt: skip
 
