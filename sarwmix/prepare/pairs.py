@@ -76,12 +76,12 @@ def grid_fault(first, second, unreferenced):
 
     unreferenced: whether images without a coordinate system are taken for aligned if they have the same size.
     """
-    bare = [_name(image) for image in (first, second) if not image.crs]
+    bare = [which for which, image in (("the first", first), ("the second", second)) if not image.crs]
     if bare and not unreferenced:
         return (
-            f"{' and '.join(bare)}: no coordinate system, so that it cannot be seen whether {_name(first)} and "
-            f"{_name(second)} are aligned; georeference them (gdal_edit.py -a_srs … -a_ullr …), or insist with "
-            "--unreferenced"
+            f"{_name(first)} and {_name(second)}: {f'{bare[0]} has' if len(bare) == 1 else 'have'} no coordinate "
+            "system, so that it cannot be seen whether they are aligned; georeference them (gdal_edit.py -a_srs … "
+            "-a_ullr …), or insist with --unreferenced"
         )
     found = []
     if (first.height, first.width) != (second.height, second.width):
