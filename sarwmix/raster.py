@@ -149,7 +149,33 @@ def find_images(paths):
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
             raise DataError(f"{missing[0]}: there is no such file; correct the path")
-    return list(zip(_different_names(images), images))
+    return list(zip(different_names(images), images))
+
+
+def files_of(text, folder):
+    """The files of the one image that a cell of a table names, with paths relative to `folder`: (path, …), one or two.
+
+    text: the path of a file; "VV.tif,VH.tif"; or the path of a file of one polarisation, whose partner has the same
+    path but for VV and VH, in its name or in those of folders too. Files of text need not exist.
+    """
+    whole = os.path.join(folder, text)
+    if "," in text and not os.path.exists(whole):
+        return tuple(os.path.join(folder, part.strip()) for part in text.split(","))
+    above, name = os.path.split(text)
+    if len(_TOKEN.findall(name)) == 1 and polarisation_in(os.path.splitext(name)[0]) in CHANNELS:
+        for partner in (os.path.join(above, _TOKEN.sub(_other, name)), _TOKEN.sub(_other, text)):
+            if os.path.isfile(os.path.join(folder, partner)):
+                return tuple(sorted((whole, os.path.join(folder, partner))))
+    return (whole,)
+
+
+def _other(match):
+    """VH for VV and VV for VH, in the case of the letters; other polarisations as they are."""
+    text = match[0]
+    if text.upper() not in CHANNELS:
+        return text
+    last = "H" if text[1] in "Vv" else "V"
+    return text[0] + (last.lower() if text[1].islower() else last)
 
 
 def _files_in(path):
@@ -162,7 +188,7 @@ def _files_in(path):
     return found
 
 
-def _different_names(images):
+def different_names(images):
     """A name for each tuple of files: the least that is common and different from those of the others."""
     depth, names = 0, []
     while True:
@@ -267,7 +293,7 @@ class Image:
         raw = source.read(band.number, window=window)
         empty = source.read_masks(band.number, window=window) == 0
         if self.reading.nodata is not None:
-            empty |= raw == raw.dtype.type(self.reading.nodata)
+            empty |= raw == self.reading.nodata
         values = raw.astype(np.float64)
         if (band.scale, band.offset) != (1.0, 0.0):
             values = values * band.scale + band.offset
