@@ -24,13 +24,14 @@ from sarwmix.listing import (
     in_threads,
     join_listings,
     place_name,
-    read_csv_rows,
+    read_columns,
     refuse_duplicates,
 )
 from sarwmix.raster import GRID, Image, Reading, find_images
 
 METADATA = ("metadata.csv", "metadata.parquet")  # in the folder of the images
 GROUPS = ("group", "scene")  # names of the column of groups
+COLUMNS = ("id", "label", "labels", "split", *GROUPS)
 SEPARATOR = ";"  # of several labels
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def read_tables(paths, root):
     kinds = {tuple(name for name in ("label", "labels", "split") if name in columns) for columns, _ in frames}
     if len(kinds) > 1:
         raise DataError(f"{', '.join(map(str, paths))}: have different columns; give files of the same columns")
-    known = [name for name in ("label", "labels", "split", *GROUPS) if all(name in columns for columns, _ in frames)]
+    known = [name for name in COLUMNS if all(name in columns for columns, _ in frames)]
     names = {name: np.concatenate([columns[name] for columns, _ in frames]) for name in known}
     listing = join_listings([listing for _, listing in frames])
     label = next((name for name in ("labels", "label") if name in names), None)
@@ -254,43 +255,15 @@ def read_tables(paths, root):
 
 def _read_table(path, place):
     """({column: (N,) str}, Listing without labels) of a CSV or parquet file. Raises DataError."""
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: cannot be read as a parquet file ({error}); check the path and the file"
-            ) from error
-        rows = frame.astype(object).where(frame.notna(), "")
-        columns = {str(name): rows[name].map(_as_text).to_numpy(dtype=str) for name in rows}
-        lines, place = np.arange(len(frame)), f"{place}: row "
-    else:
-        records = list(read_csv_rows(path))
-        header = [name.strip() for name in records[0][1]] if records else []
-        ragged = [f"{place}:{line}" for line, row in records[1:] if len(row) != len(header)]
-        if ragged:
-            raise data_error(
-                f"{path}: {len(ragged)} rows have not {len(header)} cells as the header has", ragged, "correct the rows"
-            )
-        cells = [[cell.strip() for cell in row] for _, row in records[1:]]
-        columns = {name: np.array([row[k] for row in cells], dtype=str) for k, name in enumerate(header)}
-        lines, place = np.array([line for line, _ in records[1:]], np.int64), f"{place}:"
-        if len(columns) < len(header):
-            raise DataError(f"{path}: has two columns of one name; remove one of them")
+    columns, place, lines = read_columns(path, place, COLUMNS)
     if "id" not in columns:
         raise DataError(
             f"{path}: has no column id (columns: {', '.join(map(quoted, columns)) or 'none'}); name the column of the "
             "paths or names of the images id"
         )
-    listing = Listing(columns["id"], None, (place,), line=lines)
+    columns = {name: np.array(columns[name], dtype=str) for name in COLUMNS if name in columns}
+    listing = Listing(columns["id"], None, (place,), line=np.array(lines, np.int64))
     empty = [listing.where(i) for i, name in enumerate(columns["id"].tolist()) if not name]
     if empty:
         raise data_error(f"{path}: {len(empty)} rows have no id", empty, "correct the rows")
     return columns, listing
-
-
-def _as_text(value):
-    """A cell as text; a list of labels with the separator."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return SEPARATOR.join(map(str, value))
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()

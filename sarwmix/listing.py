@@ -141,6 +141,47 @@ def read_csv_rows(path):
         raise DataError(f"{path}: cannot be read as a CSV file ({error}); check the path and the file") from error
 
 
+def read_columns(path, name, known):
+    """Reads a table with a header, CSV or parquet: ({column: [text]}, place, [line]); row i is named {place}{line[i]}.
+
+    name: of the file in messages. known: columns that may stand there once only. Cells of parquet become text: "" for
+    none, "1" for 1.0, "a;b" for a list. Raises DataError for a file that cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".parquet", ".pq"):
+        import pandas as pd
+
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as a parquet file ({error}); check the file") from error
+        header, rows = [str(column) for column in frame], frame.to_numpy(object).tolist()
+        rows, place = [(k, [_as_text(value) for value in row]) for k, row in enumerate(rows)], f"{name}: row "
+    else:
+        rows = [(line, [cell.strip() for cell in row]) for line, row in read_csv_rows(path)]
+        header, rows, place = rows[0][1] if rows else [], rows[1:], f"{name}:"
+    ragged = [f"{place}{line}" for line, row in rows if len(row) != len(header)]
+    if ragged:
+        raise data_error(
+            f"{path}: {len(ragged)} rows have not {len(header)} cells as the header has",
+            ragged,
+            'correct the rows; a cell with a comma in it is written in quotation marks, "VV.tif,VH.tif"',
+        )
+    twice = [column for column in known if header.count(column) > 1]
+    if twice:
+        raise DataError(f"{path}: has two columns {twice[0]}; remove one of them")
+    return {column: [row[k] for _, row in rows] for k, column in enumerate(header)}, place, [line for line, _ in rows]
+
+
+def _as_text(value):
+    """A cell of a parquet file as text."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ";".join(map(str, value))
+    if value is None or value != value:  # NaN
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
 def _without_nul(lines):
     """Yields the lines of a text file. Raises csv.Error for NUL characters, which a crash may leave in a file."""
     for line in lines:

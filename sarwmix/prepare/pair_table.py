@@ -8,11 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from common.errors import DataError, data_error, quoted
-from sarwmix.listing import read_csv_rows
+from sarwmix.listing import read_columns
 from sarwmix.prepare.sen12_index import SPLITS
 from sarwmix.raster import different_names, files_of
 
@@ -60,7 +57,8 @@ def read_pairs(path, ordered):
     ordered: whether the order of the two files of an image has a meaning, as with --bands.
     """
     path = Path(path)
-    columns, places = _read_columns(path)
+    columns, place, lines = read_columns(path, path.name, (*NEEDED, *OPTIONAL))
+    places = [f"{place}{line}" for line in lines]
     lacking = [name for name in NEEDED if name not in columns]
     if lacking:
         raise DataError(
@@ -93,42 +91,6 @@ def read_pairs(path, ordered):
             "name an image by the same files, in the same order, in each row",
         )
     return PairTable(path, tuple(pairs), tuple(found), tuple(_plain(different_names(found))))
-
-
-def _read_columns(path):
-    """({column: [text]}, [place of the row]). Raises DataError."""
-    if path.suffix.lower() in (".parquet", ".pq"):
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path}: cannot be read as a parquet file ({error}); check the path and the file"
-            ) from error
-        header, rows = [str(name) for name in frame], frame.to_numpy(object).tolist()
-        rows = [(k, [_as_text(value) for value in row]) for k, row in enumerate(rows)]
-        place = f"{path.name}: row "
-    else:
-        rows = [(line, [cell.strip() for cell in row]) for line, row in read_csv_rows(path)]
-        header, rows, place = rows[0][1] if rows else [], rows[1:], f"{path.name}:"
-    ragged = [f"{place}{line}" for line, row in rows if len(row) != len(header)]
-    if ragged:
-        raise data_error(
-            f"{path}: {len(ragged)} rows have not {len(header)} cells as the header has",
-            ragged,
-            'correct the rows; a cell with a comma in it is written as "VV.tif,VH.tif"',
-        )
-    twice = [name for name in (*NEEDED, *OPTIONAL) if header.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}: has two columns {twice[0]}; remove one of them")
-    columns = {name: [row[k] for _, row in rows] for k, name in enumerate(header)}
-    return columns, [f"{place}{line}" for line, _ in rows]
-
-
-def _as_text(value):
-    """A cell of a parquet file as text: "" for none, "1" for 1.0."""
-    if value is None or value is pd.NA or isinstance(value, float) and np.isnan(value):
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
 
 def _check_cells(path, columns, places):

@@ -287,7 +287,7 @@ TABLES = {
     "column": (lambda rows: rows, ("before", "After", "label"), "has no column after (columns: 'before', 'After', 'label')"),
     "empty": (lambda rows: [], HEADER, "has no rows"),
     "cell": (lambda rows: [*rows, ("", "a.tif", 1)], HEADER, "column before is empty in 1 of 4 rows: '' (pairs.csv:5)"),
-    "cells": (lambda rows: [*rows, ("a.tif", "b_VV.tif", "b_VH.tif", 1)], HEADER, 'pairs.csv:5; correct the rows; a cell with a comma in it is written as "VV.tif,VH.tif"'),
+    "cells": (lambda rows: [*rows, ("a.tif", "b_VV.tif", "b_VH.tif", 1)], HEADER, 'pairs.csv:5; correct the rows; a cell with a comma in it is written in quotation marks, "VV.tif,VH.tif"'),
     "split": (lambda rows: [(*row, "val") for row in rows], (*HEADER, "split"), "it must be train or test; validation is drawn in training"),
     "splits": (lambda rows: [("a.tif", "b.tif", 1, "train"), ("b.tif", "a.tif", 0, "test")], (*HEADER, "split"), "1 places are in both splits: a; images of one place"),
     "groups": (lambda rows: [("a.tif", "b.tif", 1, "x"), ("b.tif", "a.tif", 0, "y")], (*HEADER, "group"), "images are in several groups"),
