@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import DataError, Interrupted, UsageError
 from engine_finetune import predict
+from exported_program import build_program
 from models_mixmim import size_of
 from pretrained import (
     FLOOD_SIZE,
@@ -64,7 +65,7 @@ def use_checkpoint(flags, ranks):
         config = settle(config, {"input_size": dataset.size})
         data = sample_counts({config.split: check_data(dataset, config, ranks, read_once=True)})
         with ranks.together():
-            model = build_trained(config, checkpoint).to(ranks.device)
+            model = apply_speed_flags(build_trained(config, checkpoint), config).to(ranks.device)
             prepare = build_preparation(config).to(ranks.device)
         log.info(
             "%s: %s, epoch %s, on %d samples of %s, split %s",
@@ -90,9 +91,8 @@ def use_checkpoint(flags, ranks):
         features, _ = predict(model, prepare, loader, ranks, config.amp, features=True)
         ranks.on_main(write_features, config.embed, dataset, features)
     if config.export:
-        classes = DATASETS[config.dataset].CLASSES if checkpoint.has_head else None
         measured = {config.split: scalars(metrics)} if metrics else {}
-        ranks.on_main(export, config.export, checkpoint.state, config, classes, measured, data if metrics else {})
+        ranks.on_main(export_checkpoint, config, checkpoint, measured, data if metrics else {})
 
 
 def configure(flags, checkpoint, machine):
@@ -118,7 +118,16 @@ def build_trained(config, checkpoint):
     with flags_of(checkpoint.path):
         model = build_model(config)
     load_weights(model, checkpoint, head=checkpoint.has_head)
-    return apply_speed_flags(model, config)
+    return model
+
+
+def export_checkpoint(config, checkpoint, metrics, data):
+    """--export: weights, program and model card. metrics, data: as of `export`. Raises UsageError, TrainingError."""
+    classes = DATASETS[config.dataset].CLASSES if checkpoint.has_head else None
+    program = build_program(
+        build_trained(config, checkpoint), build_preparation(config), TASKS[config.dataset], features=classes is None
+    )
+    export(config.export, checkpoint.state, config, classes, metrics, data, program)
 
 
 def metrics_source(config, path, dataset, epoch):
