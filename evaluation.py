@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.errors import DataError, Interrupted, UsageError
 from engine_finetune import predict
+from exported_program import build_program
 from models_mixmim import size_of
 from pretrained import (
     FLOOD_SIZE,
@@ -86,7 +87,7 @@ def use_checkpoint(flags, ranks):
         config = settle(config, {"input_size": dataset.size})
         data = sample_counts({config.split: check_data(dataset, config, ranks, read_once=True)})
         with ranks.together():
-            model = build_trained(config, checkpoint).to(ranks.device)
+            model = apply_speed_flags(build_trained(config, checkpoint), config).to(ranks.device)
             prepare = build_preparation(config).to(ranks.device)
         log.info(
             "%s: %s, epoch %s, on %d samples of %s, split %s",
@@ -108,16 +109,15 @@ def use_checkpoint(flags, ranks):
         if config.predictions:
             ranks.on_main(write_predictions, config.predictions, dataset, probabilities)
     if config.predict:
-        logits = probabilities if config.eval else outputs(model, prepare, dataset, config, ranks)
-        probabilities = logits if config.eval else task_of(config).activate(logits.double())
+        if not config.eval:
+            probabilities = task_of(config).activate(outputs(model, prepare, dataset, config, ranks).double())
         ranks.on_main(write_probabilities, config.predict, dataset, probabilities, classes)
     if config.embed:
         features = outputs(model, prepare, dataset, config, ranks, features=True)
         ranks.on_main(write_features, config.embed, dataset, features, config.embed_bands)
     if config.export:
-        classes = classes if checkpoint.has_head else None
         measured = {config.split: scalars(metrics)} if metrics else {}
-        ranks.on_main(export, config.export, checkpoint.state, config, classes, measured, data if metrics else {})
+        ranks.on_main(export_checkpoint, config, checkpoint, measured, data if metrics else {})
 
 
 def outputs(model, prepare, dataset, config, ranks, features=False):
@@ -172,7 +172,16 @@ def build_trained(config, checkpoint):
     with flags_of(checkpoint.path):
         model = build_model(config)
     load_weights(model, checkpoint, head=checkpoint.has_head)
-    return apply_speed_flags(model, config)
+    return model
+
+
+def export_checkpoint(config, checkpoint, metrics, data):
+    """--export: weights, program and model card. metrics, data: as of `export`. Raises UsageError, TrainingError."""
+    classes = classes_of(checkpoint, config) if checkpoint.has_head else None
+    program = build_program(
+        build_trained(config, checkpoint), build_preparation(config), task_of(config), features=classes is None
+    )
+    export(config.export, checkpoint.state, config, classes, metrics, data, program)
 
 
 def metrics_source(config, path, dataset, epoch):

@@ -149,7 +149,7 @@ def add_task_flags(parser):
     group.add_argument(
         "--export",
         metavar="DIR",
-        help="write a checkpoint as safetensors with config.json and a model card; "
+        help="write a checkpoint as safetensors and as a program for PyTorch alone, with config.json and a model card; "
         "with --eval, its metrics are put into the card",
     )
     add_force_flag(group)

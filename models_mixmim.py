@@ -158,21 +158,25 @@ class MixMIMEncoder(Executable):
                 f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})"
             )
 
+    def layouts(self, mask, device):
+        """`stage_layouts` of this encoder on a device: (list of StageLayout, Order to raster order)."""
+        layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
+        return [layout.to(device) for layout in layouts], to_raster.to(device)
+
     def encode(self, x, mask=None):
         """Encodes a batch of images, or of mixed images if there is a mask.
 
         x: (B, 2, H, W), standardised. mask: (L,) bool on the CPU: tokens attend only to tokens of their window that
         come from the same image; None: to all. Returns (B, L, C₄), L = (H/32)² in raster order, after the last norm.
         """
-        layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
-        layouts = [layout.to(x.device) for layout in layouts]
+        layouts, to_raster = self.layouts(mask, x.device)
         x = as_autocast(self.patch_embed(x) + self.absolute_pos_embed)  # (B, (H/4)², C₁)
         x = layouts[0].entry(x)
         for i, stage in enumerate(self.layers):
             x = stage(x, layouts[i])
             if stage.downsample is not None:
                 x = stage.downsample(x, layouts[i + 1])
-        return to_raster.to(x.device)(self.norm(x))
+        return to_raster(self.norm(x))
 
 
 # ---- MixMIM: mixed input, decoder, weighted reconstruction loss ----------------------------------

@@ -54,7 +54,7 @@ class MixMIMFloodPair(MixMIMClassifier):
         patch_op = patch_op or self.patch_op
         _check_choice("patch_op", patch_op, PATCH_OPS)
         features = super().forward_features(self.cut(torch.cat([img1, img2])))  # (2·B·n, C₄)
-        first, second = features.view(2, len(img1), -1, self.num_features)
+        first, second = features.view(2, img1.shape[0], -1, self.num_features)
         change = (first - second).abs()  # (B, n, C₄)
         return change.mean(1) if patch_op == "avg" else change.amax(1)
 

@@ -341,7 +341,12 @@ def test_features_are_written_with_ids_groups_and_labels(finished, pretraining, 
 def test_an_exported_classifier_gives_identical_outputs(finished, tmp_path, program, finetune):
     checkpoint, folder = finished[0] / "checkpoint_best.pth", tmp_path / "shared"
     status, out, err = finetune("--eval --finetune", checkpoint, "--export", folder, "--output_dir", tmp_path / "a")
-    assert (status, err) == (0, "") and sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    assert (status, err) == (0, "") and sorted(os.listdir(folder)) == [
+        "README.md",
+        "config.json",
+        "model.pt2",
+        "model.safetensors",
+    ]
     x = torch.randn(2, 2, 120, 120) * 5 - 15
     (one, prepare_one), (two, prepare_two) = pretrained.load(checkpoint), pretrained.load(folder)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from tests.helpers.runs import argv, refusal
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from util.checkpoint_input import LoadedCheckpoint
 from util.configuration import log_statistics
-from util.export import export
+from util.export import Program, export
 
 INPUT = {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-18.0, -12.0], "std": [4.0, 4.5]}
 SIMULATED = {"train": {"samples": 1024, "simulated": True}, "val": {"samples": 256, "simulated": True}}
@@ -190,6 +190,8 @@ def test_a_file_of_statistics_that_cannot_be_meant_is_one_line(measured, capsys,
 
 # ---- Folders, exported models --------------------------------------------------------------------
 
+PROGRAM = Program(b"a program", 1, None)
+
 
 def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state, tmp_path, caplog):
     (tmp_path / "run").mkdir()
@@ -218,6 +220,7 @@ def exported(state, tmp_path):
             None,
             {"test": {"ap_macro": 0.5}},
             {"test": {"samples": 128, "simulated": True}},
+            PROGRAM,
         )
     finally:
         os.umask(umask)
@@ -227,7 +230,7 @@ def exported(state, tmp_path):
 def test_exported_files_have_the_permissions_of_any_other(exported):
     assert stat.S_IMODE(exported.stat().st_mode) == 0o750
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()} == dict.fromkeys(
-        ("README.md", "config.json", "model.safetensors"), 0o640
+        ("README.md", "config.json", "model.pt2", "model.safetensors"), 0o640
     )
 
 
@@ -241,7 +244,8 @@ def test_a_checkpoint_has_the_permissions_of_any_other(state, tmp_path):
 
 
 def test_the_weights_of_an_exported_folder_stand_for_it_and_alone_for_themselves(exported, caplog):
-    assert find_checkpoint(exported / "model.safetensors") == str(exported) and "config.json beside it" in caplog.text
+    for name in ("model.safetensors", "model.pt2"):
+        assert find_checkpoint(exported / name) == str(exported) and "config.json beside it" in caplog.text
     (exported / "config.json").unlink()
     alone = exported / "model.safetensors"
     assert find_checkpoint(alone) == str(alone)
@@ -264,8 +268,8 @@ def spoil(folder, how):
 @pytest.mark.parametrize(
     "how, said",
     [
-        ("absent", "model.safetensors is missing (there: README.md, config.json)"),
-        ("other name", "is missing (there: README.md, config.json, weights.safetensors)"),
+        ("absent", "model.safetensors is missing (there: README.md, config.json, model.pt2)"),
+        ("other name", "is missing (there: README.md, config.json, model.pt2, weights.safetensors)"),
         ("broken link", "model.safetensors is missing"),
         ("a folder", "model.safetensors: cannot be read"),
     ],
@@ -294,7 +298,7 @@ def test_the_card_of_measured_or_unknown_data_does_not(state, tmp_path):
         ("unknown", {"data": None}),
     ):
         old = {key: value for key, value in {**state, **data}.items() if value is not None}
-        export(tmp_path / name, old, args, ["a", "b"], {}, {})
+        export(tmp_path / name, old, args, ["a", "b"], {}, {}, Program(b"a program", 1, "sigmoid"))
         card = (tmp_path / name / "README.md").read_text()
         assert "imulated" not in card and "pipeline_tag: image-classification\n" in card
         assert ("Data: train 9 samples." in card) == (name == "measured")

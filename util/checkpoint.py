@@ -27,7 +27,7 @@ from util.pos_embed import fit_position_weights
 LATEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint_previous.pth", "checkpoint_best.pth"
 ZIP_SIGN, LFS_SIGN = b"PK\x03\x04", b"version https://git-lfs"
 WEB_PAGE = re.compile(rb"\s*(<\?xml|<!doctype|<html|<head|<body)", re.IGNORECASE)
-EXPORTED_WEIGHTS, EXPORTED_CONFIG = "model.safetensors", "config.json"
+EXPORTED_WEIGHTS, EXPORTED_CONFIG, EXPORTED_PROGRAM = "model.safetensors", "config.json", "model.pt2"
 SAFE_TORCH = (2, 10)
 FIXED = ("relative_position_index", "pos_embed")  # suffixes of tensors that are computed, not learned
 # Besides tensors and plain containers, the released checkpoints hold the flags of their run in a Namespace.
@@ -105,8 +105,8 @@ def is_exported(folder):
 def find_checkpoint(path):
     """Resolves a path to a checkpoint file or an exported folder, a str. Logs a path that differs from the given one.
 
-    The folder of a run resolves to its selected checkpoint, or else its latest; the weights of an exported folder
-    resolve to the folder. Raises UsageError for a folder without a checkpoint.
+    The folder of a run resolves to its selected checkpoint, or else its latest; the weights and the program of an
+    exported folder resolve to the folder. Raises UsageError for a folder without a checkpoint.
     """
     given = Path(path)
     if given.is_dir() and not is_exported(given):
@@ -118,7 +118,7 @@ def find_checkpoint(path):
             )
         log.info("%s is the folder of a run: using its %s", path, name)
         return str(given / name)
-    if given.name == EXPORTED_WEIGHTS and given.with_name(EXPORTED_CONFIG).is_file():
+    if given.name in (EXPORTED_WEIGHTS, EXPORTED_PROGRAM) and given.with_name(EXPORTED_CONFIG).is_file():
         log.info("%s: read with the %s beside it", path, EXPORTED_CONFIG)
         return str(given.parent)
     return str(path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Exports a checkpoint for sharing: a folder with model.safetensors, config.json and a model card, README.md.
+"""Exports a checkpoint for sharing: model.safetensors, config.json, a program and a model card, README.md.
 
 `load_checkpoint` reads such a folder like a checkpoint. Pretraining checkpoints are exported without their decoder.
 """
@@ -7,14 +7,16 @@
 import json
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+import torch
 from safetensors.torch import save
 from tabulate import tabulate
 
 from common.files import make_folder, sync
-from util.checkpoint import EXPORTED_CONFIG, EXPORTED_WEIGHTS
+from util.checkpoint import EXPORTED_CONFIG, EXPORTED_PROGRAM, EXPORTED_WEIGHTS
 
 FORMAT = 1
 # Flags of pretraining and of finetuning that describe the training on the card.
@@ -54,7 +56,22 @@ $steps
 $metrics
 $classes
 ## Loading
-In a checkout of SAR-W-MixMAE:
+With PyTorch alone, 2.10 or newer:
+
+```python
+import torch
+model = torch.export.load("path/to/this/folder/model.pt2").module()
+$call
+```
+$input: (B, 2, height, width), float32, $channels in $units; B, height and width are free. The
+program prepares its input as above, but does not check it: images that are not in $units, or whose
+channels are in another order, give wrong outputs without a word.
+
+It computes in float32 on the CPU, and after `model.to("cuda")` on a GPU (not measured on a GPU).
+PyTorch $torch wrote it. A .pt2 file can hold code that runs when it is loaded:
+load one only if you trust where it comes from. model.safetensors holds no code.
+
+In a checkout of SAR-W-MixMAE, which checks its input:
 
 ```python
 from pretrained import load
@@ -66,12 +83,25 @@ x, _ = prepare(sar_db)          # sar_db: (B, 2, height, width), dB
 log = logging.getLogger(__name__)
 
 
-def export(folder, state, args, classes, metrics, data):
+@dataclass(frozen=True)
+class Program:
+    """The model with its preparation as a program of torch.export.
+
+    content: of the file, bytes-like. images: the number of tensors that it takes. activation: the function that makes
+    probabilities of its outputs, logits: "sigmoid" or "softmax"; None: the outputs are features.
+    """
+
+    content: bytes
+    images: int
+    activation: str | None
+
+
+def export(folder, state, args, classes, metrics, data, program):
     """Export a checkpoint to a new folder, atomically.
 
     state: of `load_checkpoint`. args: dataset, model, input_size, mean, std, patch_cut, patch_op, as resolved for it.
     classes: names, or None for an encoder. metrics: {split: {name: value}}. data: {split: {"samples", "simulated"}},
-    which the metrics were measured on. Both are added to those of the checkpoint.
+    which the metrics were measured on. Both are added to those of the checkpoint. program: the Program of the model.
     """
     folder = Path(folder)
     classifier = "pair classifier" if args.dataset == "sen12flood" else "multi-label classifier"
@@ -101,6 +131,12 @@ def export(folder, state, args, classes, metrics, data):
             "patch_op": args.patch_op,
             **({"nb_classes": len(classes)} if classes else {}),
         },
+        "program": {
+            "images": program.images,
+            "output": "logits" if program.activation else "features",
+            "activation": program.activation,
+            "torch": str(torch.__version__),
+        },
         "recipe": {name: trained[name] for name in RECIPE if isinstance(trained.get(name), (str, int, float))},
         "data": state.get("data", {}),
         "metrics": metrics,
@@ -117,6 +153,7 @@ def export(folder, state, args, classes, metrics, data):
     try:
         # save_file would make a file that only its owner can read.
         (staged / EXPORTED_WEIGHTS).write_bytes(save(weights, {"format": "pt"}))
+        (staged / EXPORTED_PROGRAM).write_bytes(program.content)
         (staged / EXPORTED_CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         size = sum(value.numel() for value in weights.values())
         (staged / "README.md").write_text(model_card(config, size), encoding="utf-8")
@@ -134,7 +171,7 @@ def export(folder, state, args, classes, metrics, data):
 def model_card(config, size):
     """The text of README.md for a config.json. size: number of values in the weights."""
     prepared, facts, side = config["input"], config["args"], config["input"]["input_size"]
-    pair, classes, metrics = config["task"] == "pair classifier", prepared.get("classes", ()), config["metrics"]
+    program, classes, metrics = config["program"], prepared.get("classes", ()), config["metrics"]
     simulated = any(part["simulated"] for part in (*config["data"].values(), *config["measured_on"].values()))
     steps = [
         f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in "
@@ -143,14 +180,15 @@ def model_card(config, size):
     ]
     for channel, mean, std in zip(prepared["channels"], prepared["mean"], prepared["std"]):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")
-    if pair:
+    if program["images"] == 2:
         steps.append(
             "both images of a pair alike; the model cuts them into patches of 128×128 (patch_cut "
             f"{facts['patch_cut']}, patch_op {facts['patch_op']})"
         )
     output = "encoder: features (B, C) from `model.forward_features`"
     if classes:
-        output = f"{len(classes)} logits; {'softmax' if pair else 'a sigmoid each'} gives probabilities"
+        activation = "a sigmoid each" if program["activation"] == "sigmoid" else program["activation"]
+        output = f"{len(classes)} logits; {activation} gives probabilities"
     names = sorted({name for values in metrics.values() for name in values})
     rows = [(name, *(values.get(name) for values in metrics.values())) for name in names]
     table = tabulate(rows, ["metric", *metrics], tablefmt="pipe", floatfmt=".4f", missingval="–")
@@ -166,7 +204,21 @@ def model_card(config, size):
         steps=_numbered(steps, 1),
         metrics=_sizes(config["measured_on"]) + table if names else "None were recorded with this checkpoint.",
         classes=f"\n## Classes\n{_numbered(classes, 0)}\n" if classes else "",
+        call=_call(program, len(classes)),
+        input="sar_db" if program["images"] == 1 else "first, second, of one shape",
+        channels=" and ".join(prepared["channels"]),
+        units=prepared["units"],
+        torch=program["torch"],
     )
+
+
+def _call(program, classes):
+    """The Python that calls a loaded program, as `program` of config.json describes it."""
+    images = "sar_db" if program["images"] == 1 else "first, second"
+    if program["output"] == "features":
+        return f"features = model({images})  # (B, C)"
+    axis = "1" if program["activation"] == "softmax" else ""
+    return f"logits = model({images})  # (B, {classes})\nprobabilities = logits.{program['activation']}({axis})"
 
 
 def _numbered(items, first):
