@@ -80,6 +80,13 @@ x, _ = prepare(sar_db)          # sar_db: (B, 2, height, width), dB
 ```
 """)
 
+# Name of a classifier of each task.
+CLASSIFIERS = {
+    "multilabel": "multi-label classifier",
+    "multiclass": "single-label classifier",
+    "flood": "pair classifier",
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -99,13 +106,12 @@ class Program:
 def export(folder, state, args, classes, metrics, data, program):
     """Export a checkpoint to a new folder, atomically.
 
-    state: of `load_checkpoint`. args: dataset, model, input_size, mean, std, patch_cut, patch_op, as resolved for it.
+    state: of `load_checkpoint`. args: dataset, task, model, input_size, mean, std, patch_cut, patch_op, as resolved for it.
     classes: names, or None for an encoder. metrics: {split: {name: value}}. data: {split: {"samples", "simulated"}},
     which the metrics were measured on. Both are added to those of the checkpoint. program: the Program of the model.
     """
     folder = Path(folder)
-    classifier = "pair classifier" if args.dataset == "sen12flood" else "multi-label classifier"
-    task = classifier if classes else "encoder"
+    task = CLASSIFIERS[args.task] if classes else "encoder"
     trained = state.get("args", {})
     if state.get("metrics"):
         split = trained.get("val_split", "val")
@@ -129,7 +135,7 @@ def export(folder, state, args, classes, metrics, data, program):
             "model": args.model,
             "patch_cut": args.patch_cut,
             "patch_op": args.patch_op,
-            **({"nb_classes": len(classes)} if classes else {}),
+            **({"nb_classes": len(classes), "task": args.task} if classes else {}),
         },
         "program": {
             "images": program.images,
