@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from common.launchers import torchrun
 from main_pretrain import parse_flags
 from tests.helpers import ROOT
 
@@ -59,7 +60,7 @@ def words_of(result):
 def test_pretraining_on_one_machine(dry_run):
     words = words_of(dry_run("run_local.sh", "2 × RTX 4090", "--data_path", "data", "--", "--clip_grad", "1"))
     place = words.index("main_pretrain.py")
-    assert words[:3] == ["mpirun", "-np", "2"] and words[place - 1] == ".venv/bin/python"
+    assert words[:place] == [*torchrun(2), ".venv/bin/python"]  # there is no mpirun
     args = parse_flags(words[place + 1 :])
     assert (args.batch_size, args.accum_iter, args.clip_grad) == (256, 4, 1)
     assert args.data_path.startswith("../") and args.data_path.endswith("/data")  # from where it is started
@@ -101,7 +102,7 @@ def test_without_data_the_whole_way_on_simulated_scenes_is_shown(dry_run):
         assert any(part in line for line in programs), part
 
 
-@pytest.mark.parametrize("script", ["run_local.sh", "qsub_run.sh"])
+@pytest.mark.parametrize("script", ["run_local.sh", "qsub_run.sh", "sbatch_run.sh"])
 def test_help_and_refusals_reach_the_user(dry_run, script):
     shown = dry_run(script, "CPU", "--help")
     assert shown.returncode == 0 and shown.stdout.startswith("The main job") and "DATA_PATH" in shown.stdout
