@@ -73,7 +73,7 @@ if [ ${#missing[@]} -gt 0 ] && [ -z "$minimal" ] && has apt-get; then
     fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
-    remedy="Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Without root')"
+    remedy="Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Conda')"
     [[ " ${missing[*]} " != *" python3-venv "* ]] || die "these system packages are missing: ${missing[*]}. $remedy"
     warn "these system packages are missing: ${missing[*]}. Pretraining and finetuning go without them; several ranks under mpirun need" \
         "Open MPI, the warping of SEN12-FLOOD images GDAL, --compile a compiler. $remedy"
