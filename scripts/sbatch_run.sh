@@ -48,9 +48,10 @@ prepare_job srun "load your site's module of Slurm (SITE_MODULES)"
 run_job "${command[@]}"
 
 # ---- once more
-requeued=${SLURM_RESTART_COUNT:-0}
-RESUBMIT=$((RESUBMIT > requeued ? RESUBMIT - requeued : 0))
+requeued=${SLURM_RESTART_COUNT:-0} asked=$RESUBMIT
+RESUBMIT=$((asked > requeued ? asked - requeued : 0))
 reason=$(why_not)
+if [ "$reason" = "RESUBMIT is 0" ] && [ "$asked" != 0 ]; then reason="RESUBMIT is $asked, and it was requeued $requeued times"; fi
 if [ "$status" = 143 ]; then reason='it was told to end'; fi
 if [ -n "$reason" ]; then
     say "not requeued, because $reason"

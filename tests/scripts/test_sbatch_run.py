@@ -119,8 +119,8 @@ def test_at_sigterm_it_saves_and_is_not_requeued(job, tmp_path):
     [
         ("save('finished')", {"RESUBMIT": "5"}, 0, "the run is finished"),
         (STOPPED, {}, 0, "RESUBMIT is 0"),
-        (STOPPED, {"RESUBMIT": "2", "SLURM_RESTART_COUNT": "2"}, 0, "RESUBMIT is 0"),
-        (STOPPED, {"RESUBMIT": "2", "SLURM_RESTART_COUNT": "7"}, 0, "RESUBMIT is 0"),
+        (STOPPED, {"RESUBMIT": "2", "SLURM_RESTART_COUNT": "2"}, 0, "RESUBMIT is 2, and it was requeued 2 times"),
+        (STOPPED, {"RESUBMIT": "2", "SLURM_RESTART_COUNT": "7"}, 0, "RESUBMIT is 2, and it was requeued 7 times"),
         ("", {"RESUBMIT": "5"}, 0, "nothing new was saved"),
         ("save('failed: …'); sys.exit(1)", {"RESUBMIT": "5"}, 1, "ended with status 1"),
         ("save('running'); sys.exit(2)", {"RESUBMIT": "5"}, 2, "ended with status 2"),
