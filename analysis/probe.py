@@ -17,10 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupShuffleSplit
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
 from analysis.programs import writing
@@ -28,6 +24,7 @@ from analysis.runs import FLOOD, MULTILABEL
 from common.command_line import Parser, Range, positive, positive_int
 from common.errors import DataError, data_error
 from common.files import write_json
+from common.packages import load
 from util.metrics import flood_metrics, multilabel_metrics
 
 FLOOD_CLASSES = ["no flood", "flood"]  # exclusive classes; all others are independent labels
@@ -128,7 +125,7 @@ def hold_out(data, share, seed):
             f"{data.path}: all samples are of one group, so none can be held out; name another file with --test"
         )
     try:
-        draw = GroupShuffleSplit(1, test_size=share, random_state=seed)
+        draw = scikit_learn("model_selection").GroupShuffleSplit(1, test_size=share, random_state=seed)
         train, test = next(draw.split(data.features, groups=data.groups))
     except ValueError:
         raise DataError(
@@ -179,6 +176,11 @@ def refuse_unlike_tests(pairs):
             )
 
 
+def scikit_learn(module):
+    """A module of scikit-learn. Raises DataError if it is not installed."""
+    return load(f"sklearn.{module}", "probing features")
+
+
 # ---- Methods -------------------------------------------------------------------------------------
 
 # From features (N, C) and labels (N, K) of the training samples, and features (M, C) of the queries, to probabilities
@@ -191,7 +193,8 @@ def knn_probabilities(features, labels, queries, neighbours):
     Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance Discrimination, CVPR 2018,
     arXiv 1805.01978.
     """
-    search = NearestNeighbors(n_neighbors=neighbours, metric="cosine").fit(features)
+    neighbourhood = scikit_learn("neighbors").NearestNeighbors(n_neighbors=neighbours, metric="cosine")
+    search = neighbourhood.fit(features)
     distances, nearest = search.kneighbors(queries)  # (M, neighbours); s = 1 - distance
     votes = np.exp((1 - distances.astype(np.float64)) / TEMPERATURE)
     shares = np.einsum("mn,mnk->mk", votes / votes.sum(1, keepdims=True), labels[nearest])
@@ -204,7 +207,8 @@ def linear_probabilities(features, labels, queries, penalty):
     penalty: C, the inverse strength of the L2 penalty. The probability of a label that is constant in training is its
     value.
     """
-    scaler = StandardScaler().fit(features.astype(np.float64))
+    scaler = scikit_learn("preprocessing").StandardScaler().fit(features.astype(np.float64))
+    regression = scikit_learn("linear_model").LogisticRegression
     features, queries = (scaler.transform(part.astype(np.float64)) for part in (features, queries))
     probabilities, complaints = np.empty((len(queries), labels.shape[1])), {}
     for k, label in enumerate(labels.T):
@@ -213,7 +217,7 @@ def linear_probabilities(features, labels, queries, penalty):
             continue
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = LogisticRegression(C=penalty, max_iter=MAX_ITER).fit(features, label)
+            model = regression(C=penalty, max_iter=MAX_ITER).fit(features, label)
         if caught:
             complaints[k] = str(caught[0].message).splitlines()[0].rstrip(":")
         probabilities[:, k] = model.predict_proba(queries)[:, 1]
@@ -254,6 +258,7 @@ def check_flags(args):
         raise DataError("--allow_shared_groups: --embeddings holds out whole groups; leave the flag out")
     if not args.embeddings and args.held_out is not None:
         raise DataError("--held_out: --test says already what to test on; leave the flag out")
+    scikit_learn("linear_model")  # before any work
 
 
 def read_pairs(args, held_out):

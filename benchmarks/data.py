@@ -11,15 +11,14 @@ table.
 import time
 from functools import partial
 
-import lmdb
 import numpy as np
 import torch
-import zarr
 from safetensors.numpy import save
 from tabulate import tabulate
 
 from benchmarks.report import benchmark_parser, loader_flags, write_report
 from common.files import write_csv
+from common.packages import load
 from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
@@ -48,7 +47,7 @@ def write_layouts(folder, samples, seed):
     if not (folder / "zarr").exists():
         write_zarr(folder / "zarr", dataset, images)
     if not (folder / "zarr_sharded").exists():
-        array = zarr.create_array(
+        array = load("zarr", "writing a Zarr store").create_array(
             folder / "zarr_sharded",
             shape=images.shape,
             dtype="float32",
@@ -69,6 +68,7 @@ def write_layouts(folder, samples, seed):
 
 def write_lmdb(path, ids, images, metadata):
     """Writes the layout of the authors' LMDB: key s1_name, value safetensors with VH and VV; metadata beside it."""
+    lmdb = load("lmdb", "writing an LMDB")
     with lmdb.open(str(path), map_size=4 * images.nbytes + 2**24) as env, env.begin(write=True) as transaction:
         for name, image in zip(ids.tolist(), images):
             transaction.put(name.encode(), save({"VH": image[0], "VV": image[1]}))
@@ -77,7 +77,7 @@ def write_lmdb(path, ids, images, metadata):
 
 def write_zarr(path, dataset, images):
     """Writes the released layout: a group with uncompressed arrays VH and VV per patch, and a list of patches."""
-    root = zarr.open_group(path, mode="w").create_group("sentinel1")
+    root = load("zarr", "writing a Zarr store").open_group(path, mode="w").create_group("sentinel1")
     for name, image in zip(dataset.ids.tolist(), images):
         patch = root.create_group(name, attributes={"labels": ["Sea and ocean"]})
         for channel, values in zip(dataset.CHANNELS, image):
@@ -111,7 +111,7 @@ LAYOUTS = {  # name: (class of the dataset, folder)
 
 def methods(folder, geotiff):
     """{name: (folder of the layout, batch(ids))}, each read by one thread."""
-    sharded = zarr.open_array(folder / "zarr_sharded", mode="r")
+    sharded = load("zarr", "reading a Zarr store").open_array(folder / "zarr_sharded", mode="r")
     found = {
         name: (layout, partial(stack, kind(folder / layout, "train")))
         for name, (kind, layout) in LAYOUTS.items()
@@ -224,6 +224,12 @@ def table(rows, workers):
     )
 
 
+def need_stores(_):
+    """Raises DataError before any work if a package of a layout is missing."""
+    for package in ("lmdb", "zarr"):
+        load(package, "the benchmark of data layouts")
+
+
 def main(argv=None):
     parser = benchmark_parser("data", "Throughput of random batches by data layout.")
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
@@ -231,7 +237,7 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least one batch")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each layout; the median is shown")
-    args = parser.parse_args(argv)
+    args = parser.parse_checked(argv, need_stores)
     rows = measure(args)
     write_report("data", args, rows)
     print(table(rows, args.workers))

@@ -187,6 +187,12 @@ LOST_HOST_FLAGS = (
 )
 
 
+def torchrun(ranks):
+    """The command prefix that starts several ranks on this machine without MPI."""
+    run = [".venv/bin/python", "-m", "torch.distributed.run", "--standalone"]
+    return [*run, "--nproc_per_node", str(ranks), "--no-python"]
+
+
 def mpirun(ranks, slots):
     """The command prefix that starts several ranks on this machine; empty for one rank. slots: GPUs or cores."""
     if ranks == 1:

@@ -15,6 +15,7 @@ from common.console import setup_logging
 from common.ending import PREPARATION, run_program
 from common.errors import DataError
 from common.launchers import LaunchError, OutsideSrun, detect_launch
+from common.packages import how_to_install
 from common.ranks import RankGroup
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Workers(RankGroup):
         except ImportError as error:
             raise DataError(
                 f"{launch.launcher} started several processes, and mpi4py, which connects them, cannot be loaded "
-                f"({error}); install it as INSTALL.md says, or start one process with --workers"
+                f"({error}); {how_to_install('mpi4py')}, or start one process with --workers"
             ) from None
         size = MPI.COMM_WORLD.Get_size()
         if size != (launch.world_size or size) or launch.rank >= size:

@@ -375,7 +375,7 @@ def align(raw, out, s1_list=None, resampling="bilinear", units="linear", size=SI
 
 
 def _read_input(raw, s1_list):
-    load("osgeo.gdal", "warping images", "==$(gdal-config --version), or run scripts/setup.sh")
+    load("osgeo.gdal", "warping images")
     if not raw.is_dir():
         raise DataError(
             f"--raw_root {raw}: there is no such folder; give the one that holds {S1_LIST} and the folders of images"

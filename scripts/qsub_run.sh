@@ -18,7 +18,6 @@
 # shellcheck disable=SC2154      # `decide` sets the variables
 set -euo pipefail
 start=$(pwd -P) program=qsub_run.sh
-say() { echo "$program: $*"; }
 
 # PBS runs a copy of this file in another folder. PBS_O_WORKDIR is the folder of the submission.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,18 +25,11 @@ if [ ! -f "$root/scripts/runner.sh" ]; then
     root=${PBS_O_WORKDIR:-$PWD}
     start=$root
 fi
-[ -f "$root/scripts/runner.sh" ] || { echo "qsub_run.sh: error: $root is not the checkout; submit this from its root" >&2; exit 2; }
+[ -f "$root/scripts/runner.sh" ] || { echo "$program: error: $root is not the checkout; submit this from its root" >&2; exit 2; }
 cd "$root"
 # shellcheck source=scripts/runner.sh
 . scripts/runner.sh
-decide $program "$start" "$@"
-if [ -n "$SITE" ]; then
-    set -a
-    # shellcheck source=scripts/site.example.sh
-    . "$SITE"
-    set +a
-fi
-decide job . "${dry_run[@]}"
+decide_job "$start" "$@"
 
 if [ -z "${PBS_JOBID:-}" ]; then
     command -v qsub >/dev/null || die "there is no qsub; submit from a login node of a cluster with PBS, or use scripts/run_local.sh"
@@ -47,44 +39,15 @@ fi
 # ---- the run. At SIGTERM, mpirun (Open MPI 4) kills the ranks within 2 s and returns 1; a longer odls_base_sigkill_timeout
 # delays the ranks' own SIGTERM by as much. It forwards SIGUSR1 at once, and waits. PBS may send SIGTERM to all processes of
 # a job, so mpirun is started with SIGTERM blocked; the ranks unblock it.
-if [ -n "${SITE_MODULES:-}" ]; then
-    set +u
-    # shellcheck disable=SC1091      # the site's
-    command -v module >/dev/null || . /etc/profile.d/modules.sh
-    # shellcheck disable=SC2086      # a list
-    module load $SITE_MODULES
-    set -u
-fi
-command -v mpirun >/dev/null || die "there is no mpirun; name your site's Open MPI module in SITE_MODULES, or see INSTALL.md"
-[ -x .venv/bin/python ] || die "there is no .venv in $root; set it up with: bash scripts/setup.sh"
+prepare_job mpirun "name your site's Open MPI module in SITE_MODULES, or see INSTALL.md"
 export MASTER_ADDR=$master
 blocked='import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); os.execvp(sys.argv[1], sys.argv[1:])'
-saved_at() { stat -Lc %Y "$run_folder/checkpoint.pth" 2>/dev/null || echo 0; }
-
-before=$(saved_at)
-printf '%s\n' "${said[@]}"
-mkdir -p "$(dirname "$log")"
-.venv/bin/python -c "$blocked" "${command[@]}" >> "$log" 2>&1 &
-mpirun=$!
-signalled='' interrupted=yes
-trap 'signalled=yes interrupted=yes; kill -USR1 "$mpirun" 2>/dev/null || true' TERM
-while [ -n "$interrupted" ]; do       # a signal ends the `wait`, not mpirun
-    interrupted='' status=0
-    wait "$mpirun" || status=$?
-done
-trap '' TERM
-if [ -n "$signalled" ] && [ "$status" = 138 ]; then status=143; fi       # SIGUSR1 was ours
-if [ "$status" != 0 ]; then tail -n 5 "$log"; fi
+run_job .venv/bin/python -c "$blocked" "${command[@]}"
 
 # ---- the next job
-if [ "$status" != 0 ] && [ "$status" != 143 ]; then
-    say "not resubmitted, because the run ended with status $status"
-elif [ "$task" = test ] || grep -qs '^ "outcome": "finished"' "$run_folder/run.json"; then      # not that of an earlier part, which is further in
-    say "not resubmitted, because the run is finished"
-elif [ "$RESUBMIT" = 0 ]; then
-    say "not resubmitted, because RESUBMIT is 0"
-elif [ "$(saved_at)" -le "$before" ]; then
-    say "not resubmitted, because nothing new was saved in $run_folder/checkpoint.pth"
+reason=$(why_not)
+if [ -n "$reason" ]; then
+    say "not resubmitted, because $reason"
 else
     RESUBMIT=$((RESUBMIT - 1))
     if job=$("${submission[@]}" 2>&1); then

@@ -14,13 +14,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/runner.sh
 decide $program "$start" "$@"
 
+show() { local line; printf -v line ' %q' "$@"; echo "${line# }"; }
 set_up() {
-    bash scripts/setup.sh
-    [ "$ranks" = 1 ] || command -v mpirun >/dev/null || die "there is no mpirun to start $ranks processes; install it (INSTALL.md), or give --ranks 1"
+    bash scripts/setup.sh --keep_minimal
+    command -v mpirun >/dev/null || launch=("${without_mpi[@]}")
 }
 if [ ${#command[@]} -gt 0 ]; then
-    printf '%s\n' "${said[@]}"
     set_up
+    command=("${launch[@]}" "${command[@]}")
+    printf '%s\n' "${said[@]}"
+    show "${command[@]}"
     mkdir -p "$(dirname "$log")"
     # exec, so that signals reach the program; the copy of its output to the log ignores them.
     exec > >(trap '' TERM INT; exec tee -a "$log") 2>&1
@@ -28,7 +31,6 @@ if [ ${#command[@]} -gt 0 ]; then
 fi
 
 # ---- the demonstration on simulated scenes
-show() { local line; printf -v line ' %q' "$@"; echo "${line# }"; }
 if [ -z "$dry_run" ]; then set_up; fi
 run() { if [ -n "$dry_run" ]; then show "$@"; else "$@"; fi; }
 logged() {  # name, command

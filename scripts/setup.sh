@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Sets up everything the programs and the tests need, in .venv at the root of the checkout.
-#   bash scripts/setup.sh
+#   bash scripts/setup.sh                       everything
+#   bash scripts/setup.sh --minimal             what pretraining and finetuning need, without root, MPI, GDAL, LMDB, Zarr and tests
+#   bash scripts/setup.sh --keep_minimal        the same after a --minimal, else everything
 #   PYTHON=python3.12 bash scripts/setup.sh     another interpreter (3.11 or newer)
 # Can be run again: what exists and works is not changed. INSTALL.md explains each step. System packages are installed with
 # apt-get, as root or with passwordless sudo. Open MPI and GDAL are optional: without them it warns and continues.
@@ -13,45 +15,54 @@ say() { printf '[setup] %s\n' "$*"; }
 warn() { printf '[setup] warning: %s\n' "$*" >&2; }
 die() { printf '[setup] error: %s\n' "$*" >&2; exit 2; }
 
-case "${1:-}" in
-    '') ;;
-    -h|--help) usage; exit 0 ;;
-    *) die "$1: there is no such argument; see --help" ;;
-esac
+minimal='' keep=''
+for word in "$@"; do
+    case "$word" in
+        --minimal) minimal=yes ;;
+        --keep_minimal) keep=yes ;;
+        -h|--help) usage; exit 0 ;;
+        *) die "$word: there is no such argument; see --help" ;;
+    esac
+done
 PYTHON=${PYTHON:-python3}
 VENV_PYTHON=.venv/bin/python
 STAMP=.venv/.set-up-for
 
-# Identifies a finished set-up: these two files, the interpreter, and the system's compiler, Open MPI and GDAL.
+# Identify a finished set-up. Full: these two files, the interpreter, and the system's compiler, Open MPI and GDAL.
 fingerprint() {
     { cat scripts/setup.sh requirements.txt; "$PYTHON" -VV; command -v g++ mpicc || true; mpirun --version || true
       gdal-config --version || true; } 2>/dev/null | sha256sum
 }
+minimal_fingerprint() { echo "minimal $(cat scripts/setup.sh pyproject.toml <("$PYTHON" -VV) | sha256sum)"; }
 has() { command -v "$1" >/dev/null; }
 
 command -v "$PYTHON" >/dev/null || die "no $PYTHON found; install Python 3.11 or newer, or set PYTHON=/path/to/python"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
     || die "$PYTHON is older than 3.11; install a newer Python, or set PYTHON=/path/to/python"
 
-if [ -x "$VENV_PYTHON" ] && [ "$(cat $STAMP 2>/dev/null)" = "$(fingerprint)" ]; then
-    exit 0
+if [ -x "$VENV_PYTHON" ]; then
+    found=$(cat $STAMP 2>/dev/null || true)
+    if [ "$found" = "$(fingerprint)" ]; then exit 0; fi
+    if [ -n "$keep" ] && [[ $found = minimal* ]]; then minimal=yes; fi
+    if [ -n "$minimal" ] && [ "$found" = "$(minimal_fingerprint)" ]; then exit 0; fi
 fi
 
 # 1. System packages: Open MPI (mpirun, and headers for mpi4py), GDAL (headers for its Python binding), a compiler, venv.
 missing=()
 find_missing() {
     missing=()
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+    if [ -n "$minimal" ]; then return; fi
     has mpirun || missing+=(openmpi-bin)
     has mpicc || missing+=(libopenmpi-dev)
     has gdal-config || missing+=(gdal-bin libgdal-dev)
     has g++ || missing+=(build-essential)
-    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
     "$PYTHON" -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file())' \
         || missing+=(python3-dev)
 }
 find_missing
 failed=''      # if set, no stamp is written, so that another run tries again
-if [ ${#missing[@]} -gt 0 ] && has apt-get; then
+if [ ${#missing[@]} -gt 0 ] && [ -z "$minimal" ] && has apt-get; then
     as_root=no
     if [ "$(id -u)" = 0 ]; then as_root=''; elif sudo -n true 2>/dev/null; then as_root='sudo -n'; fi
     if [ "$as_root" != no ]; then
@@ -62,7 +73,7 @@ if [ ${#missing[@]} -gt 0 ] && has apt-get; then
     fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
-    remedy="Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Without root')"
+    remedy="Ask an administrator for 'apt-get install ${missing[*]}', or take them from conda as INSTALL.md shows ('Conda')"
     [[ " ${missing[*]} " != *" python3-venv "* ]] || die "these system packages are missing: ${missing[*]}. $remedy"
     warn "these system packages are missing: ${missing[*]}. Pretraining and finetuning go without them; several ranks under mpirun need" \
         "Open MPI, the warping of SEN12-FLOOD images GDAL, --compile a compiler. $remedy"
@@ -88,11 +99,22 @@ if ! torch_works "$VENV_PYTHON"; then
         || die "torch and torchvision do not load together after 'pip install torch torchvision'; install a matching pair into .venv by hand (INSTALL.md, 'PyTorch first') and run this again"
 fi
 
-# 4. Everything else. The wheel of mpi4py finds the system's Open MPI at run time, or else it is compiled against it;
+# 4. The rest.
+version="torch $("$VENV_PYTHON" -c 'import torch; print(torch.__version__)')"
+if [ -n "$minimal" ]; then
+    say "installing the dependencies of pyproject.toml"
+    pip install -q -r <("$VENV_PYTHON" -c 'import tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")')
+    minimal_fingerprint > $STAMP
+    say "done, the minimal set-up: $version"
+    exit
+fi
+
+# 5. The full set-up. The wheel of mpi4py finds the system's Open MPI at run time, or else it is compiled against it;
 #    GDAL's binding must have the version of the system's library, and is always compiled.
 say "installing requirements.txt"
 pip install -q -r requirements.txt
-done="torch $("$VENV_PYTHON" -c 'import torch; print(torch.__version__)')"
+done=$version
 if has mpirun; then
     mpi=$(mpirun --version | head -n 1) || true
     mpi4py_works() {  # with the MPI that mpirun is of

@@ -180,7 +180,12 @@ def test_commands_that_are_not_run_have_flags_that_exist(page, monkeypatch):
             assert not unknown, f"{page}: {command}: {unknown}"
         for script in re.findall(r"(?<!\S)bash (scripts/\w+\.sh)", command):
             assert (ROOT / script).exists(), f"{page}: {command}"
-            if script in ("scripts/run_local.sh", "scripts/qsub_run.sh", "scripts/weight_study.sh"):
+            if script in (
+                "scripts/run_local.sh",
+                "scripts/qsub_run.sh",
+                "scripts/sbatch_run.sh",
+                "scripts/weight_study.sh",
+            ):
                 words = shlex.split(command.replace(" …", ""), comments=True)
                 place = words.index(script)
                 assignments = dict(word.split("=", 1) for word in words[: place - 1])

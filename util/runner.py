@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Computes the commands of scripts/run_local.sh and scripts/qsub_run.sh, for this machine or for PBS Pro.
+"""Computes the commands of scripts/run_local.sh, qsub_run.sh and sbatch_run.sh: for this machine, PBS Pro and Slurm.
 
     python -m util.runner run_local.sh START FLAGS…
+    python -m util.runner qsub_run.sh START FLAGS…         and then, with the variables that this sets: qsub_run.sh:job
 
 Relative paths are relative to the folder START. The output is shell code that the script evaluates: it prints and exits
 (--help, --dry_run), or sets variables. Imports only the standard library, so that it runs before anything is installed.
@@ -14,29 +15,16 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
 from common.errors import UsageError
-from common.launchers import LOST_HOST_FLAGS, mpirun
+from common.launchers import mpirun, torchrun
+from util.batch_systems import SYSTEMS, minutes_of
 from util.recipe import SETTINGS, Gpus, Setting, check, read_settings, recipe, settled
 
 LOCAL = {**SETTINGS, "RANKS": Setting("", 1, "processes (default: one per GPU)")}
-PBS = {
-    **SETTINGS,
-    "RESUBMIT": Setting("0", 0, "number of follow-up jobs; none follows an error, or a job that saved nothing new"),
-    "NODES": Setting("1", 1, "nodes per job"),
-    "WALLTIME": Setting("24:00:00", None, "H:MM:SS; the run ends five minutes before"),
-    "SITE": Setting("", None, "file with the settings of the site (default: scripts/site.sh if it exists)"),
-    "SITE_GROUP": Setting("", None, 'group that is charged (qsub -P); "none" if the site has no groups'),
-    "SITE_QUEUE": Setting("rt_HF", None, "queue of the jobs"),
-    "SITE_NCPUS": Setting("192", 1, "cores of a node"),
-    "SITE_GPU": Setting(
-        "H200", ("H200", "A100", "V100"), "GPUs of a node, by which their number is known before the job starts"
-    ),
-    "SITE_MODULES": Setting("", None, "environment modules to load, separated by spaces"),
-}
-NODES = {"H200": Gpus(8, "H200", 143771), "A100": Gpus(8, "A100", 40960), "V100": Gpus(4, "V100", 16384)}
 
 
 # ---- Shell code ----------------------------------------------------------------------------------
@@ -69,7 +57,7 @@ def help_of(script, settings):
     )
     for name, (default, allowed, text) in settings.items():
         choices = f" [{', '.join(allowed)}]" if isinstance(allowed, tuple) else ""
-        head.append(f"  {name:<15}{text}{choices}{f' (default: {default})' if default else ''}")
+        head.append(f"  {name:<16}{text}{choices}{f' (default: {default})' if default else ''}")
     return [*head, "Flags of the main program can follow after --, and take precedence over the recipe's."]
 
 
@@ -119,35 +107,41 @@ def log_of(made, models):
 
 
 def run_local(start, argv, env):
-    """Shell code that sets ranks and command; with a command also said and log, for the demonstration launch, dry_run
-    and models."""
+    """Shell code that sets ranks, launch, without_mpi and command; with a command also said and log, for the
+    demonstration dry_run and models.
+
+    launch starts the ranks with mpirun, without_mpi with torchrun. The script decides, as its set-up may install MPI.
+    """
     request = read_settings(LOCAL, argv, env, start)
     if request.help:
         return print_and_exit(help_of("run_local.sh", LOCAL))
     values, gpus = settled(LOCAL, request.values), find_gpus(env)
     ranks = int(values["RANKS"] or max(1, gpus.count))
-    launch = mpirun(ranks, gpus.count)
+    launch, without_mpi = mpirun(ranks, gpus.count), torchrun(ranks) if ranks > 1 else []
+    if request.dry_run and shutil.which("mpirun") is None:
+        launch = without_mpi
+    starts = {"ranks": str(ranks), "launch": launch, "without_mpi": without_mpi}
     if not request.values.keys() - {"MODELS_PATH", "RANKS"}:
         dry_run = "yes" if request.dry_run else ""
-        return assign(ranks=str(ranks), launch=launch, dry_run=dry_run, models=values["MODELS_PATH"], command=[])
+        return assign(**starts, dry_run=dry_run, models=values["MODELS_PATH"], command=[])
     check(values, request.extra, request.dry_run)
     made = recipe(values, ranks, gpus, request.dry_run)
     log = log_of(made, values["MODELS_PATH"])
-    command = [*launch, ".venv/bin/python", made.program, *made.flags, *request.extra]
-    said = [*describe(made, values["TASK_TYPE"], 1, gpus, log), shlex.join(command)]
+    command = [".venv/bin/python", made.program, *made.flags, *request.extra]
+    said = describe(made, values["TASK_TYPE"], 1, gpus, log)
     if request.dry_run:
-        return print_and_exit(said)
-    return assign(ranks=str(ranks), command=command, said=said, log=log)
+        return print_and_exit([*said, shlex.join([*launch, *command])])
+    return assign(**starts, command=command, said=said, log=log)
 
 
-# ---- qsub_run.sh ---------------------------------------------------------------------------------
+# ---- qsub_run.sh and sbatch_run.sh ---------------------------------------------------------------
 
 
-def site(start, argv, env):
+def site(system, start, argv, env):
     """Shell code that exports the given settings, which the file of the site may read, and sets SITE and dry_run."""
-    request = read_settings(PBS, argv, env, start)
+    request = read_settings(system.settings, argv, env, start)
     if request.help:
-        return print_and_exit(help_of("qsub_run.sh", PBS))
+        return print_and_exit(help_of(system.script, system.settings))
     values = dict(request.values)
     if request.extra:
         values["EXTRA"] = shlex.join(request.extra)
@@ -157,64 +151,37 @@ def site(start, argv, env):
     return f"{export({**values, 'SITE': path})}\n{assign(dry_run=['--dry_run'] if request.dry_run else [])}"
 
 
-def minutes_of(walltime):
-    """The time limit of a run in minutes: that of its job, "H:MM:SS", less five for saving. Raises UsageError."""
-    match = re.fullmatch(r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])", walltime)
-    if not match:
-        raise UsageError(f"WALLTIME={walltime}: must be hours, minutes and seconds, as 24:00:00")
-    minutes = int(match[1]) * 60 + int(match[2]) - 5
-    if minutes <= 0:
-        raise UsageError(f"WALLTIME={walltime}: must be more than five minutes, which are kept for saving")
-    return minutes
-
-
-def nodes_of_job(env):
+def nodes_of_job(system, env):
     """(hosts, Gpus of each) of the current job. Raises UsageError if the list of nodes or a GPU is missing."""
-    file = env.get("PBS_NODEFILE", "")
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise UsageError(f"PBS_NODEFILE={file}: cannot be read; start this in a job of PBS") from None
-    gpus = find_gpus(env)
+    hosts, gpus = system.hosts(env), find_gpus(env)
     if not gpus.count:
         raise UsageError(
-            f"nvidia-smi shows no GPU on {os.uname().nodename}; ask for a queue with GPUs (SITE_QUEUE), or load their "
-            "driver's module (SITE_MODULES)"
+            f"nvidia-smi shows no GPU on {os.uname().nodename}; ask for nodes with GPUs ({system.queue}), or load "
+            "their driver's module (SITE_MODULES)"
         )
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.split())), gpus
+    return hosts, gpus
 
 
-def job(start, argv, env):
-    """Shell code that exports the settings, for qsub -v, and sets task, run_folder, master, command, submission, said
-    and log."""
-    request = read_settings(PBS, argv, env, start)
-    values, in_job = settled(PBS, request.values), bool(env.get("PBS_JOBID"))
+def job(system, start, argv, env):
+    """Shell code that exports the settings, for the next job, and sets task, run_folder, master, command, submission,
+    said and log."""
+    request = read_settings(system.settings, argv, env, start)
+    values, in_job = settled(system.settings, request.values), bool(env.get(system.job_id))
     minutes = minutes_of(values["WALLTIME"])
     check(values, request.extra, request.dry_run)
-    if not values["SITE_GROUP"] and (not in_job or values["RESUBMIT"] != "0"):
-        raise UsageError("SITE_GROUP is missing: the group that pays for jobs, or 'none' where a site has no groups")
+    system.check(values, in_job)
     if in_job:
-        hosts, gpus = nodes_of_job(env)
+        hosts, gpus = nodes_of_job(system, env)
     else:
-        hosts, gpus = [f"NODE{n + 1}" for n in range(int(values["NODES"]))], NODES[values["SITE_GPU"]]
+        hosts, gpus = [f"NODE{n + 1}" for n in range(int(values["NODES"]))], system.gpus_of_node(values)
     made = recipe(values, len(hosts) * gpus.count, gpus, request.dry_run)
-    command = ["mpirun", "-np", str(made.ranks), "--host", ",".join(f"{host}:{gpus.count}" for host in hosts)]
-    command += ["--map-by", f"ppr:{gpus.count}:node", "--bind-to", "none"]
-    if len(hosts) > 1:  # ranks on other nodes do not inherit the environment of this job
-        command += LOST_HOST_FLAGS
-        for name in ("MASTER_ADDR", "PBS_JOBID", "PATH", *(["LD_LIBRARY_PATH"] if env.get("LD_LIBRARY_PATH") else [])):
-            command += ["-x", name]
+    command = system.launch(hosts, gpus, values, env)
     command += [f"{env.get('PWD') or os.getcwd()}/.venv/bin/python", made.program, *made.flags]
     if values["TASK_TYPE"] != "test":
         command += ["--walltime", str(minutes)]
     command += request.extra
-    # qsub takes the values of -v from the environment, so that they may contain any character.
     handed_on = {name: value for name, value in values.items() if value}
-    select = f"select={values['NODES']}:ncpus={values['SITE_NCPUS']}:mpiprocs={gpus.count}"
-    submission = ["qsub", "-N", f"sarwmix-{values['TASK_TYPE']}"]
-    submission += [] if values["SITE_GROUP"] == "none" else ["-P", values["SITE_GROUP"]]
-    submission += ["-q", values["SITE_QUEUE"], "-l", select, "-l", f"walltime={values['WALLTIME']}"]
-    submission += ["-v", ",".join(handed_on), "scripts/qsub_run.sh"]
+    submission = system.submission(values, gpus, handed_on)
     log = log_of(made, values["MODELS_PATH"])
     said = [*describe(made, values["TASK_TYPE"], len(hosts), gpus, log), shlex.join(command)]
     if request.dry_run:
@@ -234,12 +201,12 @@ def job(start, argv, env):
 
 
 def main(argv=None):
-    what, start, *words = sys.argv[1:] if argv is None else argv
-    answer = {"run_local.sh": run_local, "qsub_run.sh": site, "job": job}[what]
+    script, start, *words = sys.argv[1:] if argv is None else argv
+    script, _, step = script.partition(":")
+    answer = run_local if script == "run_local.sh" else partial(job if step else site, SYSTEMS[script])
     try:
         sys.stdout.write(f"{answer(start, words, os.environ)}\n")
     except UsageError as error:
-        script = "run_local.sh" if answer is run_local else "qsub_run.sh"
         sys.stderr.write(f"{script}: error: {error}\n")
         sys.exit(2)
 

@@ -7,43 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers.jobs import BOUND, RUN, SLOW, STOPPED, begin_checkout, executable, start_job, wait_for
 
 pytestmark = pytest.mark.slow
 
-BOUND = 60
-RUN = "pretrain_benv2_base_per_channel_token_seed0"
 MPIRUN, QSUB = "mpirun.json", "qsub.json"  # what the fake commands were started with
-# A fake command: writes down its arguments and its environment, then does its work.
-FAKE = f"""#!{sys.executable} -S
-import json, os, signal, sys, time
-from pathlib import Path
-here, output = Path({{here!r}}), Path(os.environ["RUN_FOLDER"])
-def note(name):
-    (here / "staged").write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
-    os.rename(here / "staged", here / name)
-def save(outcome, earlier="failed: earlier"):
-    (output / "checkpoint.pth").touch()
-    (output / "run.json").write_text(json.dumps({{{{"earlier": [{{{{"outcome": earlier}}}}], "outcome": outcome}}}}, indent=1))
-def save_and_end(number, _):
-    save("stopped: SIGUSR1")
-    os._exit(128 + number)
-{{work}}
-"""
-STOPPED = "save('stopped: --walltime is nearly over', earlier='finished')"
-# Saves and ends at the second signal: so it can be seen that the first one is waited for.
-SLOW = """
-def first(*_):
-    signal.signal(signal.SIGUSR1, save_and_end)
-    note("signalled")
-signal.signal(signal.SIGUSR1, first)
-note("running")
-time.sleep(60)
-"""
 # A rank for the real mpirun, instead of Python: saves at SIGUSR1, and takes no notice of SIGTERM.
 RANK = """#!/bin/bash
 if [[ "$1" = -[cm] ]]; then exec {python} "$@"; fi
@@ -54,54 +25,16 @@ for _ in {{1..1000}}; do sleep 0.05; done
 """
 
 
-def executable(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-
-
 @pytest.fixture
 def job(tmp_path):
-    """job(work of mpirun, work of qsub, **variables) → the job of a run in "out, put", begun long ago, as PBS starts it."""
-    for name in ("common", "scripts", "util"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "spool" / "jobs").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts" / "qsub_run.sh", tmp_path / "spool" / "jobs" / "12.pbs.SC")
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    (tmp_path / "data, all").mkdir()
-    output = tmp_path / "out, put" / RUN
-    output.mkdir(parents=True)
-    (output / "checkpoint.pth").touch()
-    os.utime(output / "checkpoint.pth", (1e9, 1e9))
+    """job(work of mpirun, work of qsub, **variables) → the job of a run, as PBS starts it."""
+    copy = begin_checkout(tmp_path, "qsub_run.sh")
     (tmp_path / "nodes").write_text("localhost\n" * 8)
-    gpus = "for i in 1 2 3 4 5 6 7 8; do echo NVIDIA H200, 143771; done"
-    executable(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\n{gpus}\n")
 
     def start(mpirun="", qsub="print('12.pbs')", **variables):
-        for name, work in (("mpirun", mpirun), ("qsub", qsub)):
-            if work is not None:
-                text = FAKE.format(here=str(tmp_path), work=f"note('{name}.json')\n{work}")
-                executable(tmp_path / "bin" / name, text)
-        env = {
-            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            "PBS_O_WORKDIR": str(tmp_path),
-            "PBS_JOBID": "11.pbs",
-            "PBS_NODEFILE": str(tmp_path / "nodes"),
-            "SITE_GROUP": "group",
-            "DATA_PATH": "data, all",
-            "MODELS_PATH": "out, put",
-            "RUN_FOLDER": str(output),
-            **variables,
-        }
-        return subprocess.Popen(
-            ["bash", tmp_path / "spool" / "jobs" / "12.pbs.SC"],
-            cwd="/",
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        env = {"PBS_O_WORKDIR": str(tmp_path), "PBS_JOBID": "11.pbs", "PBS_NODEFILE": str(tmp_path / "nodes")}
+        works = {"mpirun": mpirun, "qsub": qsub}
+        return start_job(copy, tmp_path, works, {**env, "SITE_GROUP": "group", **variables})
 
     return start
 
@@ -114,13 +47,6 @@ def end(job):
 
 def only_line(lines, *words):
     return len(lines) == 1 and all(word in lines[0] for word in ("qsub_run.sh: ", *words))
-
-
-def wait_for(*paths):
-    deadline = time.monotonic() + BOUND
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, paths
-        time.sleep(0.01)
 
 
 def test_the_run_is_started_with_the_recipe_and_the_walltime(job, tmp_path):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from common.launchers import torchrun
 from main_pretrain import parse_flags
 from tests.helpers import ROOT
 
@@ -59,7 +60,7 @@ def words_of(result):
 def test_pretraining_on_one_machine(dry_run):
     words = words_of(dry_run("run_local.sh", "2 × RTX 4090", "--data_path", "data", "--", "--clip_grad", "1"))
     place = words.index("main_pretrain.py")
-    assert words[:3] == ["mpirun", "-np", "2"] and words[place - 1] == ".venv/bin/python"
+    assert words[:place] == [*torchrun(2), ".venv/bin/python"]  # there is no mpirun
     args = parse_flags(words[place + 1 :])
     assert (args.batch_size, args.accum_iter, args.clip_grad) == (256, 4, 1)
     assert args.data_path.startswith("../") and args.data_path.endswith("/data")  # from where it is started
@@ -101,7 +102,7 @@ def test_without_data_the_whole_way_on_simulated_scenes_is_shown(dry_run):
         assert any(part in line for line in programs), part
 
 
-@pytest.mark.parametrize("script", ["run_local.sh", "qsub_run.sh"])
+@pytest.mark.parametrize("script", ["run_local.sh", "qsub_run.sh", "sbatch_run.sh"])
 def test_help_and_refusals_reach_the_user(dry_run, script):
     shown = dry_run(script, "CPU", "--help")
     assert shown.returncode == 0 and shown.stdout.startswith("The main job") and "DATA_PATH" in shown.stdout
@@ -137,15 +138,41 @@ for _ in {{1..1000}}; do sleep 0.05; done
 """
 
 
-def test_a_run_on_this_machine_is_logged_and_gets_the_signals(tmp_path):
+def small_checkout(folder, program):
+    """A checkout in which nothing is set up, with an empty folder of data. program: the text of .venv/bin/python."""
     for name in ("common", "scripts", "util"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "scripts" / "setup.sh").write_text("true\n")
-    (tmp_path / "data").mkdir()
-    program = tmp_path / ".venv" / "bin" / "python"
-    program.parent.mkdir(parents=True)
-    program.write_text(PROGRAM)
-    program.chmod(0o755)
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "scripts" / "setup.sh").write_text("true\n")
+    (folder / "data").mkdir()
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(program)
+    python.chmod(0o755)
+
+
+def test_two_ranks_without_mpirun_are_started_by_torchrun(tmp_path):
+    small_checkout(
+        tmp_path, f'#!/bin/bash\nif [ "$2" = util.runner ]; then exec {sys.executable} "$@"; fi\necho "$@"\n'
+    )
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "mkdir", "tee"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    result = subprocess.run(
+        ["bash", tmp_path / "scripts" / "run_local.sh", "--data_path", "data", "--ranks", "2"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "bin")},
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    shown, started = result.stdout.splitlines()[-2:]
+    assert shown == f".venv/bin/python {started}"
+    assert started.startswith(f"{' '.join(torchrun(2)[1:])} .venv/bin/python main_pretrain.py ")
+
+
+def test_a_run_on_this_machine_is_logged_and_gets_the_signals(tmp_path):
+    small_checkout(tmp_path, PROGRAM)
     run = subprocess.Popen(
         ["bash", tmp_path / "scripts" / "run_local.sh", "--data_path", "data", "--ranks", "1"],
         cwd=tmp_path,

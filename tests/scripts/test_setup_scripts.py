@@ -39,6 +39,7 @@ class Machine:
         (folder / "bin").mkdir()
         shutil.copy(ROOT / "scripts" / "setup.sh", folder / "scripts")
         shutil.copy(ROOT / "requirements.txt", folder)
+        shutil.copy(ROOT / "pyproject.toml", folder)
         for name in COMMANDS:
             (folder / "bin" / name).symlink_to(shutil.which(name))
         self.folder, self.env = folder, {"PATH": str(folder / "bin"), "PYTHON": str(folder / "bin" / "python3")}
@@ -90,6 +91,33 @@ def test_without_root_mpi_and_gdal_are_left_out(machine):
     machine.add("mpirun", "#!/bin/bash\necho 'mpirun (Open MPI) 4.1.4'\n")
     machine.add("gdal-config", "#!/bin/bash\necho 3.6.2\n")
     assert installed(machine.set_up()[2]) == ["requirements.txt", "mpi4py>=4.0", "mpi4py>=4.0", "GDAL==3.6.2"]
+
+
+def test_the_minimal_set_up_needs_neither_root_nor_system_packages(machine):
+    machine.add("apt-get", '#!/bin/bash\necho "apt-get $*" >> calls\n')
+    machine.add("id", "#!/bin/bash\necho 0\n")
+    machine.add("mpirun", "#!/bin/bash\necho 'mpirun (Open MPI) 4.1.4'\n")
+    machine.add("gdal-config", "#!/bin/bash\necho 3.6.2\n")
+    status, lines, calls = machine.set_up("--minimal")
+    assert status == 0 and lines == [] and installed(calls) == [] and "pip" in calls[-1] and "-r" in calls[-1]
+    assert not any("apt-get" in call for call in calls)
+    assert machine.set_up("--minimal") == machine.set_up("--keep_minimal") == (0, [], [])
+    (machine.folder / "pyproject.toml").write_text("[project]\ndependencies = []\n")
+    assert installed(machine.set_up("--keep_minimal")[2]) == [] and machine.set_up("--minimal") == (0, [], [])
+    calls = machine.set_up()[2]  # completes it
+    assert (
+        "apt-get update -qq" in calls
+        and installed(calls)[0] == "requirements.txt"
+        and "GDAL==3.6.2" in installed(calls)
+    )
+
+
+@pytest.mark.parametrize("flag", ["--minimal", "--keep_minimal"])
+def test_after_the_full_set_up_the_minimal_one_does_nothing(machine, flag):
+    assert installed(machine.set_up(*(["--keep_minimal"] if flag == "--keep_minimal" else []))[2]) == [
+        "requirements.txt"
+    ]
+    assert machine.set_up(flag) == machine.set_up() == (0, [], [])
 
 
 def test_what_could_not_be_compiled_is_tried_again(machine):
