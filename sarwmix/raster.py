@@ -292,6 +292,10 @@ class Image:
         """The values of a band in `units`, NaN for no data."""
         raw = source.read(band.number, window=window)
         empty = source.read_masks(band.number, window=window) == 0
+        for number in set(range(1, source.count + 1)) - set(
+            _data_bands(source)
+        ):  # GDAL's mask has alpha of 8 bits only
+            empty |= source.read(number, window=window) == 0
         if self.reading.nodata is not None:
             empty |= raw == self.reading.nodata
         values = raw.astype(np.float64)

@@ -106,9 +106,10 @@ class Program:
 def export(folder, state, args, classes, metrics, data, program):
     """Export a checkpoint to a new folder, atomically.
 
-    state: of `load_checkpoint`. args: dataset, task, model, input_size, mean, std, patch_cut, patch_op, as resolved for it.
-    classes: names, or None for an encoder. metrics: {split: {name: value}}. data: {split: {"samples", "simulated"}},
-    which the metrics were measured on. Both are added to those of the checkpoint. program: the Program of the model.
+    state: of `load_checkpoint`. args: dataset, task, model, input_size, mean, std, patch_cut, patch_op, as resolved for
+    it. classes: names, or None for an encoder. metrics: {split: {name: value}}. data: {split: {"samples",
+    "simulated"}}, which the metrics were measured on. Both are added to those of the checkpoint. program: the Program
+    of the model.
     """
     folder = Path(folder)
     task = CLASSIFIERS[args.task] if classes else "encoder"

@@ -216,14 +216,14 @@ def tile(args, workers):
     """Cuts all scenes. Raises DataError."""
     out, reading = Path(args.out), reading_of(args)
     cut = Cut(args.size, args.stride or args.size, args.max_nodata)
-    found = workers.map(partial(find_scene, reading=reading), workers.on_main(find_images, args.scenes), "scenes")
-    scenes, bad = (
-        [image for image, _ in found if image],
-        [(error.partition(":")[0], error) for _, error in found if error],
-    )
+    named = workers.on_main(find_images, args.scenes)
+    found = workers.map(partial(find_scene, reading=reading), named, "scenes")
+    scenes = [image for image, _ in found if image]
+    bad = [[name, error] for (name, _), (_, error) in zip(named, found) if error]
     workers.on_main(refuse_bad, bad, None, args.skip_bad, len(found))
     known = store_facts("chips", Chips, cut.size)
-    workers.on_main(probe, scenes, cut)
+    if not args.skip_bad:
+        workers.on_main(probe, scenes, cut)
     parts = workers.on_main(plan_parts, scenes, cut, images_per_part(args.part_mb, known["shape"], args.dtype))
     record = {
         "generator": "sarwmix.tile",
@@ -248,6 +248,7 @@ def tile(args, workers):
             workers.on_main(check_room, [("--out", out, max(0, need - there))])
             work = partial(cut_part, cut=cut, out=out, split=args.split, dtype=args.dtype, skip_bad=args.skip_bad)
             reports = workers.map(work, parts, "parts")
+            reports[0]["bad"] = bad + reports[0]["bad"]
             workers.on_main(finish_store, out, scenes, reports, known, args)
         workers.on_main(lambda: [path.unlink() for path in out.glob("part_*.json")])
 
@@ -255,10 +256,12 @@ def tile(args, workers):
 def finish_store(out, scenes, reports, known, args):
     """Writes the tables and the manifest. Raises DataError for bad scenes, or if there is no tile."""
     cut = Cut(args.size, args.stride or args.size, args.max_nodata)
-    refuse_bad([row for report in reports for row in report["bad"]], out, args.skip_bad, len(scenes))
+    bad = [row for report in reports for row in report["bad"]]
+    refuse_bad(bad, out, args.skip_bad, len({name for name, _ in bad} | {image.name for image in scenes}))
     log_tiles(scenes, reports, cut)
-    reports = [report for report in reports if report["part"]]
-    finish(out, make_tables(scenes, reports, args.split), reports, known, args.dtype)
+    kept = [report for report in reports if report["part"]]
+    kept[0]["bad"] = bad
+    finish(out, make_tables(scenes, kept, args.split), kept, known, args.dtype)
 
 
 # ---- Program -------------------------------------------------------------------------------------

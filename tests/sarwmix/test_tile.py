@@ -72,7 +72,7 @@ def test_no_data_decides_which_tiles_are_kept(tmp_path):
     run(tmp_path / "a.tif", "--out", tmp_path / "strict", "--max_nodata 0")
     assert len(PackedDataset(tmp_path / "strict", "all")) == 2
     run(tmp_path / "a.tif", "--out", tmp_path / "dense", "--stride 16")
-    assert len(PackedDataset(tmp_path / "dense", "all")) == 8
+    assert len(PackedDataset(tmp_path / "dense", "all")) == 7
 
 
 def test_scenes_of_every_kind_in_one_store(tmp_path):
@@ -112,22 +112,22 @@ def rewrite(path, change):
 def test_what_cannot_be_tiled_is_one_line(tmp_path, capsys, case):
     make, flags, said = CASES[case]
     make(tmp_path)
-    assert said in refusal(main, (FLAGS, flags, tmp_path, "--out", tmp_path / "store"), capsys)
+    assert said in refusal(main, (tmp_path, FLAGS, flags or (), "--out", tmp_path / "store"), capsys)
     assert not (tmp_path / "store" / "manifest.json").exists()
 
 
 def test_bad_scenes_are_left_out_on_request(tmp_path, capsys):
     scene(tmp_path / "a.tif")
     write_tif(tmp_path / "b_VV.tif", np.full((64, 64), -12, np.float32))
-    scene(tmp_path / "c.tif", 400, 64)
-    content = (tmp_path / "c.tif").read_bytes()
-    (tmp_path / "c.tif").write_bytes(content[: len(content) - 500] + bytes(500))  # readable, but not its end
-    (tmp_path / "c.tif").write_bytes(content[: len(content) * 3 // 4])
+    scene(tmp_path / "c.tif", 400, 64, compress="deflate")
+    content = bytearray((tmp_path / "c.tif").read_bytes())
+    content[len(content) * 80 // 100 : len(content) * 85 // 100] = bytes(len(content) // 20)  # some of its rows
+    (tmp_path / "c.tif").write_bytes(content)
     message = refusal(main, (FLAGS, tmp_path, "--out", tmp_path / "store"), capsys)
     assert "1 of 3 scenes cannot be used" in message and "VV alone" in message and not (tmp_path / "store").exists()
     run(tmp_path, "--out", tmp_path / "store", "--skip_bad")
-    bad = pd.read_csv(tmp_path / "store" / "bad.csv")
-    assert "a_r00000_c00000" in PackedDataset(tmp_path / "store", "all").ids and "c" in set(bad["image"])
+    assert set(pd.read_csv(tmp_path / "store" / "bad.csv")["image"]) == {"b", "c"}
+    assert {"a_r00000_c00000", "c_r00000_c00000"} <= set(PackedDataset(tmp_path / "store", "all").ids)
 
 
 # ---- Bytes ---------------------------------------------------------------------------------------
@@ -148,14 +148,14 @@ def test_processes_ranks_and_kills_do_not_change_a_byte(tmp_path):
     killed = tmp_path / "killed"
     for _ in range(2):
         process = subprocess.Popen(
-            argv(sys.executable, "-c", KILLED, flags[2:], "--out", killed, "--workers 1"), cwd=ROOT
+            [sys.executable, "-c", KILLED, *argv(flags[2:], "--out", killed, "--workers 1")], cwd=ROOT
         )
         assert process.wait() == -9
     assert not (killed / "manifest.json").exists() and list(killed.glob("part_*.bin"))
     launch([sys.executable, flags, "--out", killed, "--workers 1"])
     assert digests(one) == digests(killed)
     store = json.loads((one / "manifest.json").read_text())
-    assert store["images"] == 3 * 13 * 9 and store["dataset"] == "chips"
+    assert store["images"] == 3 * 12 * 9 and store["dataset"] == "chips"
 
 
 # Kills itself when it writes its next part file.
