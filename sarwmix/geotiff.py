@@ -13,6 +13,7 @@ from common.errors import DataError
 from common.packages import PACK_ELSEWHERE, load
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
+CACHE_BYTES = 128 * 2**20  # of blocks of files, in each process; GDAL would take 5 % of the memory
 MOST_PIXELS = 2**26  # of an image; a damaged header may claim more
 
 
@@ -42,7 +43,7 @@ def opened_geotiff(path, listed=True, georeferenced=True):
     georeferenced: whether it reads the coordinate system, which takes longer than a small image.
     """
     rasterio = load_rasterio()
-    options = {} if listed else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+    options = {"GDAL_CACHEMAX": CACHE_BYTES} | ({} if listed else {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"})
     sources = {} if georeferenced else {"GEOREF_SOURCES": "NONE"}
     try:
         with warnings.catch_warnings(), rasterio.Env(**options):

@@ -15,6 +15,8 @@ import json
 import logging
 from dataclasses import astuple, dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,7 @@ from sarwmix.prepare.store_writer import (
 )
 from sarwmix.raster import GRID, Image, add_reading_flags, find_images, reading_of
 
+AT_ONCE = 64  # tiles that are read at a time
 PROBES = 32  # scenes of which some values are checked before the store is begun
 MOST_PARTS = 99_999  # whose numbers have five digits
 
@@ -93,7 +96,9 @@ def probe(scenes, cut):
     for k in np.unique(np.linspace(0, len(scenes) - 1, PROBES).astype(int)):
         image, total = scenes[k], Moments()
         rows = cut.starts(image.height)
-        total.add(read_row(image, rows[len(rows) // 2], cut))
+        with image.opened() as read:
+            for _, tile in tiles_of(read, rows[len(rows) // 2], image.width, cut):
+                total.add(tile)
         fault = find_fault(total.summary()) if (total.count > total.nodata).all() else None
         if fault:
             raise DataError(f"{image.bands[0].path}: {fault}")
@@ -130,17 +135,18 @@ def cut_part(part, cut, out, split, dtype, skip_bad):
         return done
     most = sum(len(cut.starts(image.width)) for _, image, _ in part.rows)
     images, tiles, bad = np.empty((most, 2, cut.size, cut.size), np.float32), [], []
-    for number, image, row in part.rows:
+    for number, rows in groupby(part.rows, itemgetter(0)):
+        rows = list(rows)
+        image = rows[0][1]
         try:
-            values = read_row(image, row, cut)
+            with image.opened() as read:
+                for _, _, row in rows:
+                    for column, tile in tiles_of(read, row, image.width, cut):
+                        if np.isnan(tile).any(0).mean() <= cut.max_nodata:
+                            images[len(tiles)] = tile
+                            tiles.append([number, row, column])
         except DataError as error:
             bad.append((image.name, str(error)))
-            continue
-        for column in cut.starts(image.width):
-            tile = values[:, :, column : column + cut.size]
-            if np.isnan(tile).any(0).mean() <= cut.max_nodata:
-                images[len(tiles)] = tile
-                tiles.append([number, row, column])
     report = {"part": None, "tiles": tiles, "bad": bad}
     if tiles:
         first, last = (part.rows[k][1].name for k in (0, -1))
@@ -151,10 +157,17 @@ def cut_part(part, cut, out, split, dtype, skip_bad):
     return report
 
 
-def read_row(image, row, cut):
-    """One row of tiles of a scene: (2, size, width of all tiles) float32 in dB, NaN for no data. Raises DataError."""
-    with image.opened() as read:
-        return read(row, 0, cut.size, cut.starts(image.width)[-1] + cut.size)
+def tiles_of(read, row, width, cut):
+    """Yields (column, tile (2, size, size) float32 in dB, NaN for no data) of one row of tiles. Raises DataError.
+
+    read: of `Image.opened`. width: of the scene. Reads some tiles at a time, which limits the memory.
+    """
+    starts = cut.starts(width)
+    for k in range(0, len(starts), AT_ONCE):
+        columns = starts[k : k + AT_ONCE]
+        values = read(row, columns[0], cut.size, columns[-1] - columns[0] + cut.size)
+        for column in columns:
+            yield column, values[:, :, column - columns[0] :][:, :, : cut.size]
 
 
 # ---- The store -----------------------------------------------------------------------------------
