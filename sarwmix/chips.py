@@ -145,14 +145,16 @@ class Chips(RadarDataset):
 
     def read_image(self, i, which=0):
         image = self._find(str(self.ids[i]), self._paths[i], self.where(i))
-        path = image.bands[0].path
         if image.height != image.width or image.height != self.size:
             raise DataError(
-                f"{path}: is {image.height}x{image.width} pixels, but images must be square and of one size, "
-                f"{self.size}x{self.size} as the first; cut them with sarwmix.tile, or remove it from the table "
+                f"{image.bands[0].path}: is {image.height}x{image.width} pixels, but images must be square and of one "
+                f"size, {self.size}x{self.size} as the first; cut them with sarwmix.tile, or remove it from the table "
                 f"({self.where(i)})"
             )
-        return image.read(listed=False)
+        try:
+            return image.read(listed=False)
+        except DataError as error:
+            raise DataError(f"{error} ({self.where(i)})") from error
 
     def _find(self, name, paths, where=None):
         try:

@@ -13,7 +13,7 @@ from common.errors import DataError
 from common.packages import PACK_ELSEWHERE, load
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
-CACHE_BYTES = 128 * 2**20  # of blocks of files, in each process; GDAL would take 5 % of the memory
+CACHE_BYTES = 64 * 2**20  # of blocks of files, in each process; GDAL would take 5 % of the memory
 MOST_PIXELS = 2**26  # of an image; a damaged header may claim more
 
 

@@ -130,7 +130,9 @@ def log_statistics(config, kind, checkpoint=None):
         if name in stated and agree(value, stated[name]):
             return str(checkpoint.path)
         own = getattr(kind, name.upper())
-        return f"--dataset {config.dataset}" if own is not None and agree(value, own) else f"--{name}"
+        if own is None or not agree(value, own):
+            return f"--{name}"
+        return f"--data_path {config.data_path}" if config.dataset == "chips" else f"--dataset {config.dataset}"
 
     log.info(
         "standardised with mean %s and std %s dB (VH, VV), of %s",
