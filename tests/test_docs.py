@@ -35,6 +35,10 @@ SMALLER = {
     "for seed in 0 1 2": "for seed in 0",
     "for epoch in 1 4 11": "for epoch in 1 11",
     '"0 1 2"': '"0"',
+    "--side 2048 --seed 3": "--side 512 --seed 3",
+    "--epochs 10 --warmup_epochs 1": "--epochs 2 --warmup_epochs 1",
+    "--scenes 10 --side 1024": "--scenes 10 --side 512",
+    "--epochs 15 --warmup_epochs 2": "--epochs 2 --warmup_epochs 1",
     "python -m pytest ": "python -m pytest --collect-only ",  # this run has those tests
     '"none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel"': '"none/token"',
 }

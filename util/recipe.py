@@ -26,7 +26,11 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "TASK_TYPE": Setting("pretrain", ("pretrain", "finetune", "test"), "finetune ends with the test figures"),
-    "DATASET": Setting("benv2", ("benv1", "benv2", "sen12flood"), "BigEarthNet, or SEN12-FLOOD to finetune"),
+    "DATASET": Setting(
+        "benv2",
+        ("benv1", "benv2", "sen12flood", "chips"),
+        "BigEarthNet, SEN12-FLOOD to finetune, or images of one's own",
+    ),
     "DATA_PATH": Setting("", None, "folder of the data"),
     "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
     "EPOCH": Setting("64", 1, "where pretraining stops; finetuning starts from its checkpoint_EPOCH.pth"),
