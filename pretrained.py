@@ -77,9 +77,9 @@ MULTICLASS = Task(
     multiclass_metrics,
     {
         "Accuracy": ("accuracy",),
-        "F1 Score": ("f1_macro",),
-        "Precision": ("precision_macro",),
-        "Recall": ("recall_macro",),
+        "F1 Macro": ("f1_macro",),
+        "Precision Macro": ("precision_macro",),
+        "Recall Macro": ("recall_macro",),
     },
 )
 TASKS = {task.name: task for task in (MULTILABEL, MULTICLASS, FLOOD)}

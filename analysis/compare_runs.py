@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from analysis.figures import dot_plot, write_figure
 from analysis.programs import picture, short_names, write_table
-from analysis.runs import FLOOD, MAIN_METRICS, METRICS, NoResult, RunFolder
+from analysis.runs import MAIN_METRICS, METRICS, NoResult, RunFolder, task_of
 from common.command_line import Parser
 from common.errors import DataError
 
@@ -36,7 +36,7 @@ def read_run(folder, split):
         run = RunFolder(folder)
         metrics = run.read(f"eval_{split}.json")
         finetune = run.finetune
-        names = FLOOD if "accuracy" in metrics else MAIN_METRICS
+        names = task_of(metrics) if "accuracy" in metrics else MAIN_METRICS
         row = {
             "run": run.path.name,
             "start": finetune or "random",

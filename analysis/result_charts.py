@@ -8,10 +8,10 @@ from matplotlib.ticker import NullLocator
 from tabulate import tabulate
 
 from analysis.figures import bare, entitle, new_chart
-from analysis.runs import FLOOD, MAIN_METRICS
+from analysis.runs import FLOOD, MAIN_METRICS, MULTICLASS
 from common.errors import DataError
 
-FLOOD_PANELS = ("accuracy", "f1")
+FLOOD_PANELS, MULTICLASS_PANELS = ("accuracy", "f1"), ("accuracy", "f1_macro")
 CLOSEST = 0.35  # octaves between tick labels
 LETTERS = 13  # characters of a legend per inch
 
@@ -46,7 +46,8 @@ def gather(results, fact, descending=False):
 
 def metrics_to_draw(results):
     """{metric: label} of the panels. Raises DataError unless all results are of one task and one split."""
-    tasks = {"many labels" if result.task is not FLOOD else "floods": result for result in results}
+    kinds = {id(FLOOD): "floods", id(MULTICLASS): "one label"}
+    tasks = {kinds.get(id(result.task), "many labels"): result for result in results}
     splits = {f"split {result.split}": result for result in results if result.split}
     for kinds in (tasks, splits):
         if len(kinds) > 1:
@@ -55,7 +56,8 @@ def metrics_to_draw(results):
                 "--pattern"
             )
     task = results[0].task
-    names = [name for name in (FLOOD_PANELS if task is FLOOD else MAIN_METRICS) if spread(results, name)]
+    panels = FLOOD_PANELS if task is FLOOD else MULTICLASS_PANELS if task is MULTICLASS else MAIN_METRICS
+    names = [name for name in panels if spread(results, name)]
     if not names:
         raise DataError(f"{results[0].source}: has none of the metrics that are drawn; choose other logs")
     return {name: task[name] for name in names}

@@ -38,8 +38,14 @@ MULTILABEL = {
     "precision_macro": "precision macro",
     "precision_micro": "precision micro",
 }
+MULTICLASS = {
+    "accuracy": "accuracy",
+    "f1_macro": "F1 macro",
+    "precision_macro": "precision macro",
+    "recall_macro": "recall macro",
+}
 FLOOD = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
-METRICS = MULTILABEL | FLOOD
+METRICS = MULTILABEL | MULTICLASS | FLOOD
 MAIN_METRICS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")  # of MULTILABEL, as in the published tables
 
 RECORD, LOG = "run.json", "log.txt"
@@ -70,7 +76,9 @@ SUMMARY = re.compile(r"Best Results Summary\W*(?:Epoch\W*(\d{1,9}))?", re.IGNORE
 EPOCH = re.compile(r"\bEpoch:? *\[?\d+")
 TRAINING_TIME = re.compile(r"Training time (?:(\d{1,9}) days?, )?(\d{1,9}):([0-5]\d):([0-5]\d)")
 TABLE_ROW = re.compile(r"\s*(?:\S+: )?\|(.*)")
-TABLE_LABELS = {"average precision": "ap", "f1 score": "f1"}  # first cell of a row → metric; others are its own name
+# First cell of a row → metric; others are its own name.
+TABLE_LABELS = {"average precision": "ap", "f1 score": "f1"}
+TABLE_LABELS |= {label.lower(): name for name, label in MULTICLASS.items()}
 NUMBERED = re.compile(r"checkpoint[-_](\d{1,9})\.pth$")
 
 
@@ -86,14 +94,21 @@ class NotALog(NoResult):
     """The file is not one that a training writes."""
 
 
+def task_of(names):
+    """MULTILABEL, MULTICLASS or FLOOD, by the names of some metrics; MULTILABEL if they do not tell."""
+    if "accuracy" in names and ("f1_macro" in names or "recall_macro" in names):
+        return MULTICLASS
+    return FLOOD if any(name in FLOOD for name in names) else MULTILABEL
+
+
 @dataclass
 class Result:
     """The result of one finetuning. None: its source does not say.
 
     source: file or run folder. start: "pretrained" or "random". checkpoint: of the pretraining, after
     pretraining_epochs. share: of the training labels, in (0, 1]. epoch: of the best result, as logged. split: that was
-    evaluated. metrics: those of MULTILABEL or of FLOOD, in [0, 1] or None. malformed: number of unreadable lines in the
-    source. output_dir: as given to the run.
+    evaluated. metrics: those of MULTILABEL, MULTICLASS or FLOOD, in [0, 1] or None. malformed: number of unreadable
+    lines in the source. output_dir: as given to the run.
     """
 
     source: str
@@ -110,8 +125,8 @@ class Result:
 
     @property
     def task(self):
-        """MULTILABEL or FLOOD."""
-        return FLOOD if any(name in FLOOD for name in self.metrics) else MULTILABEL
+        """MULTILABEL, MULTICLASS or FLOOD."""
+        return task_of(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,8 @@ def metric_of(cell, most=1):
 
 def metrics_in(entry, prefix=""):
     """The metrics among the values of an evaluation; {} if it has none. Values that are not in [0, 1] become None."""
-    task = MULTILABEL if f"{prefix}ap_macro" in entry else FLOOD if f"{prefix}accuracy" in entry else {}
+    names = [name.removeprefix(prefix) for name in entry if name.startswith(prefix)]
+    task = task_of(names) if "ap_macro" in names or "accuracy" in names else {}
 
     def valid(value):
         return value if isinstance(value, (int, float)) and 0 <= value <= 1 else None
@@ -459,14 +475,13 @@ def _result_of_row(row):
     if not known:
         raise ValueError("a row without metrics")
     scale = 100 if max(known) > 1 else 1
-    task = MULTILABEL if any(name in MULTILABEL for name in metrics) else FLOOD
     return Result(
         row["log"],
         row.get("start"),
         row.get("checkpoint"),
         share=share_of(row["share"]) if "share" in row else None,
         split=row.get("split"),
-        metrics={name: None if metrics.get(name) is None else metrics[name] / scale for name in task},
+        metrics={name: None if metrics.get(name) is None else metrics[name] / scale for name in task_of(metrics)},
         **{name: whole(row[name]) for name in ("pretraining_epochs", "seed", "epoch") if name in row},
     )
 

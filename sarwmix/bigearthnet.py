@@ -15,16 +15,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from common.errors import DataError, quoted
 from common.packages import PACK_ELSEWHERE, load
 from sarwmix.dataset import RadarDataset
-from sarwmix.geotiff import check_nonfinite, load_rasterio, read_band
+from sarwmix.geotiff import check_nonfinite, load_rasterio, opened_geotiff, read_band
 from sarwmix.layouts import S1_START, content_of, whereabouts
-from sarwmix.listing import CHANNELS, Listing, acquisitions_of, check_names, refuse_duplicates
+from sarwmix.listing import CHANNELS, Listing, acquisitions_of, check_names, in_threads, refuse_duplicates
 from sarwmix.plausibility import check_decibels
+from sarwmix.raster import GRID, grid_of
 
 CLASS_TABLE = Path(__file__).parent.parent / "datasets" / "bigearthnet_classes.csv"
 SIZE = 120  # pixels a side of a patch
@@ -112,6 +114,9 @@ class Store:
         """For a message: the path of a missing channel, and what exists there instead."""
         return whereabouts(self.path(patch, channel))
 
+    def grid_row(self, patch):
+        """The values of `sarwmix.raster.GRID` of a patch, the scene being its acquisition; None if not known."""
+
     def require(self):
         """Raises DataError if a package that reading needs is not installed."""
         load_rasterio()
@@ -150,6 +155,11 @@ class PatchFolders(Store):
 
     def path(self, patch, channel):
         return f"{self._layout.folder_of(patch)}/{patch}_{channel}{self._layout.suffix}"
+
+    def grid_row(self, patch):
+        with opened_geotiff(self.path(patch, CHANNELS[0]), listed=False) as source:
+            _, crs, transform = grid_of(source)
+        return (acquisitions_of(np.array([patch]))[0], 0, 0, crs, *transform)
 
 
 def _names_in(folder):
@@ -326,6 +336,11 @@ class BigEarthNet(RadarDataset):
     def groups(self):
         """(N,) str: the acquisition of each sample. Patches of one acquisition are neighbours."""
         return acquisitions_of(self.ids)
+
+    def georeference(self):
+        rows = in_threads(lambda i: self.store.grid_row(str(self.ids[i])), range(len(self)))
+        table = None if None in rows else pd.DataFrame(rows, columns=GRID)
+        return table if table is not None and (table.crs != "").any() else None
 
     def files(self, i):
         """Paths of sample i, one for each of CHANNELS: of files, or within a Zarr store or an LMDB."""

@@ -168,6 +168,9 @@ class ZarrStore(FolderStore):
     def path(self, patch, channel):
         return f"{self.folder}/{patch}/{channel}"
 
+    def grid_row(self, patch):
+        """None: a Zarr store does not say where its patches lie."""
+
     def metadata(self, patch):
         path = f"{self.folder}/{patch}/zarr.json"
         if os.path.exists(path):

@@ -253,7 +253,7 @@ class Image:
                 _check_type(source, reading)
             found = _name_bands(sources, paths, reading)
             chosen = [found[channel] for channel in CHANNELS]
-            first, grids = chosen[0][0], [_grid_of(source) for source, _ in chosen]
+            first, grids = chosen[0][0], [grid_of(source) for source, _ in chosen]
             if grids[0] != grids[1]:
                 raise DataError(
                     f"{chosen[0][0].name} and {chosen[1][0].name}: differ in size or georeference; warp one onto the "
@@ -326,7 +326,7 @@ class Image:
         return (scene, row, column, self.crs, *corner)
 
 
-def _grid_of(source):
+def grid_of(source):
     """(size, crs, transform) of an open file. The crs is "" without a georeference; then the transform is of pixels."""
     epsg = source.crs.to_epsg() if source.crs else None
     crs = f"EPSG:{epsg}" if epsg else source.crs.to_wkt() if source.crs else ""

@@ -173,12 +173,13 @@ class SamplesWithIds(ImagesWithIds):
 def high_contrast_ids(dataset, count, among=64):
     """Ids of samples for pictures: the `count` samples with the highest contrast, in the order of the dataset.
 
-    Contrast is the variance of the means of 30×30 pixels; many patches are uniform forest or sea. Compares only `among`
-    samples, evenly spread over the dataset. The number of ids is even, because the model mixes images in pairs: if
-    fewer than `count` samples give an odd number, the last id is repeated.
+    Contrast is the variance of the means of 30×30 pixels, or fewer of small images; many patches are uniform forest or
+    sea. Compares only `among` samples, evenly spread over the dataset. The number of ids is even, because the model
+    mixes images in pairs: if fewer than `count` samples give an odd number, the last id is repeated.
     """
     spread = np.unique(np.linspace(0, len(dataset) - 1, max(among, count)).round().astype(int))
-    contrast = [F.avg_pool2d(dataset.image(i).nan_to_num(), 30).var((1, 2)).sum().item() for i in spread]
+    images = (dataset.image(i).nan_to_num() for i in spread)
+    contrast = [F.avg_pool2d(image, min(30, image.shape[-1] // 2)).var((1, 2)).sum().item() for image in images]
     ids = sorted(spread[np.argsort(contrast)[::-1][:count]].tolist())
     return ids + ids[-1:] * (len(ids) % 2)
 

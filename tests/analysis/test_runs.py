@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from analysis.runs import NoResult, Result, find_inputs, read_input, read_results, table_of
+from analysis.runs import MULTICLASS, NoResult, Result, find_inputs, metrics_in, read_input, read_results, table_of
 from tests.helpers.result_logs import (
     FLOOD_SCORES,
     NAMESPACE,
@@ -335,3 +335,23 @@ def test_files_that_are_named_are_accounted_for(tmp_path):
     assert [skip.reason for skip in skipped] == ["not a text file", "nothing in it is of a training log"]
     with pytest.raises(ValueError, match="nowhere: does not exist"):
         read_results([tmp_path / "nowhere"])
+
+
+def test_one_label_of_each_image(read, tmp_path):
+    """A class per image has an accuracy as floods do, and is told apart by its macro means."""
+    metrics = {"accuracy": 0.7, "f1_macro": 0.6, "precision_macro": 0.5, "recall_macro": 0.4}
+    table = "\n".join(
+        f"[03:00:00.1] | {name} | {value} |"
+        for name, value in (
+            ("Metric", "Value"),
+            ("Accuracy", 0.7),
+            ("F1 Macro", 0.6),
+            ("Precision Macro", 0.5),
+            ("Recall Macro", 0.4),
+        )
+    )
+    result = read(f"[03:00:00.0] Best Results Summary: Epoch 3\n{table}\n")
+    assert result.metrics == metrics and result.task is MULTICLASS
+    assert (
+        metrics_in({"test_loss": 1.0, **{f"test_{name}": value for name, value in metrics.items()}}, "test_") == metrics
+    )

@@ -12,6 +12,7 @@ from scipy import ndimage, stats
 
 from common.errors import DataError
 from sarwmix.bigearthnet import CLASSES
+from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.simulate import radar as simulate_radar
 from sarwmix.simulate.landcover import LANDSCAPES, LandCover, draw_geography, fractal, hashed
 from sarwmix.simulate.patches import METADATA_SCHEMA, Parameters, main, plan_scenes, simulate_dataset, simulate_scene
@@ -299,3 +300,17 @@ def test_wrong_flags_are_one_line_and_status_2(flags, words, tmp_path, capsys):
     message = refusal(main, ("--out", tmp_path / "out", flags), capsys)
     assert words in message
     assert not (tmp_path / "out").exists()
+
+
+def test_patches_know_where_they_lie(tmp_path):
+    """BigEarthNet in GeoTIFFs gives the georeference of each patch; without a coordinate system, none."""
+    simulate_dataset(tmp_path, Parameters(10, scene_side=2, val_fraction=0, test_fraction=0))
+    data = BigEarthNetv2(tmp_path, "all")
+    grid = data.georeference()
+    for i in (0, 7):
+        with rasterio.open(data.files(i)[0]) as file:
+            assert tuple(grid.loc[i, list("abcdef")]) == tuple(file.transform)[:6] and grid.crs[i] == str(file.crs)
+        assert data.ids[i].startswith(grid.scene[i])
+    with rasterio.open(data.files(0)[0], "r+") as file:
+        file.crs = None
+    assert data.subset([0]).georeference() is None

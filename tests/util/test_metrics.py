@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support
 
-from util.metrics import flood_metrics, multilabel_metrics
+from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics
 
 # Three classes, the last of which does not occur and is predicted once.
 PROBABILITIES = torch.tensor([[0.9, 0.2, 0.7], [0.8, 0.6, 0.1], [0.3, 0.4, 0.2], [0.1, 0.1, 0.3]])
@@ -173,3 +173,23 @@ def test_all_values_are_plain_and_the_types_of_the_input_do_not_matter():
     assert multilabel_metrics(PROBABILITIES.half(), LABELS.float()) == metrics
     undefined = flood([0, 1], [0, 0])
     assert json.loads(json.dumps(undefined)) == undefined
+
+
+def test_one_class_of_each_sample_equals_scikit_learn():
+    rng = np.random.default_rng(4)
+    probabilities = torch.from_numpy(rng.dirichlet(np.ones(5), 80))
+    labels = torch.from_numpy(rng.integers(0, 4, 80))  # the last class does not occur
+    found, predicted = multiclass_metrics(probabilities, labels), probabilities.argmax(1)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), expected):
+        assert found["per_class"][name][:4] == pytest.approx(values[:4].tolist(), abs=1e-6), name
+    assert found["per_class"]["f1"][4] is None and found["undefined"] == [4] and found["per_class"]["support"][4] == 0
+    assert found["f1_macro"] == pytest.approx(expected[2][:4].mean(), abs=1e-6)
+    json.dumps(found)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 3]), torch.tensor([0, -1]), torch.tensor([])])
+def test_what_one_class_of_each_sample_refuses(labels):
+    with pytest.raises(ValueError):
+        multiclass_metrics(torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])[: len(labels) or 2], labels[:2])
