@@ -4,7 +4,7 @@
 import logging
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -64,49 +64,60 @@ class Chips(RadarDataset):
         metadata = as_paths(metadata) if metadata else [root / name for name in METADATA if (root / name).exists()]
         if [path.name for path in metadata] == list(METADATA):
             raise DataError(f"{root}: holds {' and '.join(METADATA)}; name one of them with --metadata")
-        table = read_tables(metadata, root) if metadata else _Table.of_names(list(found), root)
+        table = read_tables(metadata, root) if metadata else Table(Listing(np.array(list(found)), None, (f"{root}/",)))
+        refuse_duplicates(table.listing)
+        ids = table.listing.ids
         self.task = table.task
-        self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels)
-        listing = Listing(table.ids, self._encoded(table, supervised), table.places, table.file, table.line)
-        refuse_duplicates(listing)
-        self._paths = _paths_of(table.ids, found, root)
-        self._groups = table.groups if table.groups is not None else table.ids
-        super().__init__(root, split, metadata, listing)
+        self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels or ())
+        self._paths = _paths_of(ids, found, root)
+        self._groups = ids if table.groups is None else np.where(table.groups == "", ids, table.groups)
+        labels = self._encoded(table, supervised)
+        super().__init__(root, split, metadata, replace(table.listing, labels=labels))
         where = ", ".join(map(str, metadata)) or str(root)
-        if table.splits is None:
-            keep = drawn_by_group(split, self._groups, *draw, where)
-        else:
-            if draw[0] or draw[1]:
-                log.warning("--val_fraction and --test_fraction are not used: %s has a column split", where)
-            keep = np.isin(table.splits, PARTS[split])
-            if not keep.any():
-                counts = Counter(table.splits.tolist())
-                raise DataError(
-                    f"{where}: no row of split '{split}' (rows: {', '.join(f'{n} {c}' for n, c in counts.items())}); "
-                    "choose another split, or correct the column split"
-                )
-        self.stored_splits = None if table.splits is None else [name for name in PARTS["all"] if name in table.splits]
-        self._select(keep)
+        if table.splits is not None:
+            self.stored_splits = [name for name in PARTS["all"] if name in table.splits]
+        self._select(self._of_split(table, draw, where))
         if supervised:
             self._leave_out_unlabelled(where)
+
+    def _of_split(self, table, draw, where):
+        """(N,) bool: the rows of the split, by the column split or by a draw. Raises DataError if there are none."""
+        drawn = draw[0] or draw[1]
+        if table.splits is None:
+            if drawn and table.groups is None:
+                log.warning(
+                    "%s has no column group: images are drawn one by one, and neighbours may be trained on and tested "
+                    "on",
+                    where,
+                )
+            return drawn_by_group(self.split, self._groups, *draw, where)
+        if drawn:
+            log.warning("--val_fraction and --test_fraction are not used: %s has a column split", where)
+        keep = np.isin(table.splits, PARTS[self.split])
+        if not keep.any():
+            counts = ", ".join(f"{name} {count}" for name, count in Counter(table.splits.tolist()).items())
+            raise DataError(
+                f"{where}: no row of split '{self.split}' (rows: {counts}); choose another split, or correct the "
+                "column split"
+            )
+        return keep
 
     def _encoded(self, table, supervised):
         """Labels as (N, K) uint8. Raises DataError for labels that are none of CLASSES, where they are needed."""
         number = {name: k for k, name in enumerate(self.CLASSES)}
-        labels = np.zeros((len(table.ids), len(self.CLASSES)), np.uint8)
+        labels = np.zeros((len(table.listing.ids), len(self.CLASSES)), np.uint8)
         unknown = []
-        for i, names in enumerate(table.labels):
+        for i, names in enumerate(table.labels or ()):
             for name in names:
                 if name in number:
                     labels[i, number[name]] = 1
                 else:
                     unknown.append(i)
         if unknown and supervised:
-            listing = Listing(table.ids, None, table.places, table.file, table.line)
             raise data_error(
                 f"{len(unknown)} labels are none of the {len(number)} classes ({', '.join(self.CLASSES[:5])}"
                 f"{', …' if len(number) > 5 else ''})",
-                [f"{quoted(';'.join(table.labels[i]))} ({listing.where(i)})" for i in unknown],
+                [f"{quoted(';'.join(table.labels[i]))} ({table.listing.where(i)})" for i in unknown],
                 "correct the rows, or give the metadata of the data that the model was trained on",
             )
         return labels
@@ -204,22 +215,18 @@ def _paths_of(ids, found, root):
 # ---- Tables --------------------------------------------------------------------------------------
 
 
-class _Table:
-    """The rows of metadata files.
+@dataclass
+class Table:
+    """The rows of metadata files. listing: without labels. None: there is no such column.
 
-    ids (N,); labels [(name, …), …]; splits and groups (N,) or None; task: "multiclass" for one label each, else
-    "multilabel"; places, file and line as in Listing.
+    labels: [(name, …), …]. splits, groups: (N,) str. task: "multiclass" for one label each, else "multilabel".
     """
 
-    def __init__(self, listing, labels, splits, groups, task="multilabel"):
-        self.ids, self.places, self.file, self.line = listing.ids, listing.places, listing.file, listing.line
-        self.labels, self.splits, self.groups, self.task = labels, splits, groups, task
-
-    @classmethod
-    def of_names(cls, names, root):
-        """Images without a table."""
-        listing = Listing(np.array(names, dtype=str), None, (f"{root}/",))
-        return cls(listing, [()] * len(names), None, None)
+    listing: Listing
+    labels: list | None = None
+    splits: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    task: str = "multilabel"
 
 
 def read_tables(paths, root):
@@ -236,7 +243,7 @@ def read_tables(paths, root):
         raise DataError(f"{paths[0]}: has a column label and a column labels; remove one of them")
     if len(listing.ids) == 0:
         raise DataError(f"{', '.join(map(str, paths))}: has no rows; add a row for each image")
-    labels = [()] * len(listing.ids)
+    labels = None
     if label == "label":
         labels = [(name,) if name else () for name in names["label"].tolist()]
     elif label:
@@ -252,7 +259,7 @@ def read_tables(paths, root):
                 "it must be train, val or test; or remove the column, and give --val_fraction and --test_fraction",
             )
     groups = next((names[name] for name in GROUPS if name in names), None)
-    return _Table(listing, labels, splits, groups, "multiclass" if label == "label" else "multilabel")
+    return Table(listing, labels, splits, groups, "multiclass" if label == "label" else "multilabel")
 
 
 def _read_table(path, place):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+import torch
 from rasterio.warp import transform_bounds
 
 import main_finetune
@@ -80,6 +81,18 @@ def test_probabilities_and_maps_of_a_scene(own, tmp_path):
         np.testing.assert_allclose(file.read(1).ravel(), frame[columns[0]], atol=1e-6)
         bounds = transform_bounds(scene.crs, "EPSG:4326", *scene.bounds)
     assert np.allclose(table.total_bounds, bounds, atol=1e-3) and table.crs.to_epsg() == 4326
+
+
+def test_an_export_knows_its_classes(own, tmp_path):
+    completed("main_finetune", ("--finetune", own / "classifier", "--export", tmp_path / "model"), tmp_path / "x")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "# mixmim_tiny, single-label classifier, chips" in card and "softmax gives probabilities" in card
+    assert "4. water" in card and "logits.softmax(1)" in card
+    model, prepare = load(tmp_path / "model")
+    program = torch.export.load(tmp_path / "model" / "model.pt2").module()
+    images = torch.randn(3, 2, 40, 40) * 4 + torch.tensor([-18.0, -11.0]).view(2, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model(prepare(images)[0]), atol=1e-5, rtol=0)
 
 
 def test_pretraining_on_tiles_and_features_of_them(own, tmp_path):

@@ -200,7 +200,7 @@ def model_card(config, size):
     rows = [(name, *(values.get(name) for values in metrics.values())) for name in names]
     table = tabulate(rows, ["metric", *metrics], tablefmt="pipe", floatfmt=".4f", missingval="–")
     return CARD.substitute(
-        config | facts,
+        facts | config,
         pipeline="image-classification" if classes else "image-feature-extraction",
         tags=", ".join(TAGS + ("simulated",) * simulated),
         warning=SIMULATED if simulated else "",

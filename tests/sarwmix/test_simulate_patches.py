@@ -311,6 +311,3 @@ def test_patches_know_where_they_lie(tmp_path):
         with rasterio.open(data.files(i)[0]) as file:
             assert tuple(grid.loc[i, list("abcdef")]) == tuple(file.transform)[:6] and grid.crs[i] == str(file.crs)
         assert data.ids[i].startswith(grid.scene[i])
-    with rasterio.open(data.files(0)[0], "r+") as file:
-        file.crs = None
-    assert data.subset([0]).georeference() is None
