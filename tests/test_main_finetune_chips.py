@@ -129,4 +129,4 @@ def test_what_is_missing_is_one_line(own, tmp_path, capsys):
         assert run.wait() == 2 and text in run.text(), (text, run.text()[-500:])
         run.output.unlink()
     assert not (tmp_path / "run").exists()
-    assert "must end in" in refusal(main_finetune.parse_flags, (chips, "--finetune x --predict p.npz"), capsys)
+    assert "must end in" in refusal(main_finetune.parse_flags, (chips, "--finetune . --predict p.npz"), capsys)
