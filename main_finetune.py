@@ -393,13 +393,14 @@ def configure(flags, checkpoint, images, machine):
     checkpoint: the LoadedCheckpoint that the training starts from, or None. images: the training split, whose size is
     the input size of floods. machine: of `machine_settings`. Raises UsageError, also for a model that cannot be built.
     """
-    flood = images.task == "flood"  # whose encoder takes patches, so that its input size is not that of the images
-    check_class_number(flags, images.CLASSES)
+    facts = images if flags.dataset == "chips" else DATASETS[flags.dataset]  # chips state their classes and statistics
+    flood = facts.task == "flood"  # whose encoder takes patches, so that its input size is not that of the images
+    check_class_number(flags, facts.CLASSES)
     taken = [name for name in STARTED_WITH if not (flood and name == "input_size")]
     config = settle(
         flags,
         checkpoint.started_from(flags, taken) if checkpoint else {},
-        classifier_defaults(images),
+        classifier_defaults(facts),
         {"input_size": images.size} if flood else {},
         machine,
     )

@@ -108,7 +108,7 @@ def task_of(config):
 def classifier_defaults(dataset):
     """The layer (of `settle`) of a classifier of a dataset. The input size of floods is left to their images.
 
-    dataset: its name or, for chips, which have classes and statistics of their own, the dataset that is trained on.
+    dataset: its name or class or, for chips, which have classes and statistics of their own, what is trained on.
     """
     kind = DATASETS[dataset] if isinstance(dataset, str) else dataset
     return {

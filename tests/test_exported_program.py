@@ -124,7 +124,7 @@ def test_pytorch_alone_gives_what_this_project_gives(kind, export, tmp_path):
     inputs = cases(names)
     results = run_alone(folder, inputs, tmp_path)
     model, prepare = pretrained.load(folder)
-    activate = pretrained.TASKS["sen12flood" if kind == "pairs" else "benv2"].activate
+    activate = pretrained.TASKS["flood" if kind == "pairs" else "multilabel"].activate
     for images, found in zip(inputs, results, strict=True):
         with torch.no_grad():
             prepared = [prepare(images[name])[0] for name in names]

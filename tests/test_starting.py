@@ -210,7 +210,9 @@ def test_the_folder_of_a_run_stands_for_its_selected_or_latest_checkpoint(state,
 
 @pytest.fixture
 def exported(state, tmp_path):
-    args = SimpleNamespace(dataset="benv2", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT)
+    args = SimpleNamespace(
+        dataset="benv2", task="multilabel", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT
+    )
     umask = os.umask(0o027)
     try:
         export(
@@ -292,7 +294,9 @@ def test_the_card_of_a_model_says_that_its_data_are_simulated_and_how_many(expor
 
 
 def test_the_card_of_measured_or_unknown_data_does_not(state, tmp_path):
-    args = SimpleNamespace(dataset="benv2", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT)
+    args = SimpleNamespace(
+        dataset="benv2", task="multilabel", model="mixmim_tiny", patch_cut="vhvv", patch_op="avg", **INPUT
+    )
     for name, data in (
         ("measured", {"data": {"train": {"samples": 9, "simulated": False}}}),
         ("unknown", {"data": None}),

@@ -49,6 +49,7 @@ def embedded(path, arrays):
         groups=arrays["groups"],
         CLASSES=tuple(arrays["classes"].tolist()),
         label_table=lambda: arrays["labels"],
+        georeference=lambda: None,
     )
     write_features(path, dataset, torch.from_numpy(arrays["features"]))
     return path

@@ -140,22 +140,18 @@ def test_processes_ranks_and_kills_do_not_change_a_byte(tmp_path):
     for name in "abc":
         scene(tmp_path / f"{name}.tif", 400, 300)
     flags = argv("-m sarwmix.tile", tmp_path, "--units dB --size 32 --part_mb 1")
-    one = tmp_path / "one"
-    launch([sys.executable, flags, "--out", one, "--workers 1"])
-    launch([sys.executable, flags, "--out", tmp_path / "two", "--workers 2"])
-    assert len(list(one.glob("part_*.bin"))) == 2 and digests(one) == digests(tmp_path / "two")
+    one, killed = tmp_path / "one", tmp_path / "killed"
+    main([*flags[2:], "--out", str(one), "--workers", "1"])
+    assert len(list(one.glob("part_*.bin"))) == 2
     launch(mpirun(sys.executable, flags, "--out", tmp_path / "ranks", "--workers 1"))
-    assert digests(one) == digests(tmp_path / "ranks")
-
-    killed = tmp_path / "killed"
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, *argv(flags[2:], "--out", killed, "--workers 1")], cwd=ROOT
-        )
-        assert process.wait() == -9
-    assert not (killed / "manifest.json").exists() and list(killed.glob("part_*.bin"))
-    launch([sys.executable, flags, "--out", killed, "--workers 1"])
-    assert digests(one) == digests(killed)
+    launch([sys.executable, flags, "--out", tmp_path / "two", "--workers 2"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *argv(flags[2:], "--out", killed, "--workers 1")], cwd=ROOT
+    )
+    assert process.wait() == -9 and list(killed.glob("part_*.bin")) and not (killed / "manifest.json").exists()
+    main([*flags[2:], "--out", str(killed), "--workers", "1"])
+    for name in ("two", "ranks", "killed"):
+        assert digests(one) == digests(tmp_path / name), name
     store = json.loads((one / "manifest.json").read_text())
     assert store["images"] == 3 * 12 * 9 and store["dataset"] == "chips"
 
