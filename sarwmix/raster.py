@@ -184,7 +184,10 @@ def _files_in(path):
         return [path]
     found = sorted(str(file) for file in Path(path).rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not found:
-        raise DataError(f"{path}: holds no GeoTIFF (.tif, .tiff); give files, or another folder")
+        raise DataError(
+            f"{path}: holds no GeoTIFF (.tif, .tiff); give another folder, or convert other formats first "
+            "(docs/YOUR_DATA.md)"
+        )
     return found
 
 
