@@ -287,7 +287,7 @@ def get_args_parser():
         nargs="+",
         metavar="SCENE",
         help="GeoTIFFs or COGs with VV and VH, or one file for each, named alike but for VV and VH, or given as "
-        "VV.tif,VH.tif; or folders of them",
+        "VV.tif,VH.tif; or folders of them; named before the flags",
     )
     group = parser.add_argument_group("values")
     add_reading_flags(group)
