@@ -60,7 +60,7 @@ def need_statistics(config):
         config.mean is not None and config.std is not None,
         "--mean and --std are missing, which images of one's own do not state: measure them with python -m "
         "sarwmix.prepare.statistics --dataset chips --data_path DIR --out FILE and give --statistics FILE, pack the "
-        "images (sarwmix.prepare.pack), or start from a checkpoint",
+        "images (sarwmix.prepare.pack), or start from a checkpoint that states them",
     )
 
 
