@@ -23,7 +23,18 @@ from common.errors import DataError, data_error
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.packed_codec import DTYPES
-from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, SAMPLES, STORED_SPLITS, VERSION, is_packed, verify
+from sarwmix.packed_store import (
+    BAD,
+    EVERY,
+    IMAGES,
+    MANIFEST,
+    SAMPLES,
+    STORED_SPLITS,
+    VERSION,
+    is_packed,
+    label_columns,
+    verify,
+)
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
 from sarwmix.prepare.store_writer import (
     RECORD,
@@ -159,8 +170,8 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
 # ---- Tables --------------------------------------------------------------------------------------
 
 
-def make_tables(sources, positions, reports, classes):
-    """{IMAGES, SAMPLES: DataFrame}, of the samples without bad images."""
+def make_tables(sources, positions, reports, columns):
+    """{IMAGES, SAMPLES: DataFrame}, of the samples without bad images. columns: `label_columns`."""
     bad = {name for report in reports for name, _ in report["bad"]}
     before = np.cumsum([0] + [len(source.names) for source in sources])
     ids, labels = (np.concatenate(parts) for parts in zip(*((source.ids, source.labels) for source in sources)))
@@ -177,7 +188,7 @@ def make_tables(sources, positions, reports, classes):
         "name": np.concatenate([source.names for source in sources]),
         "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
     }
-    table = sample_table(samples, rows[good], dict(zip(classes, labels[good].T)), grid)
+    table = sample_table(samples, rows[good], dict(zip(columns, labels[good].T)), grid)
     return {IMAGES: pd.DataFrame(images), SAMPLES: table}
 
 
@@ -214,7 +225,8 @@ def pack(args, splits, workers):
                 "parts",
             )
             workers.on_main(refuse_bad, reports, args.skip_bad, out)
-            tables = make_tables(sources, positions, reports, known["classes"])
+            columns = label_columns(args.dataset, known["classes"])
+            tables = make_tables(sources, positions, reports, columns)
             kind = DATASETS[args.dataset]
             expected = None if kind.MEAN is None else (kind.MEAN, kind.STD)
             workers.on_main(finish, out, tables, reports, known, args.dtype, expected)
