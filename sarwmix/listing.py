@@ -153,8 +153,10 @@ def read_columns(path, name, known):
 
         try:
             frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a parquet file ({error}); check the file") from error
+        except (OSError, ValueError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the file") from error
+        frame = frame.astype(object).where(frame.notna(), None)  # of all kinds of missing values
         header, rows = [str(column) for column in frame], frame.to_numpy(object).tolist()
         rows, place = [(k, [_as_text(value) for value in row]) for k, row in enumerate(rows)], f"{name}: row "
     else:
@@ -177,7 +179,7 @@ def _as_text(value):
     """A cell of a parquet file as text."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return ";".join(map(str, value))
-    if value is None or value != value:  # NaN
+    if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
