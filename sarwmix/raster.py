@@ -148,7 +148,7 @@ def find_images(paths):
     for files in images:
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
-            raise DataError(f"{missing[0]}: there is no such file; correct the path")
+            raise DataError(f"{missing[0] or ','.join(files)}: there is no such file; correct the path")
     return list(zip(different_names(images), images))
 
 
