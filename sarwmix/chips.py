@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, listed, quoted
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import load_rasterio
 from sarwmix.listing import (
@@ -95,6 +95,8 @@ class Chips(RadarDataset):
             return drawn_by_group(self.split, self._groups, *draw, where)
         if drawn:
             log.warning("--val_fraction and --test_fraction are not used: %s has a column split", where)
+        if table.groups is not None:
+            _warn_of_shared_groups(table.splits, self._groups, where)
         keep = np.isin(table.splits, PARTS[self.split])
         if not keep.any():
             counts = ", ".join(f"{name} {count}" for name, count in Counter(table.splits.tolist()).items())
@@ -212,6 +214,19 @@ def _paths_of(ids, found, root):
     paths = np.empty(len(ids), object)
     paths[:] = [by_name.get(name) or (str(root / name),) for name in ids.tolist()]
     return paths
+
+
+def _warn_of_shared_groups(splits, groups, where):
+    """Warns of groups that are in train and in another split."""
+    train = splits == "train"
+    shared = sorted(set(groups[train].tolist()) & set(groups[~train].tolist()))
+    if shared:
+        log.warning(
+            "%s: %d groups are in train and in another split, so that neighbours are trained on and tested on: %s",
+            where,
+            len(shared),
+            listed(shared),
+        )
 
 
 def _refuse_same_files(paths, listing):

@@ -143,6 +143,12 @@ def test_a_packed_store_is_the_same(root, tmp_path, divided):
     assert store.MEAN == pytest.approx([mean, mean + 10])
 
 
+def test_groups_in_several_splits_are_warned_of(root, caplog):
+    rows = [(name, split, group) for name, split, group in zip(NAMES, ["train", "val", "test"] * 2, "xxyyzw")]
+    Chips(root, "val", write_table(root, rows, ("id", "split", "group")))
+    assert "2 groups are in train and in another split" in caplog.text and caplog.text.strip().endswith("x, y")
+
+
 def test_classes_may_have_the_names_of_columns(root, tmp_path):
     names = ["a", "id", "split", "row", "image_0", "group"]
     write_table(root, list(zip(NAMES, names)), ("id", "label"))
