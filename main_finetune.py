@@ -305,6 +305,7 @@ def check_outputs(flags):
         path = getattr(flags, name)
         need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
         need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
+        need(not path or not Path(path).is_dir(), f"--{name} {path}: is a folder; choose another name")
     for name in (*kinds_of, "export", *(("output_dir",) if flags.eval else ())):
         path = getattr(flags, name)
         need(not path or can_write(path), f"--{name} {path}: cannot be written there; choose another place")

@@ -130,3 +130,6 @@ def test_what_is_missing_is_one_line(own, tmp_path, capsys):
         run.output.unlink()
     assert not (tmp_path / "run").exists()
     assert "must end in" in refusal(main_finetune.parse_flags, (chips, "--finetune . --predict p.npz"), capsys)
+    (tmp_path / "p.tif").mkdir()
+    folder = (chips, "--finetune . --predict", tmp_path / "p.tif")
+    assert "p.tif: is a folder" in refusal(main_finetune.parse_flags, folder, capsys)

@@ -6,6 +6,7 @@ affine map from (column, row) in pixels to coordinates.
 """
 
 import logging
+import re
 from collections import namedtuple
 from math import gcd
 from pathlib import Path
@@ -34,7 +35,13 @@ def grids_of(georeference, size, flag):
             f"{flag}: the images do not say where they lie, so there is no map of them; give tiles of sarwmix.tile, or "
             "another file type"
         )
-    return [_grid_of(scene, table, size, flag) for scene, table in georeference.groupby("scene", sort=True)]
+    grids = [_grid_of(scene, table, size, flag) for scene, table in georeference.groupby("scene", sort=True)]
+    if len(grids) == len(georeference) > 1:
+        raise UsageError(
+            f"{flag}: each of the {len(grids)} images is a scene of its own, with a map of one pixel; name their "
+            "scenes in a column group, or use another file type"
+        )
+    return grids
 
 
 def _grid_of(scene, table, size, flag):
@@ -68,10 +75,9 @@ def write_maps(path, grids, values, names):
     With several scenes, the name of each is put into that of its file. Each file is written atomically.
     """
     rasterio, path = load("rasterio", "writing maps"), Path(path)
-    for grid in grids:
+    for grid, target in zip(grids, _map_paths(path, grids)):
         bands = np.full((values.shape[1], *grid.shape), np.nan, np.float32)
         bands[:, grid.rows, grid.columns] = np.asarray(values, np.float32)[grid.samples].T
-        target = path if len(grids) == 1 else path.with_name(f"{path.stem}_{grid.scene}{path.suffix}")
         with atomic_path(target) as temporary:
             with rasterio.open(
                 temporary,
@@ -90,6 +96,21 @@ def write_maps(path, grids, values, names):
                     file.set_band_description(number, name)
                 file.write(bands)
         log.info("wrote %s: %d bands of %dx%d pixels, one for each tile", target, len(bands), *grid.shape)
+
+
+def _map_paths(path, grids):
+    """The path of each map, all different; "_" stands for what a name of a file cannot hold."""
+    if len(grids) == 1:
+        return [path]
+    paths = {}
+    for grid in grids:
+        name, number = re.sub(r"[/\\\0]", "_", grid.scene), 1
+        target = path.with_name(f"{path.stem}_{name}{path.suffix}")
+        while target in paths:
+            number += 1
+            target = path.with_name(f"{path.stem}_{name}-{number}{path.suffix}")
+        paths[target] = grid
+    return list(paths)
 
 
 def principal_components(features, count=3):

@@ -48,6 +48,23 @@ def test_scenes_have_a_map_each(tmp_path):
         assert file.read(1).tolist() == [[1, 2]]
 
 
+def test_names_of_scenes_with_slashes(tmp_path):
+    parts = [table([(0, 0), (0, 32)], scene) for scene in ("a/b", "../c", "a_b")]
+    grids = grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
+    write_maps(tmp_path / "m.tif", grids, np.arange(6.0)[:, None], ["x"])
+    found = {}
+    for path in tmp_path.iterdir():
+        with rasterio.open(path) as file:
+            found[path.name] = file.read(1).ravel().tolist()
+    assert found == {"m_.._c.tif": [2, 3], "m_a_b.tif": [0, 1], "m_a_b-2.tif": [4, 5]}
+
+
+def test_scenes_of_one_image_each_are_refused():
+    parts = [table([(0, 0)], scene) for scene in "ab"]
+    with pytest.raises(UsageError, match="--embed: each of the 2 images .* column group"):
+        grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
+
+
 def test_what_has_no_grid_is_refused():
     for georeference, said in (
         (None, "do not say where they lie"),
