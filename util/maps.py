@@ -55,7 +55,10 @@ def _grid_of(scene, table, size, flag):
     places = np.rint(apart).astype(int)
     stride = gcd(*places.ravel().tolist()) or size
     if np.abs(apart - places).max() > 0.05 or stride * LEAST_STRIDE < size:
-        raise UsageError(f"{flag}: the images of {scene} do not lie on a grid, as a map needs; use .parquet")
+        raise UsageError(
+            f"{flag}: the images of {scene} do not lie on a grid, as a map needs, of at least a {LEAST_STRIDE}th "
+            "of their side; use .parquet"
+        )
     places -= places.min(0)
     column, row = (np.rint(apart).astype(int)).min(0)
     columns, rows = (places // stride).T
@@ -152,7 +155,10 @@ def with_outlines(frame, georeference, size):
 
 
 def outlines(georeference, size):
-    """The corners (N, 5, 2) of images in longitude and latitude, the first twice; NaN without a coordinate system."""
+    """The corners (N, 5, 2) of images in longitude and latitude, the first twice; NaN without a coordinate system.
+
+    Across the antimeridian, longitudes go on beyond 180. An image around a pole has no outline: NaN.
+    """
     warp = load("rasterio.warp", "writing outlines")
     square = np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]], float) * size  # (column, row)
     a, b, c, d, e, f = (georeference[name].to_numpy(float)[:, None] for name in AFFINE)
@@ -163,4 +169,8 @@ def outlines(georeference, size):
         some = crs == name
         longitude, latitude = warp.transform(name, LATLON, x[some].ravel(), y[some].ravel())
         corners[some] = np.stack([longitude, latitude], -1).reshape(-1, 5, 2)
+    corners[~np.isfinite(corners).all((1, 2))] = np.nan
+    longitude = corners[:, :, 0]
+    longitude[np.ptp(longitude, 1) > 180] %= 360
+    corners[np.ptp(longitude, 1) > 180] = np.nan
     return corners

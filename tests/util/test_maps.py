@@ -48,6 +48,18 @@ def test_scenes_have_a_map_each(tmp_path):
         assert file.read(1).tolist() == [[1, 2]]
 
 
+def test_outlines_across_the_antimeridian_and_around_a_pole():
+    rows = [("a", 0, 0, crs, 100, 0, c, 0, -100, f) for crs, c, f in
+            (("EPSG:32660", 832400, 1e5), ("EPSG:32660", 500000, 1e5), ("EPSG:3413", -1600, 1600))]  # fmt: skip
+    corners = outlines(pd.DataFrame(rows, columns=GRID), SIZE)
+    longitude = corners[0, :, 0]
+    assert longitude.min() < 180 < longitude.max() and np.ptp(longitude) < 0.1 and np.ptp(corners[1, :, 0]) < 0.1
+    assert np.isnan(corners[2]).all()
+    x, y = transform("EPSG:4326", "EPSG:32660", longitude, corners[0, :, 1])
+    np.testing.assert_allclose(x, 832400 + np.array([0, 0, 3200, 3200, 0]), atol=0.01)
+    np.testing.assert_allclose(y, 1e5 - np.array([0, 3200, 3200, 0, 0]), atol=0.01)
+
+
 def test_names_of_scenes_with_slashes(tmp_path):
     parts = [table([(0, 0), (0, 32)], scene) for scene in ("a/b", "../c", "a_b")]
     grids = grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
