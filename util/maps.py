@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, UsageError
-from common.files import atomic_path
+from common.files import write_atomically
 from common.packages import load
 
 AFFINE = list("abcdef")
@@ -81,10 +81,9 @@ def write_maps(path, grids, values, names):
     for grid, target in zip(grids, _map_paths(path, grids)):
         bands = np.full((values.shape[1], *grid.shape), np.nan, np.float32)
         bands[:, grid.rows, grid.columns] = np.asarray(values, np.float32)[grid.samples].T
-        with atomic_path(target) as temporary:
-            with rasterio.open(
-                temporary,
-                "w",
+        # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
+        with rasterio.MemoryFile() as memory:
+            with memory.open(
                 driver="GTiff",
                 height=grid.shape[0],
                 width=grid.shape[1],
@@ -94,10 +93,13 @@ def write_maps(path, grids, values, names):
                 transform=rasterio.Affine(*grid.transform),
                 nodata=np.nan,
                 compress="deflate",
+                BIGTIFF="IF_SAFER",
             ) as file:
                 for number, name in enumerate(names, start=1):
                     file.set_band_description(number, name)
                 file.write(bands)
+            content = memory.getbuffer()
+            write_atomically(target, lambda file, content=content: file.write(content))
         log.info("wrote %s: %d bands of %dx%d pixels, one for each tile", target, len(bands), *grid.shape)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Results as maps: where pixels lie, several scenes, what has no grid, components, and outlines."""
 
+import resource
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,6 +77,20 @@ def test_scenes_of_one_image_each_are_refused():
     parts = [table([(0, 0)], scene) for scene in "ab"]
     with pytest.raises(UsageError, match="--embed: each of the 2 images .* column group"):
         grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
+
+
+def test_a_map_that_does_not_fit_on_the_disk_is_not_written(tmp_path):
+    grids = grids_of(table([(0, 0), (0, 32)]), SIZE, "--embed")
+    write_maps(tmp_path / "m.tif", grids, np.zeros((2, 1)), ["x"])
+    before, (soft, hard) = (tmp_path / "m.tif").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(OSError) as found:
+            write_maps(tmp_path / "m.tif", grids, np.ones((2, 1)), ["x"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found.value.filename == str(tmp_path / "m.tif")
+    assert (tmp_path / "m.tif").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_has_no_grid_is_refused():
