@@ -8,6 +8,7 @@ python main_finetune.py --eval --split test --data_path DIR --finetune DIR/check
 import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
 
 # isort: split
+import hashlib
 import logging
 import sys
 import time
@@ -558,6 +559,11 @@ def load_selected(path, epoch):
     return state
 
 
+def label_checksum(dataset):
+    """SHA-256 of the classes and the labels of a dataset."""
+    return hashlib.sha256("\n".join(dataset.CLASSES).encode() + dataset.label_table().tobytes()).hexdigest()
+
+
 def finetune(flags, ranks):
     """The whole job, from flags to the evaluation of the selected checkpoint."""
     started, machine = time.monotonic(), machine_settings(flags, ranks)
@@ -590,6 +596,8 @@ def finetune(flags, ranks):
     training.data = sample_counts({name: data[name] for name in ("train", "val")}, checkpoint)
     checkpoint = None  # frees its tensors
     fingerprints = [data[name]["fingerprint"] for name in ("train", "val")]
+    if config.dataset == "chips":  # whose classes and labels a table may change
+        fingerprints += [label_checksum(splits[name]) for name in ("train", "val")]
     run = Finetuning(
         config, ranks, training, loader, run_identity(config, SAME_RUN, ranks.world_size, fingerprints), splits
     )

@@ -83,6 +83,17 @@ def test_probabilities_and_maps_of_a_scene(own, tmp_path):
     assert np.allclose(table.total_bounds, bounds, atol=1e-3) and table.crs.to_epsg() == 4326
 
 
+def test_a_run_is_not_continued_with_other_labels(own, tmp_path):
+    names, flags = pd.read_csv(own / "data" / "chips" / "metadata.csv"), (own / "data" / "chips", SMALL)
+    for name in ("a", "b"):
+        names.replace({"label": {"water": "aqua"} if name == "b" else {}}).to_csv(tmp_path / f"{name}.csv", index=False)
+    run = ("--dataset chips --units linear --data_path", flags, STATISTICS, "--finetune '' --val_fraction 0.2")
+    run = (*run, "--test_split none --epochs 2 --warmup_epochs 0 --resume auto")
+    completed("main_finetune", (*run, "--stop_epoch 1 --metadata", tmp_path / "a.csv"), tmp_path / "run")
+    again = Run("main_finetune", argv(run, "--metadata", tmp_path / "b.csv", "--output_dir", tmp_path / "run"), tmp_path / "out")  # fmt: skip
+    assert again.wait() == 2 and "this would be another run" in again.text()
+
+
 def test_an_export_knows_its_classes(own, tmp_path):
     completed("main_finetune", ("--finetune", own / "classifier", "--export", tmp_path / "model"), tmp_path / "x")
     card = (tmp_path / "model" / "README.md").read_text()
