@@ -60,8 +60,8 @@ def atomic_path(path):
     """Yields a temporary path. At the end of the block the file there is flushed to the disk and renamed to `path`.
 
     Killed at any moment, `path` holds either what it held before or all of the new content. An exception (disk full, …)
-    leaves `path` as it was. An OSError that names no file is raised with this path, and so is that of NumPy for an array
-    that was written in part, which does not say why: the disk is full.
+    leaves `path` as it was. An OSError that names no file is raised with this path, and so is that of NumPy for an
+    array that was written in part, which does not say why: the disk is full.
     """
     try:
         with temporary_beside(path) as temporary:
