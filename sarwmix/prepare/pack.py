@@ -22,6 +22,8 @@ from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
+from sarwmix.chips import class_names
+from sarwmix.listing import PARTS
 from sarwmix.packed_codec import DTYPES
 from sarwmix.packed_store import (
     BAD,
@@ -90,10 +92,15 @@ class Part:
 def open_sources(args, splits):
     """Opens all splits. Returns (Sources, `store_facts`, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
-    for split in splits:
-        metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
-        wanted = "all" if split == EVERY else split
-        dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
+    datasets = [open_split(args, split) for split in splits]
+    if len({dataset.task for dataset in datasets}) > 1:
+        raise DataError(
+            "--metadata: the tables of the splits have different columns of labels; give tables of the same columns"
+        )
+    if args.dataset == "chips" and len({dataset.CLASSES for dataset in datasets}) > 1:  # of several tables
+        classes = class_names([dataset.CLASSES for dataset in datasets])
+        datasets = [open_split(args, split, classes) for split in splits]
+    for split, dataset in zip(splits, datasets):
         images = DistinctImages(dataset)
         known = store_facts(args.dataset, dataset, dataset.size)
         per_part = images_per_part(args.part_mb, known["shape"], args.dtype)
@@ -109,6 +116,13 @@ def open_sources(args, splits):
             "give other lists with --metadata, --val_metadata and --test_metadata, or other --splits",
         )
     return sources, known, joint_order(args, names)
+
+
+def open_split(args, split, classes=None):
+    """The dataset of a split, with its own metadata. classes: of chips, instead of those of its table."""
+    metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
+    options = source_options(args) | {"classes": classes}
+    return open_dataset(args.dataset, args.data_path, "all" if split == EVERY else split, metadata, **options)
 
 
 def parts_of(sources):
@@ -316,7 +330,9 @@ def default_splits(args):
     if args.dataset != "chips":
         return ("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")
     dataset = open_dataset("chips", args.data_path, "all", args.metadata, **source_options(args))
-    return dataset.stored_splits or (EVERY,)
+    named = [name for name in ("val", "test") if getattr(args, f"{name}_metadata")]
+    stored = dataset.stored_splits or (["train"] if named else [])
+    return [name for name in PARTS["all"] if name in (*stored, *named)] or (EVERY,)
 
 
 def work(args, workers):

@@ -143,6 +143,23 @@ def test_a_packed_store_is_the_same(root, tmp_path, divided):
     assert store.MEAN == pytest.approx([mean, mean + 10])
 
 
+def test_splits_of_several_tables_are_packed_with_all_classes(root, tmp_path, capsys):
+    tables = [
+        write_table(root, rows, ("id", "label", "split"), f"{split}.csv")
+        for split, rows in {
+            "train": [("chip0", "wood", "train"), ("chip1", "water", "train")],
+            "val": [("chip2", "town", "val"), ("chip3", "wood", "val")],
+        }.items()
+    ]
+    flags = ("--dataset chips --workers 1 --data_path", root, "--metadata", tables[0], "--val_metadata")
+    pack.main(argv(flags, tables[1], "--out", tmp_path / "store"))
+    store = PackedDataset(tmp_path / "store", "all")
+    assert store.CLASSES == ("town", "water", "wood") and [store[k][1].item() for k in range(4)] == [2, 1, 0, 2]
+    several = write_table(root, [("chip2", "a;b", "val")], ("id", "labels", "split"), "several.csv")
+    said = refusal(pack.main, (flags, several, "--out", tmp_path / "other"), capsys)
+    assert "different columns of labels" in said and not (tmp_path / "other").exists()
+
+
 def test_groups_in_several_splits_are_warned_of(root, caplog):
     rows = [(name, split, group) for name, split, group in zip(NAMES, ["train", "val", "test"] * 2, "xxyyzw")]
     Chips(root, "val", write_table(root, rows, ("id", "split", "group")))
