@@ -251,7 +251,7 @@ def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
     if not len(part):
         raise DataError(
             f"{source}: --val_fraction {val_fraction:g} and --test_fraction {test_fraction:g} of {len(names)} groups "
-            "leave nothing to train on; lower them, or add groups"
+            "leave nothing to train on; lower them, add groups or, to evaluate, say --split all"
         )
     held["train"] = part
     return np.isin(groups, np.concatenate([held[name] for name in PARTS[split]]))
