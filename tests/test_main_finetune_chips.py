@@ -144,4 +144,9 @@ def test_what_is_missing_is_one_line(own, tmp_path, capsys):
     assert "must end in" in refusal(main_finetune.parse_flags, (chips, "--finetune . --predict p.npz"), capsys)
     (tmp_path / "p.tif").mkdir()
     folder = (chips, "--finetune . --predict", tmp_path / "p.tif")
+    same = (chips, "--finetune . --embed", tmp_path / "x.parquet", "--predict", tmp_path / "x.parquet")
+    assert "is the file of --embed as well" in refusal(main_finetune.parse_flags, same, capsys)
+    for path in (own / "data" / "chips" / "metadata.csv", next((own / "data" / "chips").glob("*.tif"))):
+        lost = refusal(main_finetune.parse_flags, (chips, "--finetune . --predict", path), capsys)
+        assert f"--predict {path}: is a file of the data" in lost
     assert "p.tif: is a folder" in refusal(main_finetune.parse_flags, folder, capsys)
