@@ -164,6 +164,11 @@ def configure(flags, checkpoint, machine):
     if not (config.val_fraction or config.test_fraction):  # the groups that were kept apart in training are so here
         drawn = ("val_fraction", "test_fraction", "draw_seed")
         config = config.changed(**{name: trained[name] for name in drawn if name in trained})
+        if config.dataset == "chips" and config.split != "all" and (config.val_fraction or config.test_fraction):
+            log.info(
+                "split %s: drawn as in training where the data are not divided; --split all takes all of them",
+                config.split,
+            )
     return settle(config, machine)
 
 

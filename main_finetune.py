@@ -8,6 +8,7 @@ python main_finetune.py --eval --split test --data_path DIR --finetune DIR/check
 import common.startup  # noqa: F401 (first: puts the environment right, reports a missing package)
 
 # isort: split
+import hashlib
 import logging
 import sys
 import time
@@ -28,8 +29,10 @@ from evaluation import evaluate, metrics_source, use_checkpoint
 from models_mixmim import ENCODERS, size_of
 from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import FLOOD, build_model, build_preparation, classifier_defaults, load_weights, task_of
+from sarwmix.chips import METADATA
 from sarwmix.helper import FILES, Selection
 from sarwmix.listing import SPLITS
+from sarwmix.packed_store import IMAGES, SAMPLES
 from sarwmix.registry import DATASETS
 from util.checkpoint import load_checkpoint
 from util.checkpoint_input import STARTED_WITH, LoadedCheckpoint, add_force_flag, flags_of
@@ -80,6 +83,7 @@ SAME_RUN = (
     "mixup_mode",
     "smoothing",
 )
+OF_DATA = (*METADATA, SAMPLES, IMAGES)  # names of files in --data_path that results must not replace
 HEAD_STD = 2e-5  # of the new head's weights, so that training starts from nearly equal logits
 FRACTION_STREAM = 4  # of the draw of --train_fraction
 
@@ -305,6 +309,18 @@ def check_outputs(flags):
         path = getattr(flags, name)
         need(not path or Path(path).suffix in kinds, f"--{name} {path}: its name must end in {' or '.join(kinds)}")
         need(not path or Path(path).parent.is_dir(), f"--{name} {path}: there is no such folder; make it")
+        need(not path or not Path(path).is_dir(), f"--{name} {path}: is a folder; choose another name")
+    files = {name: Path(getattr(flags, name)).resolve() for name in kinds_of if getattr(flags, name)}
+    read = {Path(path).resolve() for path in flags.metadata or ()}
+    for name, path in files.items():
+        twice = next((other for other in files if other != name and files[other] == path), None)
+        need(twice is None, f"--{name} {path}: is the file of --{twice} as well; choose another name")
+        own = flags.data_path and path.is_relative_to(Path(flags.data_path).resolve())
+        image = flags.dataset == "chips" and path.suffix == ".tif"
+        need(
+            not path.exists() or path not in read and not (own and (image or path.name in OF_DATA)),
+            f"--{name} {path}: is a file of the data, which would be lost; choose another name",
+        )
     for name in (*kinds_of, "export", *(("output_dir",) if flags.eval else ())):
         path = getattr(flags, name)
         need(not path or can_write(path), f"--{name} {path}: cannot be written there; choose another place")
@@ -557,6 +573,11 @@ def load_selected(path, epoch):
     return state
 
 
+def label_checksum(dataset):
+    """SHA-256 of the classes and the labels of a dataset."""
+    return hashlib.sha256("\n".join(dataset.CLASSES).encode() + dataset.label_table().tobytes()).hexdigest()
+
+
 def finetune(flags, ranks):
     """The whole job, from flags to the evaluation of the selected checkpoint."""
     started, machine = time.monotonic(), machine_settings(flags, ranks)
@@ -589,6 +610,8 @@ def finetune(flags, ranks):
     training.data = sample_counts({name: data[name] for name in ("train", "val")}, checkpoint)
     checkpoint = None  # frees its tensors
     fingerprints = [data[name]["fingerprint"] for name in ("train", "val")]
+    if config.dataset == "chips":  # whose classes and labels a table may change
+        fingerprints += [label_checksum(splits[name]) for name in ("train", "val")]
     run = Finetuning(
         config, ranks, training, loader, run_identity(config, SAME_RUN, ranks.world_size, fingerprints), splits
     )

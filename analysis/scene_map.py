@@ -29,6 +29,11 @@ def overview(image):
     """A scene averaged in linear power over squares, (2, h, w) in dB, NaN for no data; and their side in pixels."""
     side = max(1, -(-max(image.height, image.width) // MOST_PIXELS))
     high, wide = image.height // side, image.width // side
+    if not high * wide:
+        raise DataError(
+            f"{image.bands[0].path}: of {image.height}x{image.width} pixels is too narrow to be drawn; give a scene "
+            f"whose sides differ less, by a factor below {MOST_PIXELS}"
+        )
     result = np.full((2, high, wide), np.nan, np.float32)
     with image.opened() as read:
         for row in range(high):
@@ -129,6 +134,8 @@ def main(argv=None):
             raise DataError(f"{len(images)} scenes are given; give one, with the map of its tiles")
         image = Image.find(*images[0], reading_of(args))
         bands, names, transform, crs = read_map(args.map)
+        if not np.isfinite(bands).all(0).any():
+            raise DataError(f"--map {args.map}: no pixel has a value; give a map that --embed or --predict wrote")
         if crs is not None and image.crs and load_rasterio().CRS.from_user_input(image.crs) != crs:
             raise DataError(
                 f"--map {args.map}: has another coordinate system than the scene; give the map of this scene"

@@ -2,6 +2,7 @@
 """Atomic writing, reading with one-line errors, free space, and exclusive output folders."""
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -59,7 +60,8 @@ def atomic_path(path):
     """Yields a temporary path. At the end of the block the file there is flushed to the disk and renamed to `path`.
 
     Killed at any moment, `path` holds either what it held before or all of the new content. An exception (disk full, …)
-    leaves `path` as it was. An OSError that names no file is raised with this path.
+    leaves `path` as it was. An OSError that names no file is raised with this path, and so is that of NumPy for an
+    array that was written in part, which does not say why: the disk is full.
     """
     try:
         with temporary_beside(path) as temporary:
@@ -68,8 +70,9 @@ def atomic_path(path):
             os.replace(temporary, path)
         sync(Path(path).parent)
     except OSError as error:
-        if error.filename is None and error.strerror:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        number = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno
+        if error.filename is None and number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 

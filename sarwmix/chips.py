@@ -2,6 +2,7 @@
 """Images of one's own: a folder of GeoTIFFs of VV and VH, and a table of labels, splits and groups, all optional."""
 
 import logging
+import os
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import DataError, data_error, quoted
+from common.errors import DataError, data_error, listed, quoted
 from sarwmix.dataset import RadarDataset
 from sarwmix.geotiff import load_rasterio
 from sarwmix.listing import (
@@ -70,6 +71,7 @@ class Chips(RadarDataset):
         self.task = table.task
         self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels or ())
         self._paths = _paths_of(ids, found, root)
+        _refuse_same_files(self._paths, table.listing)
         self._groups = ids if table.groups is None else np.where(table.groups == "", ids, table.groups)
         labels = self._encoded(table, supervised)
         super().__init__(root, split, metadata, replace(table.listing, labels=labels))
@@ -93,6 +95,8 @@ class Chips(RadarDataset):
             return drawn_by_group(self.split, self._groups, *draw, where)
         if drawn:
             log.warning("--val_fraction and --test_fraction are not used: %s has a column split", where)
+        if table.groups is not None:
+            _warn_of_shared_groups(table.splits, self._groups, where)
         keep = np.isin(table.splits, PARTS[self.split])
         if not keep.any():
             counts = ", ".join(f"{name} {count}" for name, count in Counter(table.splits.tolist()).items())
@@ -212,6 +216,32 @@ def _paths_of(ids, found, root):
     return paths
 
 
+def _warn_of_shared_groups(splits, groups, where):
+    """Warns of groups that are in train and in another split."""
+    train = splits == "train"
+    shared = sorted(set(groups[train].tolist()) & set(groups[~train].tolist()))
+    if shared:
+        log.warning(
+            "%s: %d groups are in train and in another split, so that neighbours are trained on and tested on: %s",
+            where,
+            len(shared),
+            listed(shared),
+        )
+
+
+def _refuse_same_files(paths, listing):
+    """Raises DataError if rows name the same image in different ways, as "a" and "sub/a.tif"."""
+    keys = [tuple(map(os.path.abspath, files)) for files in paths.tolist()]
+    if len(set(keys)) == len(keys):
+        return
+    first, repeated = {}, []
+    for i, key in enumerate(keys):
+        k = first.setdefault(key, i)
+        if k != i:
+            repeated.append(f"{listing.ids[k]} ({listing.where(k)}) and {listing.ids[i]} ({listing.where(i)})")
+    raise data_error(f"{len(repeated)} of {len(keys)} rows repeat an image", repeated, "remove the repeated rows")
+
+
 # ---- Tables --------------------------------------------------------------------------------------
 
 
@@ -245,6 +275,13 @@ def read_tables(paths, root):
         raise DataError(f"{', '.join(map(str, paths))}: has no rows; add a row for each image")
     labels = None
     if label == "label":
+        several = [i for i, name in enumerate(names["label"].tolist()) if SEPARATOR in name]
+        if several:
+            raise data_error(
+                f"{len(several)} rows name several classes in the column label",
+                [f"{quoted(str(names['label'][i]))} ({listing.where(i)})" for i in several],
+                "name the column labels, or write one class in each row",
+            )
         labels = [(name,) if name else () for name in names["label"].tolist()]
     elif label:
         labels = [tuple(filter(None, map(str.strip, text.split(SEPARATOR)))) for text in names["labels"].tolist()]
@@ -255,7 +292,7 @@ def read_tables(paths, root):
         if unknown:
             raise data_error(
                 f"{len(unknown)} of {len(splits)} rows have an unknown split",
-                [f"{quoted(splits[i])} ({listing.where(i)})" for i in unknown],
+                [f"{quoted(str(splits[i]))} ({listing.where(i)})" for i in unknown],
                 "it must be train, val or test; or remove the column, and give --val_fraction and --test_fraction",
             )
     groups = next((names[name] for name in GROUPS if name in names), None)

@@ -153,8 +153,10 @@ def read_columns(path, name, known):
 
         try:
             frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as a parquet file ({error}); check the file") from error
+        except (OSError, ValueError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read as a parquet file ({reason}); check the file") from error
+        frame = frame.astype(object).where(frame.notna(), None)  # of all kinds of missing values
         header, rows = [str(column) for column in frame], frame.to_numpy(object).tolist()
         rows, place = [(k, [_as_text(value) for value in row]) for k, row in enumerate(rows)], f"{name}: row "
     else:
@@ -177,7 +179,7 @@ def _as_text(value):
     """A cell of a parquet file as text."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return ";".join(map(str, value))
-    if value is None or value != value:  # NaN
+    if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -249,7 +251,7 @@ def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
     if not len(part):
         raise DataError(
             f"{source}: --val_fraction {val_fraction:g} and --test_fraction {test_fraction:g} of {len(names)} groups "
-            "leave nothing to train on; lower them, or add groups"
+            "leave nothing to train on; lower them, add groups or, to evaluate, say --split all"
         )
     held["train"] = part
     return np.isin(groups, np.concatenate([held[name] for name in PARTS[split]]))

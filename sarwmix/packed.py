@@ -12,7 +12,7 @@ from common.files import file_fault, read_json
 from sarwmix.dataset import RadarDataset
 from sarwmix.listing import PARTS, Listing, acquisitions_of, check_root, check_split, drawn_by_group
 from sarwmix.packed_codec import NO_DATA, as_tensor, decode
-from sarwmix.packed_store import EVERY, IMAGES, SAMPLES, STATISTICS, Parts, read_manifest, read_table
+from sarwmix.packed_store import EVERY, IMAGES, SAMPLES, STATISTICS, Parts, label_columns, read_manifest, read_table
 from sarwmix.plausibility import judge
 from sarwmix.raster import GRID
 from sarwmix.sen12flood_loader import drawn_for, folders_of
@@ -174,7 +174,8 @@ class PackedDataset(RadarDataset):
         """
         table = read_table(root, SAMPLES, self.manifest)
         images = [f"image_{k}" for k in range(self.images_per_sample)]
-        lacking = [name for name in ("id", "split", "position", *images, *self.CLASSES) if name not in table]
+        classes = label_columns(self.manifest["dataset"], self.CLASSES)
+        lacking = [name for name in ("id", "split", "position", *images, *classes) if name not in table]
         if lacking:
             raise DataError(f"{root / SAMPLES}: has no column {lacking[0]}; copy it again, or pack the data again")
         rows, count = table[images].to_numpy(np.int64), self.manifest["images"]
@@ -191,7 +192,7 @@ class PackedDataset(RadarDataset):
             )
         if len(_stored(split)) > 1:
             table = table.sort_values("position", kind="stable")
-        labels = table[list(self.CLASSES)].to_numpy(np.uint8, copy=True)  # writable, as PyTorch wants it
+        labels = table[classes].to_numpy(np.uint8, copy=True)  # writable, as PyTorch wants it
         listing = Listing(table["id"].to_numpy(dtype=str), labels, (f"{SAMPLES}: row ",), line=table.index.to_numpy())
         if "group" in table:
             self._groups = table["group"].to_numpy(dtype=str)

@@ -5,8 +5,8 @@
     part_00000.bin …    images, contiguous (n, 2, S, S), little-endian, without a header; a part belongs to one split
     images.parquet      name, and nonfinite: the number of its pixels without a finite value
     samples.parquet     id, split, position (among the samples of several splits read as one), image_0 (and image_1 of a
-                        pair): rows of images.parquet; one column of 0/1 per class; of chips also group and, where
-                        they are known, scene, row, column, crs and a … f, the transform of each image
+                        pair): rows of images.parquet; one column of 0/1 per class (`label_columns`); of chips also
+                        group and, where they are known, scene, row, column, crs and a … f, the transform of each image
     statistics.json     mean, std, range, counts and histogram of each split, before coding
     bad.csv             images that were left out, and why
 
@@ -40,6 +40,11 @@ _PART = re.compile(r"part_\d{5}\.bin")  # in the folder itself, wherever a manif
 def is_packed(root):
     """Whether a folder holds a packed store, be it unfinished or damaged."""
     return any((Path(root) / name).exists() for name in (MANIFEST, SAMPLES, "part_00000.bin"))
+
+
+def label_columns(dataset, classes):
+    """The columns of SAMPLES that hold the labels of these classes. Classes of chips may be named as other columns."""
+    return [f"label: {name}" if dataset == "chips" else name for name in classes]
 
 
 def manifest_checksum(manifest):

@@ -24,6 +24,7 @@ from sarwmix.plausibility import check_decibels, check_linear
 
 READ_AS = ("dB", "linear", "amplitude")
 NOMINAL_CALIBRATION = 1 / 500  # amplitude per digital number: the order of the calibration tables of IW GRDH products
+NEAR = 0.01  # pixels: the largest distance of two grids that count as one
 GRID = ("scene", "row", "column", "crs", *"abcdef")  # columns of a table of georeferences; a … f of the transform
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(POLARISATIONS)})(?![A-Za-z0-9])", re.IGNORECASE)
 _CALIBRATE = "calibrate it to σ⁰ or γ⁰ and geocode it (SNAP, pyroSAR, or take RTC products; docs/YOUR_DATA.md)"
@@ -148,7 +149,7 @@ def find_images(paths):
     for files in images:
         missing = [file for file in files if not os.path.isfile(file)]
         if missing:
-            raise DataError(f"{missing[0]}: there is no such file; correct the path")
+            raise DataError(f"{missing[0] or ','.join(files)}: there is no such file; correct the path")
     return list(zip(different_names(images), images))
 
 
@@ -202,8 +203,9 @@ def different_names(images):
             return names
         depth += 1
         if depth > 16:
+            files = [" and ".join(paths[0] for paths, own in zip(images, names) if own == name) for name in repeated]
             raise data_error(
-                f"{len(repeated)} names of images are not unique", repeated, "give each file once, or rename them"
+                f"{len(repeated)} names of images are not unique", files, "give each file once, or rename them"
             )
 
 
@@ -257,7 +259,7 @@ class Image:
             found = _name_bands(sources, paths, reading)
             chosen = [found[channel] for channel in CHANNELS]
             first, grids = chosen[0][0], [grid_of(source) for source, _ in chosen]
-            if grids[0] != grids[1]:
+            if not same_grid(*grids):
                 raise DataError(
                     f"{chosen[0][0].name} and {chosen[1][0].name}: differ in size or georeference; warp one onto the "
                     "grid of the other (gdalwarp)"
@@ -334,6 +336,14 @@ def grid_of(source):
     epsg = source.crs.to_epsg() if source.crs else None
     crs = f"EPSG:{epsg}" if epsg else source.crs.to_wkt() if source.crs else ""
     return source.shape, crs, tuple(source.transform)[:6]
+
+
+def same_grid(one, other):
+    """Whether two grids, of `grid_of`, agree to NEAR of a pixel."""
+    if one[:2] != other[:2]:
+        return False
+    (height, width), (first, second) = one[0], (np.reshape(grid[2], (2, 3)) for grid in (one, other))
+    return (np.abs(second - first) @ (width, height, 1)).max() <= NEAR * np.abs(first[:, :2]).max()
 
 
 def _name_bands(sources, paths, reading):

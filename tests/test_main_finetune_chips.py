@@ -61,6 +61,7 @@ def test_two_ranks_evaluate_as_one(own, tmp_path):
     completed("main_finetune", flags, tmp_path / "one")
     finish_ranks("main_finetune", argv(flags, "--output_dir", tmp_path / "two"), tmp_path / "ranks")
     one, two = (json.loads((tmp_path / name / "eval_test.json").read_text()) for name in ("one", "two"))
+    assert "drawn as in training" in (tmp_path / "one.txt").read_text()
     assert one == two and one["accuracy"] == json.loads((own / "classifier" / "eval_test.json").read_text())["accuracy"]
 
 
@@ -81,6 +82,17 @@ def test_probabilities_and_maps_of_a_scene(own, tmp_path):
         np.testing.assert_allclose(file.read(1).ravel(), frame[columns[0]], atol=1e-6)
         bounds = transform_bounds(scene.crs, "EPSG:4326", *scene.bounds)
     assert np.allclose(table.total_bounds, bounds, atol=1e-3) and table.crs.to_epsg() == 4326
+
+
+def test_a_run_is_not_continued_with_other_labels(own, tmp_path):
+    names, flags = pd.read_csv(own / "data" / "chips" / "metadata.csv"), (own / "data" / "chips", SMALL)
+    for name in ("a", "b"):
+        names.replace({"label": {"water": "aqua"} if name == "b" else {}}).to_csv(tmp_path / f"{name}.csv", index=False)
+    run = ("--dataset chips --units linear --data_path", flags, STATISTICS, "--finetune '' --val_fraction 0.2")
+    run = (*run, "--test_split none --epochs 2 --warmup_epochs 0 --resume auto")
+    completed("main_finetune", (*run, "--stop_epoch 1 --metadata", tmp_path / "a.csv"), tmp_path / "run")
+    again = Run("main_finetune", argv(run, "--metadata", tmp_path / "b.csv", "--output_dir", tmp_path / "run"), tmp_path / "out")  # fmt: skip
+    assert again.wait() == 2 and "this would be another run" in again.text()
 
 
 def test_an_export_knows_its_classes(own, tmp_path):
@@ -130,3 +142,11 @@ def test_what_is_missing_is_one_line(own, tmp_path, capsys):
         run.output.unlink()
     assert not (tmp_path / "run").exists()
     assert "must end in" in refusal(main_finetune.parse_flags, (chips, "--finetune . --predict p.npz"), capsys)
+    (tmp_path / "p.tif").mkdir()
+    folder = (chips, "--finetune . --predict", tmp_path / "p.tif")
+    same = (chips, "--finetune . --embed", tmp_path / "x.parquet", "--predict", tmp_path / "x.parquet")
+    assert "is the file of --embed as well" in refusal(main_finetune.parse_flags, same, capsys)
+    for path in (own / "data" / "chips" / "metadata.csv", next((own / "data" / "chips").glob("*.tif"))):
+        lost = refusal(main_finetune.parse_flags, (chips, "--finetune . --predict", path), capsys)
+        assert f"--predict {path}: is a file of the data" in lost
+    assert "p.tif: is a folder" in refusal(main_finetune.parse_flags, folder, capsys)

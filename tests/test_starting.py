@@ -137,7 +137,7 @@ def measured(tmp_path):
 
 
 def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog):
-    for content in (WRITTEN, {"train": WRITTEN, "val": {"mean": [0, 0], "std": [1, 1]}}):
+    for content in (WRITTEN, {"train": WRITTEN, "val": {"mean": [0, 0], "std": [1, 1]}}, {"every": WRITTEN}):
         args = started("", "--statistics", measured(content))
         assert (args.mean, args.std) == ([-18.1234, -11.5], [5.25, 4.75])
     assert f"of --statistics {args.statistics}" in caplog.text and "WARNING" not in caplog.text

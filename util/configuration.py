@@ -100,8 +100,9 @@ def read_statistics(path):
         content = read_json(path, remedy)
     except DataError as error:
         raise UsageError(f"--statistics {error}") from None
-    if isinstance(content, dict) and "mean" not in content and isinstance(content.get("train"), dict):
-        content = {"units": UNITS, "channels": CHANNELS, **content["train"]}  # statistics.json of a packed store
+    if isinstance(content, dict) and "mean" not in content:  # statistics.json of a packed store
+        stored = content.get("train", content.get("every"))
+        content = {"units": UNITS, "channels": CHANNELS, **stored} if isinstance(stored, dict) else content
     if (
         not isinstance(content, dict)
         or not are_statistics(content.get("mean"))

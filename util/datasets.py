@@ -72,7 +72,7 @@ def add_data_flags(parser):
         "--statistics",
         metavar="FILE",
         help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the "
-        "statistics.json of a packed store (its split train)",
+        "statistics.json of a packed store (its split train, or every)",
     )
     group.add_argument(
         "--data_timeout",

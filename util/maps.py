@@ -6,6 +6,7 @@ affine map from (column, row) in pixels to coordinates.
 """
 
 import logging
+import re
 from collections import namedtuple
 from math import gcd
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import DataError, UsageError
-from common.files import atomic_path
+from common.files import write_atomically
 from common.packages import load
 
 AFFINE = list("abcdef")
@@ -34,7 +35,13 @@ def grids_of(georeference, size, flag):
             f"{flag}: the images do not say where they lie, so there is no map of them; give tiles of sarwmix.tile, or "
             "another file type"
         )
-    return [_grid_of(scene, table, size, flag) for scene, table in georeference.groupby("scene", sort=True)]
+    grids = [_grid_of(scene, table, size, flag) for scene, table in georeference.groupby("scene", sort=True)]
+    if len(grids) == len(georeference) > 1:
+        raise UsageError(
+            f"{flag}: each of the {len(grids)} images is a scene of its own, with a map of one pixel; name their "
+            "scenes in a column group, or use another file type"
+        )
+    return grids
 
 
 def _grid_of(scene, table, size, flag):
@@ -48,7 +55,10 @@ def _grid_of(scene, table, size, flag):
     places = np.rint(apart).astype(int)
     stride = gcd(*places.ravel().tolist()) or size
     if np.abs(apart - places).max() > 0.05 or stride * LEAST_STRIDE < size:
-        raise UsageError(f"{flag}: the images of {scene} do not lie on a grid, as a map needs; use .parquet")
+        raise UsageError(
+            f"{flag}: the images of {scene} do not lie on a grid, as a map needs, of at least a {LEAST_STRIDE}th "
+            "of their side; use .parquet"
+        )
     places -= places.min(0)
     column, row = (np.rint(apart).astype(int)).min(0)
     columns, rows = (places // stride).T
@@ -68,14 +78,12 @@ def write_maps(path, grids, values, names):
     With several scenes, the name of each is put into that of its file. Each file is written atomically.
     """
     rasterio, path = load("rasterio", "writing maps"), Path(path)
-    for grid in grids:
+    for grid, target in zip(grids, _map_paths(path, grids)):
         bands = np.full((values.shape[1], *grid.shape), np.nan, np.float32)
         bands[:, grid.rows, grid.columns] = np.asarray(values, np.float32)[grid.samples].T
-        target = path if len(grids) == 1 else path.with_name(f"{path.stem}_{grid.scene}{path.suffix}")
-        with atomic_path(target) as temporary:
-            with rasterio.open(
-                temporary,
-                "w",
+        # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
+        with rasterio.MemoryFile() as memory:
+            with memory.open(
                 driver="GTiff",
                 height=grid.shape[0],
                 width=grid.shape[1],
@@ -85,11 +93,29 @@ def write_maps(path, grids, values, names):
                 transform=rasterio.Affine(*grid.transform),
                 nodata=np.nan,
                 compress="deflate",
+                BIGTIFF="IF_SAFER",
             ) as file:
                 for number, name in enumerate(names, start=1):
                     file.set_band_description(number, name)
                 file.write(bands)
+            content = memory.getbuffer()
+            write_atomically(target, lambda file, content=content: file.write(content))
         log.info("wrote %s: %d bands of %dx%d pixels, one for each tile", target, len(bands), *grid.shape)
+
+
+def _map_paths(path, grids):
+    """The path of each map, all different; "_" stands for what a name of a file cannot hold."""
+    if len(grids) == 1:
+        return [path]
+    paths = {}
+    for grid in grids:
+        name, number = re.sub(r"[/\\\0]", "_", grid.scene), 1
+        target = path.with_name(f"{path.stem}_{name}{path.suffix}")
+        while target in paths:
+            number += 1
+            target = path.with_name(f"{path.stem}_{name}-{number}{path.suffix}")
+        paths[target] = grid
+    return list(paths)
 
 
 def principal_components(features, count=3):
@@ -131,7 +157,10 @@ def with_outlines(frame, georeference, size):
 
 
 def outlines(georeference, size):
-    """The corners (N, 5, 2) of images in longitude and latitude, the first twice; NaN without a coordinate system."""
+    """The corners (N, 5, 2) of images in longitude and latitude, the first twice; NaN without a coordinate system.
+
+    Across the antimeridian, longitudes go on beyond 180. An image around a pole has no outline: NaN.
+    """
     warp = load("rasterio.warp", "writing outlines")
     square = np.array([[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]], float) * size  # (column, row)
     a, b, c, d, e, f = (georeference[name].to_numpy(float)[:, None] for name in AFFINE)
@@ -142,4 +171,8 @@ def outlines(georeference, size):
         some = crs == name
         longitude, latitude = warp.transform(name, LATLON, x[some].ravel(), y[some].ravel())
         corners[some] = np.stack([longitude, latitude], -1).reshape(-1, 5, 2)
+    corners[~np.isfinite(corners).all((1, 2))] = np.nan
+    longitude = corners[:, :, 0]
+    longitude[np.ptp(longitude, 1) > 180] %= 360
+    corners[np.ptp(longitude, 1) > 180] = np.nan
     return corners

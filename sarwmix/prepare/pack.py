@@ -22,8 +22,21 @@ from common.command_line import Parser, positive_int
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
+from sarwmix.chips import class_names
+from sarwmix.listing import PARTS
 from sarwmix.packed_codec import DTYPES
-from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, SAMPLES, STORED_SPLITS, VERSION, is_packed, verify
+from sarwmix.packed_store import (
+    BAD,
+    EVERY,
+    IMAGES,
+    MANIFEST,
+    SAMPLES,
+    STORED_SPLITS,
+    VERSION,
+    is_packed,
+    label_columns,
+    verify,
+)
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
 from sarwmix.prepare.store_writer import (
     RECORD,
@@ -79,10 +92,15 @@ class Part:
 def open_sources(args, splits):
     """Opens all splits. Returns (Sources, `store_facts`, `joint_order` of the samples). Raises DataError."""
     sources, known = [], {}
-    for split in splits:
-        metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
-        wanted = "all" if split == EVERY else split
-        dataset = open_dataset(args.dataset, args.data_path, wanted, metadata, **source_options(args))
+    datasets = [open_split(args, split) for split in splits]
+    if len({dataset.task for dataset in datasets}) > 1:
+        raise DataError(
+            "--metadata: the tables of the splits have different columns of labels; give tables of the same columns"
+        )
+    if args.dataset == "chips" and len({dataset.CLASSES for dataset in datasets}) > 1:  # of several tables
+        classes = class_names([dataset.CLASSES for dataset in datasets])
+        datasets = [open_split(args, split, classes) for split in splits]
+    for split, dataset in zip(splits, datasets):
         images = DistinctImages(dataset)
         known = store_facts(args.dataset, dataset, dataset.size)
         per_part = images_per_part(args.part_mb, known["shape"], args.dtype)
@@ -98,6 +116,13 @@ def open_sources(args, splits):
             "give other lists with --metadata, --val_metadata and --test_metadata, or other --splits",
         )
     return sources, known, joint_order(args, names)
+
+
+def open_split(args, split, classes=None):
+    """The dataset of a split, with its own metadata. classes: of chips, instead of those of its table."""
+    metadata = {"val": args.val_metadata, "test": args.test_metadata}.get(split) or args.metadata
+    options = source_options(args) | {"classes": classes}
+    return open_dataset(args.dataset, args.data_path, "all" if split == EVERY else split, metadata, **options)
 
 
 def parts_of(sources):
@@ -159,8 +184,8 @@ def write_part(part, out, dtype, shape, floor_db, skip_bad):
 # ---- Tables --------------------------------------------------------------------------------------
 
 
-def make_tables(sources, positions, reports, classes):
-    """{IMAGES, SAMPLES: DataFrame}, of the samples without bad images."""
+def make_tables(sources, positions, reports, columns):
+    """{IMAGES, SAMPLES: DataFrame}, of the samples without bad images. columns: `label_columns`."""
     bad = {name for report in reports for name, _ in report["bad"]}
     before = np.cumsum([0] + [len(source.names) for source in sources])
     ids, labels = (np.concatenate(parts) for parts in zip(*((source.ids, source.labels) for source in sources)))
@@ -177,7 +202,7 @@ def make_tables(sources, positions, reports, classes):
         "name": np.concatenate([source.names for source in sources]),
         "nonfinite": np.concatenate([report["nonfinite"] for report in reports]).astype(np.int64),
     }
-    table = sample_table(samples, rows[good], dict(zip(classes, labels[good].T)), grid)
+    table = sample_table(samples, rows[good], dict(zip(columns, labels[good].T)), grid)
     return {IMAGES: pd.DataFrame(images), SAMPLES: table}
 
 
@@ -214,7 +239,8 @@ def pack(args, splits, workers):
                 "parts",
             )
             workers.on_main(refuse_bad, reports, args.skip_bad, out)
-            tables = make_tables(sources, positions, reports, known["classes"])
+            columns = label_columns(args.dataset, known["classes"])
+            tables = make_tables(sources, positions, reports, columns)
             kind = DATASETS[args.dataset]
             expected = None if kind.MEAN is None else (kind.MEAN, kind.STD)
             workers.on_main(finish, out, tables, reports, known, args.dtype, expected)
@@ -304,7 +330,9 @@ def default_splits(args):
     if args.dataset != "chips":
         return ("train", "test") if args.dataset == "sen12flood" else ("train", "val", "test")
     dataset = open_dataset("chips", args.data_path, "all", args.metadata, **source_options(args))
-    return dataset.stored_splits or (EVERY,)
+    named = [name for name in ("val", "test") if getattr(args, f"{name}_metadata")]
+    stored = dataset.stored_splits or (["train"] if named else [])
+    return [name for name in PARTS["all"] if name in (*stored, *named)] or (EVERY,)
 
 
 def work(args, workers):

@@ -37,11 +37,10 @@ from sarwmix.listing import PATCH, drawn_by_group, read_csv_rows
 from sarwmix.packed_store import BAD
 from sarwmix.prepare.pair_table import groups_of, read_pairs
 from sarwmix.prepare.sen12_index import KEPT, SPLITS
-from sarwmix.raster import Image, add_reading_flags, reading_of
+from sarwmix.raster import NEAR, Image, add_reading_flags, reading_of
 
 RECORD, SOURCES = "pairs.json", "sources.csv"
 VERSION = 1
-NEAR = 0.01  # pixels: the largest distance of two grids that count as one
 TEST_FRACTION = 0.2
 READ_WITHOUT_ASKING = 0.01  # default of --max_nonfinite in the programs that read the store
 

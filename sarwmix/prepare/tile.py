@@ -267,11 +267,19 @@ def tile(args, workers):
 
 
 def finish_store(out, scenes, reports, known, args):
-    """Writes the tables and the manifest. Raises DataError for bad scenes, or if there is no tile."""
+    """Writes the tables and the manifest. Raises DataError for bad scenes, or if there is no tile.
+
+    Without a tile, `out` is emptied, so that other flags can be tried.
+    """
     cut = Cut(args.size, args.stride or args.size, args.max_nodata)
     bad = [row for report in reports for row in report["bad"]]
     refuse_bad(bad, out, args.skip_bad, len({name for name, _ in bad} | {image.name for image in scenes}))
-    log_tiles(scenes, reports, cut)
+    try:
+        log_tiles(scenes, reports, cut)
+    except DataError:
+        for path in (*out.glob("part_*.json"), out / RECORD):
+            path.unlink()
+        raise
     kept = [report for report in reports if report["part"]]
     kept[0]["bad"] = bad
     finish(out, make_tables(scenes, kept, args.split), kept, known, args.dtype)

@@ -19,7 +19,7 @@ import numpy as np
 
 from common.command_line import Parser, Range, count
 from common.errors import DataError
-from common.files import atomic_path, claimed, write_csv
+from common.files import claimed, write_atomically, write_csv
 from common.packages import load
 from common.workers import Workers
 from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, PARCELLED, WATER, LandCover
@@ -65,10 +65,9 @@ def write_image(path, image_db, units, crs, corner):
     """
     rasterio = load("rasterio", "writing GeoTIFFs")
     values = image_db[::-1] if units == "dB" else 10 ** (image_db[::-1] / 10)
-    with atomic_path(path) as temporary:
-        with rasterio.open(
-            temporary,
-            "w",
+    # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
+    with rasterio.MemoryFile() as memory:
+        with memory.open(
             driver="GTiff",
             width=values.shape[2],
             height=values.shape[1],
@@ -81,6 +80,7 @@ def write_image(path, image_db, units, crs, corner):
                 file.set_band_description(number, band)
             file.update_tags(SIMULATED="yes", UNITS=units)
             file.write(values.astype(np.float32))
+        write_atomically(path, lambda file: file.write(memory.getbuffer()))
 
 
 def choose_chips(land_cover, size, rng):

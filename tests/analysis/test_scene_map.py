@@ -67,6 +67,11 @@ def test_a_figure_is_written_and_wrong_maps_are_one_line(scene, tmp_path, capsys
     assert "does not exist" in refusal(
         scene_map.main, (scene, "--units dB --map", tmp_path / "none.tif", "--output x.png"), capsys
     )
+    empty = maps(tmp_path, ["water"], np.full((1, 2, 3), np.nan))
+    assert "no pixel has a value" in refusal(scene_map.main, (scene, "--units dB --output x.png --map", empty), capsys)
+    thin = write_tif(tmp_path / "thin.tif", np.full((2, 2, 1200), -10, np.float32), ("VV", "VH"), **GRID)
+    flags = (thin, "--units dB --output x.png --map", maps(tmp_path, ["water"], np.ones((1, 2, 3))))
+    assert "thin.tif: of 2x1200 pixels is too narrow" in refusal(scene_map.main, flags, capsys)
     other = write_tif(
         tmp_path / "other.tif", np.zeros((2, 2, 3), np.float32), crs="EPSG:32634", transform=GRID["transform"]
     )

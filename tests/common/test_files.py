@@ -36,6 +36,12 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
     assert found.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
 
 
+def test_an_array_that_is_written_in_part_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space") as found, atomic_path(tmp_path / "file"):
+        raise OSError("1884160 requested and 1441792 written")  # as ndarray.tofile does
+    assert found.value.filename == str(tmp_path / "file") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "write, content",
     [

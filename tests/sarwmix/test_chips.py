@@ -143,6 +143,46 @@ def test_a_packed_store_is_the_same(root, tmp_path, divided):
     assert store.MEAN == pytest.approx([mean, mean + 10])
 
 
+def test_splits_of_several_tables_are_packed_with_all_classes(root, tmp_path, capsys):
+    tables = [
+        write_table(root, rows, ("id", "label", "split"), f"{split}.csv")
+        for split, rows in {
+            "train": [("chip0", "wood", "train"), ("chip1", "water", "train")],
+            "val": [("chip2", "town", "val"), ("chip3", "wood", "val")],
+        }.items()
+    ]
+    flags = ("--dataset chips --workers 1 --data_path", root, "--metadata", tables[0], "--val_metadata")
+    pack.main(argv(flags, tables[1], "--out", tmp_path / "store"))
+    store = PackedDataset(tmp_path / "store", "all")
+    assert store.CLASSES == ("town", "water", "wood") and [store[k][1].item() for k in range(4)] == [2, 1, 0, 2]
+    several = write_table(root, [("chip2", "a;b", "val")], ("id", "labels", "split"), "several.csv")
+    said = refusal(pack.main, (flags, several, "--out", tmp_path / "other"), capsys)
+    assert "different columns of labels" in said and not (tmp_path / "other").exists()
+
+
+def test_groups_in_several_splits_are_warned_of(root, caplog):
+    rows = [(name, split, group) for name, split, group in zip(NAMES, ["train", "val", "test"] * 2, "xxyyzw")]
+    Chips(root, "val", write_table(root, rows, ("id", "split", "group")))
+    assert "2 groups are in train and in another split" in caplog.text and caplog.text.strip().endswith("x, y")
+
+
+def test_classes_may_have_the_names_of_columns(root, tmp_path):
+    names = ["a", "id", "split", "row", "image_0", "group"]
+    write_table(root, list(zip(NAMES, names)), ("id", "label"))
+    pack.main(argv("--dataset chips --data_path", root, "--out", tmp_path / "store", "--workers 1"))
+    files, store = (open_dataset("chips", path, "all") for path in (root, tmp_path / "store"))
+    assert store.ids.tolist() == NAMES and [store.CLASSES[store[k][1].item()] for k in range(6)] == names
+    pd.testing.assert_frame_equal(store.georeference(), files.georeference())
+
+
+@pytest.mark.parametrize("kind", ["Int64", "string", "boolean", "float32"])
+def test_missing_labels_of_every_kind_of_parquet(root, kind):
+    labels = pd.array([True, None] * 3, dtype="boolean").astype(kind)
+    pd.DataFrame({"id": NAMES, "label": labels}).to_parquet(root / "kinds.parquet")
+    data = Chips(root, "all", root / "kinds.parquet")
+    assert data.CLASSES in (("1",), ("True",)) and data.label_table().tolist() == [[1], [0]] * 3
+
+
 def test_statistics_of_chips(root, tmp_path, capsys):
     statistics.main(argv("--dataset chips --split all --data_path", root, "--out", tmp_path / "s.json", "--workers 1"))
     found = pd.read_json(tmp_path / "s.json", typ="series")
@@ -160,6 +200,9 @@ CASES = {
     "an id twice": ([("chip0", "a"), ("chip0", "b")], ("id", "label"), "repeat an id"),
     "an empty id": ([("", "a")], ("id", "label"), "have no id"),
     "no rows": ([()], ("id", "label"), "has no rows"),
+    "a split in capitals": ([("chip0", "Train")], ("id", "split"), "unknown split: 'Train' (wrong.csv:2)"),
+    "an image twice": ([("chip0", "a"), ("./chip0.tif", "b")], ("id", "label"), "rows repeat an image: chip0 (wrong"),
+    "several in one": ([("chip0", "a;b")], ("id", "label"), "name the column labels"),
     "ragged": ([("chip0",)], ("id", "label"), "have not 2 cells"),
 }
 

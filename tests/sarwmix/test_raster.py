@@ -180,3 +180,18 @@ def test_files_of_an_image_have_one_grid(tmp_path, change):
     fails_with(lambda: read(paths), "a_VH.tif", "a_VV.tif", "differ in size or georeference", "gdalwarp")
     with pytest.raises(DataError):
         Image.find("a", [paths[0], tmp_path / "none_VH.tif"], Reading())
+
+
+def test_files_of_an_image_may_differ_by_rounding(tmp_path):
+    paths = [tmp_path / "a_VV.tif", tmp_path / "a_VH.tif"]
+    for path, values, shift in zip(paths, DB, (0, 1e-6)):
+        write_tif(path, values, **{**GRID, "transform": rasterio.Affine(10, 0, 300000 + shift, 0, -10, 5400000)})
+    np.testing.assert_array_equal(read(paths), DB[::-1])
+    write_tif(paths[0], DB[0], **{**GRID, "transform": rasterio.Affine(10, 0, 300001, 0, -10, 5400000)})
+    fails_with(lambda: read(paths), "differ in size or georeference")
+
+
+def test_files_of_one_name_are_named(tmp_path):
+    for name in ("a.tif", "._a.tif"):  # macOS leaves the second
+        two_band(tmp_path / name)
+    fails_with(lambda: find_images([tmp_path]), f"{tmp_path / '._a.tif'} and {tmp_path / 'a.tif'}; give each file once")

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Simulated scenes and chips: the same for any number of processes, labels that hold, and marks of what they are."""
 
+import resource
+
+import numpy as np
 import pandas as pd
 import pytest
 import rasterio
@@ -8,8 +11,19 @@ import rasterio
 from common.workers import Workers
 from sarwmix.raster import Reading
 from sarwmix.registry import is_simulated, open_dataset
-from sarwmix.simulate.scenes import CHIPS_PER_CLASS, KINDS, Parameters, main, simulate_scenes
+from sarwmix.simulate.scenes import CHIPS_PER_CLASS, KINDS, Parameters, main, simulate_scenes, write_image
 from tests.helpers.runs import argv, digests, refusal
+
+
+def test_an_image_that_does_not_fit_on_the_disk_is_an_error(tmp_path):
+    image, (soft, hard) = np.zeros((2, 8, 8), np.float32), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(OSError):
+            write_image(tmp_path / "x.tif", image, "dB", "EPSG:32633", (0, 0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_scenes_and_chips(tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Results as maps: where pixels lie, several scenes, what has no grid, components, and outlines."""
 
+import resource
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +48,49 @@ def test_scenes_have_a_map_each(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"m_a.tif", "m_b.tif"}
     with rasterio.open(tmp_path / "m_b.tif") as file:
         assert file.read(1).tolist() == [[1, 2]]
+
+
+def test_outlines_across_the_antimeridian_and_around_a_pole():
+    rows = [("a", 0, 0, crs, 100, 0, c, 0, -100, f) for crs, c, f in
+            (("EPSG:32660", 832400, 1e5), ("EPSG:32660", 500000, 1e5), ("EPSG:3413", -1600, 1600))]  # fmt: skip
+    corners = outlines(pd.DataFrame(rows, columns=GRID), SIZE)
+    longitude = corners[0, :, 0]
+    assert longitude.min() < 180 < longitude.max() and np.ptp(longitude) < 0.1 and np.ptp(corners[1, :, 0]) < 0.1
+    assert np.isnan(corners[2]).all()
+    x, y = transform("EPSG:4326", "EPSG:32660", longitude, corners[0, :, 1])
+    np.testing.assert_allclose(x, 832400 + np.array([0, 0, 3200, 3200, 0]), atol=0.01)
+    np.testing.assert_allclose(y, 1e5 - np.array([0, 3200, 3200, 0, 0]), atol=0.01)
+
+
+def test_names_of_scenes_with_slashes(tmp_path):
+    parts = [table([(0, 0), (0, 32)], scene) for scene in ("a/b", "../c", "a_b")]
+    grids = grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
+    write_maps(tmp_path / "m.tif", grids, np.arange(6.0)[:, None], ["x"])
+    found = {}
+    for path in tmp_path.iterdir():
+        with rasterio.open(path) as file:
+            found[path.name] = file.read(1).ravel().tolist()
+    assert found == {"m_.._c.tif": [2, 3], "m_a_b.tif": [0, 1], "m_a_b-2.tif": [4, 5]}
+
+
+def test_scenes_of_one_image_each_are_refused():
+    parts = [table([(0, 0)], scene) for scene in "ab"]
+    with pytest.raises(UsageError, match="--embed: each of the 2 images .* column group"):
+        grids_of(pd.concat(parts, ignore_index=True), SIZE, "--embed")
+
+
+def test_a_map_that_does_not_fit_on_the_disk_is_not_written(tmp_path):
+    grids = grids_of(table([(0, 0), (0, 32)]), SIZE, "--embed")
+    write_maps(tmp_path / "m.tif", grids, np.zeros((2, 1)), ["x"])
+    before, (soft, hard) = (tmp_path / "m.tif").read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(OSError) as found:
+            write_maps(tmp_path / "m.tif", grids, np.ones((2, 1)), ["x"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert found.value.filename == str(tmp_path / "m.tif")
+    assert (tmp_path / "m.tif").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_has_no_grid_is_refused():
