@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.command_line import Parser, positive_int, rate
+from common.command_line import Parser, Range, positive_int
 from common.errors import DataError, data_error, listed
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
@@ -306,7 +306,7 @@ def get_args_parser():
     )
     group.add_argument(
         "--max_nodata",
-        type=rate,
+        type=Range(float, at_least=0, at_most=0.5),
         default=0.25,
         metavar="SHARE",
         help="share of pixels without data above which a tile is left out; pixels beyond the edge of a scene count",
