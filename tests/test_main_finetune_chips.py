@@ -71,7 +71,7 @@ def test_probabilities_and_maps_of_a_scene(own, tmp_path):
         completed("main_finetune", (flags, "--predict", tmp_path / name), tmp_path / "run")
     frame, table = pd.read_csv(tmp_path / "p.csv"), geopandas.read_parquet(tmp_path / "p.parquet")
     columns = [name for name in frame if name.startswith("probability: ")]
-    assert len(frame) == 64 and len(columns) == 5 and np.allclose(frame[columns].sum(1), 1)
+    assert len(frame) == 64 and len(columns) == 5 and np.allclose(frame[columns].sum(axis=1), 1)
     assert (frame["predicted"] == frame[columns].idxmax(axis=1).str.removeprefix("probability: ")).all()
     np.testing.assert_allclose(table[columns], frame[columns], atol=1e-6)
     with (

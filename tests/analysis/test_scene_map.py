@@ -25,7 +25,7 @@ def scene(tmp_path):
 
 def maps(tmp_path, names, values):
     values = np.asarray(values, np.float32)
-    grid = {**GRID, "transform": GRID["transform"] * rasterio.Affine.scale(32)}
+    grid = {**GRID, "transform": rasterio.Affine(320, 0, 300000, 0, -320, 5400000)}
     return write_tif(tmp_path / "map.tif", values, names, **grid)
 
 

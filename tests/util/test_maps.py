@@ -38,7 +38,7 @@ def test_pixels_of_overlapping_tiles_have_the_centres_of_the_tiles(tmp_path):
     georeference = table([(0, 0), (0, 16), (16, 16)])
     (grid,) = grids_of(georeference, SIZE, "--embed")
     assert grid.shape == (2, 2) and grid.transform == (160, 0, 300000 + 80, 0, -160, 5400000 - 80)
-    x, y = rasterio.Affine(*grid.transform) * (1.5, 1.5)
+    x, y = rasterio.transform.xy(rasterio.Affine(*grid.transform), 1, 1)
     assert (x, y) == (300000 + 10 * (16 + 16), 5400000 - 10 * (16 + 16))  # the centre of the last tile
 
 
