@@ -40,6 +40,7 @@ from sarwmix.packed_store import (
 from sarwmix.prepare.distinct_images import DistinctImages, ImageRange
 from sarwmix.prepare.store_writer import (
     RECORD,
+    PartFile,
     finish,
     images_per_part,
     read_report,
@@ -73,20 +74,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(PartFile):
     """One part file and its images."""
 
-    number: int
     split: str
     images: ImageRange
-
-    @property
-    def file(self):
-        return f"part_{self.number:05d}.bin"
-
-    @property
-    def report(self):
-        return f"part_{self.number:05d}.json"
 
 
 def open_sources(args, splits):

@@ -3,6 +3,7 @@
 
 import json
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,21 @@ def store_facts(name, dataset, size):
 def images_per_part(part_mb, shape, dtype):
     """The number of images of a part of at most `part_mb` MiB; at least 1."""
     return max(1, int(part_mb * 2**20 / (np.prod(shape) * np.dtype(dtype).itemsize)))
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """The names of the file of a part and of its report, by its number."""
+
+    number: int
+
+    @property
+    def file(self):
+        return f"part_{self.number:05d}.bin"
+
+    @property
+    def report(self):
+        return f"part_{self.number:05d}.json"
 
 
 # ---- Parts ---------------------------------------------------------------------------------------

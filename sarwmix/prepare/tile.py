@@ -33,6 +33,7 @@ from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, MOST_SIDE, SAMPLE
 from sarwmix.plausibility import find_fault
 from sarwmix.prepare.store_writer import (
     RECORD,
+    PartFile,
     finish,
     images_per_part,
     read_report,
@@ -66,19 +67,10 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(PartFile):
     """A part file: rows of tiles of some scenes. rows: ((number of the scene, Image, first pixel row), …)."""
 
-    number: int
     rows: tuple
-
-    @property
-    def file(self):
-        return f"part_{self.number:05d}.bin"
-
-    @property
-    def report(self):
-        return f"part_{self.number:05d}.json"
 
 
 def find_scene(named, reading):
