@@ -134,8 +134,8 @@ def classes_of(checkpoint, config):
     classes = checkpoint.stated().get("classes") or (has_classes(trained_on) and DATASETS[trained_on].CLASSES)
     if not classes:
         raise UsageError(
-            f"{checkpoint.path}: does not say its classes, as released files; use it with the --dataset that it was "
-            "trained on"
+            f"{checkpoint.path}: does not state its classes, like all released files; use it with the --dataset "
+            "that it was trained on"
         )
     return tuple(classes)
 
@@ -166,7 +166,7 @@ def configure(flags, checkpoint, machine):
         config = config.changed(**{name: trained[name] for name in drawn if name in trained})
         if config.dataset == "chips" and config.split != "all" and (config.val_fraction or config.test_fraction):
             log.info(
-                "split %s: drawn as in training where the data are not divided; --split all takes all of them",
+                "split %s is drawn as in training if the data have no splits of their own; --split all uses all images",
                 config.split,
             )
     return settle(config, machine)

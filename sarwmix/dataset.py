@@ -104,7 +104,6 @@ class RadarDataset(Dataset):
 
     def georeference(self):
         """DataFrame of `sarwmix.raster.GRID`, a row per sample: where its image lies; None if that is not known."""
-        return
 
     def label_table(self):
         """(N, K) uint8, 1 in the column of each class that is present."""

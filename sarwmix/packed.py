@@ -224,7 +224,7 @@ class PackedDataset(RadarDataset):
         super()._select(rows)
         self._rows = self._rows[rows]
         self._groups = None if self._groups is None else self._groups[rows]
-        self._grid = None if self._grid is None else self._grid.iloc[_indices(rows)]
+        self._grid = None if self._grid is None else self._grid.iloc[rows]
 
     def georeference(self):
         known = self._grid is not None and (self._grid.crs != "").any()
@@ -320,12 +320,6 @@ class PackedDataset(RadarDataset):
         """Bytes that `cache` needs."""
         parts = self.source.parts
         return len(np.unique(self._rows)) * int(np.prod(parts.shape)) * parts.dtype.itemsize
-
-
-def _indices(rows):
-    """Indices, from indices or a boolean mask."""
-    rows = np.asarray(rows)
-    return np.flatnonzero(rows) if rows.dtype == bool else rows
 
 
 def _stored(split):

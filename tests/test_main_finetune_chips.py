@@ -61,7 +61,7 @@ def test_two_ranks_evaluate_as_one(own, tmp_path):
     completed("main_finetune", flags, tmp_path / "one")
     finish_ranks("main_finetune", argv(flags, "--output_dir", tmp_path / "two"), tmp_path / "ranks")
     one, two = (json.loads((tmp_path / name / "eval_test.json").read_text()) for name in ("one", "two"))
-    assert "drawn as in training" in (tmp_path / "one.txt").read_text()
+    assert "is drawn as in training" in (tmp_path / "one.txt").read_text()
     assert one == two and one["accuracy"] == json.loads((own / "classifier" / "eval_test.json").read_text())["accuracy"]
 
 

@@ -43,7 +43,7 @@ from sarwmix.prepare.store_writer import (
 )
 from sarwmix.raster import GRID, Image, add_reading_flags, find_images, reading_of
 
-AT_ONCE = 64  # tiles that are read at a time
+TILES_AT_ONCE = 64  # tiles that are read at a time
 PROBES = 32  # scenes of which some values are checked before the store is begun
 MOST_PARTS = 99_999  # whose numbers have five digits
 
@@ -155,8 +155,8 @@ def tiles_of(read, row, width, cut):
     read: of `Image.opened`. width: of the scene. Reads some tiles at a time, which limits the memory.
     """
     starts = cut.starts(width)
-    for k in range(0, len(starts), AT_ONCE):
-        columns = starts[k : k + AT_ONCE]
+    for k in range(0, len(starts), TILES_AT_ONCE):
+        columns = starts[k : k + TILES_AT_ONCE]
         values = read(row, columns[0], cut.size, columns[-1] - columns[0] + cut.size)
         for column in columns:
             yield column, values[:, :, column - columns[0] :][:, :, : cut.size]
