@@ -212,7 +212,7 @@ def different_names(images):
 def _name_of(path, depth):
     parts = Path(os.path.abspath(path)).with_suffix("").parts
     stem = re.sub(r"[-_. ]*\*", "", _TOKEN.sub("*", parts[-1])).strip("-_. ")
-    folders = [part for part in parts[1:-1]]
+    folders = list(parts[1:-1])
     kept = folders[len(folders) - depth :] if depth else []
     return "_".join([*kept, *([stem] if stem else folders[-1:] if not kept else [])]) or parts[-1]
 
