@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sarwmix.listing import CHANNELS, UNITS
+from sarwmix.listing import CHANNELS, IGNORED, UNITS
 from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
-from util.crop import random_resized_crop
+from util.crop import random_crop, random_resized_crop
 from util.sampling import random_bits
 
 WEIGHT_DOMAINS = ("linear", "standardized")
@@ -61,6 +61,7 @@ class BatchPreparation(nn.Module):
     """
 
     CHANNELS, UNITS = CHANNELS, UNITS
+    RESIZES = True  # whether images become input_size × input_size in evaluation
 
     def __init__(self, input_size, mean, std, seed=0, weighting=Weighting(), crop_scale=None):
         super().__init__()
@@ -119,6 +120,11 @@ class BatchPreparation(nn.Module):
         taken_for_db = sar_db if how.domain == "linear" else self.standardize(sar_db)
         return compute_weights(taken_for_db, how.mode, how.exp_scale, how.clip)
 
+    def check_shape(self, sar_db):
+        """Raises ValueError unless a batch is (B, 2, h, w)."""
+        if sar_db.ndim != 4 or sar_db.shape[1] != len(self.CHANNELS):
+            raise ValueError(f"batch of shape {tuple(sar_db.shape)}; (B, 2, h, w) with VH, VV is needed")
+
     @torch.no_grad()
     def forward(self, sar_db, ids=None, epoch=None):
         """(B, 2, h, w) float, dB → (x, weights), both (B, 2, input_size, input_size), float32.
@@ -127,8 +133,7 @@ class BatchPreparation(nn.Module):
         training; without them the images are only resized. Raises ValueError for another number of channels, and
         DataError for images that cannot be in dB.
         """
-        if sar_db.ndim != 4 or sar_db.shape[1] != len(self.CHANNELS):
-            raise ValueError(f"batch of shape {tuple(sar_db.shape)}; (B, 2, h, w) with VH, VV is needed")
+        self.check_shape(sar_db)
         with torch.autocast(sar_db.device.type, enabled=False):
             sar_db = self.fill(sar_db.float())
             if ids is None and (sar_db.device.type == "cpu" or not self._checked):
@@ -142,3 +147,39 @@ class BatchPreparation(nn.Module):
             if ids is not None:
                 sar_db = random_flips(sar_db, self.seed, epoch, ids)
             return self.standardize(sar_db), self.weights(sar_db)
+
+
+class PixelPreparation(BatchPreparation):
+    """The preparation for segmentation: images keep their pixels, and masks are cropped and flipped with them.
+
+    In training, input_size × input_size pixels are cropped at random, at the resolution of the image unless there is a
+    crop_scale. Smaller images are padded by the mean, and their masks by IGNORED. In evaluation nothing is cropped or
+    resized, and values are not checked, as datasets do so. Arguments as of BatchPreparation.
+    """
+
+    IGNORED, RESIZES = IGNORED, False
+
+    @torch.no_grad()
+    def forward(self, sar_db, masks=None, ids=None, epoch=None):
+        """(B, 2, h, w) float, dB → (x, masks): standardised float32, and uint8 masks (B, h, w), or None.
+
+        With ids (B,) int64 and epoch, as in training, both are of input_size; without, as they are. Raises ValueError
+        for another number of channels.
+        """
+        self.check_shape(sar_db)
+        with torch.autocast(sar_db.device.type, enabled=False):
+            x = self.standardize(self.fill(sar_db.float()))
+            return (x, masks) if ids is None else self.augment(x, masks, ids, epoch)
+
+    def augment(self, x, masks, ids, epoch):
+        """Random crops and flips of standardised images and their masks."""
+        short = [max(0, self.input_size - n) for n in x.shape[-2:]]
+        x = F.pad(x, (0, short[1], 0, short[0]))
+        masks = F.pad(masks, (0, short[1], 0, short[0]), value=IGNORED)[:, None]
+        how = self.input_size, self.seed, epoch, ids
+        if self.crop_scale is None:
+            x, masks = random_crop(x, *how), random_crop(masks, *how)
+        else:
+            x = random_resized_crop(x, *how, self.crop_scale)
+            masks = random_resized_crop(masks.float(), *how, self.crop_scale, mode="nearest").to(masks.dtype)
+        return random_flips(x, self.seed, epoch, ids), random_flips(masks, self.seed, epoch, ids)[:, 0]

@@ -89,25 +89,41 @@ def predict(model, prepare, loader, ranks, amp, features=False, between=None):
     rank.
 
     loader: with an InOrderSampler, so that every sample comes exactly once; results are in the order of the dataset.
-    between() is called after every batch, and equally often on all ranks. Raises TrainingError if an output is not
-    finite.
+    between: as in `each_batch`. Raises TrainingError if an output is not finite.
     """
     was_training = model.training
     model.eval()
     forward = model.forward_features if features else model
-    parts, size, started = [], None, time.monotonic()
-    logged = started
+    parts, size = [], None
+    for ids, images, labels in each_batch(loader, ranks, between):
+        size = size or len(ids)  # another one, of a split's last batch, is not worth compiling for
+        with (
+            autocast(ranks.device, amp),
+            torch.compiler.set_stance("default" if len(ids) == size else "force_eager"),
+        ):
+            outputs = forward(*prepare_images(prepare, images, ranks.device))
+        parts.append((ids, outputs.float(), labels))
+    model.train(was_training)
+    outputs, labels = in_order(parts, ranks)
+    bad = (~outputs.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise TrainingError(
+            f"the model's outputs are not finite for {len(bad)} of {len(outputs)} samples; sample ids "
+            f"{', '.join(map(str, bad[:MOST_IDS]))}"
+        )
+    return outputs, labels
+
+
+def each_batch(loader, ranks, between=None):
+    """Yields the batches of a loader, and logs progress.
+
+    between() is called after every batch, and equally often on all ranks.
+    """
+    started = logged = time.monotonic()
     idle = max(ranks.gather(len(loader))) - len(loader)  # batches that another rank has and this one has not
     for number, batch in enumerate(chain(loader, repeat(None, idle)), 1):
         if batch is not None:
-            ids, images, labels = batch
-            size = size or len(ids)  # another one, of a split's last batch, is not worth compiling for
-            with (
-                autocast(ranks.device, amp),
-                torch.compiler.set_stance("default" if len(ids) == size else "force_eager"),
-            ):
-                outputs = forward(*prepare_images(prepare, images, ranks.device))
-            parts.append((ids, outputs.float(), labels))
+            yield batch
         if between is not None:
             between()
         if time.monotonic() - logged > SECONDS_BETWEEN_LINES:
@@ -115,16 +131,16 @@ def predict(model, prepare, loader, ranks, amp, features=False, between=None):
             log.info(
                 "batch %d/%d, ETA %.0f s", number, len(loader), (logged - started) / number * (len(loader) - number)
             )
-    model.train(was_training)
+
+
+def in_order(parts, ranks):
+    """Joins results of all ranks in the order of the dataset: a list of tensors (N, …) on the CPU of every rank.
+
+    parts: of this rank, (ids (B,), result (B, …), …) of each batch.
+    """
     here = [torch.cat(part).cpu() for part in zip(*parts)]
-    ids, outputs, labels = (torch.cat(part) for part in zip(*filter(None, ranks.gather(here))))
+    ids, *results = (torch.cat(part) for part in zip(*filter(None, ranks.gather(here))))
     order = ids.argsort()
     if not torch.equal(ids[order], torch.arange(len(ids))):
         raise RuntimeError("a sample of the split was evaluated twice or not at all")
-    bad = ids[~outputs.isfinite().all(1)].tolist()
-    if bad:
-        raise TrainingError(
-            f"the model's outputs are not finite for {len(bad)} of {len(ids)} samples; sample ids "
-            f"{', '.join(map(str, sorted(bad)[:MOST_IDS]))}"
-        )
-    return outputs[order], labels[order]
+    return [result[order] for result in results]

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""What a classifier does on a split, and --eval, --embed and --export of main_finetune.py: a checkpoint as it is."""
+"""What a model does on a split, and --eval, --embed and --export of main_finetune.py: a checkpoint as it is."""
 
 import logging
 from pathlib import Path
 
+from util.scene_maps import map_scene
+from util.sliding import Windows
+
 from common.errors import DataError, Interrupted, UsageError
 from engine_finetune import predict
+from engine_segment import probabilities, score
 from exported_program import build_program
 from models_mixmim import size_of
 from pretrained import (
     FLOOD_SIZE,
+    SEGMENTATION,
     build_model,
     build_preparation,
     check_classes,
@@ -18,17 +23,19 @@ from pretrained import (
     load_weights,
     task_of,
 )
+from sarwmix.raster import Image, find_images, reading_of
 from sarwmix.registry import DATASETS
 from util.checkpoint_input import LoadedCheckpoint, flags_of
-from util.configuration import log_configuration, log_statistics, machine_settings, need_statistics, settle
+from util.configuration import log_configuration, log_statistics, machine_settings, need, need_statistics, settle
 from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
 from util.export import export
-from util.maps import grids_of
+from util.maps import grids_of, map_paths
 from util.program import apply_speed_flags
 from util.reports import (
     log_headline,
     log_metrics,
     scalars,
+    write_confusions,
     write_features,
     write_metrics,
     write_predictions,
@@ -36,7 +43,7 @@ from util.reports import (
 )
 from util.training import sample_counts
 
-TASK_NAMES = {"multilabel": "several labels", "multiclass": "one label", "flood": "floods"}  # of each image
+TASK_NAMES = {"multilabel": "several labels", "multiclass": "one label", "flood": "floods", "segmentation": "masks"}
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +51,40 @@ log = logging.getLogger(__name__)
 def evaluate(model, prepare, dataset, config, ranks, between=None):
     """Loss and metrics of a split, the same on every rank: (dict, probabilities (N, K) float64).
 
-    between: as in `predict`.
+    For segmentation (dict, confusion (N, K, K) of each image). between: as in `engine_finetune.each_batch`.
     """
     task = task_of(config)
     loader = build_test_loader(dataset, config, ranks, config.dist_eval)
     try:
-        logits, labels = predict(model, prepare, loader, ranks, config.amp, between=between)
+        if task is SEGMENTATION:
+            results = score(model, prepare, loader, ranks, config.amp, windows_of(config), between)
+        else:
+            results = predict(model, prepare, loader, ranks, config.amp, between=between)
     except Interrupted:
         between()  # which ends the run
         raise
-    probabilities = task.activate(logits.double())
+    summary = _pixel_summary if task is SEGMENTATION else _image_summary
     with ranks.together():
         try:
-            metrics = {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}
+            return summary(task, *results)
         except ValueError as error:
             raise DataError(f"split '{dataset.split}': {error}") from None
-    return metrics, probabilities
+
+
+def _image_summary(task, logits, labels):
+    probabilities = task.activate(logits.double())
+    return {"loss": task.criterion(logits, labels).item(), **task.metrics(probabilities, labels)}, probabilities
+
+
+def _pixel_summary(task, confusion, ignored, losses):
+    metrics, pixels = task.metrics(confusion.sum(0)), int(confusion.sum())
+    counts = {"pixels": pixels, "ignored_pixels": int(ignored.sum())}
+    return {"loss": losses.sum().item() / pixels, **metrics, **counts}, confusion
+
+
+def windows_of(config):
+    """The Windows in which a segmentation model predicts larger images."""
+    return Windows(config.input_size, config.overlap, config.batch_size)
 
 
 def use_checkpoint(flags, ranks):
@@ -70,8 +95,9 @@ def use_checkpoint(flags, ranks):
         config = configure(flags, checkpoint, machine)
         classes = classes_of(checkpoint, config)
         log_statistics(config, DATASETS[config.dataset], checkpoint)
+        check_use(config, checkpoint)
     metrics, data = {}, {}
-    if config.eval or config.predict or config.embed:
+    if config.eval or config.embed or (config.predict and not config.output_map):
         with ranks.together():
             dataset = build_dataset(config, supervised=bool(config.eval), classes=classes)
             if config.eval and dataset.task != config.task and not has_classes(config.dataset):
@@ -101,23 +127,60 @@ def use_checkpoint(flags, ranks):
     config = settle(config, {"input_size": FLOOD_SIZE})
     log_configuration(config, flags)
     if config.eval:
-        metrics, probabilities = evaluate(model, prepare, dataset, config, ranks)
+        metrics, results = evaluate(model, prepare, dataset, config, ranks)
         log_metrics(metrics, dataset.CLASSES)
         log_headline(task_of(config).headline, metrics)
         where = metrics_source(config, checkpoint.path, dataset, checkpoint.state.get("epoch"))
         ranks.on_main(write_metrics, Path(config.output_dir) / f"eval_{config.split}.json", metrics, **where)
         if config.predictions:
-            ranks.on_main(write_predictions, config.predictions, dataset, probabilities)
-    if config.predict:
+            write = write_confusions if task_of(config) is SEGMENTATION else write_predictions
+            ranks.on_main(write, config.predictions, dataset, results)
+    if config.output_map:
+        map_scenes(config, checkpoint, classes, ranks)
+    elif config.predict:
         if not config.eval:
-            probabilities = task_of(config).activate(outputs(model, prepare, dataset, config, ranks).double())
-        ranks.on_main(write_probabilities, config.predict, dataset, probabilities, classes)
+            results = task_of(config).activate(outputs(model, prepare, dataset, config, ranks).double())
+        ranks.on_main(write_probabilities, config.predict, dataset, results, classes)
     if config.embed:
         features = outputs(model, prepare, dataset, config, ranks, features=True)
         ranks.on_main(write_features, config.embed, dataset, features, config.embed_bands)
     if config.export:
         measured = {config.split: scalars(metrics)} if metrics else {}
         ranks.on_main(export_checkpoint, config, checkpoint, measured, data if metrics else {})
+
+
+def check_use(config, checkpoint):
+    """Refuses what a checkpoint cannot be used for. Raises UsageError."""
+    of_pixels = task_of(config) is SEGMENTATION
+    need(
+        of_pixels or not config.output_map,
+        f"--output_map: {checkpoint.path} classifies whole images; use --predict FILE alone, or a segmentation model",
+    )
+    need(
+        not of_pixels or config.output_map or not config.predict,
+        f"--predict: {checkpoint.path} is a segmentation model; --predict names the scene, and --output_map FILE.tif "
+        "the map to write",
+    )
+
+
+def map_scenes(config, checkpoint, classes, ranks):
+    """--output_map: the map of each scene of --predict, the scenes spread over the ranks. Raises DataError."""
+    with ranks.together():
+        reading = reading_of(config)
+        scenes = [Image.find(name, files, reading) for name, files in find_images([config.predict])]
+        paths = map_paths(config.output_map, [scene.name for scene in scenes])
+        for scene, path in zip(scenes, paths):
+            same = any(Path(band.path).resolve() == path.resolve() for band in scene.bands)
+            need(not same, f"--output_map {path}: is the scene itself; choose another name")
+        model = apply_speed_flags(build_trained(config, checkpoint), config).to(ranks.device).eval()
+        prepare = build_preparation(config).to(ranks.device)
+
+    def predicted(images):
+        return probabilities(model, prepare, images.to(ranks.device, non_blocking=True), config.amp)
+
+    with ranks.together():
+        for scene, path in list(zip(scenes, paths))[ranks.rank :: ranks.world_size]:
+            map_scene(scene, predicted, path, classes, windows_of(config), config.map_values)
 
 
 def outputs(model, prepare, dataset, config, ranks, features=False):
@@ -149,6 +212,7 @@ def configure(flags, checkpoint, machine):
     flags = settle(flags, {"dataset": trained.get("dataset")})
     if flags.dataset not in DATASETS:
         raise UsageError(f"--dataset is missing, and {checkpoint.path} does not say it: one of {', '.join(DATASETS)}")
+    own = DATASETS[flags.dataset].MEAN is None  # images of one's own, which are divided by their table or by a draw
     if flags.eval or flags.predict:
         check_classes(checkpoint, flags.dataset)
     if has_classes(trained.get("dataset")):
@@ -158,13 +222,13 @@ def configure(flags, checkpoint, machine):
         checkpoint.used_as_is(flags),
         classifier_defaults(flags.dataset),
         {} if checkpoint.has_head else {"task": "multiclass", "nb_classes": 2},  # of the head, which is not used
-        {"split": "all" if flags.dataset == "chips" and not flags.eval else "test"},
+        {"split": "all" if own and not flags.eval else "test"},
     )
     need_statistics(config)
     if not (config.val_fraction or config.test_fraction):  # the groups that were kept apart in training are so here
         drawn = ("val_fraction", "test_fraction", "draw_seed")
         config = config.changed(**{name: trained[name] for name in drawn if name in trained})
-        if config.dataset == "chips" and config.split != "all" and (config.val_fraction or config.test_fraction):
+        if own and config.split != "all" and (config.val_fraction or config.test_fraction):
             log.info(
                 "split %s is drawn as in training if the data have no splits of their own; --split all uses all images",
                 config.split,

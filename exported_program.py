@@ -25,21 +25,23 @@ class FixedLayouts(nn.Module):
 
     def __init__(self, encoder):
         super().__init__()
-        layouts, to_raster = stage_layouts(encoder.grids, encoder.windows)
+        layouts, to_raster = stage_layouts([(grid, grid) for grid in encoder.grids], encoder.windows)
         self.stages = len(layouts)
-        for k, layout in enumerate(layouts):
+        for k, (layout, order) in enumerate(zip(layouts, to_raster)):
             self.register_buffer(f"entry_{k}", layout.entry.index)
             self.register_buffer(f"position_{k}", layout.position)
-        self.register_buffer("to_raster", to_raster.index)
+            self.register_buffer(f"to_raster_{k}", order.index)
 
-    def forward(self, mask, device):
-        """(list of StageLayout, Order to raster order), on the device of the buffers. Their inverses are not right.
+    def forward(self, mask, size, device):
+        """(list of StageLayout, list of Order to raster order), on the device of the buffers.
 
-        A program has no backward pass, which alone needs them.
+        Without inverses, which only a backward pass needs.
         """
-        entry, position = ([getattr(self, f"{name}_{k}") for k in range(self.stages)] for name in ("entry", "position"))
-        layouts = [StageLayout(Order(index, index), place, None) for index, place in zip(entry, position)]
-        return layouts, Order(self.to_raster, self.to_raster)
+        entry, position, to_raster = (
+            [getattr(self, f"{name}_{k}") for k in range(self.stages)] for name in ("entry", "position", "to_raster")
+        )
+        layouts = [StageLayout(Order(index, None), place, None) for index, place in zip(entry, position)]
+        return layouts, [Order(index, None) for index in to_raster]
 
 
 class PreparedModel(nn.Module):
@@ -51,7 +53,7 @@ class PreparedModel(nn.Module):
 
     def __init__(self, model, prepare, features):
         super().__init__()
-        self.size = (prepare.input_size, prepare.input_size)
+        self.size = (prepare.input_size, prepare.input_size) if prepare.RESIZES else None
         self.register_buffer("mean", prepare.mean)
         self.register_buffer("std", prepare.std)
         self.model, self.layouts = model, FixedLayouts(model)
@@ -65,12 +67,13 @@ class PreparedModel(nn.Module):
         """What BatchPreparation does in evaluation, without its check: (B, 2, h, w), dB → (B, 2, S, S), standardised.
 
         Always antialiased, as a choice by size would fix the size: along an axis that does not shrink, this is plain
-        bilinear interpolation, and differs in rounding only.
+        bilinear interpolation, and differs in rounding only. For segmentation, h and w are S, and nothing is resized.
         """
         sar_db = sar_db.float()
         filled = torch.where(sar_db.isfinite(), sar_db, self.mean)
-        resized = F.interpolate(filled, size=self.size, mode="bilinear", align_corners=False, antialias=True)
-        return (resized - self.mean) / self.std
+        if self.size is not None:
+            filled = F.interpolate(filled, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+        return (filled - self.mean) / self.std
 
     def forward(self, *images):
         """One tensor (B, 2, h, w), or the two of a pair → logits (B, K), or features (B, C₄)."""
@@ -78,12 +81,16 @@ class PreparedModel(nn.Module):
 
 
 def build_program(model, prepare, task, features):
-    """The Program of a model, with B, h and w free. Arguments as of PreparedModel; task: `pretrained.Task`.
+    """The Program of a model, with B free and, but for segmentation, h and w. Arguments as of PreparedModel; task:
+    `pretrained.Task`.
 
     Raises TrainingError if PyTorch cannot export the model.
     """
-    axes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
-    images = tuple(torch.zeros(EXAMPLE) for _ in range(task.images_per_sample))
+    axes, shape = {0: torch.export.Dim("batch")}, (*EXAMPLE[:2], prepare.input_size, prepare.input_size)
+    if prepare.RESIZES:
+        axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        shape = EXAMPLE
+    images = tuple(torch.zeros(shape) for _ in range(task.images_per_sample))
     content = io.BytesIO()  # and not a file: where the disk is full, PyTorch's writer would end the process
     try:
         prepared = PreparedModel(model, prepare, features)

@@ -10,11 +10,12 @@ Shapes: B batch, L tokens of a stage, C channels, h heads, d = C/h; L is cut int
 other, of which A have layouts of their own (token_layout.py).
 """
 
+from collections import deque
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index
+from timm.layers import DropPath, Mlp, PatchEmbed, gen_relative_position_index, resample_abs_pos_embed
 from torch import nn
 
 from execution import Blocks, Executable, as_autocast, attend
@@ -91,8 +92,8 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x, layout):
-        B, L, C = x.shape
-        return self.reduction(self.norm(layout.entry(x).view(B, L // 4, 4 * C)))  # (B, L/4, 2C)
+        B, _, C = x.shape
+        return self.reduction(self.norm(layout.entry(x).view(B, -1, 4 * C)))  # (B, L/4, 2C)
 
 
 class Stage(nn.Module):
@@ -115,6 +116,7 @@ class MixMIMEncoder(Executable):
     embed_dim: channels at stage 1, doubled by each further stage. depths, num_heads, window_sizes: per stage. img_size:
     side of the input in pixels, a multiple of 32. The windows must divide the four grids of img_size/4, /8,
     /16 and /32 tokens a side; a window larger than its grid shrinks to the grid. Raises ValueError for other sizes.
+    Attributes: out_channels and strides, of the feature maps of `forward_intermediates`.
     """
 
     def __init__(
@@ -133,9 +135,12 @@ class MixMIMEncoder(Executable):
                     f"of {window}×{window}; 32, 64, 128, 256, 384 and 512 can"
                 )
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        self.num_features = dims[-1]
+        self.num_features, self.out_channels = dims[-1], dims
+        self.strides = [PATCH * 2**i for i in range(len(depths))]  # pixels a side of a token
         self.absolute_pos_embed = nn.Parameter(get_2d_sincos_pos_embed(embed_dim, self.grids[0]), requires_grad=False)
-        self.patch_embed = PatchEmbed(img_size, PATCH, CHANNELS, embed_dim, norm_layer=nn.LayerNorm)
+        self.patch_embed = PatchEmbed(
+            img_size, PATCH, CHANNELS, embed_dim, norm_layer=nn.LayerNorm, strict_img_size=False
+        )
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(depths)
         self.layers = nn.ModuleList(
             Stage(dims[i], self.windows[i], num_heads[i], mlp_ratio, rates[i].tolist(), downsample=i < len(depths) - 1)
@@ -158,10 +163,23 @@ class MixMIMEncoder(Executable):
                 f"input of shape {tuple(x.shape)}; this model takes (B, 2, {self.img_size}, {self.img_size})"
             )
 
-    def layouts(self, mask, device):
-        """`stage_layouts` of this encoder on a device: (list of StageLayout, Order to raster order)."""
-        layouts, to_raster = stage_layouts(self.grids, self.windows, mask)
-        return [layout.to(device) for layout in layouts], to_raster.to(device)
+    def layouts(self, mask, size, device):
+        """`stage_layouts` for images of size (H, W), on a device: (list of StageLayout, list of Order to raster)."""
+        grids = [(size[0] // stride, size[1] // stride) for stride in self.strides]
+        layouts, to_raster = stage_layouts(grids, self.windows, mask)
+        return [layout.to(device) for layout in layouts], [order.to(device) for order in to_raster]
+
+    def _stages(self, x, layouts):
+        """Yields the tokens of each stage, (B, L, C) in its order; those of the last one after the last norm."""
+        position, grid = self.absolute_pos_embed, [n // PATCH for n in x.shape[-2:]]
+        if grid != [self.grids[0]] * 2:
+            position = resample_abs_pos_embed(position, grid, num_prefix_tokens=0)
+        x = layouts[0].entry(as_autocast(self.patch_embed(x) + position))  # (B, (H/4)·(W/4), C₁)
+        for i, stage in enumerate(self.layers):
+            x = stage(x, layouts[i])
+            yield x if stage.downsample is not None else self.norm(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x, layouts[i + 1])
 
     def encode(self, x, mask=None):
         """Encodes a batch of images, or of mixed images if there is a mask.
@@ -169,14 +187,23 @@ class MixMIMEncoder(Executable):
         x: (B, 2, H, W), standardised. mask: (L,) bool on the CPU: tokens attend only to tokens of their window that
         come from the same image; None: to all. Returns (B, L, C₄), L = (H/32)² in raster order, after the last norm.
         """
-        layouts, to_raster = self.layouts(mask, x.device)
-        x = as_autocast(self.patch_embed(x) + self.absolute_pos_embed)  # (B, (H/4)², C₁)
-        x = layouts[0].entry(x)
-        for i, stage in enumerate(self.layers):
-            x = stage(x, layouts[i])
-            if stage.downsample is not None:
-                x = stage.downsample(x, layouts[i + 1])
-        return to_raster(self.norm(x))
+        layouts, to_raster = self.layouts(mask, x.shape[-2:], x.device)
+        (tokens,) = deque(self._stages(x, layouts), maxlen=1)
+        return to_raster[-1](tokens)
+
+    def forward_intermediates(self, x):
+        """Feature maps of images of any size: (B, 2, H, W), standardised → four (B, Cᵢ, H/4·2⁻ⁱ, W/4·2⁻ⁱ).
+
+        Each is in raster order, after the blocks of stage i; the last one after the last norm, as in `encode`. H and W
+        may differ from img_size: position embeddings are resampled, and windows that reach beyond a grid attend to what
+        is in it. Raises ValueError unless H and W are multiples of 32.
+        """
+        B, C, H, W = x.shape
+        if C != CHANNELS or H % STRIDE or W % STRIDE or not H * W:
+            raise ValueError(f"images of shape {tuple(x.shape)}; (B, 2, H, W) is needed, H and W multiples of {STRIDE}")
+        layouts, to_raster = self.layouts(None, (H, W), x.device)
+        tokens = (order(tokens) for order, tokens in zip(to_raster, self._stages(x, layouts)))
+        return [t.transpose(1, 2).reshape(B, -1, H // s, W // s) for t, s in zip(tokens, self.strides)]
 
 
 # ---- MixMIM: mixed input, decoder, weighted reconstruction loss ----------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a configuration or a checkpoint to a classifier, and the preparation of its input.
+"""From a configuration or a checkpoint to a downstream model, and the preparation of its input.
 
 from pretrained import load
 model, prepare = load("checkpoint_best.pth")              # ours, exported or released (then with dataset="benv2")
@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 
 import models_mixmim_ft
+import models_mixmim_seg
 import models_sen12_ft
-from batch_preparation import BatchPreparation, Weighting
+from batch_preparation import BatchPreparation, PixelPreparation, Weighting
 from common.errors import UsageError
 from models_mixmim import size_of
 from sarwmix.registry import DATASETS
 from util.checkpoint import initialise
 from util.checkpoint_input import TRAINED_WITH, LoadedCheckpoint, flags_of
 from util.configuration import dataset_defaults, need_statistics, settle
-from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics
+from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics, segmentation_metrics
 
 DECODER = ("decoder_", "mask_token")  # of a pretraining checkpoint
 HEAD = ("head.",)
@@ -34,9 +35,10 @@ FLOOD_PATCH, FLOOD_SIZE = 128, 512  # sides of the patches a flood image is cut 
 class Task:
     """What a dataset asks of a model.
 
-    name: also of its selection rules. sizes: {size: factory of the classifier}. criterion: (logits, targets) → loss.
-    activate: logits (N, K) → probabilities (N, K). metrics: (probabilities, labels) → dict. headline: row of the
-    summary table → its metrics (macro, micro), or (value,). images_per_sample: 1, or 2 for pairs.
+    name: also of its selection rules. sizes: {size: factory of the model}. criterion: (logits, targets) → loss, for
+    segmentation that of `engine_segment`. activate: logits (N, K, …) → probabilities. metrics: (probabilities, labels)
+    → dict, for segmentation of a confusion matrix. headline: row of the summary table → its metrics (macro, micro), or
+    (value,). images_per_sample: 1, or 2 for pairs.
     """
 
     name: str
@@ -82,7 +84,15 @@ MULTICLASS = Task(
         "Recall Macro": ("recall_macro",),
     },
 )
-TASKS = {task.name: task for task in (MULTILABEL, MULTICLASS, FLOOD)}
+SEGMENTATION = Task(
+    "segmentation",
+    models_mixmim_seg.SIZES,
+    None,
+    partial(torch.softmax, dim=1),
+    segmentation_metrics,
+    {"Mean IoU": ("iou_macro",), "F1 Macro": ("f1_macro",), "Accuracy": ("accuracy",)},
+)
+TASKS = {task.name: task for task in (MULTILABEL, MULTICLASS, FLOOD, SEGMENTATION)}
 
 
 def has_classes(dataset):
@@ -148,8 +158,11 @@ def build_model(config, meta=False):
 
 
 def build_preparation(config):
-    """The preparation of a classifier's input, without weights."""
-    return BatchPreparation(config.input_size, config.mean, config.std, config.seed, Weighting("none"))
+    """The preparation of a model's input, without weights: of whole images, or for segmentation of their pixels."""
+    kind, crop_scale = BatchPreparation, None
+    if task_of(config) is SEGMENTATION:
+        kind, crop_scale = PixelPreparation, config.crop_scale
+    return kind(config.input_size, config.mean, config.std, config.seed, Weighting("none"), crop_scale)
 
 
 def check_classes(checkpoint, dataset):
@@ -188,7 +201,8 @@ def load(path, dataset=None, device="cpu", **flags):
     path: a checkpoint of ours, of the released code or of another program; an exported folder; the folder of a run.
     dataset: benv1, benv2, sen12flood or chips; needed for checkpoints that do not state how their input is prepared, as
     the released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where it does not state them. A
-    pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features. Raises UsageError.
+    pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features, or for feature maps
+    model.forward_intermediates. Raises UsageError.
     """
     checkpoint = LoadedCheckpoint.load(path, size_of)
     dataset = dataset or checkpoint.flags().get("dataset")
@@ -198,7 +212,7 @@ def load(path, dataset=None, device="cpu", **flags):
         )
     if checkpoint.has_head:
         check_classes(checkpoint, dataset)
-    known = {"drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset}
+    known = {"drop_path": 0.0, "seed": 0, "force_input": False, "dataset": dataset, "crop_scale": None}
     given = argparse.Namespace(**dict.fromkeys(TRAINED_WITH) | known | flags)
     unused = {} if checkpoint.has_head else {"task": "multiclass", "nb_classes": 2}
     config = settle(

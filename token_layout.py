@@ -4,7 +4,7 @@
 Windows are not shifted, so the tokens that attend to each other are stored side by side for a whole stage: the L tokens
 are cut into groups of n, and attention is plain attention within a group. A group is a window. Where one
 window is the whole stage and half of the cells are masked, a group is the half that comes from one image: half the work
-and no additive mask.
+and no additive mask. A grid that windows do not divide is padded at the right and below; nobody attends to padding.
 Source: MixMAE, arXiv 2205.13137 (attention within one image); Swin, arXiv 2103.14030 (windows, patch merging).
 """
 
@@ -48,30 +48,31 @@ class _Gather(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Order:
-    """A permutation of tokens: `order(x)` is x[:, index] for x of shape (B, L, C)."""
+    """An order of tokens: `order(x)` is x[:, index] for x of shape (B, L, C)."""
 
     index: torch.Tensor  # (L,)
-    inverse: torch.Tensor  # (L,), for the backward pass
+    inverse: torch.Tensor | None  # (L,), for the backward pass; None where padding is added or removed
 
     @classmethod
-    def of(cls, index):
-        return cls(index, index.argsort())
+    def of(cls, index, padded=False):
+        return cls(index, None if padded else index.argsort())
 
     def __call__(self, x):
-        return _Gather.apply(x, self.index, self.inverse)
+        return x.index_select(1, self.index) if self.inverse is None else _Gather.apply(x, self.index, self.inverse)
 
     def to(self, device):
         """Copies the indices to a device without synchronising, so that no training step waits for the one before."""
-        return Order(self.index.to(device, non_blocking=True), self.inverse.to(device, non_blocking=True))
+        inverse = None if self.inverse is None else self.inverse.to(device, non_blocking=True)
+        return Order(self.index.to(device, non_blocking=True), inverse)
 
 
 @dataclass(frozen=True)
 class StageLayout:
-    """The order and the groups of one stage's L tokens, the same for every image of a batch."""
+    """The order and the groups of one stage's L tokens, with padding, the same for every image of a batch."""
 
     entry: Order  # from raster order, or from the 4L tokens of the stage before: those to be merged lie side by side
     position: torch.Tensor  # (A, n) raster position in the window of each group's tokens; A = 1: all groups are alike
-    same_image: torch.Tensor | None  # (A, 1, n, n) additive mask of 0 and −inf; None: nothing to mask
+    same_image: torch.Tensor | None  # (A, 1, n, n) additive mask of 0 and −inf; None: all tokens are of one image
 
     def to(self, device):
         """Copies the layout to a device without synchronising."""
@@ -82,41 +83,59 @@ class StageLayout:
 def stage_layouts(grids, windows, mask=None):
     """The layouts of all stages for one mask, on the CPU.
 
-    grids, windows: side in tokens, per stage. mask: (coarse cells,) bool on the CPU, True = cell taken from the partner
-    image, or None. Returns (list of StageLayout, Order from the last stage's order to raster order).
+    grids: (rows, columns) in tokens, per stage. windows: their sides. mask: (coarse cells,) bool on the CPU, True =
+    cell taken from the partner image, or None; only for square grids that windows divide. Returns (list of StageLayout,
+    list of the Order from each stage's order to raster order).
     """
-    layouts, slot = [], None  # slot: (L,) raster position → place in the order of the stage before
-    for grid, window in zip(grids, windows):
-        order, position, same_image = _group_tokens(grid, window, mask)
+    layouts, exits, slot, padded = [], [], None, False  # slot: raster position → place in the order of the stage before
+    for (rows, columns), window in zip(grids, windows):
+        order, position, same_image = _group_tokens(rows, columns, window, mask)
+        real = order >= 0
+        padded |= not bool(real.all())
+        order = order.clamp(min=0)  # padding holds copies of a token, which nobody attends to
         if slot is None:
             entry = order
         else:  # the 2×2 tokens of the finer grid below each token, in Swin's order
-            row, column = order // grid, order % grid
-            corners = [(2 * row + r) * 2 * grid + 2 * column + c for r, c in ((0, 0), (1, 0), (0, 1), (1, 1))]
+            row, column = order // columns, order % columns
+            corners = [(2 * row + r) * 2 * columns + 2 * column + c for r, c in ((0, 0), (1, 0), (0, 1), (1, 1))]
             entry = slot[torch.stack(corners, dim=1)].flatten()
-        layouts.append(StageLayout(Order.of(entry), position, same_image))
-        slot = order.argsort()
-    return layouts, Order.of(slot)
+        layouts.append(StageLayout(Order.of(entry, padded), position, same_image))
+        slot = torch.empty(rows * columns, dtype=torch.int64)
+        slot[order[real]] = torch.arange(len(order))[real]
+        exits.append(Order.of(slot, padded))
+    return layouts, exits
 
 
-def _group_tokens(grid, window, mask):
-    """(order (L,): place in the stage → raster position, position (A, n), same_image or None) of one stage.
+def _group_tokens(rows, columns, window, mask):
+    """(order (L,): place in the stage → raster position, −1 for padding; position (A, n); same_image or None) of one
+    stage.
 
     The shapes depend on the number of masked cells only, which is fixed unless --range_mask_ratio varies it.
     """
-    raster = torch.arange(grid * grid).view(grid // window, window, grid // window, window)
+    raster = torch.arange(rows * columns).view(rows, columns)
+    raster = F.pad(raster, (0, -columns % window, 0, -rows % window), value=-1)
+    raster = raster.view(raster.shape[0] // window, window, raster.shape[1] // window, window)
     tokens = raster.transpose(1, 2).reshape(-1, window * window)  # (windows, w²)
     position = torch.arange(window * window)[None]
+    if bool((tokens < 0).any()):
+        if mask is not None:
+            raise ValueError(f"a grid of {rows}×{columns} tokens is padded to windows of {window}: it cannot be masked")
+        return tokens.flatten(), position.expand(len(tokens), -1), _unless((tokens >= 0)[:, None, :])
     if mask is None or bool(mask.all()) or not bool(mask.any()):  # all tokens come from one image
         return tokens.flatten(), position, None
     cells = int(mask.numel() ** 0.5)
-    if (grid // cells) % window == 0:  # a window lies in one cell
+    if (rows // cells) % window == 0:  # a window lies in one cell
         return tokens.flatten(), position, None
-    fine = F.interpolate(mask.view(1, 1, cells, cells).float(), size=(grid, grid), mode="nearest")
+    fine = F.interpolate(mask.view(1, 1, cells, cells).float(), size=(rows, columns), mode="nearest")
     from_partner = fine.flatten().bool()[tokens]  # (windows, w²)
     if len(tokens) == 1 and 2 * int(mask.sum()) == mask.numel():  # one window holds all cells, half of them masked
         position = from_partner.long().argsort(dim=1, stable=True)  # own tokens, then the partner's
         return tokens.gather(1, position).flatten(), position.view(2, -1), None
-    same = from_partner[:, :, None] == from_partner[:, None, :]
-    same_image = torch.zeros(same.shape).masked_fill_(~same, float("-inf"))[:, None]
+    same_image = _unless(from_partner[:, :, None] == from_partner[:, None, :])
     return tokens.flatten(), position.expand(len(tokens), -1), same_image
+
+
+def _unless(allowed):
+    """(A, n or 1, n) bool → (A, 1, n, n) additive mask: 0 where a token may attend to another, else −inf."""
+    A, _, n = allowed.shape
+    return torch.zeros(A, n, n).masked_fill_(~allowed, float("-inf"))[:, None]

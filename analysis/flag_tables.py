@@ -6,12 +6,12 @@ python -m analysis.flag_tables --output docs/FLAGS.md
 
 import re
 
-import main_finetune
+import finetune_flags
 import main_pretrain
 from analysis.programs import write_text
 from common.command_line import Parser, Range
 
-PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": main_finetune}
+PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": finetune_flags}
 HEAD = """<!-- SPDX-License-Identifier: MIT -->
 <!-- Made by `python -m analysis.flag_tables --output docs/FLAGS.md` (or `make docs`); do not edit. -->
 # Flags of the main programs

@@ -15,9 +15,14 @@ from tabulate import tabulate
 
 from analysis import runs
 from analysis.programs import account, add_name_flags, log_parser, percent, results_of, write_table
-from analysis.runs import FLOOD, METRICS, MULTICLASS, MULTILABEL
+from analysis.runs import FLOOD, METRICS, MULTICLASS, MULTILABEL, SEGMENTATION
 
-TITLES = ((MULTILABEL, "BigEarthNet, many labels"), (MULTICLASS, "One label"), (FLOOD, "Floods"))
+TITLES = (
+    (MULTILABEL, "BigEarthNet, many labels"),
+    (MULTICLASS, "One label"),
+    (FLOOD, "Floods"),
+    (SEGMENTATION, "Segmentation"),
+)
 
 
 def best_first(results, task, sort_by):

@@ -8,10 +8,14 @@ from matplotlib.ticker import NullLocator
 from tabulate import tabulate
 
 from analysis.figures import bare, entitle, new_chart
-from analysis.runs import FLOOD, MAIN_METRICS, MULTICLASS
+from analysis.runs import FLOOD, MAIN_METRICS, MULTICLASS, SEGMENTATION
 from common.errors import DataError
 
-FLOOD_PANELS, MULTICLASS_PANELS = ("accuracy", "f1"), ("accuracy", "f1_macro")
+KINDS = (  # title and panels of a task; other results are of many labels
+    (FLOOD, "floods", ("accuracy", "f1")),
+    (MULTICLASS, "one label", ("accuracy", "f1_macro")),
+    (SEGMENTATION, "segmentation", ("iou_macro", "f1_macro")),
+)
 CLOSEST = 0.35  # octaves between tick labels
 LETTERS = 13  # characters of a legend per inch
 
@@ -46,8 +50,8 @@ def gather(results, fact, descending=False):
 
 def metrics_to_draw(results):
     """{metric: label} of the panels. Raises DataError unless all results are of one task and one split."""
-    kinds = {id(FLOOD): "floods", id(MULTICLASS): "one label"}
-    tasks = {kinds.get(id(result.task), "many labels"): result for result in results}
+    titles = {id(task): title for task, title, _ in KINDS}
+    tasks = {titles.get(id(result.task), "many labels"): result for result in results}
     splits = {f"split {result.split}": result for result in results if result.split}
     for kinds in (tasks, splits):
         if len(kinds) > 1:
@@ -56,7 +60,7 @@ def metrics_to_draw(results):
                 "--pattern"
             )
     task = results[0].task
-    panels = FLOOD_PANELS if task is FLOOD else MULTICLASS_PANELS if task is MULTICLASS else MAIN_METRICS
+    panels = next((panels for kind, _, panels in KINDS if kind is task), MAIN_METRICS)
     names = [name for name in panels if spread(results, name)]
     if not names:
         raise DataError(f"{results[0].source}: has none of the metrics that are drawn; choose other logs")

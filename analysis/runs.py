@@ -45,7 +45,8 @@ MULTICLASS = {
     "recall_macro": "recall macro",
 }
 FLOOD = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
-METRICS = MULTILABEL | MULTICLASS | FLOOD
+SEGMENTATION = {"iou_macro": "mean IoU", "f1_macro": "F1 macro", "accuracy": "accuracy"}
+METRICS = MULTILABEL | MULTICLASS | FLOOD | SEGMENTATION
 MAIN_METRICS = ("ap_macro", "ap_micro", "f1_macro", "f1_micro")  # of MULTILABEL, as in the published tables
 
 RECORD, LOG = "run.json", "log.txt"
@@ -78,7 +79,7 @@ TRAINING_TIME = re.compile(r"Training time (?:(\d{1,9}) days?, )?(\d{1,9}):([0-5
 TABLE_ROW = re.compile(r"\s*(?:\S+: )?\|(.*)")
 # First cell of a row → metric; others are its own name.
 TABLE_LABELS = {"average precision": "ap", "f1 score": "f1"}
-TABLE_LABELS |= {label.lower(): name for name, label in MULTICLASS.items()}
+TABLE_LABELS |= {label.lower(): name for name, label in (MULTICLASS | SEGMENTATION).items()}
 NUMBERED = re.compile(r"checkpoint[-_](\d{1,9})\.pth$")
 
 
@@ -95,7 +96,9 @@ class NotALog(NoResult):
 
 
 def task_of(names):
-    """MULTILABEL, MULTICLASS or FLOOD, by the names of some metrics; MULTILABEL if they do not tell."""
+    """MULTILABEL, MULTICLASS, FLOOD or SEGMENTATION, by the names of some metrics; MULTILABEL if they do not tell."""
+    if "iou_macro" in names:
+        return SEGMENTATION
     if "accuracy" in names and ("f1_macro" in names or "recall_macro" in names):
         return MULTICLASS
     return FLOOD if any(name in FLOOD for name in names) else MULTILABEL
@@ -107,7 +110,7 @@ class Result:
 
     source: file or run folder. start: "pretrained" or "random". checkpoint: of the pretraining, after
     pretraining_epochs. share: of the training labels, in (0, 1]. epoch: of the best result, as logged. split: that was
-    evaluated. metrics: those of MULTILABEL, MULTICLASS or FLOOD, in [0, 1] or None. malformed: number of unreadable
+    evaluated. metrics: those of its task, in [0, 1] or None. malformed: number of unreadable
     lines in the source. output_dir: as given to the run.
     """
 
@@ -125,7 +128,7 @@ class Result:
 
     @property
     def task(self):
-        """MULTILABEL, MULTICLASS or FLOOD."""
+        """MULTILABEL, MULTICLASS, FLOOD or SEGMENTATION."""
         return task_of(self.metrics)
 
 

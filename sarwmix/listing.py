@@ -19,6 +19,7 @@ from common.errors import DataError, data_error, quoted
 CHANNELS, UNITS = ("VH", "VV"), "dB"  # of every image, in this order
 PAIR = ("folder", "first", "second", "label")  # columns of a list of pairs of SEN12-FLOOD
 PATCH = 128  # side of the patches that the flood model cuts, pixels
+IGNORED = 255  # of the pixels of a mask that do not count, in training and in metrics
 
 # The splits that a program may ask for, and the parts of the data that each consists of.
 PARTS = {"train": ("train",), "val": ("val",), "test": ("test",)}

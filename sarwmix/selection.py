@@ -41,6 +41,7 @@ RULES = {
     },
     "multiclass": {"best": _by_score(accuracy=1.0)},
     "flood": {"best": _by_score(accuracy=1.0)},
+    "segmentation": {"best": _by_score(iou_macro=1.0)},
 }
 FILES = {rule: f"checkpoint_{rule}.pth" for rule in RULES["multilabel"]}
 

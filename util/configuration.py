@@ -58,9 +58,10 @@ def need_statistics(config):
     """Refuses a configuration without mean and standard deviation, which chips do not state. Raises UsageError."""
     need(
         config.mean is not None and config.std is not None,
-        "--mean and --std are missing, which images of one's own do not state: measure them with python -m "
-        "sarwmix.prepare.statistics --dataset chips --data_path DIR --out FILE and give --statistics FILE, pack the "
-        "images (sarwmix.prepare.pack), or start from a checkpoint that states them",
+        f"--mean and --std are missing, which --dataset {config.dataset} does not state: measure them with python -m "
+        f"sarwmix.prepare.statistics --dataset {config.dataset} --data_path DIR --out FILE and give --statistics FILE"
+        f"{', pack the images (sarwmix.prepare.pack)' if config.dataset == 'chips' else ''}, or start from a "
+        "checkpoint that states them",
     )
 
 
@@ -133,7 +134,7 @@ def log_statistics(config, kind, checkpoint=None):
         own = getattr(kind, name.upper())
         if own is None or not agree(value, own):
             return f"--{name}"
-        return f"--data_path {config.data_path}" if config.dataset == "chips" else f"--dataset {config.dataset}"
+        return f"--dataset {config.dataset}" if type(kind).MEAN is not None else f"--data_path {config.data_path}"
 
     log.info(
         "standardised with mean %s and std %s dB (VH, VV), of %s",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random resized crops of image tensors, as a function of (seed, epoch, sample id)."""
+"""Random crops of image tensors and their masks, as a function of (seed, epoch, sample id)."""
 
 import math
 
@@ -29,20 +29,37 @@ def draw_crops(seed, epoch, ids, scale=SCALE, ratio=RATIO):
     return x * (1 - width), y * (1 - height), width, height
 
 
-def random_resized_crop(images, size, seed, epoch, ids, scale=SCALE):
+def random_crop(images, size, seed, epoch, ids):
+    """Crop size × size pixels of each image, at a uniformly random place.
+
+    images: (B, C, H, W) of at least this size. ids: (B,) int64, the samples' ids in their dataset. Returns
+    (B, C, size, size), which is the same place for images and masks of the same ids.
+    """
+    inside = torch.arange(size, device=images.device)
+    rows, columns = (
+        (random_bits(seed, epoch, ids, STREAM, k) & 0xFFFFFF).mul(side - size + 1).bitwise_right_shift(24)[:, None]
+        + inside
+        for k, side in zip((3, 2), images.shape[-2:])
+    )  # (B, size) each
+    samples = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_resized_crop(images, size, seed, epoch, ids, scale=SCALE, mode="bilinear"):
     """Crop each image at random and resize the crop to size × size pixels.
 
     images: (B, C, H, W). ids: (B,) int64, the samples' ids in their dataset. scale: smallest and largest area of a
-    crop, as shares of the image. Returns (B, C, size, size).
+    crop, as shares of the image. mode: "bilinear", or "nearest" for masks. Returns (B, C, size, size).
 
-    The interpolation is bilinear, as in the resizing of whole images. Bicubic, as in MAE, overshoots beside the bright
-    point targets of radar images and creates values that are darker than all of their neighbours, which the
+    The interpolation of images is bilinear, as in the resizing of whole images. Bicubic, as in MAE, overshoots beside
+    the bright point targets of radar images and creates values that are darker than all of their neighbours, which the
     polarization weights would emphasise. Where a crop shrinks, several samples per pixel are averaged.
     """
-    oversampling = max(1, math.ceil(max(images.shape[-2:]) / size))
+    largest = max(images.shape[-2:]) * min(1, math.sqrt(scale[1] * RATIO[1]))  # side of a crop, pixels
+    oversampling = max(1, math.ceil(largest / size)) if mode == "bilinear" else 1
     place = (torch.arange(size * oversampling, device=images.device) + 0.5) / (size * oversampling)  # (S,)
     left, top, width, height = (share[:, None] for share in draw_crops(seed, epoch, ids, scale))
     x, y = 2 * (left + width * place) - 1, 2 * (top + height * place) - 1  # (B, S), in −1 … 1
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (B, S, S, 2)
-    crops = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    crops = F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
     return F.avg_pool2d(crops, oversampling) if oversampling > 1 else crops

@@ -78,7 +78,7 @@ def write_maps(path, grids, values, names):
     With several scenes, the name of each is put into that of its file. Each file is written atomically.
     """
     rasterio, path = load("rasterio", "writing maps"), Path(path)
-    for grid, target in zip(grids, _map_paths(path, grids)):
+    for grid, target in zip(grids, map_paths(path, [grid.scene for grid in grids])):
         bands = np.full((values.shape[1], *grid.shape), np.nan, np.float32)
         bands[:, grid.rows, grid.columns] = np.asarray(values, np.float32)[grid.samples].T
         # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
@@ -103,18 +103,18 @@ def write_maps(path, grids, values, names):
         log.info("wrote %s: %d bands of %dx%d pixels, one for each tile", target, len(bands), *grid.shape)
 
 
-def _map_paths(path, grids):
-    """The path of each map, all different; "_" stands for what a name of a file cannot hold."""
-    if len(grids) == 1:
+def map_paths(path, scenes):
+    """The path of the map of each scene, all different; "_" stands for what a name of a file cannot hold."""
+    path, paths = Path(path), {}
+    if len(scenes) == 1:
         return [path]
-    paths = {}
-    for grid in grids:
-        name, number = re.sub(r"[/\\\0]", "_", grid.scene), 1
+    for scene in scenes:
+        name, number = re.sub(r"[/\\\0]", "_", scene), 1
         target = path.with_name(f"{path.stem}_{name}{path.suffix}")
         while target in paths:
             number += 1
             target = path.with_name(f"{path.stem}_{name}-{number}{path.suffix}")
-        paths[target] = grid
+        paths[target] = scene
     return list(paths)
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Metrics of multi-label classification (average precision, F1, precision), of one class per image, and of floods.
+"""Metrics of multi-label classification (average precision, F1, precision), of one class per image, of floods, and of
+segmentation.
 
 Undefined values:
 - A class without a positive label in the set has no average precision and no recall. It is excluded from all three
@@ -16,6 +17,7 @@ float32, so values are accurate to about 1e-7. All are plain floats, ints or Non
 
 from statistics import fmean
 
+import torch
 from torchmetrics.functional.classification import (
     binary_accuracy,
     binary_average_precision,
@@ -157,4 +159,37 @@ def flood_metrics(probabilities, labels):
         "recall": binary_recall(predicted, labels).item() if flooded else None,
         "f1": binary_f1_score(predicted, labels).item() if flooded else None,
         "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp},
+    }
+
+
+def segmentation_metrics(confusion):
+    """Mean IoU, macro F1, precision and recall, accuracy and, per class, the same, over all pixels that count.
+
+    confusion: (K, K) integers, the pixels of class i that are taken for class k, K ≥ 2. Returns a dict: "iou_macro",
+    "f1_macro", "precision_macro", "recall_macro", "accuracy" in [0, 1]; "per_class": {"iou", "f1", "precision",
+    "recall": lists of K floats or None, "support": list of the pixels of each class}; "undefined": the indices of
+    classes without a pixel, which macro means leave out; "confusion_matrix": as a list of rows. IoU: pixels that have a
+    class and are taken for it, as a share of those that have it or are taken for it. Raises ValueError for another
+    shape, and if no pixel counts.
+    """
+    counts = torch.as_tensor(confusion).tolist()
+    classes = range(len(counts))
+    if len(counts) < 2 or any(len(row) != len(counts) for row in counts):
+        raise ValueError("confusion must be (classes, classes), with two classes or more")
+    support, taken = [sum(row) for row in counts], [sum(row[k] for row in counts) for k in classes]
+    if not sum(support):
+        raise ValueError("no pixel to evaluate: all of them are ignored")
+    hits = [counts[k][k] for k in classes]
+    per_class = {
+        "iou": [hit / (n + m - hit) if n else None for hit, n, m in zip(hits, support, taken)],
+        "f1": [2 * hit / (n + m) if n else None for hit, n, m in zip(hits, support, taken)],
+        "precision": [hit / max(m, 1) if n else None for hit, n, m in zip(hits, support, taken)],
+        "recall": [hit / n if n else None for hit, n in zip(hits, support)],
+    }
+    return {
+        **{f"{name}_macro": fmean(v for v in values if v is not None) for name, values in per_class.items()},
+        "accuracy": sum(hits) / sum(support),
+        "per_class": {**per_class, "support": support},
+        "undefined": [k for k in classes if not support[k]],
+        "confusion_matrix": counts,
     }

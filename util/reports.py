@@ -44,9 +44,12 @@ def log_metrics(metrics, classes):
         )
         return
     per_class = metrics["per_class"]
-    titles = {"ap": "AP", "f1": "F1", "precision": "precision", "recall": "recall"}
+    titles = {"ap": "AP", "iou": "IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
     columns = {title: map(shown, per_class[name]) for name, title in titles.items() if name in per_class}
-    log_table(list(zip(classes, per_class["support"], *columns.values())), ["class", "samples", *columns])
+    counted = "pixels" if "iou" in per_class else "samples"
+    log_table(list(zip(classes, per_class["support"], *columns.values())), ["class", counted, *columns])
+    if "ignored_pixels" in metrics:
+        log.info("%d pixels count, %d are ignored", metrics["pixels"], metrics["ignored_pixels"])
     if metrics["undefined"]:
         log.warning(
             "%d classes do not occur in this split and are left out of the macro means: %s",
@@ -90,6 +93,22 @@ def write_predictions(path, dataset, probabilities):
     labels = dataset.label_table()
     columns = {"id": dataset.ids} | _label_columns(dataset.CLASSES, labels)
     columns |= {f"probability: {name}": probabilities[:, k].numpy() for k, name in enumerate(dataset.CLASSES)}
+    write_frame(path, pd.DataFrame(columns))
+
+
+def write_confusions(path, dataset, confusion):
+    """Writes a row per image: id, pixels of each class, those that are taken for it, and the IoU of each class.
+
+    confusion: (N, K, K) pixels of class i that are taken for class k. The IoU of a class that an image neither has nor
+    is taken for is empty.
+    """
+    confusion = confusion.numpy()
+    has, taken, hits = confusion.sum(2), confusion.sum(1), confusion.diagonal(axis1=1, axis2=2)
+    with np.errstate(invalid="ignore"):
+        iou = hits / (has + taken - hits)
+    columns = {"id": dataset.ids}
+    for title, values in (("pixels", has), ("predicted", taken), ("iou", iou)):
+        columns |= {f"{title}: {name}": column for name, column in zip(dataset.CLASSES, values.T)}
     write_frame(path, pd.DataFrame(columns))
 
 

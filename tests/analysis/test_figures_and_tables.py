@@ -14,7 +14,8 @@ from analysis import compare_reconstructions, compare_runs, overview_figure, wei
 from analysis.compare_reconstructions import read_reconstructions
 from analysis.compare_runs import FREE, describe_kinds, draw_runs, group_by_kind, read_run
 from analysis.weight_map import draw_weights, read_patch
-from main_finetune import SAME_RUN, build_parser
+from finetune_flags import build_parser
+from main_finetune import SAME_RUN
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from tests.helpers.runs import refusal

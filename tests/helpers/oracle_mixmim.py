@@ -112,12 +112,16 @@ def relative_position_index(w):
     return index
 
 
-def windows(grid, w):
-    """The token numbers of every non-overlapping w*w window, themselves in raster order within the window."""
-    found = []
+def windows(grid, w, columns=None):
+    """The token numbers of every non-overlapping w*w window, themselves in raster order within the window.
+
+    columns: of a grid that is not square. Windows that reach beyond the grid hold what is in it.
+    """
+    columns, found = columns or grid, []
     for top in range(0, grid, w):
-        for left in range(0, grid, w):
-            found.append([row * grid + column for row in range(top, top + w) for column in range(left, left + w)])
+        for left in range(0, columns, w):
+            rows = range(top, min(top + w, grid))
+            found.append([row * columns + column for row in rows for column in range(left, min(left + w, columns))])
     return found
 
 
@@ -131,12 +135,12 @@ def mask_at(mask, cells, grid):
     ]
 
 
-def merge(x, grid):
+def merge(x, grid, columns=None):
     """Swin patch merging before its LayerNorm: four neighbours side by side, (B, grid*grid, C) -> (B, grid*grid/4, 4C)."""
     B, _, C = x.shape
-    image = x.reshape(B, grid, grid, C)
+    image = x.reshape(B, grid, columns or grid, C)
     neighbours = [image[:, row::2, column::2, :] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    return torch.cat(neighbours, dim=-1).reshape(B, grid * grid // 4, 4 * C)
+    return torch.cat(neighbours, dim=-1).reshape(B, -1, 4 * C)
 
 
 # ---- Encoder: MixMAE, "mixed training inputs" and "hierarchical encoder" -------------------------
@@ -162,15 +166,19 @@ def mix(x, token_mask):
     return torch.stack([x[b] * (1 - m) + x[B - 1 - b] * m for b in range(B)])
 
 
-def encoder_block(p, name, x, grid, w, heads, token_mask):
+def encoder_block(p, name, x, grid, w, heads, token_mask, columns=None):
+    columns = columns or grid
     table = p[f"{name}.attn.relative_position_bias_table"]  # ((2w-1)^2, heads)
     bias = table[relative_position_index(w)].permute(2, 0, 1)  # (heads, w*w, w*w)
     normed = layer_norm(p, f"{name}.norm1", x)
     attended = torch.zeros_like(x)
-    for members in windows(grid, w):
+    for members in windows(grid, w, columns):
         source = torch.tensor([token_mask[t] for t in members])
         same_image = source[:, None] == source[None, :]
-        attended[:, members] = attention(p, f"{name}.attn", normed[:, members], heads, bias, same_image)
+        place = [t // columns % w * w + t % columns % w for t in members]  # in the window
+        attended[:, members] = attention(
+            p, f"{name}.attn", normed[:, members], heads, bias[:, place][:, :, place], same_image
+        )
     x = x + attended
     return x + mlp(p, f"{name}.mlp", layer_norm(p, f"{name}.norm2", x))
 
@@ -191,6 +199,33 @@ def encode(p, config, images, mask):
             x = linear(p, f"layers.{stage}.downsample.reduction", x)
             grid //= 2
     return layer_norm(p, "norm", x)
+
+
+def feature_maps(p, config, images):
+    """(B, 2, H, W) -> the maps (B, C, h, w) after the blocks of each stage, the last one after the final LayerNorm.
+
+    H and W may differ from img_size: the embedding is resampled, bicubic and antialiased.
+    """
+    rows, columns = (n // EMBED_PATCH for n in images.shape[2:])
+    side = config.img_size // EMBED_PATCH
+    x, position = embed(p, images), p["absolute_pos_embed"]
+    if (rows, columns) != (side, side):
+        image = position.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        image = torch.nn.functional.interpolate(image, (rows, columns), mode="bicubic", antialias=True)
+        position = image.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)
+    x, maps = x + position, []
+    for stage in range(4):
+        w = min(config.window_sizes[stage], config.img_size // EMBED_PATCH // 2**stage)
+        unmasked = [0] * (rows * columns)
+        for block in range(config.depths[stage]):
+            name = f"layers.{stage}.blocks.{block}"
+            x = encoder_block(p, name, x, rows, w, config.num_heads[stage], unmasked, columns)
+        maps.append((x if stage < 3 else layer_norm(p, "norm", x)).reshape(len(x), rows, columns, -1))
+        if stage < 3:
+            x = layer_norm(p, f"layers.{stage}.downsample.norm", merge(x, rows, columns))
+            x = linear(p, f"layers.{stage}.downsample.reduction", x)
+            rows, columns = rows // 2, columns // 2
+    return [image.permute(0, 3, 1, 2) for image in maps]
 
 
 def fixed_embedding(p, name, dim, grid):

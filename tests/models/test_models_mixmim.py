@@ -14,7 +14,6 @@ import models_mixmim
 from models_mixmim import MixMIM, mixmim_base, mixmim_huge, mixmim_large, mixmim_tiny
 from tests.helpers import oracle_mixmim as oracle
 from tests.helpers.released import layout
-from token_layout import stage_layouts
 
 TINY = dict(
     embed_dim=32,
@@ -390,7 +389,7 @@ def test_shapes_depend_on_how_many_cells_are_masked_not_on_which():
         for cells in itertools.islice(itertools.combinations(range(16), ones), 0, None, 97):
             mask = torch.zeros(16, dtype=torch.bool)
             mask[list(cells)] = True
-            layouts, _ = stage_layouts(model.grids, model.windows, mask)
+            layouts, _ = model.layouts(mask, (128, 128), "cpu")
             found.add(tuple((tuple(layout.position.shape), layout.same_image is None) for layout in layouts))
         assert len(found) == 1
         (shapes,) = found
