@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from util.crop import RATIO, draw_crops, random_resized_crop
+from util.crop import RATIO, draw_crops, random_crop, random_resized_crop
 
 IDS = torch.arange(100, 108)
 
@@ -58,3 +58,32 @@ def test_areas_are_uniform_and_crops_lie_within_the_image(scale):
 def test_shrinking_averages():
     checkerboard = torch.tensor([[0.0, 10.0], [10.0, 0.0]]).repeat(128, 128).expand(len(IDS), 2, -1, -1)
     assert random_resized_crop(checkerboard, 32, 0, 0, IDS, (1, 1)).std() < 0.01
+
+
+def test_pixels_are_cropped_as_they_are_and_masks_with_them():
+    coded = torch.arange(120 * 90.0).view(1, 1, 120, 90).expand(len(IDS), -1, -1, -1)  # row · 90 + column
+    crops = random_crop(coded, 64, 3, 2, IDS)
+    assert crops.shape == (len(IDS), 1, 64, 64)
+    corner = crops[:, :, :1, :1]
+    expected = corner + 90 * torch.arange(64.0).view(1, 1, 64, 1) + torch.arange(64.0).view(1, 1, 1, 64)
+    assert torch.equal(crops, expected) and len(corner.unique()) == len(IDS)
+    assert torch.equal(random_crop(coded.int(), 64, 3, 2, IDS), crops.int())
+    order = torch.tensor([5, 2, 7])
+    assert torch.equal(random_crop(coded[order], 64, 3, 2, IDS[order]), crops[order])
+    assert torch.equal(random_crop(coded, 90, 0, 0, IDS)[:, :, :, 0] % 90, torch.zeros(len(IDS), 1, 90))
+
+
+def test_places_of_crops_are_uniform():
+    corners = random_crop(torch.arange(9.0).view(1, 1, 3, 3).expand(9000, -1, -1, -1), 1, 0, 0, torch.arange(9000))
+    assert (corners.long().flatten().bincount() - 1000).abs().max() < 150
+
+
+def test_masks_are_cropped_as_images_and_keep_their_values():
+    """The image says to which column and row a pixel of the mask belongs."""
+    row, column = torch.meshgrid(torch.arange(120.0), torch.arange(120.0), indexing="ij")
+    how = 64, 3, 2, IDS, (0.2, 0.4)
+    image = random_resized_crop(torch.stack([column, row]).expand(len(IDS), -1, -1, -1), *how)
+    code = (row * 120 + column).expand(len(IDS), 1, -1, -1)
+    mask = random_resized_crop(code, *how, mode="nearest")[:, 0]
+    assert torch.equal(mask, mask.round())
+    assert (image[:, 0] - mask % 120).abs().max() <= 0.51 and (image[:, 1] - mask // 120).abs().max() <= 0.51

@@ -6,9 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    jaccard_score,
+    precision_recall_fscore_support,
+    precision_score,
+    recall_score,
+)
 
-from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics
+from util.metrics import flood_metrics, multiclass_metrics, multilabel_metrics, segmentation_metrics
 
 # Three classes, the last of which does not occur and is predicted once.
 PROBABILITIES = torch.tensor([[0.9, 0.2, 0.7], [0.8, 0.6, 0.1], [0.3, 0.4, 0.2], [0.1, 0.1, 0.3]])
@@ -193,3 +202,30 @@ def test_one_class_of_each_sample_equals_scikit_learn():
 def test_what_one_class_of_each_sample_refuses(labels):
     with pytest.raises(ValueError):
         multiclass_metrics(torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]])[: len(labels) or 2], labels[:2])
+
+
+def test_segmentation_equals_scikit_learn_and_leaves_absent_classes_out():
+    generator = np.random.default_rng(0)
+    labels, found = generator.choice([0, 1, 3], 500), generator.integers(0, 4, 500)
+    found[:200] = labels[:200]
+    result = segmentation_metrics(torch.from_numpy(confusion_matrix(labels, found, labels=range(4))))
+    present, expected = [0, 1, 3], {"average": None, "labels": [0, 1, 3], "zero_division": 0}
+    for name, function in (("iou", jaccard_score), ("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):  # fmt: skip
+        values = function(labels, found, **expected)
+        assert result["per_class"][name][2] is None
+        assert [result["per_class"][name][k] for k in present] == pytest.approx(values.tolist())
+        assert result[f"{name}_macro"] == pytest.approx(values.mean())
+    assert result["accuracy"] == pytest.approx((labels == found).mean()) and result["undefined"] == [2]
+    assert sum(result["per_class"]["support"]) == 500 and json.dumps(result)
+
+
+def test_segmentation_by_hand():
+    result = segmentation_metrics([[3, 1], [2, 4]])
+    assert result["per_class"]["iou"] == [3 / 6, 4 / 7] and result["iou_macro"] == (3 / 6 + 4 / 7) / 2
+    assert segmentation_metrics([[0, 0], [5, 0]])["per_class"]["precision"] == [None, 0.0]
+
+
+@pytest.mark.parametrize("confusion", ([[0, 0], [0, 0]], [[1]], [[1, 2]]))
+def test_segmentation_input_that_cannot_be_evaluated(confusion):
+    with pytest.raises(ValueError, match="pixel|confusion"):
+        segmentation_metrics(confusion)
