@@ -7,25 +7,17 @@ Figures of radar images have a style of their own, `util.quicklook`.
 from pathlib import Path
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.programs import writing
 from common.files import atomic_path
+from util.quicklook import new_chart
 
 # Colours of Okabe and Ito. Lines also differ in marker or dashes, so that they differ in greyscale.
 GREY, ORANGE, BLUE, GREEN = "#999999", "#E69F00", "#0072B2", "#009E73"
 VERMILION, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-def new_chart(width, height):
-    """An empty figure; width and height in inches."""
-    figure = Figure((width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def entitle(figure, title, note=""):

@@ -25,6 +25,13 @@ def false_colour(sar_db):
     return np.stack([np.clip((band - low) / (high - low), 0, 1) for band, low, high in bands], axis=-1)
 
 
+def new_chart(width, height):
+    """An empty figure; width and height in inches."""
+    figure = Figure((width, height), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0):
     """A figure with a grid of bare axes: (figure, axes (rows, columns)). cell and the margins: inches."""
     width, height = columns * cell + left + right, rows * cell + top
