@@ -24,9 +24,9 @@ from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import class_names
 from sarwmix.listing import PARTS
-from sarwmix.packed_codec import DTYPES
 from sarwmix.packed_store import (
     BAD,
+    DTYPES,
     EVERY,
     IMAGES,
     MANIFEST,
