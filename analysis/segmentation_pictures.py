@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Draws what a segmentation model makes of labelled images: image, label, prediction and error, side by side.
 
-    python -m analysis.segmentation_pictures --finetune output/water --data_path DIR --split test --output errors.png
+    python -m analysis.segmentation_pictures --finetune output/water --data_path DIR --split test --picture errors.png
 
 All images of the split are predicted, and some are drawn: those at equal steps in the order of their accuracy, from the
 worst to the best. Takes all flags of `main_finetune.py --eval`.
@@ -15,11 +15,11 @@ from matplotlib.patches import Patch
 
 from analysis.figures import ORANGE, PURPLE, VERMILION, write_figure
 from analysis.programs import add_picture_flag
-from common.command_line import Parser, positive_int
+from common.command_line import positive_int
 from common.errors import DataError
 from engine_segment import probabilities
 from evaluation import build_trained, open_checkpoint, windows_of
-from finetune_flags import parse_flags
+from finetune_flags import build_parser, check_flags
 from pretrained import SEGMENTATION, build_preparation, task_of
 from util.datasets import build_dataset
 from util.distributed import start_ranks
@@ -107,11 +107,11 @@ def draw(dataset, chosen, note):
 
 
 def main(argv=None):
-    parser = Parser(__doc__.splitlines()[0], "analysis.segmentation_pictures")
-    add_picture_flag(parser)
+    parser = build_parser()
+    parser.prog, parser.description = "python -m analysis.segmentation_pictures", __doc__.splitlines()[0]
+    add_picture_flag(parser, "--picture")
     parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")
-    args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    flags = parse_flags(["--eval", *flags])
+    flags = parser.parse_checked(["--eval", *(sys.argv[1:] if argv is None else argv)], check_flags)
     with parser.input_errors():
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
@@ -123,10 +123,10 @@ def main(argv=None):
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)
         chosen = spread_by_accuracy(
-            dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), args.count
+            dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), config.count
         )
         note = f"{len(chosen)} of {len(dataset)} images of split {config.split}, from the worst to the best"
-        write_figure(draw(dataset, chosen, note), args.output)
+        write_figure(draw(dataset, chosen, note), config.picture, "--picture")
 
 
 if __name__ == "__main__":
