@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from matplotlib.patches import Patch
 
-from analysis.figures import ORANGE, PURPLE, VERMILION, write_figure
+from analysis.figures import ORANGE, PURPLE, write_figure
 from analysis.programs import add_picture_flag
 from common.command_line import positive_int
 from common.errors import DataError
@@ -28,6 +28,7 @@ from util.scene_pictures import FRAME, UNKNOWN, class_colours
 from util.sliding import blended
 
 TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
+WRONG = "#C2187A"  # unlike the colours of classes
 FAINT = 0.55  # of white in the image below the errors
 
 
@@ -64,7 +65,7 @@ def error_picture(image, mask, classes, names):
             f"false {names[1]}": (PURPLE, counts & (mask == 0) & (classes == 1)),
         }
     else:
-        kinds = {"wrong": (VERMILION, counts & (mask != classes))}
+        kinds = {"wrong": (WRONG, counts & (mask != classes))}
     for colour, where in kinds.values():
         shown[where] = rgb(colour)
     shown[~counts] = UNKNOWN
@@ -79,6 +80,8 @@ def draw(dataset, chosen, note):
     """A Figure with a row for each of `chosen`, of `spread_by_accuracy`."""
     names, colours = dataset.CLASSES, class_colours(dataset.CLASSES) / 255
     figure, axes = new_figure(len(chosen), len(TITLES), cell=2.1, left=0.3, top=1.05)
+    for axis, title in zip(axes[0], TITLES):
+        axis.set_title(title, fontsize=10, pad=4)
     for (accuracy, i, classes), row in zip(chosen, axes):
         image, mask = (part.numpy() for part in dataset[i])
         known = np.isfinite(image).all(0)[..., None]
@@ -90,13 +93,11 @@ def draw(dataset, chosen, note):
             np.where(known, palette[classes], UNKNOWN),
             error,
         )
-        for axis, title, panel in zip(row, TITLES, panels):
+        for axis, panel in zip(row, panels):
             axis.imshow(panel, interpolation="nearest")
             axis.set_frame_on(True)
             axis.spines[:].set(color=FRAME, lw=0.5)
-            if row is axes[0]:
-                axis.set_title(title, fontsize=10, pad=4)
-        row[0].set_ylabel(f"{str(dataset.ids[i])[-28:]}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
+        row[0].set_ylabel(f"{str(dataset.ids[i])[-26:].lstrip('_')}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
     handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in zip(names, colours)]
     handles += [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in errors.items()]
     handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="ignored, no data"))
@@ -116,9 +117,7 @@ def main(argv=None):
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
         if task_of(config) is not SEGMENTATION:
-            raise DataError(
-                f"{checkpoint.path}: is no segmentation model; name a run of --dataset masks or sen1floods11"
-            )
+            raise DataError(f"{checkpoint.path}: is no segmentation model; name a run on masks or sen1floods11")
         dataset = build_dataset(config, supervised=True, classes=classes)
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)
