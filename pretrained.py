@@ -199,10 +199,11 @@ def load(path, dataset=None, device="cpu", **flags):
     """A checkpoint as (model, prepare), both in evaluation mode on the device.
 
     path: a checkpoint of ours, of the released code or of another program; an exported folder; the folder of a run.
-    dataset: benv1, benv2, sen12flood or chips; needed for checkpoints that do not state how their input is prepared, as
+    dataset: of DATASETS; needed for checkpoints that do not state how their input is prepared, as
     the released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where it does not state them. A
     pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features, or for feature maps
-    model.forward_intermediates. Raises UsageError.
+    model.forward_intermediates; then dataset="masks", task="segmentation" has prepare leave images at their size.
+    Raises UsageError.
     """
     checkpoint = LoadedCheckpoint.load(path, size_of)
     dataset = dataset or checkpoint.flags().get("dataset")

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from analysis.figures import write_figure
 from analysis.programs import add_picture_flag
-from common.command_line import Parser
+from common.command_line import Parser, Range
 from common.errors import DataError
 from sarwmix.geotiff import load_rasterio, opened_geotiff
 from sarwmix.raster import Image, add_reading_flags, find_images, reading_of
 from util.scene_pictures import draw_map, overview, read_map
 
-MOST_PIXELS = 690  # of a side of a panel: 4.6 inches of 150
+PANEL, DOTS = 4.6, 150  # of the scene in the picture: longer side, inches, and pixels an inch
+MOST_PIXELS = round(PANEL * DOTS)
 
 
 def main(argv=None):
@@ -27,7 +28,15 @@ def main(argv=None):
     add_reading_flags(parser)
     parser.add_argument("--map", type=Path, required=True, metavar="FILE", help="GeoTIFF of main_finetune.py")
     add_picture_flag(parser)
+    parser.add_argument(
+        "--panel",
+        type=Range(float, at_least=1, at_most=20),
+        default=PANEL,
+        metavar="INCHES",
+        help=f"longer side of the scene in the picture, which has {DOTS} pixels an inch",
+    )
     args = parser.parse_args(argv)
+    most = round(args.panel * DOTS)
     with parser.input_errors():
         load_rasterio()
         images = find_images(args.scene)
@@ -35,7 +44,7 @@ def main(argv=None):
             raise DataError(f"{len(images)} scenes are given; give one, with its map")
         image = Image.find(*images[0], reading_of(args))
         with opened_geotiff(args.map) as file:
-            found = read_map(file, MOST_PIXELS)
+            found = read_map(file, most)
         if (found.classes < 0).all():
             raise DataError(f"--map {args.map}: no pixel has a value; give a map that main_finetune.py wrote")
         crs = found.crs
@@ -43,7 +52,7 @@ def main(argv=None):
             raise DataError(
                 f"--map {args.map}: has another coordinate system than the scene; give the map of this scene"
             )
-        write_figure(draw_map(overview(image, MOST_PIXELS), image.transform, found), args.output)
+        write_figure(draw_map(overview(image, most), image.transform, found, args.panel), args.output)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ All images of the split are predicted, and some are drawn: those at equal steps 
 worst to the best. Takes all flags of `main_finetune.py --eval`.
 """
 
+import re
 import sys
 
 import numpy as np
@@ -30,6 +31,8 @@ from util.sliding import blended
 TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
 WRONG = "#C2187A"  # unlike the colours of classes
 FAINT = 0.55  # of white in the image below the errors
+MOST_LETTERS = 30  # of the name beside an image
+MOST_COLUMNS, LINE = 7, 0.2  # of the legend; inches of a line of it
 
 
 def predicted_classes(model, prepare, image, config, device):
@@ -54,22 +57,30 @@ def spread_by_accuracy(dataset, predict, count):
     return [found[k] for k in steps]
 
 
+def error_kinds(names):
+    """{label: colour} of the kinds of errors of these classes."""
+    return {f"missed {names[1]}": ORANGE, f"false {names[1]}": PURPLE} if len(names) == 2 else {"wrong": WRONG}
+
+
 def error_picture(image, mask, classes, names):
-    """(S, S, 3) colours, and {label: colour} of the kinds of errors. image: (2, S, S) dB. mask, classes: (S, S)."""
+    """(S, S, 3) colours of the errors on a faint image. image: (2, S, S) dB. mask, classes: (S, S)."""
     low, _ = RANGES["VV"]
     shown = grey(np.nan_to_num(image[1], nan=low), "VV") * (1 - FAINT) + FAINT
     counts = mask < len(names)
-    if len(names) == 2:
-        kinds = {
-            f"missed {names[1]}": (ORANGE, counts & (mask == 1) & (classes == 0)),
-            f"false {names[1]}": (PURPLE, counts & (mask == 0) & (classes == 1)),
-        }
-    else:
-        kinds = {"wrong": (WRONG, counts & (mask != classes))}
-    for colour, where in kinds.values():
-        shown[where] = rgb(colour)
+    wrong = counts & (mask != classes)
+    where = [wrong & (mask == 1), wrong & (mask == 0)] if len(names) == 2 else [wrong]
+    for colour, pixels in zip(error_kinds(names).values(), where):
+        shown[pixels] = rgb(colour)
     shown[~counts] = UNKNOWN
-    return shown, {label: colour for label, (colour, _) in kinds.items()}
+    return shown
+
+
+def short(name):
+    """The last parts of the name of a sample, as many as there is room for beside its image."""
+    parts = re.split(r"(?<=[_/])", name)
+    while len(parts) > 1 and len("".join(parts)) > MOST_LETTERS:
+        del parts[0]
+    return "".join(parts)[-MOST_LETTERS:]
 
 
 def rgb(colour):
@@ -79,31 +90,40 @@ def rgb(colour):
 def draw(dataset, chosen, note):
     """A Figure with a row for each of `chosen`, of `spread_by_accuracy`."""
     names, colours = dataset.CLASSES, class_colours(dataset.CLASSES) / 255
-    figure, axes = new_figure(len(chosen), len(TITLES), cell=2.1, left=0.3, top=1.05)
+    labels = [*names, *error_kinds(names), "ignored, no data"]
+    columns = min(len(labels), MOST_COLUMNS)
+    lines = -(-len(labels) // columns)
+    figure, axes = new_figure(len(chosen), len(TITLES), 2.1, left=0.4, top=0.62 + LINE * lines, right=0.02, bottom=0.02)
     for axis, title in zip(axes[0], TITLES):
         axis.set_title(title, fontsize=10, pad=4)
     for (accuracy, i, classes), row in zip(chosen, axes):
         image, mask = (part.numpy() for part in dataset[i])
         known = np.isfinite(image).all(0)[..., None]
-        error, errors = error_picture(image, mask, classes, names)
         palette = np.vstack([colours, UNKNOWN])
         panels = (
             np.where(known, false_colour(np.nan_to_num(image)), UNKNOWN),
             palette[np.minimum(mask, len(names))],
             np.where(known, palette[classes], UNKNOWN),
-            error,
+            error_picture(image, mask, classes, names),
         )
         for axis, panel in zip(row, panels):
             axis.imshow(panel, interpolation="nearest")
             axis.set_frame_on(True)
             axis.spines[:].set(color=FRAME, lw=0.5)
-        row[0].set_ylabel(f"{str(dataset.ids[i])[-26:].lstrip('_')}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
-    handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in zip(names, colours)]
-    handles += [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in errors.items()]
-    handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="ignored, no data"))
-    height = figure.get_figheight()
-    figure.legend(handles=handles, loc="upper center", ncols=5, frameon=False, fontsize=8.5, bbox_to_anchor=(0.5, 1))
-    figure.text(0.5, 1 - 0.62 / height, note, ha="center", va="center", fontsize=8, color="0.35")
+        row[0].set_ylabel(f"{short(str(dataset.ids[i]))}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
+    shown = [*colours, *error_kinds(names).values(), UNKNOWN]
+    handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in zip(labels, shown)]
+    look = {"frameon": False, "fontsize": 8.5, "columnspacing": 1.4, "handlelength": 1.6}
+    figure.legend(handles=handles, loc="upper center", ncols=columns, bbox_to_anchor=(0.5, 1), **look)
+    figure.text(
+        0.5,
+        1 - (0.22 + LINE * lines) / figure.get_figheight(),
+        note,
+        ha="center",
+        va="center",
+        fontsize=8,
+        color="0.35",
+    )
     return figure
 
 

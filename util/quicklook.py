@@ -32,9 +32,9 @@ def new_chart(width, height):
     return figure
 
 
-def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0):
+def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0, bottom=0.0):
     """A figure with a grid of bare axes: (figure, axes (rows, columns)). cell and the margins: inches."""
-    width, height = columns * cell + left + right, rows * cell + top
+    width, height = columns * cell + left + right, rows * cell + top + bottom
     figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
@@ -42,7 +42,12 @@ def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0):
         columns,
         squeeze=False,
         gridspec_kw=dict(
-            left=left / width, right=1 - right / width, bottom=0, top=1 - top / height, wspace=0.04, hspace=0.04
+            left=left / width,
+            right=1 - right / width,
+            bottom=bottom / height,
+            top=1 - top / height,
+            wspace=0.04,
+            hspace=0.04,
         ),
     )
     for axis in axes.flat:
