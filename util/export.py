@@ -25,6 +25,7 @@ drop_path freeze_encoder mask_ratio norm_pix_loss weight_mode weight_level weigh
 seed""".split()
 
 TAGS = ("sentinel-1", "sar", "remote-sensing", "masked-autoencoder")
+PIPELINES = ("image-feature-extraction", "image-classification")  # of an encoder, and of a classifier
 SIMULATED = (
     "**Simulated data**: this model, or a figure below, comes from simulated images and says nothing of measured "
     "ones.\n\n"
@@ -63,7 +64,7 @@ import torch
 model = torch.export.load("path/to/this/folder/model.pt2").module()
 $call
 ```
-$input: (B, 2, height, width), float32, $channels in $units; B, height and width are free. The
+$input: (B, 2, $shape), float32, $channels in $units; $free. The
 program prepares its input as above, but does not check it: images that are not in $units, or whose
 channels are in another order, give wrong outputs without a word.
 
@@ -76,7 +77,7 @@ In a checkout of SAR-W-MixMAE, which checks its input:
 ```python
 from pretrained import load
 model, prepare = load("path/to/this/folder")
-x, _ = prepare(sar_db)          # sar_db: (B, 2, height, width), dB
+x, _ = prepare(sar_db)          # sar_db: (B, 2, $shape), dB
 ```
 """)
 
@@ -85,6 +86,7 @@ CLASSIFIERS = {
     "multilabel": "multi-label classifier",
     "multiclass": "single-label classifier",
     "flood": "pair classifier",
+    "segmentation": "segmentation",
 }
 
 log = logging.getLogger(__name__)
@@ -180,10 +182,12 @@ def model_card(config, size):
     prepared, facts, side = config["input"], config["args"], config["input"]["input_size"]
     program, classes, metrics = config["program"], prepared.get("classes", ()), config["metrics"]
     simulated = any(part["simulated"] for part in (*config["data"].values(), *config["measured_on"].values()))
+    of_pixels = facts.get("task") == "segmentation"
     steps = [
         f"two channels, {' and '.join(prepared['channels'])} in this order, Sentinel-1 IW GRD backscatter in "
         f"{prepared['units']}",
-        f"pixels without data: the channel's mean; then bilinear resizing to {side}×{side} pixels",
+        "pixels without data: the channel's mean"
+        + (f"; then bilinear resizing to {side}×{side} pixels" if not of_pixels else ""),
     ]
     for channel, mean, std in zip(prepared["channels"], prepared["mean"], prepared["std"]):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")
@@ -195,13 +199,13 @@ def model_card(config, size):
     output = "encoder: features (B, C) from `model.forward_features`"
     if classes:
         activation = "a sigmoid each" if program["activation"] == "sigmoid" else program["activation"]
-        output = f"{len(classes)} logits; {activation} gives probabilities"
+        output = f"{len(classes)} logits{' for each pixel' * of_pixels}; {activation} gives probabilities"
     names = sorted({name for values in metrics.values() for name in values})
     rows = [(name, *(values.get(name) for values in metrics.values())) for name in names]
     table = tabulate(rows, ["metric", *metrics], tablefmt="pipe", floatfmt=".4f", missingval="–")
     return CARD.substitute(
         facts | config,
-        pipeline="image-classification" if classes else "image-feature-extraction",
+        pipeline="image-segmentation" if of_pixels else PIPELINES[bool(classes)],
         tags=", ".join(TAGS + ("simulated",) * simulated),
         warning=SIMULATED if simulated else "",
         size=f"{size:,}",
@@ -211,7 +215,9 @@ def model_card(config, size):
         steps=_numbered(steps, 1),
         metrics=_sizes(config["measured_on"]) + table if names else "None were recorded with this checkpoint.",
         classes=f"\n## Classes\n{_numbered(classes, 0)}\n" if classes else "",
-        call=_call(program, len(classes)),
+        call=_call(program, f"{len(classes)}, {side}, {side}" if of_pixels else len(classes)),
+        shape=f"{side}, {side}" if of_pixels else "height, width",
+        free="B is free" if of_pixels else "B, height and width are free",
         input="sar_db" if program["images"] == 1 else "first, second, of one shape",
         channels=" and ".join(prepared["channels"]),
         units=prepared["units"],
