@@ -5,11 +5,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from util.sliding import blended
 
 from common.errors import TrainingError
 from engine_finetune import each_batch, in_order
 from util.optimization import autocast
+from util.sliding import blended
 
 
 def train_one_epoch(run, epoch):

@@ -38,6 +38,8 @@ SMALLER = {
     "--side 2048 --seed 3": "--side 512 --seed 3",
     "--epochs 10 --warmup_epochs 1": "--epochs 2 --warmup_epochs 1",
     "--scenes 10 --side 1024": "--scenes 10 --side 512",
+    "--scenes 12 --side 768": "--scenes 6 --side 256",
+    "--side 2048 --units dB --seed 2": "--side 256 --units dB --seed 2",
     "--epochs 15 --warmup_epochs 2": "--epochs 2 --warmup_epochs 1",
     "python -m pytest ": "python -m pytest --collect-only ",  # this run has those tests
     '"none/token shared_avg/token shared_avg/pixel per_channel/token per_channel/pixel"': '"none/token"',
@@ -48,10 +50,10 @@ SHORTENED = [*(ROOT / "scripts").glob("*.sh"), ROOT / "analysis" / "weight_study
 RUN_ELSEWHERE = {"bash scripts/run_tests.sh"}
 
 
-def blocks(page):
-    """(first line's number, the text, what it needs or None) of every ```bash block of a page."""
+def blocks(page, language="bash"):
+    """(first line's number, the text, what it needs or None) of every block of a page in this language."""
     lines = (ROOT / page).read_text().splitlines()
-    starts = [number for number, line in enumerate(lines) if line == "```bash"]
+    starts = [number for number, line in enumerate(lines) if line == f"```{language}"]
     for start in starts:
         end = lines.index("```", start)
         mark = re.fullmatch(r"<!-- needs (.+) -->", lines[start - 1])

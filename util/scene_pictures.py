@@ -174,8 +174,8 @@ def _panels(height, width, longer):
     """Two axes of a new figure, one above the other where they are wide. longer: the longer side of one, inches."""
     high, wide = (max(0.3, side * longer / max(height, width)) for side in (height, width))
     if wide > 1.5 * high:
-        return new_chart(wide + 0.2, 2 * high + 1.3).subplots(2, 1)
-    return new_chart(2 * max(wide, LEAST_WIDE) + 0.3, high + 0.8).subplots(1, 2)
+        return new_chart(wide + 0.2, 2 * high + 0.88).subplots(2, 1)
+    return new_chart(2 * max(wide, LEAST_WIDE) + 0.3, high + 0.48).subplots(1, 2)
 
 
 def _add_legend(figure, colours, everywhere):
@@ -183,9 +183,11 @@ def _add_legend(figure, colours, everywhere):
     handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in colours.items()]
     if not everywhere:
         handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="no data"))
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    columns = int(np.clip(figure.get_figwidth() / (0.6 + 0.08 * longest), 1, max(1, len(handles))))
-    figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // columns))
+    widths = [0.6 + 0.08 * len(handle.get_label()) for handle in handles]  # inches
+    columns = len(handles)
+    if sum(widths) > figure.get_figwidth():
+        columns = int(np.clip(figure.get_figwidth() / max(widths), 1, len(handles)))
+    figure.set_figheight(figure.get_figheight() + 0.1 + 0.2 * -(-len(handles) // max(1, columns)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 

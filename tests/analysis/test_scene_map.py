@@ -125,3 +125,12 @@ def test_a_figure_is_written_and_wrong_maps_are_one_line(scene, tmp_path, capsys
     assert "another coordinate system" in refusal(
         scene_map.main, (scene, "--units dB --map", other, "--output x.png"), capsys
     )
+
+
+@pytest.mark.parametrize("flags, width", [("", 1425), ("--panel 3", 945)])
+def test_the_size_of_a_figure(scene, tmp_path, flags, width):
+    path = maps(tmp_path, ["water", "land"], np.random.default_rng(0).random((2, 2, 3)))
+    scene_map.main(
+        argv(scene, "--units dB --map", path, "--output", tmp_path / "out.png", argv(flags) if flags else ())
+    )
+    assert int.from_bytes((tmp_path / "out.png").read_bytes()[16:20], "big") == width
