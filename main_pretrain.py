@@ -141,7 +141,7 @@ def build_parser():
     group = add_data_flags(parser)
     group.add_argument(
         "--dataset",
-        choices=("benv1", "benv2", "chips"),
+        choices=("benv1", "benv2", "chips", "masks", "sen1floods11"),
         default="benv2",
         help="BigEarthNet v1 or v2, or images of one's own: a folder of GeoTIFFs, or what sarwmix.tile made of scenes",
     )

@@ -23,7 +23,7 @@ from common.workers import Workers
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
-from sarwmix.packed_codec import DTYPES
+from sarwmix.packed_store import DTYPES
 from sarwmix.prepare import pack
 from sarwmix.simulate import patches as simulate
 from util.datasets import SamplesWithIds, build_loader

@@ -32,7 +32,7 @@ from sarwmix.raster import GRID, Image, Reading, find_images
 
 METADATA = ("metadata.csv", "metadata.parquet")  # in the folder of the images
 GROUPS = ("group", "scene")  # names of the column of groups
-COLUMNS = ("id", "label", "labels", "split", *GROUPS)
+COLUMNS = ("id", "label", "labels", "mask", "split", *GROUPS)
 SEPARATOR = ";"  # of several labels
 
 log = logging.getLogger(__name__)
@@ -61,19 +61,15 @@ class Chips(RadarDataset):
     ):  # fmt: skip
         root, split = check_root(root), check_split(split)
         self.reading = reading
-        found = dict(find_images([root]))
-        metadata = as_paths(metadata) if metadata else [root / name for name in METADATA if (root / name).exists()]
-        if [path.name for path in metadata] == list(METADATA):
-            raise DataError(f"{root}: holds {' and '.join(METADATA)}; name one of them with --metadata")
-        table = read_tables(metadata, root) if metadata else Table(Listing(np.array(list(found)), None, (f"{root}/",)))
+        metadata, table = self._read_list(root, split, metadata)
+        folder, found = self._find_images(root, table)
+        table = table or Table(Listing(np.array(list(found)), None, (f"{root}/",)))
         refuse_duplicates(table.listing)
         ids = table.listing.ids
-        self.task = table.task
-        self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels or ())
-        self._paths = _paths_of(ids, found, root)
+        self._paths = _paths_of(ids, found, (root, folder))
         _refuse_same_files(self._paths, table.listing)
         self._groups = ids if table.groups is None else np.where(table.groups == "", ids, table.groups)
-        labels = self._encoded(table, supervised)
+        labels = self._labelled(root, table, classes, supervised)
         super().__init__(root, split, metadata, replace(table.listing, labels=labels))
         where = ", ".join(map(str, metadata)) or str(root)
         if table.splits is not None:
@@ -81,6 +77,26 @@ class Chips(RadarDataset):
         self._select(self._of_split(table, draw, where))
         if supervised:
             self._leave_out_unlabelled(where)
+
+    # What the constructor does, for subclasses that do it in another way. `root` and `split` are those of a dataset,
+    # checked; the attributes of `RadarDataset` are not there before `_of_split`.
+
+    def _read_list(self, root, split, metadata):
+        """(paths of the metadata, their Table or None). Raises DataError."""
+        metadata = as_paths(metadata) if metadata else [root / name for name in METADATA if (root / name).exists()]
+        if [path.name for path in metadata] == list(METADATA):
+            raise DataError(f"{root}: holds {' and '.join(METADATA)}; name one of them with --metadata")
+        return metadata, read_tables(metadata, root) if metadata else None
+
+    def _find_images(self, root, table):
+        """(the folder of the images, {name: files} of those that are there). Raises DataError."""
+        return root, dict(find_images([root]))
+
+    def _labelled(self, root, table, classes, supervised):
+        """Sets CLASSES and the task. Returns the labels, (N, K) uint8. Raises DataError."""
+        self.task = table.task
+        self.CLASSES = tuple(classes) if classes is not None else class_names(table.labels or ())
+        return self._encoded(table, supervised)
 
     def _of_split(self, table, draw, where):
         """(N,) bool: the rows of the split, by the column split or by a draw. Raises DataError if there are none."""
@@ -196,23 +212,22 @@ def class_names(labels):
     return tuple(sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,9}", name) for name in names) else names)
 
 
-def _paths_of(ids, found, root):
+def _paths_of(ids, found, folders):
     """(N,) object: the tuple of files of each id. A file that does not exist is looked for as it is named.
 
-    found: {name: files}, relative to the folder they were found in.
+    found: {name: files}. folders: those that paths may be relative to; the last one is that of the images.
     """
-    by_name = dict(found)
+    by_name, by_path = dict(found), {}
     for files in found.values():
-        for file in files:
-            relative = Path(file).relative_to(root)
-            for key in (str(relative), str(relative.with_suffix("")), relative.name, relative.stem):
+        for file in map(Path, files):
+            relative = {file.relative_to(folder) for folder in folders}
+            by_path |= {str(path): files for path in relative}
+            for key in {file.name, file.stem, *map(str, relative), *(str(path.with_suffix("")) for path in relative)}:
                 # A name that several files have names none of them; a path is always one file's.
                 by_name[key] = files if by_name.get(key, files) == files else None
-    for files in found.values():
-        for file in files:
-            by_name[str(Path(file).relative_to(root))] = files
+    by_name |= by_path
     paths = np.empty(len(ids), object)
-    paths[:] = [by_name.get(name) or (str(root / name),) for name in ids.tolist()]
+    paths[:] = [by_name.get(name) or (str(folders[-1] / name),) for name in ids.tolist()]
     return paths
 
 
@@ -249,7 +264,7 @@ def _refuse_same_files(paths, listing):
 class Table:
     """The rows of metadata files. listing: without labels. None: there is no such column.
 
-    labels: [(name, …), …]. splits, groups: (N,) str. task: "multiclass" for one label each, else "multilabel".
+    labels: [(name, …), …]. splits, groups, masks: (N,) str. task: "multiclass" for one label each, else "multilabel".
     """
 
     listing: Listing
@@ -257,12 +272,13 @@ class Table:
     splits: np.ndarray | None = None
     groups: np.ndarray | None = None
     task: str = "multilabel"
+    masks: np.ndarray | None = None
 
 
 def read_tables(paths, root):
     """Reads metadata files as one table. Raises DataError."""
     frames = [_read_table(path, place_name(path, root)) for path in paths]
-    kinds = {tuple(name for name in ("label", "labels", "split") if name in columns) for columns, _ in frames}
+    kinds = {tuple(name for name in ("label", "labels", "mask", "split") if name in columns) for columns, _ in frames}
     if len(kinds) > 1:
         raise DataError(f"{', '.join(map(str, paths))}: have different columns; give files of the same columns")
     known = [name for name in COLUMNS if all(name in columns for columns, _ in frames)]
@@ -296,7 +312,8 @@ def read_tables(paths, root):
                 "it must be train, val or test; or remove the column, and give --val_fraction and --test_fraction",
             )
     groups = next((names[name] for name in GROUPS if name in names), None)
-    return Table(listing, labels, splits, groups, "multiclass" if label == "label" else "multilabel")
+    task = "multiclass" if label == "label" else "multilabel"
+    return Table(listing, labels, splits, groups, task, names.get("mask"))
 
 
 def _read_table(path, place):

@@ -97,6 +97,18 @@ def _band_number(src, path, band):
     return matching[0]
 
 
+def read_values(path, band=None):
+    """The values of one band of a GeoTIFF, (H, W) of the type of the file, and its no-data value, or None.
+
+    band: as of `read_band`. Raises DataError with the path if the file cannot be read, or has several bands.
+    """
+    with opened_geotiff(path, listed=False, georeferenced=False) as src:
+        number = _band_number(src, path, band)
+        if src.width * src.height > MOST_PIXELS:
+            raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
+        return src.read(number), src.nodatavals[number - 1]
+
+
 def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     """Reads one band of a GeoTIFF, in the units of the file: (H, W) float32. No-data pixels are NaN.
 
@@ -108,11 +120,7 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
     Raises DataError with the path if the file is missing, unreadable, corrupt or truncated, or has several bands, too
     many pixels, another type or too many non-finite pixels; also if rasterio is not installed.
     """
-    with opened_geotiff(path, listed=False, georeferenced=False) as src:
-        number = _band_number(src, path, band)
-        if src.width * src.height > MOST_PIXELS:
-            raise DataError(f"{path}: claims to have {src.height}x{src.width} pixels, so it is damaged; copy it again")
-        values, nodata = src.read(number), src.nodatavals[number - 1]
+    values, nodata = read_values(path, band)
     if np.iscomplexobj(values):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     if not integers and values.dtype.kind != "f":

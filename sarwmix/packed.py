@@ -11,8 +11,19 @@ from common.errors import DataError, data_error
 from common.files import file_fault, read_json
 from sarwmix.dataset import RadarDataset
 from sarwmix.listing import PARTS, Listing, acquisitions_of, check_root, check_split, drawn_by_group
-from sarwmix.packed_codec import NO_DATA, as_tensor, decode
-from sarwmix.packed_store import EVERY, IMAGES, SAMPLES, STATISTICS, Parts, label_columns, read_manifest, read_table
+from sarwmix.packed_store import (
+    EVERY,
+    IMAGES,
+    NO_DATA,
+    SAMPLES,
+    STATISTICS,
+    Parts,
+    as_tensor,
+    decode,
+    label_columns,
+    read_manifest,
+    read_table,
+)
 from sarwmix.plausibility import judge
 from sarwmix.raster import GRID
 from sarwmix.sen12flood_loader import drawn_for, folders_of

@@ -128,19 +128,22 @@ def polarisation_in(text):
     return found.pop() if len(found) == 1 else None
 
 
-def find_images(paths):
+def find_images(paths, without=()):
     """Finds the images in paths of files and folders: [(name, (path, …))], sorted by path; one file each, or two.
 
     Two files are one image if their paths differ in the polarisation in their names alone (…_VV.tif, …_VH.tif), or if
     they are given as "VV.tif,VH.tif". Names are those of the files without polarisation and suffix, with the names of
-    folders where needed to be different. Raises DataError for files that do not exist and for two images of one name.
+    folders where needed to be different. without: absolute paths of files and folders that hold no images. Raises
+    DataError for files that do not exist and for two images of one name.
     """
-    groups, explicit = {}, []
+    groups, explicit, without = {}, [], set(without)
     for path in map(str, paths):
         if not os.path.exists(path) and "," in path:
             explicit.append(tuple(path.split(",")))
             continue
-        for file in _files_in(path):
+        for file in geotiffs_in(path):
+            if without and not without.isdisjoint(_with_folders(file)):
+                continue
             name = os.path.basename(file)
             token = polarisation_in(os.path.splitext(name)[0])
             key = _TOKEN.sub("*", file) if token and len(_TOKEN.findall(name)) == 1 else file
@@ -179,8 +182,14 @@ def _other(match):
     return text[0] + (last.lower() if text[1].islower() else last)
 
 
-def _files_in(path):
-    """The GeoTIFFs in a folder, by their suffix; a file itself. Raises DataError if there is none."""
+def _with_folders(file):
+    """The absolute path of a file, and those of the folders that it is in."""
+    path = Path(os.path.abspath(file))
+    return map(str, (path, *path.parents))
+
+
+def geotiffs_in(path):
+    """The GeoTIFFs below a folder, by their suffix; a file itself. Raises DataError if there is none."""
     if not os.path.isdir(path):
         return [path]
     found = sorted(str(file) for file in Path(path).rglob("*") if file.suffix in SUFFIXES and file.is_file())
@@ -209,9 +218,22 @@ def different_names(images):
             )
 
 
+def bare_path(path):
+    """A path without its suffix and the polarisations in it, which both files of an image have: "sub/x_VV.tif" is
+    "sub/x".
+    """
+    parts = Path(path).with_suffix("").parts
+    return "/".join(filter(None, (_bare(part) if _TOKEN.search(part) else part for part in parts)))
+
+
+def _bare(name):
+    """A name without polarisations, and without what joins them to it."""
+    return re.sub(r"[-_. ]*\*", "", _TOKEN.sub("*", name)).strip("-_. ")
+
+
 def _name_of(path, depth):
     parts = Path(os.path.abspath(path)).with_suffix("").parts
-    stem = re.sub(r"[-_. ]*\*", "", _TOKEN.sub("*", parts[-1])).strip("-_. ")
+    stem = _bare(parts[-1])
     folders = list(parts[1:-1])
     kept = folders[len(folders) - depth :] if depth else []
     return "_".join([*kept, *([stem] if stem else folders[-1:] if not kept else [])]) or parts[-1]

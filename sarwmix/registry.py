@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common.command_line import rate, seed, share
-from common.errors import DataError
+from common.errors import DataError, listed
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.chips import Chips
+from sarwmix.masks import Masks, Sen1Floods11
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import is_packed
 from sarwmix.raster import add_reading_flags, reading_of
@@ -21,7 +22,16 @@ from sarwmix.sen12flood_loader import FloodDataset
 FIRST_YEAR = 2014  # of Sentinel-1; simulated acquisitions are dated before
 ACQUIRED = re.compile(r"_([0-9]{4})[0-9]{4}T[0-9]{6}")
 
-DATASETS = {"benv1": BigEarthNetv1, "benv2": BigEarthNetv2, "sen12flood": FloodDataset, "chips": Chips}
+DATASETS = {
+    "benv1": BigEarthNetv1,
+    "benv2": BigEarthNetv2,
+    "sen12flood": FloodDataset,
+    "chips": Chips,
+    "masks": Masks,
+    "sen1floods11": Sen1Floods11,
+}
+# GeoTIFFs of any origin: read as the flags of `Reading` say, divided by draws, and with statistics of their own.
+OWN = tuple(name for name, kind in DATASETS.items() if issubclass(kind, Chips))
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +44,17 @@ def add_source_flags(group):
         help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
         "authors' LMDB; benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and "
         "test/ with pair files, or of images/ and pairs_*.csv; chips: a folder of GeoTIFFs of VV and VH, square and of "
-        "one size",
+        "one size; masks: a folder of images/, masks/ and classes.csv; sen1floods11: the folder v1.1, or that of "
+        "S1Hand/ and LabelHand/",
     )
     group.add_argument(
         "--metadata",
         nargs="+",
         metavar="FILE",
         help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders; "
-        "chips: CSV or parquet with the columns id, and label or labels, split, group where they are known "
-        "(default: what lies in data_path)",
+        "chips, masks: CSV or parquet with the columns id, and label, labels or mask, split, group where they are "
+        "known; sen1floods11: lists as flood_train_data.csv, or flood_bolivia_data.csv (default: what lies in "
+        "data_path)",
     )
     group.add_argument(
         "--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it"
@@ -57,13 +69,16 @@ def add_source_flags(group):
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="share of NaN, infinite or no-data pixels above which an image is an error",
+        help="share of NaN, infinite or no-data pixels above which an image is an error; not for masks and "
+        "sen1floods11, where such pixels do not count",
     )
 
 
 def add_chips_flags(parser, draws=True):
     """Adds the flags of images of one's own: how their values are read and, with `draws`, how they are divided."""
-    group = parser.add_argument_group("images of one's own", "--dataset chips; the draws are for sen12flood, too")
+    group = parser.add_argument_group(
+        "images of one's own", f"--dataset {listed(OWN)}; the draws are for sen12flood, too"
+    )
     add_reading_flags(group, units="dB")
     if not draws:
         return
@@ -72,11 +87,15 @@ def add_chips_flags(parser, draws=True):
         type=rate,
         default=0.0,
         metavar="SHARE",
-        help="share of the groups that becomes the split val: of chips without a column split, or whole folders of the "
+        help="share of the groups that becomes the split val: of images without splits, or whole folders of the "
         "training data of sen12flood",
     )
     group.add_argument(
-        "--test_fraction", type=rate, default=0.0, metavar="SHARE", help="chips: the same for the split test"
+        "--test_fraction",
+        type=rate,
+        default=0.0,
+        metavar="SHARE",
+        help="the same for the split test, but for sen12flood",
     )
     group.add_argument(
         "--draw_seed", type=seed, metavar="N", help="of the draws of splits and of training samples (default: --seed)"
@@ -122,16 +141,16 @@ def source_options(args):
     val, test, draw_seed = (getattr(args, name, 0) or 0 for name in ("val_fraction", "test_fraction", "draw_seed"))
     usual = {"bands": None, "nodata": None, "scale": None, "uncalibrated": False, "units": "dB"}
     given = [name for name, value in usual.items() if getattr(args, name, value) != value]
-    if given and args.dataset != "chips":
-        raise DataError(f"--{given[0]}: is for --dataset chips; leave it out")
+    if given and args.dataset not in OWN:
+        raise DataError(f"--{given[0]}: is for --dataset {listed(OWN)}; leave it out")
     if given and is_packed(args.data_path):
         raise DataError(f"--{given[0]}: {args.data_path} is a packed store, which holds VH and VV in dB; leave it out")
-    if test and args.dataset != "chips" or val and args.dataset not in ("chips", "sen12flood"):
+    if test and args.dataset not in OWN or val and args.dataset not in (*OWN, "sen12flood"):
         raise DataError(
             f"--{'test' if test else 'val'}_fraction: --dataset {args.dataset} has splits of its own; leave it out"
         )
     options = {name: getattr(args, name) for name in ("id_col", "include_snow_cloud", "max_nonfinite")}
-    if args.dataset == "chips":
+    if args.dataset in OWN:
         options["reading"] = reading_of(args)
     return options | {"draw": (val, test, draw_seed), "val_fraction": val, "seed": draw_seed}
 

@@ -24,9 +24,9 @@ from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import class_names
 from sarwmix.listing import PARTS
-from sarwmix.packed_codec import DTYPES
 from sarwmix.packed_store import (
     BAD,
+    DTYPES,
     EVERY,
     IMAGES,
     MANIFEST,
@@ -309,6 +309,11 @@ def check_flags(args):
     for name in ("dataset", "data_path", "out"):
         if getattr(args, name) is None:
             raise DataError(f"--{name} is missing")
+    if DATASETS[args.dataset].task == "segmentation":
+        raise DataError(
+            f"--dataset {args.dataset}: a packed store holds no masks; train from the files, or for pretraining pack "
+            "the folder of the images with --dataset chips"
+        )
     if is_packed(args.data_path):
         raise DataError(f"--data_path {args.data_path}: is a packed store already")
     splits = list(dict.fromkeys(args.splits or default_splits(args)))

@@ -12,15 +12,18 @@ import torch
 from common.errors import DataError
 from common.files import atomic_path, sha256_of, write_atomically, write_csv, write_json
 from sarwmix.moments import Moments
-from sarwmix.packed_codec import NO_DATA, as_tensor, decode, encode
 from sarwmix.packed_store import (
     BAD,
     FORMAT,
     IMAGES,
     MANIFEST,
+    NO_DATA,
     SAMPLES,
     STATISTICS,
     VERSION,
+    as_tensor,
+    decode,
+    encode,
     manifest_checksum,
 )
 from sarwmix.plausibility import find_fault, judge

@@ -28,8 +28,7 @@ from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import Chips
 from sarwmix.moments import Moments
-from sarwmix.packed_codec import DTYPES
-from sarwmix.packed_store import BAD, EVERY, IMAGES, MANIFEST, MOST_SIDE, SAMPLES, STORED_SPLITS, VERSION
+from sarwmix.packed_store import BAD, DTYPES, EVERY, IMAGES, MANIFEST, MOST_SIDE, SAMPLES, STORED_SPLITS, VERSION
 from sarwmix.plausibility import find_fault
 from sarwmix.prepare.store_writer import (
     RECORD,

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Simulates Sentinel-1 scenes, and labelled chips of them, to try `sarwmix.tile` and `--dataset chips`.
+"""Simulates Sentinel-1 scenes, and labelled chips of them, to try `sarwmix.tile`, `--dataset chips` and `masks`.
 
     python -m sarwmix.simulate.scenes --out DIR --scenes 1 --side 2048
-    python -m sarwmix.simulate.scenes --out DIR --scenes 8 --side 1024 --chip_size 64
+    python -m sarwmix.simulate.scenes --out DIR --scenes 8 --side 1024 --chip_size 64 --masks
 
 writes DIR/scenes/<scene>.tif, with the bands VV and VH as linear σ⁰ or dB, 10 m, UTM, and with --chip_size also
 DIR/chips/<scene>_<row>_<column>.tif and DIR/chips/metadata.csv (id, label, group), whose labels are five kinds of land
-cover. DIR/scenes.csv lists the scenes, and is written last. The data cannot be mistaken for measurements: acquisitions
-are dated 2000, and each file is tagged.
+cover. With --masks, DIR/masks holds all chips of the scenes, side by side, and a mask of the kind of each pixel:
+images/ and masks/ with files of the same names, classes.csv and metadata.csv (id, group); DIR/scene_masks/<scene>.tif
+is the mask of a whole scene. DIR/scenes.csv lists the scenes, and is written last. The data cannot be mistaken for
+measurements: acquisitions are dated 2000, and each file is tagged.
 """
 
 import logging
@@ -38,6 +40,8 @@ KINDS = {  # classes of chips
 LEAST_SHARE = 0.6  # of its class in a chip
 CHIPS_PER_CLASS = 8  # of a scene, at most
 METADATA = "metadata.csv"  # of the chips
+LEGEND, NO_CLASS = "classes.csv", 255  # of masks: the table of the classes, and the value of pixels of none
+SCENES, CHIPS, SCENE_MASKS, MASKS = "scenes", "chips", "scene_masks", "masks"  # folders
 LIST = "scenes.csv"
 
 log = logging.getLogger(__name__)
@@ -52,10 +56,19 @@ class Parameters:
     units: str = "linear"
     chip_size: int | None = None
     seed: int = 0
+    masks: bool = False
+
+    def record(self):
+        """What decides the content of a folder, as plain values; without masks it is that of before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "masks" or value}
 
 
 def scene_name(index):
     return f"S1A_IW_GRDH_1SDV_{FIRST_DATE + index * REVISIT:%Y%m%dT%H%M%S}"
+
+
+def chip_name(scene, row, column):
+    return f"{scene}_{row:05d}_{column:05d}"
 
 
 def write_image(path, image_db, units, crs, corner):
@@ -63,24 +76,48 @@ def write_image(path, image_db, units, crs, corner):
 
     corner: (x, y) of its upper left corner, m.
     """
-    rasterio = load("rasterio", "writing GeoTIFFs")
     values = image_db[::-1] if units == "dB" else 10 ** (image_db[::-1] / 10)
+    write_bands(path, values.astype(np.float32), (crs, corner), ("VV", "VH"), UNITS=units)
+
+
+def write_mask(path, land_cover, crs, corner):
+    """Writes the number in KINDS of each pixel, NO_CLASS for none, as `write_image`. land_cover: (H, W) uint8."""
+    numbers = np.full(len(C), NO_CLASS, np.uint8)
+    for number, classes in enumerate(KINDS.values()):
+        numbers[list(classes)] = number
+    write_bands(path, numbers[land_cover][None], (crs, corner), nodata=NO_CLASS)
+
+
+def write_bands(path, values, place, names=(), nodata=None, **tags):
+    """Writes bands, (n, H, W), as a GeoTIFF, atomically.
+
+    place: crs, and (x, y) of the upper left corner, m. names: of the bands. nodata: value without data. tags: of the
+    file.
+    """
+    rasterio, (crs, (x, y)) = load("rasterio", "writing GeoTIFFs"), place
     # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
     with rasterio.MemoryFile() as memory:
         with memory.open(
             driver="GTiff",
             width=values.shape[2],
             height=values.shape[1],
-            count=2,
-            dtype="float32",
+            count=len(values),
+            dtype=values.dtype,
             crs=crs,
-            transform=rasterio.Affine(PIXEL, 0, corner[0], 0, -PIXEL, corner[1]),
+            transform=rasterio.Affine(PIXEL, 0, x, 0, -PIXEL, y),
+            nodata=nodata,
         ) as file:
-            for number, band in enumerate(("VV", "VH"), start=1):
+            for number, band in enumerate(names, start=1):
                 file.set_band_description(number, band)
-            file.update_tags(SIMULATED="yes", UNITS=units)
-            file.write(values.astype(np.float32))
+            file.update_tags(SIMULATED="yes", **tags)
+            file.write(values)
         write_atomically(path, lambda file: file.write(memory.getbuffer()))
+
+
+def all_chips(scene, side, size):
+    """[(name, row, column)] of the chips of size × size pixels that lie side by side in a scene of side × side."""
+    starts = range(0, side - size + 1, size)
+    return [(chip_name(scene, row, column), row, column) for row in starts for column in starts]
 
 
 def choose_chips(land_cover, size, rng):
@@ -102,16 +139,33 @@ def write_scene(index, out, parameters):
     image, land_cover = simulate_scene((parameters.seed, STREAM, index), 1, 1, parameters.side, landscape)
     crs = load("rasterio", "writing GeoTIFFs").CRS.from_epsg(epsg)
     corner = west, north - index // len(TILES) * parameters.side * PIXEL
-    write_image(out / "scenes" / f"{name}.tif", image, parameters.units, crs, corner)
+    write_image(out / SCENES / f"{name}.tif", image, parameters.units, crs, corner)
     rows, size = [], parameters.chip_size
+
+    def cut(row, column):
+        place = corner[0] + column * PIXEL, corner[1] - row * PIXEL
+        return np.s_[..., row : row + size, column : column + size], place
+
     if size:
         for kind, row, column in choose_chips(land_cover, size, np.random.default_rng((parameters.seed, index))):
-            chip = f"{name}_{row:05d}_{column:05d}"
-            place = corner[0] + column * PIXEL, corner[1] - row * PIXEL
-            window = image[:, row : row + size, column : column + size]
-            write_image(out / "chips" / f"{chip}.tif", window, parameters.units, crs, place)
+            chip, (window, place) = chip_name(name, row, column), cut(row, column)
+            write_image(out / CHIPS / f"{chip}.tif", image[window], parameters.units, crs, place)
             rows.append((chip, kind, name))
+    if parameters.masks:
+        write_mask(out / SCENE_MASKS / f"{name}.tif", land_cover, crs, corner)
+        for chip, row, column in all_chips(name, parameters.side, size):
+            window, place = cut(row, column)
+            write_image(out / MASKS / "images" / f"{chip}.tif", image[window], parameters.units, crs, place)
+            write_mask(out / MASKS / "masks" / f"{chip}.tif", land_cover[window], crs, place)
     return rows
+
+
+def write_mask_tables(folder, parameters):
+    """Writes the tables of the masks: their classes, and the scene of each."""
+    write_csv(folder / LEGEND, ("value", "name"), [*enumerate(KINDS), (NO_CLASS, "ignore")])
+    scenes = map(scene_name, range(parameters.scenes))
+    chips = [(name, scene) for scene in scenes for name, *_ in all_chips(scene, parameters.side, parameters.chip_size)]
+    write_csv(folder / METADATA, ("id", "group"), chips)
 
 
 def simulate_scenes(out, parameters, workers=Workers()):
@@ -121,17 +175,22 @@ def simulate_scenes(out, parameters, workers=Workers()):
         load("rasterio", "writing GeoTIFFs")
         if parameters.chip_size and parameters.chip_size > parameters.side:
             raise DataError(f"--chip_size {parameters.chip_size}: is more than --side {parameters.side}")
-    record = {"generator": "sarwmix.simulate.scenes", "version": VERSION, "parameters": asdict(parameters)}
+        if parameters.masks and not parameters.chip_size:
+            raise DataError("--masks: needs --chip_size, the side of the images that have them")
+    record = {"generator": "sarwmix.simulate.scenes", "version": VERSION, "parameters": parameters.record()}
     with claimed(workers, out, record, last=LIST) as complete:
         if complete:
             return
-        for folder in ("scenes", *(["chips"] if parameters.chip_size else [])):
-            (out / folder).mkdir(exist_ok=True)
+        masks = [SCENE_MASKS, f"{MASKS}/images", f"{MASKS}/masks"] if parameters.masks else []
+        for folder in (SCENES, *([CHIPS] if parameters.chip_size else []), *masks):
+            (out / folder).mkdir(parents=True, exist_ok=True)
         rows = workers.map(partial(write_scene, out=out, parameters=parameters), range(parameters.scenes), "scenes")
         chips = [row for part in rows for row in part]
         if parameters.chip_size:
-            workers.on_main(write_csv, out / "chips" / METADATA, ("id", "label", "group"), chips)
-        names = [(f"scenes/{scene_name(index)}.tif", len(part)) for index, part in enumerate(rows)]
+            workers.on_main(write_csv, out / CHIPS / METADATA, ("id", "label", "group"), chips)
+        if parameters.masks:
+            workers.on_main(write_mask_tables, out / MASKS, parameters)
+        names = [(f"{SCENES}/{scene_name(index)}.tif", len(part)) for index, part in enumerate(rows)]
         workers.on_main(write_csv, out / LIST, ("file", "chips"), names)
     log.info("%s: %d scenes and %d chips written", out, parameters.scenes, len(chips))
 
@@ -155,6 +214,11 @@ def get_args_parser():
         type=Range(int, at_least=16, at_most=1024),
         metavar="PIXELS",
         help="also write labelled chips of this side: up to eight of each of five classes from each scene",
+    )
+    group.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write all chips with a mask of these five classes, for --dataset masks, and a mask of each scene",
     )
     group.add_argument("--seed", type=count, default=Parameters.seed, help="seed of all random numbers")
     return parser

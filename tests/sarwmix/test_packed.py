@@ -21,7 +21,7 @@ from common.errors import DataError, UsageError
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.packed import PackedDataset
-from sarwmix.packed_codec import CODES, NO_DATA, as_tensor, decode, encode
+from sarwmix.packed_store import CODES, NO_DATA, as_tensor, decode, encode
 from sarwmix.prepare import benv1_to_zarr, pack, statistics
 from sarwmix.registry import open_dataset
 from sarwmix.sen12flood_loader import FloodDataset

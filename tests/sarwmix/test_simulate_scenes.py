@@ -2,6 +2,7 @@
 """Simulated scenes and chips: the same for any number of processes, labels that hold, and marks of what they are."""
 
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -45,8 +46,36 @@ def test_scenes_and_chips(tmp_path):
     simulate_scenes(tmp_path / "a", Parameters(scenes=3, side=256, chip_size=32))  # complete
 
 
+def test_masks(tmp_path):
+    parameters = Parameters(scenes=2, side=100, chip_size=32)
+    simulate_scenes(tmp_path / "plain", parameters)
+    simulate_scenes(tmp_path / "a", replace(parameters, masks=True))
+    simulate_scenes(tmp_path / "b", replace(parameters, masks=True), Workers(2))
+    written, plain = digests(tmp_path / "a"), digests(tmp_path / "plain")
+    assert written == digests(tmp_path / "b")
+    assert all(written[name] == plain[name] for name in plain if name != "simulation.json")
+    assert "masks" not in (tmp_path / "plain" / "simulation.json").read_text()
+    data = open_dataset("masks", tmp_path / "a" / "masks", "all", supervised=True, reading=Reading("linear"))
+    assert len(data) == 2 * 3 * 3 and data.size == 32 and data.CLASSES == tuple(KINDS) and is_simulated(data)
+    assert len(set(data.groups)) == 2 and data.describe()["ignored_pixels"] == 0
+    scene = data.groups[5]
+    with (
+        rasterio.open(tmp_path / "a" / "scene_masks" / f"{scene}.tif") as mask,
+        rasterio.open(tmp_path / "a" / "scenes" / f"{scene}.tif") as image,
+    ):
+        assert mask.shape == (100, 100) and mask.nodata == 255 and mask.transform == image.transform
+        assert data.ids[5] == f"{scene}_00032_00064"
+        assert (data[5][1].numpy() == mask.read(1)[32:64, 64:96]).all()
+        np.testing.assert_allclose(data[5][0][1], 10 * np.log10(image.read(1)[32:64, 64:96]), atol=1e-4)
+
+
 @pytest.mark.parametrize(
-    "flags, said", [("--side 64 --chip_size 65", "more than --side"), ("--scenes 0", "at least 1")]
+    "flags, said",
+    [
+        ("--side 64 --chip_size 65", "more than --side"),
+        ("--scenes 0", "at least 1"),
+        ("--masks", "--masks: needs --chip_size"),
+    ],
 )
 def test_wrong_flags_are_one_line(tmp_path, capsys, flags, said):
     assert said in refusal(main, argv("--out", tmp_path / "out", flags), capsys)
