@@ -4,9 +4,6 @@
 import logging
 from pathlib import Path
 
-from util.scene_maps import map_scene
-from util.sliding import Windows
-
 from common.errors import DataError, Interrupted, UsageError
 from engine_finetune import predict
 from engine_segment import probabilities, score
@@ -41,6 +38,8 @@ from util.reports import (
     write_predictions,
     write_probabilities,
 )
+from util.scene_maps import map_scene
+from util.sliding import Windows
 from util.training import sample_counts
 
 TASK_NAMES = {"multilabel": "several labels", "multiclass": "one label", "flood": "floods", "segmentation": "masks"}
@@ -89,13 +88,7 @@ def windows_of(config):
 
 def use_checkpoint(flags, ranks):
     """--eval, --predict, --embed and --export: what a checkpoint does on a split, as it is."""
-    machine = machine_settings(flags, ranks)
-    with ranks.together():
-        checkpoint = LoadedCheckpoint.load(flags.finetune or flags.resume, size_of)
-        config = configure(flags, checkpoint, machine)
-        classes = classes_of(checkpoint, config)
-        log_statistics(config, DATASETS[config.dataset], checkpoint)
-        check_use(config, checkpoint)
+    checkpoint, config, classes = open_checkpoint(flags, ranks)
     metrics, data = {}, {}
     if config.eval or config.embed or (config.predict and not config.output_map):
         with ranks.together():
@@ -147,6 +140,18 @@ def use_checkpoint(flags, ranks):
     if config.export:
         measured = {config.split: scalars(metrics)} if metrics else {}
         ranks.on_main(export_checkpoint, config, checkpoint, measured, data if metrics else {})
+
+
+def open_checkpoint(flags, ranks):
+    """(LoadedCheckpoint, the configuration to use it with, its classes or None) of flags. Raises UsageError."""
+    machine = machine_settings(flags, ranks)
+    with ranks.together():
+        checkpoint = LoadedCheckpoint.load(flags.finetune or flags.resume, size_of)
+        config = configure(flags, checkpoint, machine)
+        classes = classes_of(checkpoint, config)
+        log_statistics(config, DATASETS[config.dataset], checkpoint)
+        check_use(config, checkpoint)
+    return checkpoint, config, classes
 
 
 def check_use(config, checkpoint):

@@ -188,6 +188,12 @@ def add_segmentation_flags(parser):
         "pixels as they are)",
     )
     group.add_argument(
+        "--crops",
+        type=positive_int,
+        metavar="N",
+        help="crops of each image in an epoch (default: as many as cover the area of the image)",
+    )
+    group.add_argument(
         "--dice", type=non_negative, metavar="WEIGHT", help="add this times the Dice loss to the cross-entropy"
     )
     group.add_argument(
@@ -284,7 +290,7 @@ def check_segmentation(flags):
             f"--embed: --dataset {flags.dataset} has a class for each pixel; say --dataset chips to embed its images",
         )
     elif task:
-        for name in ("crop_scale", "dice"):
+        for name in ("crop_scale", "crops", "dice"):
             need(getattr(flags, name) is None, f"--{name}: --dataset {flags.dataset} has no masks; leave it out")
 
 

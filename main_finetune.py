@@ -71,7 +71,7 @@ SAME_RUN = (
     "mixup_mode",
     "smoothing",
 )
-SAME_SEGMENTATION = ("crop_scale", "dice", "overlap")
+SAME_SEGMENTATION = ("crop_scale", "crops", "dice", "overlap")
 HEAD_STD = 2e-5  # of the new head's weights, so that training starts from nearly equal logits
 FRACTION_STREAM = 4  # of the draw of --train_fraction
 
@@ -138,6 +138,8 @@ def configure(flags, checkpoint, images, machine):
         {"input_size": images.size} if flood else {},
         machine,
     )
+    if facts.task == "segmentation":
+        config = settle(config, {"crops": max(1, round((images.size / config.input_size) ** 2))})
     need_statistics(config)
     with flags_of(checkpoint and checkpoint.path):
         build_model(config, meta=True)
@@ -323,7 +325,8 @@ def finetune(flags, ranks):
         log_class_balance(whole, splits["train"])
     with ranks.together():
         config = configure(flags, checkpoint, splits["train"], machine)
-        loader = build_loader(SamplesWithIds(splits["train"]), config, ranks)
+        samples = SamplesWithIds(splits["train"], config.crops or 1)
+        loader = build_loader(samples, config, ranks)
     log_configuration(config, flags)
     log_statistics(config, splits["train"], checkpoint)
     data = {name: check_data(dataset, config, ranks, read_once=name == "test") for name, dataset in splits.items()}
@@ -338,7 +341,7 @@ def finetune(flags, ranks):
     run = Finetuning(
         config, ranks, training, loader, run_identity(config, same, ranks.world_size, fingerprints), splits
     )
-    run.log_steps(len(splits["train"]), lr_given=flags.lr is not None)
+    run.log_steps(len(samples), lr_given=flags.lr is not None)
     with run.opened(data):
         if config.train_fraction < 1:
             ids = pd.DataFrame({"id": splits["train"].ids})

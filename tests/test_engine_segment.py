@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from util.sliding import Windows
 
 from batch_preparation import PixelPreparation
 from common.errors import TrainingError
 from engine_segment import pixel_loss, score
 from util.distributed import Launch, Ranks
+from util.sliding import Windows
 
 ALONE, IGNORED = Ranks(Launch(), torch.device("cpu")), PixelPreparation.IGNORED
 STATISTICS = (-20.0, -10.0), (2.0, 4.0)
@@ -49,7 +49,7 @@ def test_the_loss_counts_only_labelled_pixels():
     masks = torch.randint(0, 3, (2, 4, 4)).to(torch.uint8)
     masks[0, :2] = IGNORED
     expected = [
-        -logits.log_softmax(1)[b, masks[b, r, c], r, c]
+        -logits.log_softmax(1)[b, int(masks[b, r, c]), r, c]
         for b in range(2)
         for r in range(4)
         for c in range(4)

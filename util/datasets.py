@@ -163,10 +163,20 @@ class ImagesWithIds(Dataset):
 
 
 class SamplesWithIds(ImagesWithIds):
-    """Samples (id, images, label) of a dataset. images: a tuple of one image, or of the two images of a pair."""
+    """Samples (id, images, label) of a dataset. images: a tuple of one image, or of the two images of a pair.
+
+    repeats: how often an epoch takes each sample, every time with an id, and so a crop, of its own.
+    """
+
+    def __init__(self, dataset, repeats=1):
+        super().__init__(dataset)
+        self.repeats = repeats
+
+    def __len__(self):
+        return len(self.dataset) * self.repeats
 
     def __getitem__(self, i):
-        *images, label = self.dataset[i]
+        *images, label = self.dataset[i % len(self.dataset)]
         return i, tuple(images), label
 
 

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Draws what a segmentation model makes of labelled images: image, label, prediction and error, side by side.
+
+    python -m analysis.segmentation_pictures --finetune output/water --data_path DIR --split test --output errors.png
+
+All images of the split are predicted, and some are drawn: those at equal steps in the order of their accuracy, from the
+worst to the best. Takes all flags of `main_finetune.py --eval`.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from matplotlib.patches import Patch
+
+from analysis.figures import ORANGE, PURPLE, VERMILION, write_figure
+from analysis.programs import add_picture_flag
+from common.command_line import Parser, positive_int
+from common.errors import DataError
+from engine_segment import probabilities
+from evaluation import build_trained, open_checkpoint, windows_of
+from finetune_flags import parse_flags
+from pretrained import SEGMENTATION, build_preparation, task_of
+from util.datasets import build_dataset
+from util.distributed import start_ranks
+from util.quicklook import RANGES, false_colour, grey, new_figure
+from util.scene_pictures import FRAME, UNKNOWN, class_colours
+from util.sliding import blended
+
+TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
+FAINT = 0.55  # of white in the image below the errors
+
+
+def predicted_classes(model, prepare, image, config, device):
+    """(S, S) numbers of the most probable classes of an image (2, S, S) in dB."""
+    image = image.to(device)
+    with torch.no_grad():
+        found = blended(image, lambda windows: probabilities(model, prepare, windows, config.amp), windows_of(config))
+    return found.nan_to_num(0).argmax(0).cpu().numpy()
+
+
+def spread_by_accuracy(dataset, predict, count):
+    """[(accuracy, sample, classes (S, S))] of `count` samples at equal steps in the order of their accuracy."""
+    found = []
+    for i in range(len(dataset)):
+        image, mask = dataset[i]
+        mask, classes = mask.numpy(), predict(image)
+        counts = mask < len(dataset.CLASSES)
+        if counts.any():
+            found.append((float((mask == classes)[counts].mean()), i, classes))
+    found.sort(key=lambda row: row[:2])
+    steps = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+    return [found[k] for k in steps]
+
+
+def error_picture(image, mask, classes, names):
+    """(S, S, 3) colours, and {label: colour} of the kinds of errors. image: (2, S, S) dB. mask, classes: (S, S)."""
+    low, _ = RANGES["VV"]
+    shown = grey(np.nan_to_num(image[1], nan=low), "VV") * (1 - FAINT) + FAINT
+    counts = mask < len(names)
+    if len(names) == 2:
+        kinds = {
+            f"missed {names[1]}": (ORANGE, counts & (mask == 1) & (classes == 0)),
+            f"false {names[1]}": (PURPLE, counts & (mask == 0) & (classes == 1)),
+        }
+    else:
+        kinds = {"wrong": (VERMILION, counts & (mask != classes))}
+    for colour, where in kinds.values():
+        shown[where] = rgb(colour)
+    shown[~counts] = UNKNOWN
+    return shown, {label: colour for label, (colour, _) in kinds.items()}
+
+
+def rgb(colour):
+    return [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+
+
+def draw(dataset, chosen, note):
+    """A Figure with a row for each of `chosen`, of `spread_by_accuracy`."""
+    names, colours = dataset.CLASSES, class_colours(dataset.CLASSES) / 255
+    figure, axes = new_figure(len(chosen), len(TITLES), cell=2.1, left=0.3, top=1.05)
+    for (accuracy, i, classes), row in zip(chosen, axes):
+        image, mask = (part.numpy() for part in dataset[i])
+        known = np.isfinite(image).all(0)[..., None]
+        error, errors = error_picture(image, mask, classes, names)
+        palette = np.vstack([colours, UNKNOWN])
+        panels = (
+            np.where(known, false_colour(np.nan_to_num(image)), UNKNOWN),
+            palette[np.minimum(mask, len(names))],
+            np.where(known, palette[classes], UNKNOWN),
+            error,
+        )
+        for axis, title, panel in zip(row, TITLES, panels):
+            axis.imshow(panel, interpolation="nearest")
+            axis.set_frame_on(True)
+            axis.spines[:].set(color=FRAME, lw=0.5)
+            if row is axes[0]:
+                axis.set_title(title, fontsize=10, pad=4)
+        row[0].set_ylabel(f"{str(dataset.ids[i])[-28:]}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
+    handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in zip(names, colours)]
+    handles += [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in errors.items()]
+    handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="ignored, no data"))
+    height = figure.get_figheight()
+    figure.legend(handles=handles, loc="upper center", ncols=5, frameon=False, fontsize=8.5, bbox_to_anchor=(0.5, 1))
+    figure.text(0.5, 1 - 0.62 / height, note, ha="center", va="center", fontsize=8, color="0.35")
+    return figure
+
+
+def main(argv=None):
+    parser = Parser(__doc__.splitlines()[0], "analysis.segmentation_pictures")
+    add_picture_flag(parser)
+    parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")
+    args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    flags = parse_flags(["--eval", *flags])
+    with parser.input_errors():
+        ranks = start_ranks(flags)
+        checkpoint, config, classes = open_checkpoint(flags, ranks)
+        if task_of(config) is not SEGMENTATION:
+            raise DataError(
+                f"{checkpoint.path}: is no segmentation model; name a run of --dataset masks or sen1floods11"
+            )
+        dataset = build_dataset(config, supervised=True, classes=classes)
+        model = build_trained(config, checkpoint).to(ranks.device).eval()
+        prepare = build_preparation(config).to(ranks.device)
+        chosen = spread_by_accuracy(
+            dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), args.count
+        )
+        note = f"{len(chosen)} of {len(dataset)} images of split {config.split}, from the worst to the best"
+        write_figure(draw(dataset, chosen, note), args.output)
+
+
+if __name__ == "__main__":
+    main()
