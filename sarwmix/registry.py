@@ -95,7 +95,7 @@ def add_chips_flags(parser, draws=True):
         type=rate,
         default=0.0,
         metavar="SHARE",
-        help="the same for the split test, but for sen12flood",
+        help="the same for the split test; not for sen12flood",
     )
     group.add_argument(
         "--draw_seed", type=seed, metavar="N", help="of the draws of splits and of training samples (default: --seed)"

@@ -20,23 +20,25 @@ CLASS_TAG = "CLASS_{}"  # of the band of a map of classes: the name of a class
 LENGTHS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)  # of a scale bar, m
 UNKNOWN = (1.0, 1.0, 1.0)  # colour of pixels without data
 FRAME = "0.6"
+LEAST_WIDE = 2.8  # inches of a panel, for its title
 
-# Words in names of classes and their colours, which colour-blind readers tell apart by lightness. The first row with a
-# word of a name decides.
+# Words in names of classes, and colours that colour-blind readers tell apart: two of them differ by 15 and more in
+# CIELAB, as seen with each kind of dichromacy (Machado et al. 2009). The first row with a word of a name decides.
 NAMED = (
-    ("no non not dry land background other unflooded nonwater", "#E9DFC4"),
+    ("no non not unflooded nonwater", "#EDE4CC"),
     ("flood flooded flooding inundated inundation", "#4CB7E6"),
-    ("water waters sea ocean lake river rivers", "#1B62A5"),
-    ("urban town city built settlement settlements industrial", "#C8442E"),
-    ("forest forests tree trees woodland wood", "#1C6B45"),
-    ("wetland wetlands marsh swamp mangrove mangroves bog", "#8E6BB0"),
-    ("crop crops cropland farmland arable agriculture agricultural", "#F2CE6B"),
-    ("grass grassland grasslands pasture pastures meadow shrub shrubland open", "#A9C77A"),
-    ("bare soil sand beach rock rocks", "#B79A77"),
-    ("snow ice glacier", "#BFD3DD"),
+    ("water waters sea ocean lake river rivers", "#1B5FA8"),
+    ("urban town city built settlement settlements industrial", "#DB4A32"),
+    ("forest forests tree trees woodland wood", "#12542F"),
+    ("wetland wetlands marsh swamp mangrove mangroves bog", "#5B2A6B"),
+    ("crop crops cropland farmland arable agriculture agricultural", "#F2C94C"),
+    ("grass grassland grasslands pasture pastures meadow shrub shrubland open", "#9CCB86"),
+    ("bare soil sand beach rock rocks", "#A38075"),
+    ("snow ice glacier", "#D9ECFA"),
+    ("land dry background other", "#EDE4CC"),
 )
-OTHERS = ("#CC79A7", "#E69F00", "#009E73", "#7A4A9E", "#D55E00", "#56B4E9", "#8C8C8C", "#5C3D2E")  # in turn
-SHADES = (0.0, -0.35, 0.45, -0.6)  # of a colour that has been given before: towards black, or white
+OTHERS = ("#CC79A7", "#E69F00", "#009E73", "#6A3D9A", "#D55E00", "#56B4E9", "#F0E442", "#5C3D2E")  # in turn
+SHADES = (0.0, 0.4, -0.4, 0.65)  # of a colour that has been given before: towards white, or black
 
 # What a file of a map holds, as coarse as asked for. bands: (K, H, W) float, NaN for no data; None of a map of classes.
 # classes: (H, W) numbers, -1 for no data; of bands, the most probable. names: of bands or classes. transform: of the
@@ -79,6 +81,7 @@ class Overview:
     """
 
     def __init__(self, height, width, most):
+        self.height, self.width = height, width
         self.side = max(1, -(-max(height, width) // most))
         self.columns = np.arange(0, width, self.side)
         self.power, self.count = np.zeros((2, 2, -(-height // self.side), len(self.columns)))
@@ -140,40 +143,50 @@ def draw_map(scene, transform, found, panel=4.6):
     scene: its Overview. transform: (a, b, c, d, e, f) of its pixels. found: a Map. panel: the longer side of the
     scene, inches. Three bands named "principal component" are shown as red, green and blue; others are classes.
     """
-    picture = scene.picture()
-    height, width = (n * scene.side for n in picture.shape[1:])
+    picture, side = scene.picture(), scene.side
     a, b, _, d, e, _ = transform
     aspect = np.hypot(b, e) / np.hypot(a, d)  # of a pixel
-    high, wide = (max(0.3, side * panel / max(height * aspect, width)) for side in (height * aspect, width))
-    components = found.bands is not None and len(found.bands) == 3 and all(n.startswith(COMPONENT) for n in found.names)
-    stacked = wide > 1.5 * high
-    figure = new_chart(*((wide + 0.2, 2 * high + 1.2) if stacked else (2 * wide + 0.3, high + 0.8)))
-    left, right = figure.subplots(*((2, 1) if stacked else (1, 2)))
+    left, right = _panels(scene.height * aspect, scene.width, panel)
     known = np.isfinite(picture).all(0)
-    _show(left, false_colour(np.where(known, picture, 0)), known, (0, width, height, 0))
+    extent = (0, picture.shape[2] * side, picture.shape[1] * side, 0)  # the last squares may be cut
+    _show(left, false_colour(np.where(known, picture, 0)), known, extent)
     left.set_title("scene: red VV, green VH, blue VV/VH", fontsize=10)
-    if components:
+    if found.bands is not None and len(found.bands) == 3 and all(name.startswith(COMPONENT) for name in found.names):
         shown, known = to_colours(found.bands)
         right.set_title("features: principal components 1, 2, 3", fontsize=10)
     else:
         colours, known = class_colours(found.names), found.classes >= 0
         shown = colours[np.maximum(found.classes, 0)] / 255
         right.set_title("most probable class", fontsize=10)
-        handles = [
-            Patch(fc=colours[k] / 255, ec=FRAME, lw=0.5, label=found.names[k]) for k in np.unique(found.classes[known])
-        ]
-        if not known.all():
-            handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="no data"))
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=9
+        _add_legend(
+            left.figure, {found.names[k]: colours[k] / 255 for k in np.unique(found.classes[known])}, known.all()
         )
     _show(right, shown, known, _extent(found, transform))
     for axis in (left, right):
-        axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect=aspect)
+        axis.set(xlim=(0, scene.width), ylim=(scene.height, 0), xticks=[], yticks=[], aspect=aspect)
         axis.spines[:].set(color=FRAME, lw=0.5)
     if found.crs is not None and found.crs.is_projected:
-        _scale_bar(left, (width, height), np.hypot(a, d) * found.crs.linear_units_factor[1])
-    return figure
+        _scale_bar(left, np.hypot(a, d) * found.crs.linear_units_factor[1])
+    return left.figure
+
+
+def _panels(height, width, longer):
+    """Two axes of a new figure, one above the other where they are wide. longer: the longer side of one, inches."""
+    high, wide = (max(0.3, side * longer / max(height, width)) for side in (height, width))
+    if wide > 1.5 * high:
+        return new_chart(wide + 0.2, 2 * high + 1.3).subplots(2, 1)
+    return new_chart(2 * max(wide, LEAST_WIDE) + 0.3, high + 0.8).subplots(1, 2)
+
+
+def _add_legend(figure, colours, everywhere):
+    """A legend of classes, {name: colour}, below the panels. everywhere: whether all pixels have data."""
+    handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in colours.items()]
+    if not everywhere:
+        handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="no data"))
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = int(np.clip(figure.get_figwidth() / (0.6 + 0.08 * longest), 1, max(1, len(handles))))
+    figure.set_figheight(figure.get_figheight() + 0.2 * ((len(handles) - 1) // columns))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def _show(axis, colours, known, extent):
@@ -197,13 +210,14 @@ def to_colours(bands):
     return np.clip((bands - low) / np.maximum(high - low, 1e-9), 0, 1).transpose(1, 2, 0), known
 
 
-def _scale_bar(axis, shape, pixel):
-    """A bar of about a fifth of the width, with its length. shape: (width, height), pixels; pixel: its side, m."""
-    width, height = shape
+def _scale_bar(axis, pixel):
+    """A bar of up to a quarter of the width, with its length. axis: in pixels of this side, m."""
+    width, height = axis.get_xlim()[1], axis.get_ylim()[0]
     length = max((n for n in LENGTHS if n <= width * pixel / 4), default=LENGTHS[0])
     x, y, wide = 0.04 * width, 0.95 * height, length / pixel
     text = f"{length / 1000:g} km" if length >= 1000 else f"{length} m"
     axis.plot([x, x + wide], [y, y], color="black", lw=5, solid_capstyle="butt")
     axis.plot([x, x + wide], [y, y], color="white", lw=3, solid_capstyle="butt")
     box = {"facecolor": "black", "alpha": 0.55, "linewidth": 0, "pad": 2}
-    axis.text(x, y - 0.025 * height, text, color="white", fontsize=9, va="bottom", bbox=box)
+    place = {"xytext": (2, 8), "textcoords": "offset points", "va": "bottom"}
+    axis.annotate(text, (x, y), color="white", fontsize=9, bbox=box, **place)
