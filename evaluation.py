@@ -21,7 +21,7 @@ from pretrained import (
     task_of,
 )
 from sarwmix.raster import Image, find_images, reading_of
-from sarwmix.registry import DATASETS
+from sarwmix.registry import DATASETS, OWN
 from util.checkpoint_input import LoadedCheckpoint, flags_of
 from util.configuration import log_configuration, log_statistics, machine_settings, need, need_statistics, settle
 from util.datasets import build_dataset, build_test_loader, check_data, drop_missing
@@ -217,7 +217,7 @@ def configure(flags, checkpoint, machine):
     flags = settle(flags, {"dataset": trained.get("dataset")})
     if flags.dataset not in DATASETS:
         raise UsageError(f"--dataset is missing, and {checkpoint.path} does not say it: one of {', '.join(DATASETS)}")
-    own = DATASETS[flags.dataset].MEAN is None  # images of one's own, which are divided by their table or by a draw
+    own = flags.dataset in OWN  # images of one's own, which are divided by their table or by a draw
     if flags.eval or flags.predict:
         check_classes(checkpoint, flags.dataset)
     if has_classes(trained.get("dataset")):

@@ -10,7 +10,7 @@ from pretrained import build_model, classifier_defaults
 from sarwmix.chips import METADATA
 from sarwmix.listing import SPLITS
 from sarwmix.packed_store import IMAGES, SAMPLES
-from sarwmix.registry import DATASETS
+from sarwmix.registry import DATASETS, OWN
 from util.checkpoint_input import add_force_flag
 from util.configuration import can_write, need, read_statistics, settle
 from util.datasets import add_data_flags
@@ -321,7 +321,7 @@ def check_outputs(flags):
         twice = next((other for other in files if other != name and files[other] == path), None)
         need(twice is None, f"--{name} {path}: is the file of --{twice} as well; choose another name")
         own = flags.data_path and path.is_relative_to(Path(flags.data_path).resolve())
-        image = flags.dataset and DATASETS[flags.dataset].MEAN is None and path.suffix == ".tif"
+        image = flags.dataset in OWN and path.suffix == ".tif"
         need(
             not path.exists() or path not in read and not (own and (image or path.name in OF_DATA)),
             f"--{name} {path}: is a file of the data, which would be lost; choose another name",
@@ -340,7 +340,7 @@ def check_training(flags):
         "--finetune is missing: the checkpoint to start from, or '' for random initialisation",
     )
     need(
-        flags.dataset == "sen12flood" or DATASETS[flags.dataset].MEAN is None or not flags.val_fraction,
+        flags.dataset in (*OWN, "sen12flood") or not flags.val_fraction,
         "--val_fraction: only sen12flood and images of one's own need it; BigEarthNet has a validation split",
     )
     need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split")

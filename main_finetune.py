@@ -29,7 +29,7 @@ from finetune_flags import check_class_number, mixes, parse_flags, works_with_ch
 from models_mixmim import size_of
 from pretrained import FLOOD, SEGMENTATION, build_model, build_preparation, classifier_defaults, load_weights, task_of
 from sarwmix.helper import FILES, Selection
-from sarwmix.registry import DATASETS
+from sarwmix.registry import DATASETS, OWN
 from util.checkpoint import load_checkpoint
 from util.checkpoint_input import STARTED_WITH, LoadedCheckpoint, flags_of
 from util.configuration import (
@@ -127,7 +127,7 @@ def configure(flags, checkpoint, images, machine):
     the input size of floods. machine: of `machine_settings`. Raises UsageError, also for a model that cannot be built.
     """
     facts = DATASETS[flags.dataset]
-    facts = images if facts.MEAN is None else facts  # images of one's own state their classes and statistics
+    facts = images if flags.dataset in OWN else facts  # images of one's own state their classes and statistics
     flood = facts.task == "flood"  # whose encoder takes patches, so that its input size is not that of the images
     check_class_number(flags, facts.CLASSES)
     taken = [name for name in STARTED_WITH if not (flood and name == "input_size")]
@@ -335,7 +335,7 @@ def finetune(flags, ranks):
     training.data = sample_counts({name: data[name] for name in ("train", "val")}, checkpoint)
     checkpoint = None  # frees its tensors
     fingerprints = [data[name]["fingerprint"] for name in ("train", "val")]
-    if DATASETS[config.dataset].MEAN is None:  # whose classes and labels a table may change
+    if config.dataset in OWN:  # whose classes and labels a table may change
         fingerprints += [label_checksum(splits[name]) for name in ("train", "val")]
     same = SAME_RUN + (SAME_SEGMENTATION if task_of(config) is SEGMENTATION else ())
     run = Finetuning(

@@ -115,9 +115,9 @@ def picture(text):
     return Path(text)
 
 
-def add_picture_flag(parser):
+def add_picture_flag(parser, flag="--output"):
     parser.add_argument(
-        "--output", required=True, type=picture, metavar="FILE", help="figure to write, .png or .svg; both are written"
+        flag, required=True, type=picture, metavar="FILE", help="figure to write, .png or .svg; both are written"
     )
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Draws what a segmentation model makes of labelled images: image, label, prediction and error, side by side.
 
-    python -m analysis.segmentation_pictures --finetune output/water --data_path DIR --split test --output errors.png
+    python -m analysis.segmentation_pictures --finetune output/water --data_path DIR --split test --picture errors.png
 
 All images of the split are predicted, and some are drawn: those at equal steps in the order of their accuracy, from the
 worst to the best. Takes all flags of `main_finetune.py --eval`.
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from matplotlib.patches import Patch
 
-from analysis.figures import ORANGE, PURPLE, VERMILION, write_figure
+from analysis.figures import ORANGE, PURPLE, write_figure
 from analysis.programs import add_picture_flag
-from common.command_line import Parser, positive_int
+from common.command_line import positive_int
 from common.errors import DataError
 from engine_segment import probabilities
 from evaluation import build_trained, open_checkpoint, windows_of
-from finetune_flags import parse_flags
+from finetune_flags import build_parser, check_flags
 from pretrained import SEGMENTATION, build_preparation, task_of
 from util.datasets import build_dataset
 from util.distributed import start_ranks
@@ -28,6 +28,7 @@ from util.scene_pictures import FRAME, UNKNOWN, class_colours
 from util.sliding import blended
 
 TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
+WRONG = "#C2187A"  # unlike the colours of classes
 FAINT = 0.55  # of white in the image below the errors
 
 
@@ -64,7 +65,7 @@ def error_picture(image, mask, classes, names):
             f"false {names[1]}": (PURPLE, counts & (mask == 0) & (classes == 1)),
         }
     else:
-        kinds = {"wrong": (VERMILION, counts & (mask != classes))}
+        kinds = {"wrong": (WRONG, counts & (mask != classes))}
     for colour, where in kinds.values():
         shown[where] = rgb(colour)
     shown[~counts] = UNKNOWN
@@ -79,6 +80,8 @@ def draw(dataset, chosen, note):
     """A Figure with a row for each of `chosen`, of `spread_by_accuracy`."""
     names, colours = dataset.CLASSES, class_colours(dataset.CLASSES) / 255
     figure, axes = new_figure(len(chosen), len(TITLES), cell=2.1, left=0.3, top=1.05)
+    for axis, title in zip(axes[0], TITLES):
+        axis.set_title(title, fontsize=10, pad=4)
     for (accuracy, i, classes), row in zip(chosen, axes):
         image, mask = (part.numpy() for part in dataset[i])
         known = np.isfinite(image).all(0)[..., None]
@@ -90,13 +93,11 @@ def draw(dataset, chosen, note):
             np.where(known, palette[classes], UNKNOWN),
             error,
         )
-        for axis, title, panel in zip(row, TITLES, panels):
+        for axis, panel in zip(row, panels):
             axis.imshow(panel, interpolation="nearest")
             axis.set_frame_on(True)
             axis.spines[:].set(color=FRAME, lw=0.5)
-            if row is axes[0]:
-                axis.set_title(title, fontsize=10, pad=4)
-        row[0].set_ylabel(f"{str(dataset.ids[i])[-28:]}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
+        row[0].set_ylabel(f"{str(dataset.ids[i])[-26:].lstrip('_')}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
     handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=name) for name, colour in zip(names, colours)]
     handles += [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in errors.items()]
     handles.append(Patch(fc=UNKNOWN, ec=FRAME, lw=0.5, label="ignored, no data"))
@@ -107,26 +108,24 @@ def draw(dataset, chosen, note):
 
 
 def main(argv=None):
-    parser = Parser(__doc__.splitlines()[0], "analysis.segmentation_pictures")
-    add_picture_flag(parser)
+    parser = build_parser()
+    parser.prog, parser.description = "python -m analysis.segmentation_pictures", __doc__.splitlines()[0]
+    add_picture_flag(parser, "--picture")
     parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")
-    args, flags = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    flags = parse_flags(["--eval", *flags])
+    flags = parser.parse_checked(["--eval", *(sys.argv[1:] if argv is None else argv)], check_flags)
     with parser.input_errors():
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
         if task_of(config) is not SEGMENTATION:
-            raise DataError(
-                f"{checkpoint.path}: is no segmentation model; name a run of --dataset masks or sen1floods11"
-            )
+            raise DataError(f"{checkpoint.path}: is no segmentation model; name a run on masks or sen1floods11")
         dataset = build_dataset(config, supervised=True, classes=classes)
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)
         chosen = spread_by_accuracy(
-            dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), args.count
+            dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), config.count
         )
         note = f"{len(chosen)} of {len(dataset)} images of split {config.split}, from the worst to the best"
-        write_figure(draw(dataset, chosen, note), args.output)
+        write_figure(draw(dataset, chosen, note), config.picture, "--picture")
 
 
 if __name__ == "__main__":

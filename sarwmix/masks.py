@@ -15,10 +15,19 @@ import torch
 from common.errors import DataError, data_error, listed, quoted
 from sarwmix.chips import Chips, Table
 from sarwmix.geotiff import read_values
-from sarwmix.listing import PARTS, Listing, as_paths, in_threads, join_listings, place_name, read_columns, read_csv_rows
+from sarwmix.listing import (
+    IGNORED,
+    PARTS,
+    Listing,
+    as_paths,
+    in_threads,
+    join_listings,
+    place_name,
+    read_columns,
+    read_csv_rows,
+)
 from sarwmix.raster import Reading, bare_path, find_images, geotiffs_in
 
-IGNORED = 255  # in a mask: a pixel that does not count
 UNKNOWN = 254  # in a mask that is being looked at: a value without a class
 LOWEST, HIGHEST = -32768, 65535  # values that masks may have
 IMAGES, MASKS = "images", "masks"  # folders

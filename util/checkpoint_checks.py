@@ -84,7 +84,7 @@ VALUES = {
     "std": partial(are_statistics, above=0),
     "channels": _are_names,
     "classes": _are_names,
-    "task": ("multilabel", "multiclass", "flood").__contains__,
+    "task": ("multilabel", "multiclass", "flood", "segmentation").__contains__,
     "val_fraction": _is_share,
     "test_fraction": _is_share,
     "draw_seed": _is_count,

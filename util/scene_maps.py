@@ -16,6 +16,7 @@ from math import ceil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common.errors import TrainingError, UsageError, reason_of
 from common.files import atomic_path
@@ -207,7 +208,7 @@ class _Target:
             raise UsageError(
                 f"{self.path}: the model has {len(probabilities)} classes, and {len(self.classes)} are named; name each"
             )
-        classes = np.where(known, probabilities.argmax(0).cpu().numpy(), NO_DATA).astype(np.uint8)
+        classes = np.where(known, _most_probable(probabilities).cpu().numpy(), np.uint8(NO_DATA))
         if not np.isfinite(probabilities.sum(0).cpu().numpy()[known]).all():
             raise TrainingError(f"{name}: the model gives probabilities that are not finite; train it again")
         values = classes[None] if self.of_classes else np.where(known, probabilities.cpu().numpy(), np.nan)
@@ -251,6 +252,15 @@ class _Target:
                 for _, window in file.block_windows(1):
                     file.read(window=window)
         return found
+
+
+def _most_probable(probabilities):
+    """(K, …) → the number of the class, uint8, the first of several; argmax takes 4 to 13 times as long on a CPU."""
+    highest, number = probabilities[0].clone(), torch.zeros_like(probabilities[0], dtype=torch.uint8)
+    for k, values in enumerate(probabilities[1:], start=1):
+        number.masked_fill_(values > highest, k)
+        torch.maximum(highest, values, out=highest)
+    return number
 
 
 def _numbered(classes):
