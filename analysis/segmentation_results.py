@@ -58,9 +58,8 @@ def read_baselines(path):
     """The table of `analysis.segmentation_baselines.baselines`, with empty seeds. Raises DataError."""
     text = {"id": str, METHOD: str, GROUP: str}
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, float) | text, keep_default_na=False, na_values=[""])[
-            COLUMNS
-        ]
+        types = dict.fromkeys(COLUMNS, float) | text
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])[COLUMNS]
     except (OSError, ValueError, KeyError):
         raise DataError(f"{path}: is no table of baselines; remove it, and start the study again") from None
     return _with_seeds(table.assign(**{SEED: None}))
@@ -147,25 +146,30 @@ def differences(results, summary, method, other):
     """A row of text: method − other, seed by seed, and the number of groups in which its mean IoU is higher."""
     rows, plain = _pair(summary, method, other)
     groups = results[results[GROUP] != ALL].pivot_table(IOU, GROUP, METHOD, aggfunc="mean")
-    higher = groups[method] > groups[other]
+    groups = groups.reindex(columns=[method, other]).dropna()
     return {
         "difference": f"{method} − {other}",
         **{name: difference(rows, plain, name) for name in metrics_of(summary)},
-        "groups with a higher IoU": f"{higher.sum()} of {len(groups[[method, other]].dropna())}",
+        "groups with a higher IoU": f"{(groups[method] > groups[other]).sum()} of {len(groups)}",
     }
 
 
 def indistinct(summary, method, other):
-    """Lines about the figures in which two methods cannot be told apart: the interval contains 0, or there is none."""
+    """Lines about the figures by which two methods cannot be told apart: the interval contains 0, or there is none."""
     rows, plain = _pair(summary, method, other)
-    lines = []
+    within, alone = [], []
     for name in metrics_of(summary):
         mean, half = paired(rows, plain, name)
         if np.isnan(half) and not np.isnan(mean):
-            lines.append(f"{name}: {method} and {other} cannot be told apart: two seeds at least are needed.")
+            alone.append(name)
         elif abs(mean) <= half:
-            lines.append(f"{name}: {method} and {other} cannot be told apart: the interval contains 0.")
-    return lines
+            within.append(name)
+    reasons = ((within, "the interval contains 0"), (alone, "there is no interval of one seed"))
+    return [
+        f"{method} and {other} cannot be told apart by {'; '.join(names)}: {reason}."
+        for names, reason in reasons
+        if names
+    ]
 
 
 def group_table(results):

@@ -27,6 +27,7 @@ from analysis.programs import picture, write_table
 from analysis.segmentation_baselines import baselines
 from analysis.segmentation_folds import write_lists
 from analysis.segmentation_results import (
+    AUC,
     IOU,
     METHOD,
     differences,
@@ -79,14 +80,19 @@ def show(title, frame):
 def report(study, results):
     """Prints the tables of the results, and which differences are within chance."""
     summary = summary_of(results)
-    best = summary.loc[summary.loc[~summary[METHOD].isin(study.starts), IOU].idxmax(), METHOD]
-    pairs = [(b, a) for a, b in combinations(study.starts, 2)] + [(start, best) for start in study.starts]
+    others = summary[~summary[METHOD].isin(study.starts)]
+    best = {name: others.loc[others[name].idxmax(), METHOD] for name in (IOU, AUC) if name in others}
+    pairs = [(b, a) for a, b in combinations(study.starts, 2)] + [
+        (start, other) for other in dict.fromkeys(best.values()) for start in study.starts
+    ]
     show(f"{study.args.positive}, each group tested on once: mean and standard deviation over seeds", means(summary))
     show(
         "Differences, seed by seed: mean and half-width of its 95 % interval (Student's t)",
         pd.DataFrame([differences(results, summary, *pair) for pair in pairs]),
     )
-    print(f"\n{best} is the baseline with the highest IoU on the tested pixels themselves, which favours it.")
+    print()
+    for name, other in best.items():
+        print(f"{other} is the baseline with the highest {name} on the tested images themselves, which favours it.")
     doubtful = [line for pair in pairs for line in indistinct(summary, *pair)]
     print("\n".join(doubtful or ["No interval contains 0."]))
     print("The intervals are of chance in training alone: other places may give other differences.")
