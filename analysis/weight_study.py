@@ -104,14 +104,18 @@ def spread(values):
     return "–" if not len(values) else f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
 
 
-def difference(rows, plain, metric):
-    """Mean difference from plain MixMAE over common seeds, with the half-width of its 95 % interval (Student's t)."""
+def paired(rows, plain, metric):
+    """(mean difference over common seeds, half-width of its 95 % interval by Student's t); NaN where undefined."""
     pairs = rows.set_index("seed")[metric].sub(plain.set_index("seed")[metric]).dropna()
-    if not len(pairs):
-        return "–"
-    if len(pairs) == 1:
-        return f"{pairs.iloc[0]:+.3f}"
-    return f"{pairs.mean():+.3f} ± {stats.t.ppf(0.975, len(pairs) - 1) * pairs.std() / np.sqrt(len(pairs)):.3f}"
+    if len(pairs) < 2:
+        return pairs.mean(), np.nan
+    return pairs.mean(), stats.t.ppf(0.975, len(pairs) - 1) * pairs.std() / np.sqrt(len(pairs))
+
+
+def difference(rows, plain, metric):
+    """`paired` as text; "–" without a common seed."""
+    mean, half = paired(rows, plain, metric)
+    return "–" if np.isnan(mean) else f"{mean:+.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def tables(frame):

@@ -134,7 +134,7 @@ class Masks(Chips):
 
     CLASSES, task = (), "segmentation"
     MEAN = STD = None
-    pixel_counts = None
+    pixel_counts = _held = None
 
     def __init__(
         self, root, split="train_val", metadata=None, reading=Reading(), draw=(0.0, 0.0, 0), supervised=False,
@@ -253,10 +253,22 @@ class Masks(Chips):
         self._masks = self._masks[rows]
         if self.pixel_counts is not None:
             self.pixel_counts = self.pixel_counts[rows]
+        if self._held is not None:
+            raise RuntimeError("the samples are held in memory already")
 
     # ---- Items -----------------------------------------------------------------------------------
 
+    def held_bytes(self):
+        """The memory that `hold` takes."""
+        return len(self) * self.size**2 * (2 * 4 + 1)
+
+    def hold(self):
+        """Reads all samples, and keeps them in memory, which forked loader processes share. Raises DataError."""
+        self._held = in_threads(self.__getitem__, range(len(self)))
+
     def __getitem__(self, i):
+        if self._held is not None:
+            return self._held[i]
         image, mask = self.image(i), self.labels(i)
         mask[~torch.isfinite(image).all(0)] = IGNORED
         return image, mask

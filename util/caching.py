@@ -188,6 +188,32 @@ def _check_room(dataset, cache, need, places):
         )
 
 
+def hold_in_memory(dataset, cache, ranks):
+    """Keeps a split with masks in the memory of every rank, for --data_cache ram, or auto if there is room.
+
+    Each image is cropped several times in an epoch, and reading takes longer than a crop. All ranks must call this.
+    Raises UsageError if there is not enough memory for "ram".
+    """
+    if cache == "none":
+        return
+    need, places = dataset.held_bytes(), ranks.gather(memory_of(ranks.device))
+    copies = max(Counter(place.node for place in places).values())
+    free = min(place.memory for place in places)
+    if cache == "auto" and need * copies > MEMORY_SHARE * free:
+        log.info(
+            "--data_cache auto: split %s is read from its files: %.1f GB for each rank do not fit into %g of the "
+            "%.1f GB of memory that are free",
+            dataset.split,
+            need / 1e9,
+            MEMORY_SHARE,
+            free / 1e9,
+        )
+        return
+    _check_room(dataset, "ram", need * copies, places[:1])
+    with ranks.together():
+        dataset.hold()
+
+
 # ---- One copy for the ranks of a node ------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def log_statistics(config, kind, checkpoint=None):
         own = getattr(kind, name.upper())
         if own is None or not agree(value, own):
             return f"--{name}"
-        return f"--dataset {config.dataset}" if type(kind).MEAN is not None else f"--data_path {config.data_path}"
+        return f"--data_path {config.data_path}" if config.dataset == "chips" else f"--dataset {config.dataset}"
 
     log.info(
         "standardised with mean %s and std %s dB (VH, VV), of %s",

@@ -27,7 +27,7 @@ from sarwmix.registry import (
     open_dataset,
     source_options,
 )
-from util.caching import fill_cache
+from util.caching import fill_cache, hold_in_memory
 from util.sampling import InOrderSampler, MicroBatchSampler
 from util.step_memory import step_bytes
 from util.stopping import SIGNALS, Stopping
@@ -51,7 +51,7 @@ def add_data_flags(parser):
         default="auto",
         help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a "
         "node (ram), or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else "
-        "read from disk",
+        "read from disk. Images with masks: none, or in the memory of each rank (ram; auto: if they fit)",
     )
     group.add_argument(
         "--mean",
@@ -98,7 +98,8 @@ def build_dataset(args, split=None, metadata=None, supervised=False, classes=Non
     dataset = open_dataset(
         args.dataset, args.data_path, split or args.split, metadata or args.metadata, supervised, **options
     )
-    if args.data_cache not in ("auto", "none") and not dataset.is_packed:
+    kept = ("auto", "none", "ram") if dataset.task == "segmentation" else ("auto", "none")
+    if args.data_cache not in kept and not dataset.is_packed:
         raise UsageError(
             f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
             "python -m sarwmix.prepare.pack"
@@ -139,6 +140,8 @@ def check_data(dataset, args, ranks, read_once=False):
             dataset.check_files(ranks.rank, ranks.world_size)
     if dataset.is_packed and not (read_once and args.data_cache == "auto"):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, dataset.images_per_sample))
+    elif dataset.task == "segmentation" and dataset.supervised and not read_once:
+        hold_in_memory(dataset, args.data_cache, ranks)
     return {
         **dataset.describe(),
         "simulated": is_simulated(dataset),

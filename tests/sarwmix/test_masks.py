@@ -340,3 +340,16 @@ def test_real_chips_of_sen1floods11(caplog):
     water, land = (values[1][labels == number].mean() for number in (1, 0))
     assert water < land - 3  # dB
     assert data.check_files() is None and len(Sen1Floods11(root, "all")) == 13
+
+
+def test_samples_held_in_memory_are_the_same(root):
+    dataset = Masks(root, "all", supervised=True)
+    before = [dataset[i] for i in range(len(dataset))]
+    dataset.hold()
+    for path in (root / "images").glob("*.tif"):
+        path.unlink()
+    assert dataset.held_bytes() == sum(image.nbytes + mask.nbytes for image, mask in before)
+    for one, other in zip(before, [dataset[i] for i in range(len(dataset))], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    with pytest.raises(RuntimeError):
+        dataset.subset([0])
