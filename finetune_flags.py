@@ -237,6 +237,11 @@ def parse_flags(argv=None):
 def check_flags(flags):
     """Refuses flags that contradict each other, before any work. Returns Config. Raises UsageError."""
     opens_data = flags.eval or flags.embed or (flags.predict and not flags.output_map)
+    need(
+        flags.data_path or flags.output_map or not flags.predict,
+        "--data_path is missing: the folder of the images that --predict classifies; to map the scene that --predict "
+        "names, add --output_map FILE.tif",
+    )
     check_common_flags(flags, needs_data=opens_data or not (flags.export or flags.output_map))
     check_segmentation(flags)
     need(

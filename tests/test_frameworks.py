@@ -37,9 +37,9 @@ def encoder(tmp_path, monkeypatch):
 def write_checkpoint(folder, model, **stated):
     """Writes a checkpoint as trainings on masks do. Returns the state dict."""
     stated = {"channels": ["VH", "VV"], "units": "dB", "input_size": 128, "mean": [-18, -11], "std": [4, 4.5], **stated}
-    args = {"dataset": "masks", "model": "mixmim_tiny", "task": "segmentation"}
+    args = {"dataset": "masks", "model": "mixmim_tiny"}
     if "classes" in stated:
-        args["nb_classes"] = len(stated["classes"])
+        args |= {"task": "segmentation", "nb_classes": len(stated["classes"])}
     weights = model.state_dict()
     Path(folder).mkdir(parents=True)
     torch.save({"model": weights, "epoch": 0, "args": args, "input": stated}, Path(folder, "checkpoint.pth"))
@@ -69,6 +69,13 @@ def test_feature_maps(encoder):
     assert has_weights(names["model"], encoder) and [level.shape[1] for level in names["maps"]] == CHANNELS
     x = names["prepare"](torch.tensor([-18.0, -6.5]).view(1, 2, 1, 1).expand(1, 2, 64, 96))[0]
     assert x.shape == (1, 2, 64, 96) and torch.equal(x[0, :, 0, 0], torch.tensor([0.0, 1.0]))  # VH first, as it is
+
+
+def test_encoders_of_any_dataset_give_feature_maps(encoder):
+    path = Path("output/maps/encoder/checkpoint.pth")
+    state = torch.load(path)
+    torch.save(state | {"args": state["args"] | {"dataset": "benv2"}}, path)
+    assert [level.shape[1] for level in run("level.shape")["maps"]] == CHANNELS
 
 
 def test_timm(encoder):
