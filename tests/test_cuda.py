@@ -2,17 +2,22 @@
 """What only a GPU can show. Skipped where there is none."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 import main_pretrain
-from batch_preparation import BatchPreparation
+import models_mixmim_seg
+from batch_preparation import BatchPreparation, PixelPreparation
 from benchmarks.random_store import write_random_store
+from engine_segment import pixel_loss, probabilities
 from models_mixmim import mixmim_tiny
 from sarwmix.bigearthnetv2 import BigEarthNetv2
+from sarwmix.listing import IGNORED
 from tests.helpers.runs import log_of
 from util.optimization import autocast, optimizer_step
+from util.sliding import Windows, blended
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -111,5 +116,32 @@ def test_no_step_waits_for_the_gpu():
     torch.cuda.set_sync_debug_mode("error")
     try:
         step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp, tolerance", [("off", 2e-3), ("bf16", 5e-2)])
+def test_a_gpu_segments_as_the_cpu_does(amp, tolerance):
+    torch.manual_seed(0)
+    model = models_mixmim_seg.mixmim_tiny(img_size=64, num_classes=3).eval()
+    prepare = PixelPreparation(64, BigEarthNetv2.MEAN, BigEarthNetv2.STD)
+    image = torch.randn(2, 100, 150) * 5 - 15
+    image[:, :10, :20] = torch.nan
+    found = {}
+    for device, precision in ((CPU, "off"), (GPU, amp)):
+        predict = partial(probabilities, model.to(device), prepare.to(device), amp=precision)
+        found[device] = blended(image.to(device), predict, Windows(64, 0.25, 4)).cpu()
+    torch.testing.assert_close(found[GPU], found[CPU], atol=tolerance, rtol=0, equal_nan=True)
+
+
+def test_crops_and_losses_of_masks_wait_for_nothing():
+    prepare = PixelPreparation(64, BigEarthNetv2.MEAN, BigEarthNetv2.STD).to(GPU)
+    images, masks = torch.randn(4, 2, 96, 96, device=GPU) - 15, torch.ones(4, 96, 96, dtype=torch.uint8, device=GPU)
+    logits, ids = torch.randn(4, 3, 64, 64, device=GPU, requires_grad=True), torch.arange(4).to(GPU)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _, cropped = prepare(images, masks, ids, 0)
+        pixel_loss(logits, cropped, 1.0, IGNORED).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
