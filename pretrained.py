@@ -19,7 +19,7 @@ import models_mixmim_seg
 import models_sen12_ft
 from batch_preparation import BatchPreparation, PixelPreparation, Weighting
 from common.errors import UsageError
-from models_mixmim import size_of
+from models_mixmim import ENCODERS, MixMIMEncoder, size_of
 from sarwmix.registry import DATASETS
 from util.checkpoint import initialise
 from util.checkpoint_input import TRAINED_WITH, LoadedCheckpoint, flags_of
@@ -201,10 +201,33 @@ def load(path, dataset=None, device="cpu", **flags):
     path: a checkpoint of ours, of the released code or of another program; an exported folder; the folder of a run.
     dataset: of DATASETS; needed for checkpoints that do not state how their input is prepared, as
     the released ones. flags: model, input_size, mean, std, patch_cut, patch_op, where it does not state them. A
-    pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features, or for feature maps
-    model.forward_intermediates; then dataset="masks", task="segmentation" has prepare leave images at their size.
-    Raises UsageError.
+    pretraining checkpoint gives an encoder whose head is untrained: use model.forward_features. Raises UsageError.
     """
+    checkpoint, config = _configured(path, dataset, flags)
+    with flags_of(checkpoint.path):
+        model = build_model(config)
+    load_weights(model, checkpoint, head=checkpoint.has_head)
+    return model.to(device).eval(), build_preparation(config).to(device).eval()
+
+
+def load_encoder(path, dataset=None, device="cpu", **flags):
+    """The encoder of a checkpoint, for feature maps, as (MixMIMEncoder, prepare), in evaluation mode on the device.
+
+    maps = encoder.forward_intermediates(prepare(sar_db)[0])    # sar_db (B, 2, H, W), dB; H and W multiples of 32
+
+    Arguments as of `load`. prepare, a PixelPreparation, fills and standardises images of any size, and neither resizes
+    them nor checks that they are dB. Raises UsageError.
+    """
+    checkpoint, config = _configured(path, dataset, flags)
+    side = FLOOD_PATCH if task_of(config) is FLOOD else config.input_size
+    encoder = MixMIMEncoder(**ENCODERS[config.model], img_size=side)
+    initialise(encoder, checkpoint.state, checkpoint.path, ignore=DECODER + HEAD)
+    prepare = PixelPreparation(side, config.mean, config.std, weighting=Weighting("none"))
+    return encoder.to(device).eval(), prepare.to(device).eval()
+
+
+def _configured(path, dataset, flags):
+    """(LoadedCheckpoint, the configuration of its model) for the arguments of `load`. Raises UsageError."""
     checkpoint = LoadedCheckpoint.load(path, size_of)
     dataset = dataset or checkpoint.flags().get("dataset")
     if dataset not in DATASETS:
@@ -220,7 +243,4 @@ def load(path, dataset=None, device="cpu", **flags):
         given, checkpoint.used_as_is(given), classifier_defaults(dataset), unused, {"input_size": FLOOD_SIZE}
     )
     need_statistics(config)
-    with flags_of(checkpoint.path):
-        model = build_model(config)
-    load_weights(model, checkpoint, head=checkpoint.has_head)
-    return model.to(device).eval(), build_preparation(config).to(device).eval()
+    return checkpoint, config

@@ -66,7 +66,7 @@ def has_weights(encoder, weights):
 
 def test_feature_maps(encoder):
     names = run("level.shape")
-    assert has_weights(names["model"], encoder) and [level.shape[1] for level in names["maps"]] == CHANNELS
+    assert has_weights(names["encoder"], encoder) and [level.shape[1] for level in names["maps"]] == CHANNELS
     x = names["prepare"](torch.tensor([-18.0, -6.5]).view(1, 2, 1, 1).expand(1, 2, 64, 96))[0]
     assert x.shape == (1, 2, 64, 96) and torch.equal(x[0, :, 0, 0], torch.tensor([0.0, 1.0]))  # VH first, as it is
 

@@ -8,7 +8,9 @@ import torch
 
 import models_mixmim_ft
 import models_mixmim_seg
-from models_mixmim import mixmim_tiny
+from common.errors import UsageError
+from models_mixmim import MixMIMEncoder, mixmim_tiny
+from pretrained import load_encoder
 from tests.helpers import oracle_mixmim as oracle
 from tests.helpers.released import layout
 from tests.models.test_models_ft import WIDTHS, randomised
@@ -107,3 +109,21 @@ def test_a_segmenter_gives_every_pixel_its_logits():
 
 def encoder_of(model):
     return {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+
+
+def test_an_encoder_is_loaded_alone(tmp_path):
+    torch.manual_seed(0)
+    model = mixmim_tiny(img_size=64)
+    stated = {"channels": ["VH", "VV"], "units": "dB", "input_size": 64, "mean": [-18.0, -11.0], "std": [4.0, 4.5]}
+    args = {"dataset": "benv2", "model": "mixmim_tiny"}
+    torch.save({"model": model.state_dict(), "epoch": 0, "args": args, "input": stated}, tmp_path / "a.pth")
+    encoder, prepare = load_encoder(tmp_path / "a.pth")
+    assert type(encoder) is MixMIMEncoder and not encoder.training
+    sar_db = torch.randn(1, 2, 64, 96) * 4 - 15
+    x, _ = prepare(sar_db)
+    torch.testing.assert_close(x[0, 1], (sar_db[0, 1] + 11) / 4.5)
+    for one, other in zip(encoder.forward_intermediates(x), model.eval().forward_intermediates(x), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UsageError, match="does not say what it was trained on"):
+        torch.save({"model": model.state_dict()}, tmp_path / "b.pth")
+        load_encoder(tmp_path / "b.pth")
