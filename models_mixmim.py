@@ -196,11 +196,13 @@ class MixMIMEncoder(Executable):
 
         Each is in raster order, after the blocks of stage i; the last one after the last norm, as in `encode`. H and W
         may differ from img_size: position embeddings are resampled, and windows that reach beyond a grid attend to what
-        is in it. Raises ValueError unless H and W are multiples of 32.
+        is in it. Raises ValueError for an empty batch, and unless H and W are multiples of 32.
         """
         B, C, H, W = x.shape
-        if C != CHANNELS or H % STRIDE or W % STRIDE or not H * W:
-            raise ValueError(f"images of shape {tuple(x.shape)}; (B, 2, H, W) is needed, H and W multiples of {STRIDE}")
+        if C != CHANNELS or H % STRIDE or W % STRIDE or not x.numel():
+            raise ValueError(
+                f"images of shape {tuple(x.shape)}; (B, 2, H, W) is needed, one or more, H and W multiples of {STRIDE}"
+            )
         layouts, to_raster = self.layouts(None, (H, W), x.device)
         tokens = (order(tokens) for order, tokens in zip(to_raster, self._stages(x, layouts)))
         return [t.transpose(1, 2).reshape(B, -1, H // s, W // s) for t, s in zip(tokens, self.strides)]

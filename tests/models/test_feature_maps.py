@@ -74,7 +74,7 @@ def test_a_change_moves_the_map_where_it_is(place):
     assert bool((moved[window] > 0).all()) and float(moved[~window].max()) == 0
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 60, 64), (1, 3, 64, 64), (1, 2, 0, 64)])
+@pytest.mark.parametrize("shape", [(1, 2, 60, 64), (1, 3, 64, 64), (1, 2, 0, 64), (0, 2, 64, 64)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="multiples of 32"):
         encoder(64).forward_intermediates(torch.zeros(shape))
