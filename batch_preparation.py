@@ -87,13 +87,14 @@ class BatchPreparation(nn.Module):
             "std": [round(value, 6) for value in self.std.flatten().tolist()],
         }
 
-    def fill(self, sar_db):
-        """Replace no-data pixels by the channel's mean and count them.
+    def fill(self, sar_db, counted=True):
+        """Replace no-data pixels by the channel's mean and count them, unless told not to.
 
         Done before resizing, which would spread them.
         """
         finite = sar_db.isfinite()
-        self.filled += finite.numel() - finite.sum()
+        if counted:
+            self.filled += finite.numel() - finite.sum()
         return torch.where(finite, sar_db, self.mean)
 
     def resize(self, images):
@@ -154,7 +155,8 @@ class PixelPreparation(BatchPreparation):
 
     In training, input_size × input_size pixels are cropped at random, at the resolution of the image unless there is a
     crop_scale. Smaller images are padded by the mean, and their masks by IGNORED. In evaluation nothing is cropped or
-    resized, and values are not checked, as datasets do so. Arguments as of BatchPreparation.
+    resized, values are not checked, as datasets do so, and what is filled is not counted: windows overlap, and reach
+    beyond images. Arguments as of BatchPreparation.
     """
 
     IGNORED, RESIZES = IGNORED, False
@@ -168,7 +170,7 @@ class PixelPreparation(BatchPreparation):
         """
         self.check_shape(sar_db)
         with torch.autocast(sar_db.device.type, enabled=False):
-            x = self.standardize(self.fill(sar_db.float()))
+            x = self.standardize(self.fill(sar_db.float(), counted=ids is not None))
             return (x, masks) if ids is None else self.augment(x, masks, ids, epoch)
 
     def augment(self, x, masks, ids, epoch):

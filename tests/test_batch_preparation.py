@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from batch_preparation import BatchPreparation, Weighting, random_flips
+from batch_preparation import BatchPreparation, PixelPreparation, Weighting, random_flips
 from sarwmix.weighting import compute_weights
 from util.crop import random_resized_crop
 from util.sampling import random_bits
@@ -64,6 +64,14 @@ def test_no_data_becomes_the_mean_before_resizing_and_is_counted():
     module = prepare()
     torch.testing.assert_close(module(sar_db)[0], prepare()(filled)[0])
     assert module.filled == 3
+
+
+def test_padding_of_windows_is_not_counted_as_no_data():
+    module, sar_db = PixelPreparation(32, MEAN, STD), images(2, 32)
+    sar_db[0, 1, 3, 4:6] = float("nan")
+    assert torch.equal(module(sar_db)[0][0, 1, 3, 4:6], torch.zeros(2)) and module.filled == 0
+    module(sar_db, torch.zeros(2, 32, 32, dtype=torch.uint8), torch.arange(2), epoch=0)
+    assert module.filled == 2
 
 
 def test_flips_depend_on_seed_epoch_and_id_alone():
