@@ -88,10 +88,12 @@ def _band_number(src, path, band):
         if band and names[0] in POLARISATIONS and names[0] != band:
             raise DataError(f"{path}: holds {names[0]} by its band description, not {band}; restore the right file")
         return 1
-    matching = [number for number, name in enumerate(names, start=1) if band and name == band]
+    if not band:
+        raise DataError(f"{path}: has {src.count} bands, and one is needed; write it alone (gdal_translate -b N)")
+    matching = [number for number, name in enumerate(names, start=1) if name == band]
     if len(matching) != 1:
         raise DataError(
-            f"{path}: has {src.count} bands, and {len(matching)} of them are described as {band or 'the wanted one'} "
+            f"{path}: has {src.count} bands, and {len(matching)} of them are described as {band} "
             f"(descriptions: {', '.join(name or 'none' for name in names)}); store one band per file, or describe them"
         )
     return matching[0]

@@ -85,6 +85,10 @@ def read_legend(path):
             )
         if not name:
             raise DataError(f"{where}: the value {text} has no name; name its class, or write {IGNORE}")
+        if not name.isprintable():
+            raise DataError(
+                f"{where}: the name {quoted(name)} has control characters; write letters, which maps can hold"
+            )
         if int(text) in values:
             raise DataError(f"{where}: the value {text} is there twice; remove one of the rows")
         if name in names:

@@ -209,7 +209,7 @@ def hold_in_memory(dataset, cache, ranks):
             free / 1e9,
         )
         return
-    _check_room(dataset, "ram", need * copies, places[:1])
+    _check_room(dataset, "ram", need * copies, [min(places, key=lambda place: place.memory)])
     with ranks.together():
         dataset.hold()
 

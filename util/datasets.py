@@ -100,10 +100,8 @@ def build_dataset(args, split=None, metadata=None, supervised=False, classes=Non
     )
     kept = ("auto", "none", "ram") if dataset.task == "segmentation" else ("auto", "none")
     if args.data_cache not in kept and not dataset.is_packed:
-        raise UsageError(
-            f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; make one of it with "
-            "python -m sarwmix.prepare.pack"
-        )
+        remedy = "say ram" if "ram" in kept else "make one of it with python -m sarwmix.prepare.pack"
+        raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; {remedy}")
     return dataset
 
 

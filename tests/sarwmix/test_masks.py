@@ -2,6 +2,7 @@
 """Images with masks: how masks and classes are found, what counts, statistics, and what is refused; Sen1Floods11."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,14 @@ import pytest
 import rasterio
 import torch
 
+from common.errors import UsageError
 from sarwmix.masks import IGNORED, Masks, Sen1Floods11
 from sarwmix.prepare import pack, statistics
 from sarwmix.raster import Reading
 from sarwmix.registry import DATASETS, OWN, leave_out, open_dataset
 from tests.helpers.dataset_fixtures import fails_with, needs_samples, sample_path, write_csv, write_tif
 from tests.helpers.runs import argv, refusal
+from util.caching import RankMemory, hold_in_memory
 
 SIDE = 32
 NAMES = ["a", "b", "c", "d"]
@@ -205,7 +208,7 @@ def test_wrong_masks_are_one_line(root):
     refused(mask(70000, dtype=np.int32), "masks/a.tif (70000)")
     refused(mask(1), "no-data value, 7", "'wood'", "classes.csv", "-unsetnodata", nodata=7)
     refused(np.zeros((SIDE, SIDE), np.complex64), "masks/a.tif", "whole numbers")
-    refused(np.zeros((2, SIDE, SIDE), np.uint8), "masks/a.tif", "2 bands")
+    refused(np.zeros((2, SIDE, SIDE), np.uint8), "masks/a.tif", "2 bands", "-b N")
     (root / "masks" / "a.tif").write_bytes(b"II*\0 no mask")
     fails_with(lambda: Masks(root, supervised=True), "masks/a.tif", "corrupt")
     (root / "masks" / "a.tif").unlink()
@@ -227,6 +230,8 @@ TABLES = {
     "classes.csv:2: the value '1.5' is no whole number": [("value", "name"), (1.5, "a"), (2, "b")],
     "classes.csv:2: the value '70000' is no whole number": [("value", "name"), (70000, "a"), (2, "b")],
     "classes.csv:3: the value 2 has no name": [("value", "name"), (1, "a"), (2, "")],
+    r"classes.csv:3: the name 'b\x1b[31m' has control characters": [("value", "name"), (1, "a"), (2, "b\x1b[31m")],
+    r"classes.csv:3: the name 'b\nc' has control characters": [("value", "name"), (1, "é 水"), (2, "b\nc")],
     "names 1 classes": [("value", "name"), (1, "a"), (2, "ignore")],
     "names 254 classes": [("value", "name"), *((k, f"c{k}") for k in range(254))],
 }
@@ -344,6 +349,10 @@ def test_real_chips_of_sen1floods11(caplog):
 
 def test_samples_held_in_memory_are_the_same(root):
     dataset = Masks(root, "all", supervised=True)
+    places = [RankMemory("a", 1, 10**9, None), RankMemory("b", 1, dataset.held_bytes() - 1, None)]
+    ranks = SimpleNamespace(gather=lambda _: places, device=torch.device("cpu"))
+    with pytest.raises(UsageError, match="--data_cache ram"):  # on the node that has less memory
+        hold_in_memory(dataset, "ram", ranks)
     before = [dataset[i] for i in range(len(dataset))]
     dataset.hold()
     for path in (root / "images").glob("*.tif"):
