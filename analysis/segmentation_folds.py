@@ -12,6 +12,7 @@ from common.errors import DataError, listed
 from common.files import write_csv
 
 POSITION = re.compile(r"_r?(\d+)_c?(\d+)$")  # at the end of ids, as of sarwmix.tile: first row and column, pixels
+LONGEST = 50  # of the name of a folder, characters
 PARTS = 4  # of a group that is both trained and validated on
 LISTS = "sen1floods11"  # the dataset that is divided by lists, and not by a column split
 
@@ -107,10 +108,13 @@ def places_of(dataset):
 
 
 def slugs_of(names):
-    """{name of a group: the name of its folder}. Raises DataError if two are the same."""
-    slugs = {name: re.sub(r"[^\w.-]+", "_", name) for name in names}
+    """{name of a group: the name of its folder}, which is no link as "..". Raises DataError if two are the same."""
+    slugs = {name: re.sub(r"[^\w.-]+|^\.+", "_", name)[:LONGEST] for name in names}
     if len(set(map(str.lower, slugs.values()))) < len(slugs):
-        raise DataError(f"{listed(slugs)}: groups differ in special characters or case alone; rename them")
+        raise DataError(
+            f"{listed(slugs)}: groups differ in special characters, in case or after {LONGEST} characters alone; "
+            "rename them"
+        )
     return slugs
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import segmentation_runs, segmentation_study
 from analysis.segmentation_baselines import baselines, best_bin, bins_of, local_mean, otsu, truth_of
-from analysis.segmentation_folds import folds_of, write_lists
+from analysis.segmentation_folds import folds_of, slugs_of, write_lists
 from analysis.segmentation_results import auc_of, results_of
 from analysis.weight_study_runs import Step
 from sarwmix.masks import Masks, Sen1Floods11
@@ -219,6 +219,12 @@ def test_a_dry_run_prints_what_is_left(chips, tmp_path, capsys, monkeypatch):
     assert len(lines) == 8 and after("--statistics", lines[0]) == [f"{folder}/statistics.json"]
     assert after("--finetune", lines[1]) == [f"{tmp_path}/out/runs/Ghana_random_4/checkpoint_best.pth"]
     assert after("--metadata", lines[1]) == [f"{folder}/test.csv"] and "--eval" in lines[1]
+
+
+def test_folders_of_groups_lie_in_the_study():
+    slugs = slugs_of(["..", "a/b", ".c", "é 水", "d" * 300])
+    assert list(slugs.values()) == ["_", "a_b", "_c", "é_水", "d" * 50]
+    fails_with(lambda: slugs_of(["a b", "a/b", "c"]), "a b, a/b, c", "rename them")
 
 
 @pytest.mark.parametrize(
