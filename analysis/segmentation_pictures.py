@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.patches import Patch
 
 from analysis.figures import ORANGE, PURPLE, write_figure
@@ -22,10 +23,11 @@ from engine_segment import probabilities
 from evaluation import build_trained, open_checkpoint, windows_of
 from finetune_flags import build_parser, check_flags
 from pretrained import SEGMENTATION, build_preparation, task_of
-from util.datasets import build_dataset
+from util.configuration import can_write, need
+from util.datasets import build_dataset, drop_missing
 from util.distributed import start_ranks
 from util.quicklook import RANGES, false_colour, grey, new_figure
-from util.scene_pictures import FRAME, UNKNOWN, class_colours
+from util.scene_pictures import FRAME, PLAIN, UNKNOWN, class_colours
 from util.sliding import blended
 
 TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
@@ -87,6 +89,7 @@ def rgb(colour):
     return [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
 
 
+@rc_context(PLAIN)
 def draw(dataset, chosen, note):
     """A Figure with a row for each of `chosen`, of `spread_by_accuracy`."""
     names, colours = dataset.CLASSES, class_colours(dataset.CLASSES) / 255
@@ -134,11 +137,13 @@ def main(argv=None):
     parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")
     flags = parser.parse_checked(["--eval", *(sys.argv[1:] if argv is None else argv)], check_flags)
     with parser.input_errors():
+        there = flags.picture.parent.is_dir() and can_write(flags.picture)
+        need(there, f"--picture {flags.picture}: cannot be written there; name a file in a folder that can be written")
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
         if task_of(config) is not SEGMENTATION:
             raise DataError(f"{checkpoint.path}: is no segmentation model; name a run on masks or sen1floods11")
-        dataset = build_dataset(config, supervised=True, classes=classes)
+        dataset = drop_missing(build_dataset(config, supervised=True, classes=classes), config)
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)
         chosen = spread_by_accuracy(

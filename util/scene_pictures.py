@@ -9,6 +9,7 @@ from collections import Counter, namedtuple
 from colorsys import hls_to_rgb
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.patches import Patch
 
 from common.packages import load
@@ -20,6 +21,7 @@ CLASS_TAG = "CLASS_{}"  # of the band of a map of classes: the name of a class
 LENGTHS = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)  # of a scale bar, m
 UNKNOWN = (1.0, 1.0, 1.0)  # colour of pixels without data
 FRAME = "0.6"
+PLAIN = {"text.parse_math": False}  # names of classes are text, with or without $
 LEAST_WIDE = 2.8  # inches of a panel, for its title
 
 # Words in names of classes, and colours that colour-blind readers tell apart: two of them differ by 15 and more in
@@ -137,6 +139,7 @@ def read_map(file, most):
 # ---- Drawing -------------------------------------------------------------------------------------
 
 
+@rc_context(PLAIN)
 def draw_map(scene, transform, found, panel=4.6):
     """A Figure of a scene and a map beside it, or below it where the scene is wide.
 

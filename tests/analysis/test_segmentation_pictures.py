@@ -11,7 +11,7 @@ from analysis.figures import ORANGE, PURPLE
 from analysis.segmentation_pictures import WRONG, error_kinds, error_picture, rgb, short
 from sarwmix.listing import IGNORED
 from sarwmix.simulate.scenes import KINDS, Parameters, simulate_scenes
-from tests.helpers.runs import argv
+from tests.helpers.runs import argv, refusal
 
 IMAGE = np.full((2, 2, 2), -10, np.float32)
 
@@ -42,7 +42,7 @@ def test_names_are_cut_between_their_parts(name, shown):
     assert short(name) == shown
 
 
-def test_a_picture_is_drawn(tmp_path):
+def test_a_picture_is_drawn(tmp_path, capsys):
     simulate_scenes(tmp_path / "data", Parameters(side=128, chip_size=64, masks=True, units="dB"))
     stated = {"channels": ["VH", "VV"], "units": "dB", "input_size": 128, "mean": [-18, -11], "std": [4, 4.5]}
     args = {"dataset": "masks", "model": "mixmim_tiny", "task": "segmentation", "nb_classes": len(KINDS)}
@@ -52,3 +52,9 @@ def test_a_picture_is_drawn(tmp_path):
     flags = ("--finetune", tmp_path / "checkpoint.pth", "--data_path", tmp_path / "data/masks", "--split all --count 3")
     segmentation_pictures.main(argv(flags, "--picture", tmp_path / "errors.png"))
     assert (tmp_path / "errors.png").read_bytes().startswith(b"\x89PNG")
+    lost, *_ = (tmp_path / "data/masks/masks").iterdir()
+    lost.unlink()
+    segmentation_pictures.main(argv(flags, "--skip_missing --picture", tmp_path / "others.png"))
+    assert (tmp_path / "others.png").exists()
+    line = refusal(segmentation_pictures.main, (flags, "--picture", tmp_path / "no" / "p.png"), capsys)
+    assert "--picture" in line and "folder that can be written" in line

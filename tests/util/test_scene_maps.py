@@ -90,7 +90,7 @@ def test_probabilities_are_bands(tmp_path):
     ),
 )
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-def test_other_georeferences_are_kept(tmp_path, grid):
+def test_other_georeferences_are_kept(tmp_path, grid, caplog):
     values = np.where(np.isnan(backscatter()), -9999, backscatter()) if "nodata" in grid else None
     image, values = write_scene(tmp_path, values, **grid)
     map_scene(image, predict, tmp_path / "m.tif", NAMES, WINDOWS)
@@ -98,6 +98,7 @@ def test_other_georeferences_are_kept(tmp_path, grid):
         assert file.crs == scene.crs and file.transform == scene.transform
         np.testing.assert_array_equal(file.read(1), expected_of(np.where(values == -9999, np.nan, values))[1])
     assert (tmp_path / "m.png").exists()
+    assert ("has no coordinate system" in caplog.text) == ("crs" not in grid)
 
 
 def test_a_scene_in_two_files_that_is_smaller_than_a_window(tmp_path):
@@ -115,6 +116,12 @@ def test_a_scene_in_two_files_that_is_smaller_than_a_window(tmp_path):
 def test_a_scene_without_data_has_an_empty_map(tmp_path):
     image, _ = write_scene(tmp_path, np.full((2, 80, 70), np.nan, np.float32))
     assert map_scene(image, predict, tmp_path / "m.tif", NAMES, WINDOWS).no_data == 80 * 70
+
+
+def test_names_of_classes_are_no_formulas(tmp_path):
+    image, _ = write_scene(tmp_path, **GRID)
+    map_scene(image, predict, tmp_path / "m.tif", ["$\\frac$", "_b", "$"], WINDOWS)
+    assert (tmp_path / "m.png").exists()
 
 
 # ---- What does not come about --------------------------------------------------------------------
