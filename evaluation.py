@@ -2,6 +2,8 @@
 """What a model does on a split, and --eval, --embed and --export of main_finetune.py: a checkpoint as it is."""
 
 import logging
+import signal
+import sys
 from pathlib import Path
 
 from common.errors import DataError, Interrupted, UsageError
@@ -166,6 +168,10 @@ def check_use(config, checkpoint):
         f"--predict: {checkpoint.path} is a segmentation model; --predict names the scene, and --output_map FILE.tif "
         "the map to write",
     )
+    need(
+        not config.embed or DATASETS[config.dataset].task != "segmentation",
+        f"--embed: --dataset {config.dataset} has a class for each pixel; say --dataset chips to embed its images",
+    )
 
 
 def map_scenes(config, checkpoint, classes, ranks):
@@ -174,15 +180,16 @@ def map_scenes(config, checkpoint, classes, ranks):
         reading = reading_of(config)
         scenes = [Image.find(name, files, reading) for name, files in find_images([config.predict])]
         paths = map_paths(config.output_map, [scene.name for scene in scenes])
-        for scene, path in zip(scenes, paths):
-            same = any(Path(band.path).resolve() == path.resolve() for band in scene.bands)
-            need(not same, f"--output_map {path}: is the scene itself; choose another name")
+        bands = {Path(band.path).resolve() for scene in scenes for band in scene.bands}
+        for path in paths:
+            need(path.resolve() not in bands, f"--output_map {path}: is the scene itself; choose another name")
         model = apply_speed_flags(build_trained(config, checkpoint), config).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)
 
     def predicted(images):
         return probabilities(model, prepare, images.to(ranks.device, non_blocking=True), config.amp)
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes what is half written
     with ranks.together():
         for scene, path in list(zip(scenes, paths))[ranks.rank :: ranks.world_size]:
             map_scene(scene, predicted, path, classes, windows_of(config), config.map_values)

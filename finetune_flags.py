@@ -9,6 +9,7 @@ from models_sen12_ft import PATCH_CUTS, PATCH_OPS
 from pretrained import build_model, classifier_defaults
 from sarwmix.chips import METADATA
 from sarwmix.listing import SPLITS
+from sarwmix.masks import LEGEND
 from sarwmix.packed_store import IMAGES, SAMPLES
 from sarwmix.registry import DATASETS, OWN
 from util.checkpoint_input import add_force_flag
@@ -23,7 +24,7 @@ from util.program import (
 )
 
 MAP_VALUES = ("classes", "probabilities")
-OF_DATA = (*METADATA, SAMPLES, IMAGES)  # names of files in --data_path that results must not replace
+OF_DATA = (*METADATA, LEGEND, SAMPLES, IMAGES)  # names of files in --data_path that results must not replace
 
 
 def build_parser():
@@ -290,10 +291,6 @@ def check_segmentation(flags):
     task = DATASETS[flags.dataset].task if flags.dataset else None
     if task == "segmentation":
         need(not (mixes(flags) or flags.smoothing), "--mixup, --cutmix, --smoothing: segmentation has none of these")
-        need(
-            not flags.embed,
-            f"--embed: --dataset {flags.dataset} has a class for each pixel; say --dataset chips to embed its images",
-        )
     elif task:
         for name in ("crop_scale", "crops", "dice"):
             need(getattr(flags, name) is None, f"--{name}: --dataset {flags.dataset} has no masks; leave it out")
@@ -326,7 +323,7 @@ def check_outputs(flags):
         twice = next((other for other in files if other != name and files[other] == path), None)
         need(twice is None, f"--{name} {path}: is the file of --{twice} as well; choose another name")
         own = flags.data_path and path.is_relative_to(Path(flags.data_path).resolve())
-        image = flags.dataset in OWN and path.suffix == ".tif"
+        image = flags.dataset in (None, *OWN) and path.suffix == ".tif"
         need(
             not path.exists() or path not in read and not (own and (image or path.name in OF_DATA)),
             f"--{name} {path}: is a file of the data, which would be lost; choose another name",
@@ -334,6 +331,12 @@ def check_outputs(flags):
     for name in (*kinds_of, "export", *(("output_dir",) if flags.eval else ())):
         path = getattr(flags, name)
         need(not path or can_write(path), f"--{name} {path}: cannot be written there; choose another place")
+    scenes = Path(flags.predict or "").resolve()
+    need(
+        not flags.output_map or not scenes.is_dir() or not files["output_map"].is_relative_to(scenes),
+        f"--output_map {flags.output_map}: lies among the scenes of --predict, and would be taken for one of them; "
+        "choose another folder",
+    )
     need(not Path(flags.output_dir).is_file(), f"--output_dir {flags.output_dir}: is a file; choose a folder")
 
 

@@ -112,7 +112,11 @@ def log_class_balance(dataset, part):
         for name, n, m in zip(dataset.CLASSES, whole.sum(0, dtype=int), drawn.sum(0, dtype=int))
     ]
     log_table(rows, ["class", f"of {len(whole)}", f"of {len(drawn)} drawn", "share", "share drawn"])
-    absent = [row[0] for row in rows if row[2] == 0]
+
+
+def warn_of_absent_classes(dataset):
+    """Warns of classes that a training split has no sample of, and that a model cannot learn."""
+    absent = [name for name, count in zip(dataset.CLASSES, dataset.label_table().sum(0)) if not count]
     if absent:
         log.warning("no training sample of %d classes: %s", len(absent), ", ".join(absent))
 
@@ -323,6 +327,7 @@ def finetune(flags, ranks):
             draw_fraction(splits["train"], flags.train_fraction, flags.draw_seed),
         )
         log_class_balance(whole, splits["train"])
+    warn_of_absent_classes(splits["train"])
     with ranks.together():
         config = configure(flags, checkpoint, splits["train"], machine)
         samples = SamplesWithIds(splits["train"], config.crops or 1)

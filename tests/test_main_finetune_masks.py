@@ -11,12 +11,14 @@ import rasterio
 import torch
 
 import finetune_flags
+import main_finetune
 from analysis import segmentation_pictures
 from analysis.runs import read_results
 from pretrained import load
+from sarwmix.masks import Masks
 from sarwmix.simulate import scenes
 from tests.helpers.dataset_fixtures import needs_samples, sample_path
-from tests.helpers.forked import Run, finish, finish_ranks, signalled_at_step
+from tests.helpers.forked import Run, finish, finish_ranks, signalled_at_step, signalled_in
 from tests.helpers.resumed import differences
 from tests.helpers.runs import argv, refusal
 from util.checkpoint import load_checkpoint
@@ -143,6 +145,21 @@ def test_scenes_of_a_folder_are_mapped_each(own, tmp_path):
     assert len(list(tmp_path.glob("map_*.tif"))) == 4
 
 
+def test_a_map_that_is_ended_leaves_nothing(own, tmp_path):
+    flags = argv("--finetune", own / "model", "--predict", own / "data" / "scenes", "--device cpu")
+    flags += argv("--output_map", tmp_path / "map.tif", "--output_dir", tmp_path / "x")
+    hurt = (signalled_in, "util.scene_maps:_Target.add", signal.SIGTERM, 2)
+    assert Run("main_finetune", flags, tmp_path / "log.txt", hurt=hurt).wait() == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_results_replace_no_file_of_the_data(own, tmp_path):
+    legend = own / "data" / "masks" / "classes.csv"
+    before = legend.read_bytes()
+    flags = ("--eval --finetune", own / "model", "--data_path", own / "data" / "masks", "--predictions", legend)
+    assert "is a file of the data" in failed(flags, tmp_path) and legend.read_bytes() == before
+
+
 def test_errors_are_drawn(own, tmp_path):
     flags = argv(SMALL, "--data_path", own / "data" / "masks", "--finetune", own / "model", "--count 2 --split test")
     segmentation_pictures.main([*flags, "--output_dir", str(tmp_path / "x"), "--picture", str(tmp_path / "p.png")])
@@ -171,6 +188,12 @@ def test_an_encoder_is_taken_over_frozen_or_not(own, tmp_path):
     assert same == {name for name in before if not name.startswith("head.")}
 
 
+def test_a_class_that_is_not_trained_on_is_named(own, caplog):
+    data = Masks(own / "data" / "masks", "all", supervised=True, classes=("water", "ice", "land"))
+    main_finetune.warn_of_absent_classes(data)
+    assert [record.getMessage() for record in caplog.records] == ["no training sample of 1 classes: ice"]
+
+
 # ---- What cannot be meant ------------------------------------------------------------------------
 
 
@@ -184,7 +207,7 @@ def test_an_encoder_is_taken_over_frozen_or_not(own, tmp_path):
         ("--finetune . --output_map m.tif", "--output_map: names the map"),
         ("--finetune . --predict s.tif --output_map m.png", "must end in .tif"),
         ("--finetune . --predict s.tif --output_map no/m.tif", "there is no such folder"),
-        ("--dataset masks --embed f.npz --finetune . --data_path .", "say --dataset chips"),
+        ("--finetune . --predict . --output_map ./m.tif", "lies among the scenes"),
     ],
 )
 def test_flags_that_contradict(flags, message, capsys):
@@ -202,6 +225,8 @@ def test_uses_that_do_not_fit(own, tmp_path):
     scene = next((own / "data" / "scenes").glob("*.tif"))
     line = failed(("--finetune", own / "model", "--predict", tmp_path / "p.csv", "--data_path", own), tmp_path)
     assert "is a segmentation model; --predict names the scene" in line
+    line = failed(("--finetune", own / "model", "--embed", tmp_path / "f.npz", "--data_path", own), tmp_path)
+    assert "say --dataset chips" in line
     copy = tmp_path / "scene.tif"
     copy.write_bytes(scene.read_bytes())
     line = failed(("--finetune", own / "model", "--predict", copy, "--output_map", copy), tmp_path)

@@ -278,6 +278,11 @@ def failing_in(place, error, calls=0):
     _before(place, fail, calls)
 
 
+def signalled_in(place, which, calls=0):
+    """A signal comes before a function, after it was called so many times."""
+    _before(place, lambda: os.kill(os.getpid(), which), calls)
+
+
 def hanging_in(place, calls=0, patience=1, signal_parent=None):
     """A function does not return; the parent process may then be sent a signal, when it has used up what was loaded before."""
     import util.stopping
