@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from common.errors import DataError, Interrupted, UsageError
+from common.errors import DataError, Interrupted, UsageError, data_error
 from engine_finetune import predict
 from engine_segment import probabilities, score
 from exported_program import build_program
@@ -175,7 +175,10 @@ def check_use(config, checkpoint):
 
 
 def map_scenes(config, checkpoint, classes, ranks):
-    """--output_map: the map of each scene of --predict, the scenes spread over the ranks. Raises DataError."""
+    """--output_map: the map of each scene of --predict, the scenes spread over the ranks. Raises DataError.
+
+    A scene that cannot be read is an error after the others of its rank are mapped.
+    """
     with ranks.together():
         reading = reading_of(config)
         scenes = [Image.find(name, files, reading) for name, files in find_images([config.predict])]
@@ -190,9 +193,17 @@ def map_scenes(config, checkpoint, classes, ranks):
         return probabilities(model, prepare, images.to(ranks.device, non_blocking=True), config.amp)
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # removes what is half written
-    with ranks.together():
-        for scene, path in list(zip(scenes, paths))[ranks.rank :: ranks.world_size]:
+    mine, failed = list(zip(scenes, paths))[ranks.rank :: ranks.world_size], []
+    for scene, path in mine:  # no rank waits for another, which may take longer than --dist_timeout
+        try:
             map_scene(scene, predicted, path, classes, windows_of(config), config.map_values)
+        except DataError as error:
+            failed.append(error)
+    if len(mine) == 1 and failed:
+        raise failed[0]
+    if failed:
+        remedy = "correct or remove them; the others are mapped"
+        raise data_error(f"{len(failed)} of {len(mine)} scenes cannot be mapped", map(str, failed), remedy)
 
 
 def outputs(model, prepare, dataset, config, ranks, features=False):

@@ -277,3 +277,17 @@ def test_real_chips_are_learned_from(tmp_path):
     finish("main_finetune", flags, tmp_path / "log.txt")
     found = found_in(tmp_path / "run")
     assert 0 <= found["iou_macro"] <= 1 and found["pixels"] + found["ignored_pixels"] == found["samples"] * 512**2
+
+
+def test_a_bad_scene_does_not_keep_the_others_from_their_maps(own, tmp_path):
+    (tmp_path / "scenes").mkdir()
+    for k, path in enumerate(sorted((own / "data" / "scenes").glob("*.tif"))[:3]):
+        with rasterio.open(path) as file:
+            values, profile, names = file.read(), file.profile, file.descriptions
+        values = values if k else 10 ** (values / 10)  # the first is linear
+        with rasterio.open(tmp_path / "scenes" / f"s{k}.tif", "w", **profile) as file:
+            file.write(values)
+            file.descriptions = names
+    line = failed(("--finetune", own / "model", "--predict", tmp_path / "scenes", "--output_map", tmp_path / "m.tif"), tmp_path)  # fmt: skip
+    assert "1 of 3 scenes cannot be mapped: " in line and "s0.tif" in line
+    assert sorted(path.name for path in tmp_path.glob("*.tif")) == ["m_s1.tif", "m_s2.tif"]
