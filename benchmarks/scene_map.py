@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Time, memory and seams of the map of a scene, with a model that costs nothing.
+"""Time, memory and seams of the map of a scene, with a model that costs nothing, or with a trained one.
 
     python -m benchmarks.scene_map --side 10000 --overlap 0 0.25
+    python -m benchmarks.scene_map --side 10000 --overlap 0 0.25 --size 128 --finetune output/maps/model
 
 A random scene is written to a temporary GeoTIFF, and mapped by `util.scene_maps` in a process of its own for each
 overlap. The model averages VV over 9 × 9 pixels, and is wrong towards the edges of its window, as networks are. Seams
 are measured in its probabilities of a part of the scene (--seam_side): the mean difference between neighbours on both
 sides of the edge of a window, relative to that between other neighbours; 1: no seams. Writes scene_map.json and prints
-a table. `measure` and `measure_seams` take any model.
+a table.
 """
 
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,8 +23,12 @@ import torch
 
 from benchmarks.report import benchmark_parser, report
 from common.command_line import Range, positive_int
+from engine_segment import probabilities
+from models_mixmim import size_of
+from pretrained import load
 from sarwmix.geotiff import load_rasterio
 from sarwmix.raster import Image, Reading
+from util.checkpoint_input import LoadedCheckpoint
 from util.misc import peak_memory
 from util.scene_maps import VALUES, map_scene
 from util.sliding import MOST_OVERLAP, Windows, blended
@@ -43,6 +48,22 @@ def average_vv(images, fault=2.0, reach=8):
     near = torch.exp(-torch.arange(images.shape[-1], device=images.device) / reach)
     along = fault * (near - near.flip(0))
     return torch.stack([water + along + along[:, None], torch.zeros_like(water)], 1).softmax(1)
+
+
+@cache
+def loaded(path):
+    """(model, prepare) of a checkpoint, in this process."""
+    return load(path)
+
+
+def trained(path, images):
+    """Probabilities (N, K, size, size) of dB images, by the segmentation model of a checkpoint."""
+    return probabilities(*loaded(path), images, "off")
+
+
+def classes_of(path):
+    """The names of the classes of a segmentation checkpoint."""
+    return tuple(LoadedCheckpoint.load(path, size_of).stated()["classes"])
 
 
 def write_random_scene(path, side, seed=0):
@@ -109,17 +130,20 @@ def main(argv=None, predict=average_vv):
     share = Range(float, at_least=0, at_most=MOST_OVERLAP)
     parser.add_argument("--overlap", type=share, nargs="+", default=[0.0, 0.25], help="of windows, shares of the size")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="windows in a batch")
+    parser.add_argument("--finetune", metavar="PATH", help="run or checkpoint of a segmentation model, used as it is")
     parser.add_argument("--values", choices=VALUES, nargs="+", default=["classes"], help="what the maps hold")
     parser.add_argument("--seam_side", type=positive_int, default=2048, help="part in which seams are measured, pixels")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         image = write_random_scene(Path(folder) / "scene.tif", args.side, args.seed)
-        rows = []
+        rows, classes = [], CLASSES
+        if args.finetune:
+            predict, classes = partial(trained, args.finetune), classes_of(args.finetune)
         for values in args.values:
             for overlap in args.overlap:
                 windows = Windows(args.size, overlap, args.batch_size)
-                work = partial(measure, image, predict, windows, folder, values, args.seam_side)
+                work = partial(measure, image, predict, windows, folder, values, args.seam_side, classes)
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # with a peak of its own
                     rows.append(pool.submit(work).result())
     report(
