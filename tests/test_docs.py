@@ -180,10 +180,12 @@ def test_commands_that_are_not_run_have_flags_that_exist(page, monkeypatch):
     for command in shown_commands(page):
         known = python_words(command)
         if known is not None:
-            parser = parser_of(known[0], monkeypatch)
-            flags = [word.split("=")[0] for word in known[1] if re.match(r"--\w", word)]
-            unknown = [flag for flag in flags if flag not in parser._option_string_actions]
-            assert not unknown, f"{page}: {command}: {unknown}"
+            own, _, passed_on = " ".join(known[1]).partition(" -- ")
+            for program, words in ((known[0], own.split()), ("main_finetune", passed_on.split())):
+                flags = [word.split("=")[0] for word in words if re.match(r"--\w", word)]
+                parser = parser_of(program, monkeypatch) if flags else None
+                unknown = [flag for flag in flags if flag not in parser._option_string_actions]
+                assert not unknown, f"{page}: {command}: {unknown}"
         for script in re.findall(r"(?<!\S)bash (scripts/\w+\.sh)", command):
             assert (ROOT / script).exists(), f"{page}: {command}"
             if script in (

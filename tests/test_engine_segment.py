@@ -41,7 +41,7 @@ def test_small_images_are_padded_and_whole_ones_keep_their_size():
     assert x[:, 0][masks == IGNORED].abs().max() == 0  # the mean
     plain, none = prepare(images)
     assert plain.shape == images.shape and none is None and plain[0, 0, 0, 0] == 0 and plain[1, 0, 0, 0] == 1
-    assert int(prepare.filled) == 2
+    assert int(prepare.filled) == 1  # in training, and without the padding
 
 
 def test_the_loss_counts_only_labelled_pixels():
