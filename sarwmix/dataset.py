@@ -22,7 +22,8 @@ class RadarDataset(Dataset):
     """Base class of all datasets. Item i is (image, label), or (first image, second image, label) for pairs of images.
 
     Images are (2, S, S) float32 tensors in dB, in the order of CHANNELS. The label is (K,) float32, 1 for each class
-    that is present; if `task` is "multiclass" or "flood", the number of the one class as a 0-d int64 tensor.
+    that is present; if `task` is "multiclass" or "flood", the number of the one class as a 0-d int64 tensor; if it is
+    "segmentation", a mask (`sarwmix.masks`).
 
     A subclass sets CLASSES, MEAN and STD, reads its list of samples into a `Listing`, hands it to `__init__`, and
     implements `files` and `read_image`. It sets the other attributes where they differ from the defaults here, and
@@ -37,7 +38,7 @@ class RadarDataset(Dataset):
     CLASSES = ()  # names, in the order of the columns of `label_table`
     MEAN = STD = None  # (VH, VV) in dB, with which images are standardised by default
     FLOOR_DB = None  # value of pixels without backscatter or data; None: such pixels are NaN
-    task = "multilabel"  # or "multiclass", "flood": each sample is of exactly one class
+    task = "multilabel"  # or "multiclass", "flood": each sample is of one class; "segmentation": each pixel
     size = None  # S, pixels a side
     images_per_sample = 1
     stored_splits = None  # names of the splits that the list of samples states; None: those of the class
