@@ -22,8 +22,9 @@ from util.program import (
     add_speed_flags,
     check_common_flags,
 )
+from util.scene_maps import VALUES
+from util.sliding import MOST_OVERLAP
 
-MAP_VALUES = ("classes", "probabilities")
 OF_DATA = (*METADATA, LEGEND, SAMPLES, IMAGES)  # names of files in --data_path that results must not replace
 
 
@@ -67,7 +68,8 @@ def add_task_flags(parser):
     group.add_argument(
         "--predictions",
         metavar="FILE",
-        help="with --eval: a row per sample, with id, labels and probabilities (.csv or .parquet)",
+        help="with --eval: a row per sample, with id, labels and probabilities, or for segmentation the pixels and the "
+        "IoU of each class (.csv or .parquet)",
     )
     group.add_argument(
         "--predict",
@@ -84,7 +86,7 @@ def add_task_flags(parser):
     )
     group.add_argument(
         "--map_values",
-        choices=MAP_VALUES,
+        choices=VALUES,
         default="classes",
         help="what --output_map holds: the most probable class of a pixel, or a band of probabilities for each class",
     )
@@ -199,7 +201,7 @@ def add_segmentation_flags(parser):
     )
     group.add_argument(
         "--overlap",
-        type=Range(float, at_least=0, at_most=0.75),
+        type=Range(float, at_least=0, at_most=MOST_OVERLAP),
         default=0.25,
         metavar="SHARE",
         help="overlap of the windows of input_size in which images and scenes are predicted, as a share of their side",
