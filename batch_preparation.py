@@ -12,6 +12,7 @@ from sarwmix.plausibility import check_batch
 from sarwmix.weighting import WEIGHT_MODES, compute_weights
 from util.crop import random_crop, random_resized_crop
 from util.sampling import random_bits
+from util.speckle import add_speckle, multilook
 
 WEIGHT_DOMAINS = ("linear", "standardized")
 
@@ -134,20 +135,52 @@ class BatchPreparation(nn.Module):
         training; without them the images are only resized. Raises ValueError for another number of channels, and
         DataError for images that cannot be in dB.
         """
-        self.check_shape(sar_db)
         with torch.autocast(sar_db.device.type, enabled=False):
-            sar_db = self.fill(sar_db.float())
-            if ids is None and (sar_db.device.type == "cpu" or not self._checked):
-                statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
-                check_batch(sar_db.transpose(0, 1).cpu().numpy(), statistics)
-                self._checked = True
-            if ids is None or self.crop_scale is None:
-                sar_db = self.resize(sar_db)
-            else:
-                sar_db = random_resized_crop(sar_db, self.input_size, self.seed, epoch, ids, self.crop_scale)
-            if ids is not None:
-                sar_db = random_flips(sar_db, self.seed, epoch, ids)
+            sar_db = self.arrange(sar_db, ids, epoch)
             return self.standardize(sar_db), self.weights(sar_db)
+
+    def arrange(self, sar_db, ids, epoch):
+        """The images of a batch, filled, resized or cropped, and flipped: (B, 2, input_size, input_size), dB."""
+        self.check_shape(sar_db)
+        sar_db = self.fill(sar_db.float())
+        if ids is None and (sar_db.device.type == "cpu" or not self._checked):
+            statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
+            check_batch(sar_db.transpose(0, 1).cpu().numpy(), statistics)
+            self._checked = True
+        if ids is None or self.crop_scale is None:
+            sar_db = self.resize(sar_db)
+        else:
+            sar_db = random_resized_crop(sar_db, self.input_size, self.seed, epoch, ids, self.crop_scale)
+        return sar_db if ids is None else random_flips(sar_db, self.seed, epoch, ids)
+
+
+class PretrainingPreparation(BatchPreparation):
+    """The preparation for pretraining: also the target of the reconstruction, where that is not the input.
+
+    looks: pixels a side that are averaged, in linear power, into one pixel of the target; 1: none. speckle_looks: in
+    training, the input is multiplied by speckle of this many looks, and the target is not; None: it is not. Weights are
+    those of the images without this speckle. Other arguments as of BatchPreparation.
+    """
+
+    def __init__(self, *args, looks=1, speckle_looks=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.looks, self.speckle_looks = looks, speckle_looks
+
+    @torch.no_grad()
+    def forward(self, sar_db, ids=None, epoch=None):
+        """(B, 2, h, w) float, dB → (x, weights, target): x and weights as of BatchPreparation.
+
+        target: (B, 2, input_size/looks, input_size/looks), standardised float32; None where it is x.
+        """
+        with torch.autocast(sar_db.device.type, enabled=False):
+            sar_db = self.arrange(sar_db, ids, epoch)
+            x, target = self.standardize(sar_db), None
+            if self.looks > 1:
+                target = self.standardize(multilook(sar_db, self.looks))
+            if self.speckle_looks is not None and ids is not None:
+                target = x if target is None else target
+                x = self.standardize(add_speckle(sar_db, self.speckle_looks, self.seed, epoch, ids))
+            return x, self.weights(sar_db), target
 
 
 class PixelPreparation(BatchPreparation):

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import engine_pretrain
-from batch_preparation import WEIGHT_DOMAINS, BatchPreparation, Weighting
+from batch_preparation import WEIGHT_DOMAINS, PretrainingPreparation, Weighting
 from common.command_line import Parser, Range, positive_int, positive_share, rate, share
 from common.console import setup_logging
 from common.ending import leave, run_program
@@ -63,7 +64,9 @@ from util.training import Training, run_identity, sample_counts
 
 log = logging.getLogger(__name__)
 
-MODEL_DEFAULTS = {"model": "mixmim_base", "input_size": 128, "norm_pix_loss": False}
+MODEL_DEFAULTS = {"model": "mixmim_base", "input_size": 128, "norm_pix_loss": False, "target": "pixels"}
+LOOKS = (2, 4, 8, 16)
+DEFAULT_LOOKS = 8  # of --target multilook
 # Flags that a continued run must repeat, besides those of every training.
 SAME_RUN = (
     "mask_ratio",
@@ -74,9 +77,12 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
-    "crop_scale",  # None by default, as which checkpoints of older runs count, which lack it
+    "crop_scale",  # this and the next are None by default, as which checkpoints of older runs count, which lack them
+    "looks",
+    "speckle_looks",
 )
 PICTURE_SAMPLES = 4
+CHECKED_SAMPLES = 32  # whose loss and features tell after each epoch whether the model learns
 
 
 def build_parser():
@@ -102,6 +108,26 @@ def build_parser():
         default=None,
         help="standardise the target of each token by its own mean and variance (the published recipe)",
     )
+    group.add_argument(
+        "--target",
+        choices=("pixels", "multilook"),
+        help="reconstruct the pixels (published), or backscatter averaged over --looks pixels a side, with less "
+        "speckle (default: that of the checkpoint, else pixels)",
+    )
+    group.add_argument(
+        "--looks",
+        type=int,
+        choices=LOOKS,
+        metavar="K",
+        help=f"with --target multilook: pixels a side to average, {', '.join(map(str, LOOKS))} (default: "
+        f"{DEFAULT_LOOKS})",
+    )
+    group.add_argument(
+        "--speckle_looks",
+        type=positive_int,
+        metavar="L",
+        help="multiply the input, not the target, by gamma speckle of L looks (default: none)",
+    )
     group.add_argument("--drop_path", type=rate, default=0.0, metavar="RATE", help="stochastic depth of the last block")
     group.add_argument(
         "--crop_scale",
@@ -116,7 +142,8 @@ def build_parser():
         "--weight_mode",
         choices=WEIGHT_MODES,
         default="per_channel",
-        help="VH and VV by their own weights, both by the mean of the two, or plain MixMAE",
+        help="VH and VV by their own weights, both by the mean of the two, both by the weight of their mean "
+        "intensity, or plain MixMAE",
     )
     group.add_argument(
         "--weight_level",
@@ -198,6 +225,10 @@ def check_flags(flags):
         not flags.crop_scale or flags.crop_scale[0] <= flags.crop_scale[1],
         f"--crop_scale {flags.crop_scale and '{:g} {:g}'.format(*flags.crop_scale)}: MIN must not be above MAX",
     )
+    need(
+        flags.looks is None or flags.target == "multilook",
+        f"--looks {flags.looks}: averages the target, which is {flags.target or 'pixels'}; add --target multilook",
+    )
     if flags.inference is not None:
         need(
             flags.inference or flags.resume not in ("", "auto"),
@@ -210,6 +241,8 @@ def check_flags(flags):
     last = flags.stop_epoch or flags.epochs
     save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
     own = {"stop_epoch": last, "save_epochs": save_epochs, "draw_seed": flags.seed}
+    if flags.target == "multilook":
+        own["looks"] = DEFAULT_LOOKS
     flags = settle(flags, read_statistics(flags.statistics), own)
     if flags.inference is None and not flags.finetune:
         configure(flags)  # refuses a model that cannot be built before any work
@@ -246,6 +279,7 @@ def build_model(config, meta=False):
                 img_size=config.input_size,
                 norm_pix_loss=config.norm_pix_loss,
                 weight_level=config.weight_level,
+                looks=config.looks or 1,
                 range_mask_ratio=config.range_mask_ratio,
                 drop_path_rate=config.drop_path,
             )
@@ -254,13 +288,15 @@ def build_model(config, meta=False):
 
 
 def build_preparation(config):
-    return BatchPreparation(
+    return PretrainingPreparation(
         config.input_size,
         config.mean,
         config.std,
         config.seed,
         Weighting(config.weight_mode, config.weight_domain, config.exp_scale, config.weight_clip),
         config.crop_scale,
+        looks=config.looks or 1,
+        speckle_looks=config.speckle_looks,
     )
 
 
@@ -271,11 +307,17 @@ def build_training(config, device, checkpoint=None):
     """
     torch.manual_seed(config.seed)
     model = build_model(config)
-    resampled = initialise(model, checkpoint.state, checkpoint.path) if checkpoint else ()
+    resampled, head = (), ""
+    if checkpoint:
+        told = checkpoint.state["model"].get("decoder_pred.bias")
+        other = told is not None and len(told) != len(model.decoder_pred.bias)
+        head = f", with a new prediction head, as --looks is {config.looks or 1}" if other else ""
+        keep = ("decoder_pred.",) if other else ()
+        resampled = initialise(model, checkpoint.state, checkpoint.path, keep=keep)
     groups = param_groups_weight_decay(model, config.weight_decay)
     training = Training.build(model, build_preparation(config), groups, (0.9, 0.95), config, device)
     if checkpoint:
-        training.initialised_from(checkpoint, resampled)
+        training.initialised_from(checkpoint, resampled, head)
     return training
 
 
@@ -302,10 +344,37 @@ class Pretraining(Run):
         if kept and self.ranks.is_main:
             self.draw(done)
         entry = {f"train_{name}": value for name, value in statistics.items()}
-        entry |= {"epoch": epoch, "filled_pixels": filled}
+        entry |= {"epoch": epoch, "filled_pixels": filled} | self.ranks.on_main(self.check, done, kept)
         self.finish_epoch(epoch, entry, (f"checkpoint_{done}.pth",) if kept else ())
         if done < self.config.stop_epoch:
             self.stop_if_asked(Place(done), saved=True)
+
+    @cached_property
+    def checked_images(self):
+        """Some images of the whole dataset, (B, 2, h, w) dB, B even."""
+        count = max(2, min(CHECKED_SAMPLES, len(self.dataset) // 2 * 2))
+        rows = np.linspace(0, len(self.dataset) - 1, count).round().astype(int).tolist()
+        return torch.stack([self.dataset.image(i) for i in rows])
+
+    def check(self, done, kept):
+        """Measures, logs and returns what the model has learned, and warns after the warm-up of one that has not."""
+        training, config = self.training, self.config
+        mask = engine_pretrain.draw_micro_batch_mask(training.model, config, Place(0))
+        health = engine_pretrain.check_health(training.model, training.prepare, self.checked_images, mask, config.amp)
+        log.info(
+            "Epoch %d: on %d images the loss is %.4f, %.3f of that of the best constant; features vary by %.1f%% of "
+            "their mean square, %.1f%% of it between images",
+            done,
+            len(self.checked_images),
+            health["check_loss"],
+            health["check_loss"] / health["check_constant"],
+            100 * health["check_variance"],
+            100 * health["check_between"],
+        )
+        if kept and done >= config.warmup_epochs:
+            for line in engine_pretrain.complaints(health):
+                log.warning(line)
+        return health
 
     def draw(self, done):
         """Draws reconstructions of the same samples after each save epoch, into a PNG and TensorBoard."""

@@ -11,7 +11,6 @@ other, of which A have layouts of their own (token_layout.py).
 """
 
 from collections import deque
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -219,13 +218,12 @@ class MixMIM(MixMIMEncoder):
     """Masked autoencoder on mixed images (2205.13137) with pixel weights in its loss (2503.01181).
 
     norm_pix_loss: standardise the target of each token by its own mean and variance. weight_level: "token": the weights
-    are averaged over each token and channel; "pixel": each pixel has its own. range_mask_ratio: a random mask covers a
-    share of mask_ratio + U(0, range_mask_ratio) of the cells. encoder: arguments of MixMIMEncoder.
-    Raises ValueError for an unknown weight_level or an impossible img_size.
+    are averaged over each token and channel; "pixel": each pixel of the target has its own. range_mask_ratio: a random
+    mask covers a share of mask_ratio + U(0, range_mask_ratio) of the cells. looks: pixels a side that are averaged into
+    one pixel of the target, a power of two up to 32; 1: the target is the image. encoder: arguments of MixMIMEncoder.
+    P below is the number of values of a token in the target, 2·(32/looks)².
+    Raises ValueError for an unknown weight_level, impossible looks or an impossible img_size.
     """
-
-    patchify = staticmethod(partial(patchify, side=STRIDE))  # (B, 2, H, W) → (B, L, 32·32·2), the channel fastest
-    unpatchify = staticmethod(partial(unpatchify, side=STRIDE))  # its inverse
 
     def __init__(
         self,
@@ -235,12 +233,16 @@ class MixMIM(MixMIMEncoder):
         range_mask_ratio=0.0,
         norm_pix_loss=False,
         weight_level="token",
+        looks=1,
         **encoder,
     ):
         super().__init__(**encoder)
+        if looks < 1 or STRIDE % looks:
+            raise ValueError(f"looks {looks}: must divide the {STRIDE} pixels of a token")
         if weight_level not in ("token", "pixel"):
             raise ValueError(f"weight_level '{weight_level}' is unknown; choose token or pixel")
         self.norm_pix_loss, self.weight_level, self.range_mask_ratio = norm_pix_loss, weight_level, range_mask_ratio
+        self.looks, self.cell = looks, STRIDE // looks  # pixels a side of a token in the target
         dim, grid = decoder_embed_dim, self.grids[-1]
         self.num_cells = grid**2  # mask cells of an image, L = (H/32)²
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -250,9 +252,17 @@ class MixMIM(MixMIMEncoder):
             Block(dim, Attention(dim, decoder_num_heads), self.mlp_ratio) for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(dim)
-        self.decoder_pred = nn.Linear(dim, STRIDE * STRIDE * CHANNELS)
+        self.decoder_pred = nn.Linear(dim, self.cell**2 * CHANNELS)
         self.apply(self._init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def patchify(self, images):
+        """Images at the resolution of the target → (B, L, P): row in token, column in token, channel."""
+        return patchify(images, self.cell)
+
+    def unpatchify(self, patches):
+        """The inverse of `patchify`: (B, L, P) → (B, 2, H/looks, W/looks)."""
+        return unpatchify(patches, self.cell)
 
     def draw_mask(self, mask_ratio, generator=None):
         """A random mask (1, L, 1), float on the CPU: 1 in int(L·r) cells, r = mask_ratio + U(0, range_mask_ratio)."""
@@ -276,7 +286,7 @@ class MixMIM(MixMIMEncoder):
         return self.encode(self.mix(x, mask), mask.flatten().bool().cpu())
 
     def forward_decoder(self, z, mask):
-        """Latent (B, L, C₄) of mixed images → prediction (B, L, 32·32·2) of every cell of every image.
+        """Latent (B, L, C₄) of mixed images → prediction (B, L, P) of every cell of every image.
 
         Each mixed image is decoded twice: the tokens of one image, and mask tokens in place of the other's.
         """
@@ -285,45 +295,52 @@ class MixMIM(MixMIMEncoder):
         mask_token = self.mask_token.to(z)
         z = torch.cat([z * (1 - mask) + mask_token * mask, z * mask + mask_token * (1 - mask)]) + self.decoder_pos_embed
         z = self.decoder_blocks(as_autocast(z))  # (2B, L, C)
-        own, partner = self.decoder_pred(self.decoder_norm(z)).chunk(2)  # each (B, L, 32·32·2)
+        own, partner = self.decoder_pred(self.decoder_norm(z)).chunk(2)  # each (B, L, P)
         return own * mask + partner.flip(0) * (1 - mask)
 
-    def target(self, x):
-        """(target, mean, std) of images (B, 2, H, W): target = (patchify(x) − mean)/std, (B, L, 32·32·2).
+    def standardised(self, target):
+        """(values, mean, std) of images (B, 2, H/looks, W/looks): values = (patchify(target) − mean)/std, (B, L, P).
 
         mean, std: (B, L, 1) of each token, with the unbiased variance; 0 and 1 without norm_pix_loss.
         """
-        target = self.patchify(_at_least_fp32(x))
+        target = self.patchify(_at_least_fp32(target))
         if not self.norm_pix_loss:
             return target, 0.0, 1.0
         mean = target.mean(-1, keepdim=True)
         std = (target.var(-1, keepdim=True) + 1e-6).sqrt()
         return (target - mean) / std, mean, std
 
-    def forward_loss(self, x, pred, weights=None):
+    def forward_loss(self, target, pred, weights=None):
         """The polarization-weighted squared error (2503.01181) of all cells, a scalar in float32.
 
-        x, weights: (B, 2, H, W); weights None means 1. pred: (B, L, 32·32·2), each cell predicted where it was hidden.
+        target: (B, 2, H/looks, W/looks). weights: (B, 2, H, W), averaged as the target is; None means 1.
+        pred: (B, L, P), each cell predicted where it was hidden.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(target.device.type, enabled=False):
             B, L, _ = pred.shape
-            error = (_at_least_fp32(pred) - self.target(x)[0]).square()
+            error = (_at_least_fp32(pred) - self.standardised(target)[0]).square()
             if weights is None:
                 return error.mean()
             if self.weight_level == "pixel":
-                return (self.patchify(_at_least_fp32(weights)) * error).mean()
+                weights = _at_least_fp32(weights)
+                weights = F.avg_pool2d(weights, self.looks) if self.looks > 1 else weights
+                return (self.patchify(weights) * error).mean()
             token_weights = F.avg_pool2d(_at_least_fp32(weights), STRIDE).flatten(2).transpose(1, 2)  # (B, L, 2)
             return (token_weights * error.view(B, L, -1, CHANNELS).mean(2)).mean()
 
-    def forward(self, x, weights=None, mask_ratio=0.5, mask=None):
+    def forward(self, x, weights=None, mask_ratio=0.5, mask=None, target=None):
         """One pretraining pass.
 
         x: (B, 2, H, W), standardised VH, VV. weights: like x, or None for 1. mask: (1, L, 1), 1 = cell taken from the
-        partner image B−1−i; drawn at mask_ratio if not given. Returns loss (scalar, float32), pred (B, L, 32·32·2) of
-        every cell in its own image, mask (1, L, 1). Raises ValueError for other shapes, and for an odd B unless the
-        mask is empty, as the middle image would be mixed with itself.
+        partner image B−1−i; drawn at mask_ratio if not given. target: what is to be predicted,
+        (B, 2, H/looks, W/looks), standardised; by default x, which needs looks 1. Returns loss (scalar, float32),
+        pred (B, L, P) of every cell in its own image, mask (1, L, 1). Raises ValueError for other shapes, and for an
+        odd B unless the mask is empty, as the middle image would be mixed with itself.
         """
         self.check_input(x)
+        target = x if target is None else target
+        if [n * self.looks for n in target.shape[-2:]] != list(x.shape[-2:]):
+            raise ValueError(f"target of {target.shape[-2]} pixels a side; {x.shape[-2] // self.looks} are needed")
         if mask is None:
             mask = self.draw_mask(mask_ratio)
         if mask.numel() != self.num_cells:
@@ -337,7 +354,7 @@ class MixMIM(MixMIMEncoder):
         z = self.forward_encoder(x, mask)
         mask = mask.float().to(x.device, non_blocking=True)
         pred = self.forward_decoder(z, mask)
-        return self.forward_loss(x, pred, weights), pred, mask
+        return self.forward_loss(target, pred, weights), pred, mask
 
 
 # ---- Sizes ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from analysis.figures import GREEN, VERMILION, write_figure
 from analysis.programs import add_picture_flag
-from batch_preparation import BatchPreparation
+from batch_preparation import PretrainingPreparation
 from common.command_line import Parser
 from common.errors import UsageError
 from engine_pretrain import reconstruct
@@ -141,7 +141,7 @@ def load_model(path):
         )
     model = SIZES[stated["model"]](norm_pix_loss=stated["norm_pix_loss"])
     initialise(model, checkpoint.state, path)
-    return model, BatchPreparation(PIXELS, stated["mean"], stated["std"])
+    return model, PretrainingPreparation(PIXELS, stated["mean"], stated["std"])
 
 
 def main(argv=None):

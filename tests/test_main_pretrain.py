@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import main_pretrain
-from batch_preparation import BatchPreparation
+from batch_preparation import PretrainingPreparation
 from engine_pretrain import reconstruct
 from models_mixmim import mixmim_tiny
 from tests.helpers import ROOT
@@ -305,10 +305,10 @@ def test_inference_refuses_flags_that_contradict_the_checkpoint(finished, simula
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_reconstruction_is_in_db_and_a_perfect_prediction_gives_the_original(norm_pix_loss):
     model = mixmim_tiny(img_size=64, norm_pix_loss=norm_pix_loss)
-    prepare = BatchPreparation(64, (-19.0, -12.0), (5.0, 4.0))
+    prepare = PretrainingPreparation(64, (-19.0, -12.0), (5.0, 4.0))
     images = -15 + 5 * torch.randn(2, 2, 64, 64)
     mask = torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1)
-    model.forward = lambda x, weights, mask: (None, model.target(x)[0], mask)
+    model.forward = lambda x, weights, mask, target: (None, model.standardised(x)[0], mask)
     result = reconstruct(model, prepare, images, mask)
     torch.testing.assert_close(result["predicted"], images, rtol=0, atol=1e-4)
     torch.testing.assert_close(result["completed"], images, rtol=0, atol=1e-4)

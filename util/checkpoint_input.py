@@ -13,7 +13,10 @@ from util.checkpoint import find_checkpoint, load_checkpoint
 CHANNELS, UNITS = ["VH", "VV"], "dB"  # of the input that the programs feed
 # Flags that describe a model and its input. They are None where the user leaves them out, and a checkpoint may state
 # them.
-TRAINED_WITH = ("model", "input_size", "mean", "std", "norm_pix_loss", "patch_cut", "patch_op", "nb_classes", "task")
+TRAINED_WITH = (
+    *("model", "input_size", "mean", "std", "norm_pix_loss", "target", "looks"),
+    *("patch_cut", "patch_op", "nb_classes", "task"),
+)
 STATISTICS = ("mean", "std")
 STARTED_WITH = ("model", "input_size", *STATISTICS)  # of an encoder: a training that starts from it takes them over
 PATCH = 4  # side of a token of the first stage, in pixels

@@ -65,7 +65,10 @@ def draw_reconstructions(results, names=None, note=""):
     of several, the prediction of every cell. names: of the images. note: a line below the heading. Returns a Figure.
     """
     first = next(iter(results.values()))
-    panels = [("original", first["original"], None), ("visible", first["original"], first["visible"][0, 0])]
+    panels = [("original", first["original"], None)]
+    targets = [result["target"] for result in results.values() if "target" in result]
+    panels += [("target, averaged", target, None) for target in _distinct(targets)]
+    panels.append(("visible", first["original"], first["visible"][0, 0]))
     if len(results) == 1:
         panels += [
             ("hidden cells predicted", first["completed"], None),
@@ -96,6 +99,14 @@ def draw_reconstructions(results, names=None, note=""):
     if note:
         figure.text(0.5, 1 - 0.36 / figure.get_figheight(), note, ha="center", va="center", fontsize=7.5, color="0.35")
     return figure
+
+
+def _distinct(arrays):
+    kept = []
+    for array in arrays:
+        if not any(np.array_equal(array, other) for other in kept):
+            kept.append(array)
+    return kept
 
 
 def pixels(figure):

@@ -34,7 +34,9 @@ SETTINGS = {
     "DATA_PATH": Setting("", None, "folder of the data"),
     "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
     "EPOCH": Setting("64", 1, "where pretraining stops; finetuning starts from its checkpoint_EPOCH.pth"),
-    "WEIGHT_MODE": Setting("per_channel", ("per_channel", "shared_avg", "none"), "kind of polarization weights"),
+    "WEIGHT_MODE": Setting(
+        "per_channel", ("per_channel", "shared_avg", "shared_intensity", "none"), "kind of polarization weights"
+    ),
     "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what has one weight, a token or a pixel"),
     "MODELS_PATH": Setting("output", None, "folder of all runs, and of their logs in logs/"),
     "CHECKPOINT": Setting("", None, 'another file to finetune or to test; "random": random initialisation'),

@@ -170,15 +170,15 @@ def noting_samples(path, then=None, *args):
     """Write the epoch and the ids of each batch that is trained on into a file; also do something else."""
     from batch_preparation import BatchPreparation
 
-    forward = BatchPreparation.forward
+    arrange = BatchPreparation.arrange
 
-    def noting(self, sar_db, ids=None, epoch=None):
+    def noting(self, sar_db, ids, epoch):
         if ids is not None:
             with open(path, "a") as file:
                 file.write(f"{epoch}: {' '.join(map(str, ids.tolist()))}\n")
-        return forward(self, sar_db, ids, epoch)
+        return arrange(self, sar_db, ids, epoch)
 
-    BatchPreparation.forward = noting
+    BatchPreparation.arrange = noting
     if then is not None:
         then(*args)
 
