@@ -63,6 +63,7 @@ class BatchPreparation(nn.Module):
 
     CHANNELS, UNITS = CHANNELS, UNITS
     RESIZES = True  # whether images become input_size × input_size in evaluation
+    COUNTS_ALL = True  # whether `filled` counts pixels in evaluation too
 
     def __init__(self, input_size, mean, std, seed=0, weighting=Weighting(), crop_scale=None):
         super().__init__()
@@ -142,7 +143,7 @@ class BatchPreparation(nn.Module):
     def arrange(self, sar_db, ids, epoch):
         """The images of a batch, filled, resized or cropped, and flipped: (B, 2, input_size, input_size), dB."""
         self.check_shape(sar_db)
-        sar_db = self.fill(sar_db.float())
+        sar_db = self.fill(sar_db.float(), counted=self.COUNTS_ALL or ids is not None)
         if ids is None and (sar_db.device.type == "cpu" or not self._checked):
             statistics = self.mean.flatten().tolist(), self.std.flatten().tolist()
             check_batch(sar_db.transpose(0, 1).cpu().numpy(), statistics)
@@ -159,8 +160,10 @@ class PretrainingPreparation(BatchPreparation):
 
     looks: pixels a side that are averaged, in linear power, into one pixel of the target; 1: none. speckle_looks: in
     training, the input is multiplied by speckle of this many looks, and the target is not; None: it is not. Weights are
-    those of the images without this speckle. Other arguments as of BatchPreparation.
+    those of the images without this speckle. Other arguments as of BatchPreparation. Only training counts `filled`.
     """
+
+    COUNTS_ALL = False
 
     def __init__(self, *args, looks=1, speckle_looks=None, **kwargs):
         super().__init__(*args, **kwargs)

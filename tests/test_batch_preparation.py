@@ -5,10 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from batch_preparation import BatchPreparation, PixelPreparation, Weighting, random_flips
+from batch_preparation import BatchPreparation, PixelPreparation, PretrainingPreparation, Weighting, random_flips
 from sarwmix.weighting import compute_weights
 from util.crop import random_resized_crop
 from util.sampling import random_bits
+from util.speckle import add_speckle, multilook
 
 MEAN, STD = (-19.0, -12.0), (5.0, 4.0)
 
@@ -138,3 +139,50 @@ def test_unknown_weightings_are_refused(name):
 def test_wrong_channel_count_is_refused():
     with pytest.raises(ValueError, match="VH, VV"):
         prepare()(torch.zeros(2, 3, 120, 120))
+
+
+# ---- The target of pretraining -------------------------------------------------------------------
+
+
+def pretraining(**kwargs):
+    return PretrainingPreparation(128, MEAN, STD, **kwargs)
+
+
+def test_without_options_the_target_is_the_input():
+    sar_db, ids = images(), torch.arange(4)
+    x, weights, target = pretraining()(sar_db, ids, epoch=1)
+    expected = prepare()(sar_db, ids, epoch=1)
+    assert target is None and torch.equal(x, expected[0]) and torch.equal(weights, expected[1])
+
+
+def test_the_target_is_averaged_in_linear_power_after_flips_and_standardised():
+    sar_db, ids = images(side=128), torch.arange(4)
+    x, weights, target = pretraining(looks=8)(sar_db, ids, epoch=1)
+    module = prepare()
+    assert torch.equal(x, module(sar_db, ids, epoch=1)[0])
+    power = (10 ** (random_flips(sar_db, 0, 1, ids) / 10)).view(4, 2, 16, 8, 16, 8).mean((3, 5))
+    torch.testing.assert_close(target, module.standardize(10 * power.log10()))
+    assert weights.shape == x.shape  # the model averages them
+
+
+def test_speckle_is_in_the_input_of_training_alone():
+    sar_db, ids = images(), torch.arange(4)
+    clean = pretraining()(sar_db, ids, epoch=1)
+    x, weights, target = pretraining(speckle_looks=4)(sar_db, ids, epoch=1)
+    assert torch.equal(target, clean[0]) and torch.equal(weights, clean[1])
+    module = prepare()
+    torch.testing.assert_close(module.to_db(x), add_speckle(module.to_db(target), 4, 0, 1, ids))
+    both = pretraining(speckle_looks=4, looks=4)(sar_db, ids, epoch=1)
+    assert torch.equal(both[0], x)
+    torch.testing.assert_close(module.to_db(both[2]), multilook(module.to_db(clean[0]), 4))
+    assert pretraining(speckle_looks=4)(sar_db)[2] is None  # evaluation
+    assert torch.equal(pretraining(speckle_looks=4)(sar_db)[0], prepare()(sar_db)[0])
+
+
+def test_only_training_counts_what_pretraining_fills():
+    sar_db, module = images(), pretraining()
+    sar_db[0, 0, 5, 5:7] = float("nan")
+    module(sar_db)
+    assert module.filled == 0
+    module(sar_db, torch.arange(4), epoch=0)
+    assert module.filled == 2

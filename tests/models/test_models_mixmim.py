@@ -539,6 +539,44 @@ def test_patchify_is_channel_fastest():
     assert torch.equal(model.unpatchify(patches), images)
 
 
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+@pytest.mark.parametrize("weight_level", ["token", "pixel"])
+def test_the_loss_of_a_multilooked_target_by_hand(weight_level, norm_pix_loss):
+    model = build(mixmim_tiny, img_size=64, looks=8, weight_level=weight_level, norm_pix_loss=norm_pix_loss, **TINY)
+    x, weights = inputs(2, 64)
+    target = torch.randn(2, 2, 8, 8)
+    loss, pred, _ = model(x, weights, mask=torch.tensor([1.0, 0, 0, 1]), target=target)
+    assert pred.shape == (2, 4, 32) and model.decoder_pred.weight.shape[0] == 32
+    total = 0.0
+    for b in range(2):
+        for cell in range(4):
+            rows, columns = slice(4 * (cell // 2), 4 * (cell // 2) + 4), slice(4 * (cell % 2), 4 * (cell % 2) + 4)
+            values = target[b, :, rows, columns]
+            if norm_pix_loss:
+                values = (values - values.mean()) / (values.var() + 1e-6).sqrt()
+            error = (pred[b, cell].view(4, 4, 2).permute(2, 0, 1) - values).square()
+            whole = weights[b].view(2, 8, 8, 8, 8).mean((2, 4))[:, rows, columns]  # averaged as the target is
+            total += (error.mean((1, 2)) * whole.mean((1, 2)) if weight_level == "token" else error * whole).mean()
+    torch.testing.assert_close(loss, total / 8)
+
+
+def test_looks_change_the_prediction_head_alone():
+    one, eight = (build(mixmim_tiny, img_size=64, looks=looks, **TINY).state_dict() for looks in (1, 8))
+    assert [name for name in one if one[name].shape != eight[name].shape] == [
+        "decoder_pred.weight",
+        "decoder_pred.bias",
+    ]
+    assert list(one) == list(eight)
+
+
+def test_a_target_of_another_resolution_is_refused():
+    x, weights = inputs(2, 64)
+    with pytest.raises(ValueError, match="target of 64 pixels a side; 8 are needed"):
+        build(mixmim_tiny, img_size=64, looks=8, **TINY)(x, weights)
+    with pytest.raises(ValueError, match="looks 3"):
+        mixmim_tiny(img_size=64, looks=3, **TINY)
+
+
 @pytest.mark.parametrize("weight_level", ["token", "pixel"])
 def test_constant_weights_scale_the_loss(weight_level):
     model = build(mixmim_tiny, img_size=64, weight_level=weight_level, **TINY)

@@ -40,6 +40,25 @@ def test_shared_average_is_the_mean_of_the_two_weights_not_the_weight_of_the_mea
     torch.testing.assert_close(shared, own.mean(0, keepdim=True).expand_as(own))
 
 
+def test_shared_intensity_is_the_weight_of_the_mean_intensity_in_which_vv_decides():
+    vh, vv = [0.01, 0.03, 0.05], [0.50, 0.10, 0.20]
+    weights = compute_weights(torch.stack([db(*vh), db(*vv)]), mode="shared_intensity")
+    mean = [(a + b) / 2 for a, b in zip(vh, vv)]  # 0.255, 0.065, 0.125
+    expected = [math.exp(1 - (x - 0.065) / (0.255 - 0.065 + 1e-6)) for x in mean]
+    torch.testing.assert_close(weights, torch.tensor([expected, expected]).view_as(weights))
+    assert weights[0].argmin() == 0 and compute_weights(torch.stack([db(*vh), db(*vv)]))[0].argmin() == 2
+
+
+def test_shared_intensity_is_clipped_after_the_mean_and_works_in_batches():
+    image = 10 * torch.rand(3, 2, 16, 16, generator=torch.Generator().manual_seed(0)).log10()
+    weights = compute_weights(image, "shared_intensity", clip=90.0)
+    mean = (10 ** (image / 10)).mean(1).flatten(1)
+    clipped = torch.minimum(mean, mean.quantile(0.9, dim=1, keepdim=True))
+    low, high = clipped.amin(1, keepdim=True), clipped.amax(1, keepdim=True)
+    expected = torch.exp(1 - (clipped - low) / (high - low + 1e-6)).view(3, 1, 16, 16).expand(-1, 2, -1, -1)
+    torch.testing.assert_close(weights, expected)
+
+
 def test_none_is_one():
     assert torch.equal(compute_weights(torch.randn(3, 2, 4, 4), mode="none"), torch.ones(3, 2, 4, 4))
 
