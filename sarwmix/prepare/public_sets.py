@@ -503,7 +503,6 @@ def get_args_parser():
     group.add_argument(
         "--exclude",
         nargs="+",
-        default=(),
         metavar="NAME",
         help="images or groups (places, scenes, countries) that are left out of --out, such as those to be tested on",
     )
@@ -569,7 +568,7 @@ def check(args):
 def work(args, workers):
     folders = {name: getattr(args, name) for name in SETS if getattr(args, name)}
     found = workers.on_main(find_all, folders)
-    images, cut = without(found, args.exclude), Cut(args.size, args.max_nodata)
+    images, cut = without(found, args.exclude or ()), Cut(args.size, args.max_nodata)
     relative = [image for image in found if image.source == ETCI]
     if relative:
         aim = aim_of([image for image in images if image.source != ETCI], cut, args, workers)
