@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads one band of a GeoTIFF, with errors that name the file."""
+"""Reads one band of a GeoTIFF, with errors that name the file, and writes GeoTIFFs."""
 
 import logging
 import os
@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from common.errors import DataError
+from common.files import write_atomically
 from common.packages import PACK_ELSEWHERE, load
 
 POLARISATIONS = ("VH", "VV", "HH", "HV")
@@ -134,3 +135,22 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
         values[values == np.float32(nodata)] = np.nan
     check_nonfinite(values, path, max_nonfinite)
     return values
+
+
+def write_geotiff(path, values, names=(), tags=None, **profile):
+    """Writes bands, (n, H, W), as a GeoTIFF, atomically.
+
+    names: descriptions of the bands. tags: {name: text} of the file. profile: other options of rasterio (crs,
+    transform, nodata, compress, …). Raises DataError without rasterio.
+    """
+    rasterio, (count, height, width) = load("rasterio", "writing GeoTIFFs"), values.shape
+    options = {"count": count, "height": height, "width": width, "dtype": values.dtype, **profile}
+    # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
+    with warnings.catch_warnings(), rasterio.MemoryFile() as memory:
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with memory.open(driver="GTiff", **options) as file:
+            for number, name in enumerate(names, start=1):
+                file.set_band_description(number, name)
+            file.update_tags(**(tags or {}))
+            file.write(values)
+        write_atomically(path, lambda file: file.write(memory.getbuffer()))

@@ -21,9 +21,10 @@ import numpy as np
 
 from common.command_line import Parser, Range, count
 from common.errors import DataError
-from common.files import claimed, write_atomically, write_csv
+from common.files import claimed, write_csv
 from common.packages import load
 from common.workers import Workers
+from sarwmix.geotiff import write_geotiff
 from sarwmix.simulate.landcover import FORESTS, LANDSCAPES, PARCELLED, WATER, LandCover
 from sarwmix.simulate.patches import FIRST_DATE, PIXEL, REVISIT, TILES, add_output_flags, run_generator, simulate_scene
 
@@ -95,23 +96,8 @@ def write_bands(path, values, place, names=(), nodata=None, **tags):
     file.
     """
     rasterio, (crs, (x, y)) = load("rasterio", "writing GeoTIFFs"), place
-    # In memory first: where the disk is full, GDAL may leave a damaged file and say nothing.
-    with rasterio.MemoryFile() as memory:
-        with memory.open(
-            driver="GTiff",
-            width=values.shape[2],
-            height=values.shape[1],
-            count=len(values),
-            dtype=values.dtype,
-            crs=crs,
-            transform=rasterio.Affine(PIXEL, 0, x, 0, -PIXEL, y),
-            nodata=nodata,
-        ) as file:
-            for number, band in enumerate(names, start=1):
-                file.set_band_description(number, band)
-            file.update_tags(SIMULATED="yes", **tags)
-            file.write(values)
-        write_atomically(path, lambda file: file.write(memory.getbuffer()))
+    transform = rasterio.Affine(PIXEL, 0, x, 0, -PIXEL, y)
+    write_geotiff(path, values, names, {"SIMULATED": "yes"} | tags, crs=crs, transform=transform, nodata=nodata)
 
 
 def all_chips(scene, side, size):

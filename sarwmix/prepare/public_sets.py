@@ -1,0 +1,599 @@
+# SPDX-License-Identifier: MIT
+"""Writes the images of four public sets as tiles of VV and VH in dB, to pretrain on (docs/YOUR_DATA.md).
+
+    python -m sarwmix.prepare.public_sets --out DIR --porto_alegre DIR --opera_rtc DIR
+    python -m sarwmix.prepare.public_sets --out DIR --porto_alegre DIR --opera_rtc DIR --etci2021 DIR --masks DIR
+
+DIR holds <set>/<tile>.tif, float32 with the bands VV and VH, and metadata.csv (id, group, source, values), which is
+written last. --dataset chips reads it. After an interruption, the same command begins again; the result is byte for
+byte the same for any number of processes.
+
+The values of ETCI 2021 are not absolute: they are linear in dB, with a scale of their own in each scene and channel.
+Each channel of each scene is mapped linearly to a stated mean and standard deviation, and its tiles are marked as
+`relative` in the column `values`. Neither weights from linear backscatter nor means of linear power make sense there.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from common.command_line import Parser, Range, finite, positive, positive_int
+from common.errors import DataError, UsageError, data_error, listed, quoted
+from common.files import claimed, write_csv
+from common.workers import add_workers_flag, run_command
+from sarwmix.geotiff import load_rasterio, write_geotiff
+from sarwmix.listing import check_root
+from sarwmix.masks import IMAGES as IMAGE_FOLDER
+from sarwmix.masks import LEGEND, Sen1Floods11
+from sarwmix.masks import MASKS as MASK_FOLDER
+from sarwmix.moments import Moments
+from sarwmix.packed_store import MOST_SIDE
+from sarwmix.raster import Image, Reading
+
+PORTO_ALEGRE, ETCI, OPERA, SEN1FLOODS11 = "porto_alegre", "etci2021", "opera_rtc", "sen1floods11"
+METADATA, RECORD = "metadata.csv", "public_sets.json"
+DECIBELS, RELATIVE = "dB", "relative"  # what values are
+VERSION = 1  # of the output; to be raised if the tiles of given images change
+PORTO_FOLDERS = {  # (place, before or after the flood): folder
+    ("porto_alegre", "before"): "porto_alegre_s1_preflood",
+    ("porto_alegre", "after"): "porto_alegre_s1",
+    ("canoas", "before"): "canoas/s1_no_flood",
+    ("canoas", "after"): "canoas/s1",
+}
+PORTO_DB = 30.0  # the digital numbers 0 to 255 are -30 to 0 dB
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk of a file
+BURST = re.compile(r"OPERA_L2_RTC-S1_(T\d{3}-\d{6}-IW\d)_.*_V[VH]\.tif")
+MOST_ENLARGED = 2  # largest factor by which the side of an image is enlarged
+# Tiles whose flood labels are wrong: up to 87 % of their pixels are labelled along the edge of the footprint.
+BAD_LABELS = frozenset(
+    f"nebraska_20170213t002121_{tile}" for tile in ("x-5_y-10", "x-7_y-10", "x-8_y-7", "x-8_y-8", "x-8_y-9", "x-8_y-10")
+)
+
+log = logging.getLogger(__name__)
+
+
+# ---- Images --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublicImage:
+    """An image of a public set. paths: its file, or those of VH and VV. group: its place or scene.
+
+    gains: (factor, offset) of VH and of VV, from digital numbers to values; of ETCI 2021 alone, known after a first
+    look at all images of the scene.
+    """
+
+    source: str
+    name: str
+    group: str
+    paths: tuple
+    gains: tuple | None = None
+
+    @property
+    def values(self):
+        return RELATIVE if self.source == ETCI else DECIBELS
+
+    def read(self):
+        """(2, H, W) float32, order VH, VV, in dB (or `relative`); NaN for no data. Raises DataError."""
+        return SETS[self.source].read(self)
+
+
+class PublicSet(NamedTuple):
+    """How a set is found, find(folder) → [PublicImage], and read, read(PublicImage) → (2, H, W) float32.
+
+    side: of its images in pixels; None if that differs. about: for help.
+    """
+
+    find: object
+    read: object
+    side: int | None
+    about: str
+
+
+def read_png(path, side, bands):
+    """The values of an 8-bit PNG of side × side pixels, (n, side, side) uint8. bands: the numbers n that are accepted.
+
+    Raises DataError.
+    """
+    rasterio = load_rasterio()
+    try:
+        if PNG_END not in Path(path).read_bytes():  # GDAL reads a truncated file, as zeros
+            raise DataError(f"{path}: is truncated, or no PNG; copy it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(path, driver="PNG") as file:
+                if file.shape != (side, side):
+                    raise _wrong_size(path, file.height, file.width, side)
+                palette = rasterio.enums.ColorInterp.palette in file.colorinterp
+                if palette or file.count not in bands or file.dtypes[0] != "uint8":
+                    raise DataError(
+                        f"{path}: has {file.count} bands of {file.dtypes[0]}{' and a palette' if palette else ''}, but "
+                        f"{' or '.join(map(str, bands))} of uint8 are needed; restore the file as it was published"
+                    )
+                return file.read()
+    except (rasterio.errors.RasterioError, OSError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise DataError(
+            f"{path}: cannot be read, it is missing, corrupt or not a PNG ({reason}); copy it again"
+        ) from error
+
+
+def _wrong_size(path, height, width, side):
+    return DataError(
+        f"{path}: is {height}x{width} pixels, but images of this set are {side}x{side}; copy it again, or remove it"
+    )
+
+
+# ---- Porto Alegre --------------------------------------------------------------------------------
+
+
+def find_porto_alegre(folder):
+    """All images are of one group: those of Canoas overlap those of Porto Alegre."""
+    found = []
+    for (place, time), name in PORTO_FOLDERS.items():
+        files = sorted((folder / name).glob("*.png"))
+        if not files:
+            raise DataError(
+                f"{folder / name}: holds no PNG; --{PORTO_ALEGRE} takes the folder that holds "
+                f"{', '.join(PORTO_FOLDERS.values())}"
+            )
+        for file in files:
+            cell = re.fullmatch(r".*?_(\d+_\d+)", file.stem)
+            name = f"{place}_{cell[1] if cell else file.stem}_{time}"
+            found.append(PublicImage(PORTO_ALEGRE, name, PORTO_ALEGRE, (str(file),)))
+    return found
+
+
+def read_porto_alegre(image):
+    """Red is VV and green VH; −30 dB is −30 or less."""
+    red, green = read_png(image.paths[0], SETS[PORTO_ALEGRE].side, (3, 4))[:2]
+    return (np.stack([green, red]) / 255 * PORTO_DB - PORTO_DB).astype(np.float32)
+
+
+# ---- ETCI 2021 -----------------------------------------------------------------------------------
+
+
+def find_etci(folder):
+    files = {
+        channel: {
+            (path.parents[1], path.stem.removesuffix(f"_{channel}")): str(path)
+            for path in folder.rglob(f"tiles/{channel}/*_{channel}.png")
+        }
+        for channel in ("vh", "vv")
+    }
+    _refuse_single(*files.values())
+    return [
+        PublicImage(ETCI, name, tiles.parent.name, (vh, files["vv"][tiles, name]))
+        for (tiles, name), vh in sorted(files["vh"].items())
+    ]
+
+
+def read_etci_numbers(image):
+    """The digital numbers of VH and VV, (2, side, side) uint8. Raises DataError."""
+    channels = []
+    for path in image.paths:
+        bands = read_png(path, SETS[ETCI].side, (1, 3))
+        if (bands != bands[0]).any():
+            raise DataError(f"{path}: its bands differ, but they are equal in ETCI 2021; restore the file")
+        channels.append(bands[0])
+    return np.stack(channels)
+
+
+def read_etci(image):
+    """Digital numbers by their gains; 0 is no data."""
+    numbers = read_etci_numbers(image)
+    factor, offset = np.array(image.gains).T[..., None, None]
+    return np.where(numbers > 0, numbers * factor + offset, np.nan).astype(np.float32)
+
+
+def count_numbers(image):
+    """How often each digital number occurs in VH and VV, (2, 256) int64."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in read_etci_numbers(image)])
+
+
+def gains_of(counts, mean, std, scene):
+    """((factor, offset) of VH, of VV) that give the numbers above 0 of a scene this mean and standard deviation.
+
+    counts: (2, 256), of the whole scene. mean, std: of VH and VV. Raises DataError for a channel of one value.
+    """
+    numbers, gains = np.arange(1, 256), []
+    for channel, weights, aim, spread in zip(("VH", "VV"), counts[:, 1:], mean, std):
+        if np.count_nonzero(weights) < 2:
+            raise DataError(
+                f"{scene}: {channel} of all its images has fewer than two values; leave it out with --exclude"
+            )
+        middle = np.average(numbers, weights=weights)
+        factor = spread / np.sqrt(np.average((numbers - middle) ** 2, weights=weights))
+        gains.append((float(factor), float(aim - factor * middle)))
+    return tuple(gains)
+
+
+def label_of(image):
+    """The path of the flood label of an image, which need not exist."""
+    return Path(image.paths[0]).parents[1] / "flood_label" / f"{image.name}.png"
+
+
+def read_label(image):
+    """The pixels that are labelled as water, flood or permanent, (1, side, side) uint8: 0 or 1. Raises DataError."""
+    return (read_png(label_of(image), SETS[ETCI].side, (1, 3))[:1] > 0).astype(np.uint8)
+
+
+# ---- OPERA and Sen1Floods11 ----------------------------------------------------------------------
+
+
+def find_opera(folder):
+    files = {channel: {} for channel in ("VH", "VV")}
+    for path in sorted(folder.rglob("OPERA_L2_RTC-S1_*_V[VH].tif")):
+        if BURST.fullmatch(path.name):
+            name, channel = path.stem[:-3], path.stem[-2:]
+            if name in files[channel]:
+                raise DataError(f"{files[channel][name]} and {path}: are of one name; remove one of them")
+            files[channel][name] = str(path)
+    _refuse_single(*files.values())
+    return [
+        PublicImage(OPERA, name, BURST.fullmatch(Path(vh).name)[1], (vh, files["VV"][name]))
+        for name, vh in files["VH"].items()
+    ]
+
+
+def find_sen1floods11(folder):
+    data = Sen1Floods11(folder, "all")
+    return [
+        PublicImage(SEN1FLOODS11, name, group, tuple(map(str, data.files(i))))
+        for i, (name, group) in enumerate(zip(data.ids.tolist(), data.groups.tolist()))
+    ]
+
+
+def read_tif(image, units):
+    found, side = Image.find(image.name, image.paths, Reading(units)), SETS[image.source].side
+    if side and (found.height, found.width) != (side, side):
+        raise _wrong_size(image.paths[0], found.height, found.width, side)
+    return found.read(listed=False)
+
+
+def _refuse_single(vh, vv):
+    """Raises DataError for files of one polarisation alone. vh, vv: {name: path}."""
+    single = [str((vh | vv)[key]) for key in sorted(vh.keys() ^ vv.keys())]
+    if single:
+        raise data_error(
+            f"{len(single)} images have VH or VV alone", single, "restore the other files, or remove these"
+        )
+
+
+SETS = {
+    PORTO_ALEGRE: PublicSet(
+        find_porto_alegre, read_porto_alegre, 512, "pairs before and after the flood of Porto Alegre, 2024: 8-bit PNG"
+    ),
+    OPERA: PublicSet(
+        find_opera, partial(read_tif, units="linear"), None, "crops of OPERA RTC-S1: GeoTIFFs of linear γ⁰, 30 m"
+    ),
+    SEN1FLOODS11: PublicSet(
+        find_sen1floods11, partial(read_tif, units="dB"), 512, "hand-labelled chips of Sen1Floods11: GeoTIFFs in dB"
+    ),
+    ETCI: PublicSet(find_etci, read_etci, 256, "tiles of ETCI 2021: 8-bit PNG without an absolute scale"),
+}
+
+
+# ---- Tiles ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Side of tiles in pixels, and the share of pixels without data above which a tile is left out."""
+
+    size: int
+    max_nodata: float
+
+    def read(self, image):
+        """The values of an image, at least `size` pixels high and wide: see `enlarged`. Raises DataError."""
+        values = image.read()
+        shorter = min(values.shape[1:])
+        if shorter * MOST_ENLARGED < self.size:
+            raise DataError(
+                f"{image.paths[0]}: is {values.shape[1]}x{values.shape[2]} pixels, too few for tiles of --size "
+                f"{self.size}; choose a smaller --size"
+            )
+        return values if shorter >= self.size else enlarged(values, self.size / shorter)
+
+    def tiles(self, values):
+        """Yields (row, column, tile) of an image, side by side; the rest at its right and lower edge is not used."""
+        high, wide = (n // self.size for n in values.shape[1:])
+        for row in range(0, high * self.size, self.size):
+            for column in range(0, wide * self.size, self.size):
+                yield row, column, values[:, row : row + self.size, column : column + self.size]
+
+
+def enlarged(image_db, factor):
+    """An image in dB, (2, H, W) float32, with `factor` times as many pixels on each side, bilinear in linear power.
+
+    Pixels without data do not count; there is no data where they have more than half of the weight.
+    """
+    power = 10 ** (image_db.astype(np.float64) / 10)
+    data = np.isfinite(power)
+    stack = torch.from_numpy(np.concatenate([np.where(data, power, 0), data]))[None]
+    size = [round(side * factor) for side in image_db.shape[1:]]
+    total, weight = (
+        functional.interpolate(stack, size, mode="bilinear", align_corners=False)[0].numpy().reshape(2, 2, *size)
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(weight >= 0.5, 10 * np.log10(total / weight), np.nan).astype(np.float32)
+
+
+def write_values(folder, name, values, kind):
+    """Writes (2, H, W) float32, order VH, VV, as <name>.tif with the bands VV and VH, into a folder that is made."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.tif"
+    write_geotiff(path, values[::-1], ("VV", "VH"), {"UNITS": kind}, nodata=np.nan, compress="deflate")
+
+
+class Written(NamedTuple):
+    """What became of an image: rows of METADATA, tiles that were left out, and whether it has any data."""
+
+    rows: list
+    left_out: int
+    has_data: bool
+
+
+def write_tiles(image, out, cut):
+    """Writes the tiles of an image. Returns Written. Raises DataError."""
+    values, rows, left_out = cut.read(image), [], 0
+    if np.isnan(values).all():
+        return Written([], 0, False)
+    for row, column, tile in cut.tiles(values):
+        if np.isnan(tile).any(0).mean() > cut.max_nodata:
+            left_out += 1
+            continue
+        name = f"{image.name}_r{row:04d}_c{column:04d}"
+        write_values(out / image.source, name, tile, image.values)
+        rows.append((name, image.group, image.source, image.values))
+    return Written(rows, left_out, True)
+
+
+def write_masked(image, out):
+    """Writes a whole image of ETCI 2021 and its mask. Returns Written, without a tile if there are no data."""
+    values, label = image.read(), read_label(image)
+    if np.isnan(values).any(0).all():
+        return Written([], 0, False)
+    write_values(out / IMAGE_FOLDER, image.name, values, image.values)
+    (out / MASK_FOLDER).mkdir(exist_ok=True)
+    write_geotiff(out / MASK_FOLDER / f"{image.name}.tif", label, compress="deflate")
+    return Written([(image.name, image.group, image.source, image.values)], 0, True)
+
+
+# ---- All sets ------------------------------------------------------------------------------------
+
+
+def find_all(folders):
+    """The PublicImages in {set: folder}. Raises DataError."""
+    found = []
+    for source, folder in folders.items():
+        if not Path(folder).is_dir():
+            raise DataError(f"--{source} {folder}: there is no such folder; correct the path")
+        images = SETS[source].find(check_root(folder))
+        if not images:
+            raise DataError(f"--{source} {folder}: holds none of the {SETS[source].about}; correct the path")
+        found += images
+    twice = [name for name, number in Counter(image.name for image in found).items() if number > 1]
+    if twice:
+        raise data_error(
+            f"{len(twice)} images have the name of another", twice, "remove the files that are there twice"
+        )
+    return found
+
+
+def without(images, exclude):
+    """The images without those that `exclude` names by image or group. Raises DataError."""
+    known = {name for image in images for name in (image.name, image.group)}
+    unknown = [quoted(name) for name in exclude if name not in known]
+    if unknown:
+        raise data_error(
+            f"--exclude: {len(unknown)} names are those of no image and no group",
+            unknown,
+            f"correct them; groups are {listed(sorted({image.group for image in images}), 20)}",
+        )
+    kept = [image for image in images if image.name not in exclude and image.group not in exclude]
+    if not kept:
+        raise DataError("--exclude: leaves no image; name fewer")
+    if exclude:
+        log.info("--exclude: %d of %d images are left out", len(images) - len(kept), len(images))
+    return kept
+
+
+def moments_of(image, cut):
+    """The Moments of an image, as a dict."""
+    moments = Moments()
+    moments.add(cut.read(image))
+    return moments.to_dict()
+
+
+def aim_of(images, cut, args, workers):
+    """Mean and standard deviation, ((VH, VV), (VH, VV)), that ETCI 2021 is mapped to. Raises DataError."""
+    if args.etci_mean:
+        return tuple(args.etci_mean), tuple(args.etci_std)
+    total = Moments()
+    for part in workers.map(partial(moments_of, cut=cut), images, "images measured"):
+        total.merge(Moments.from_dict(part))
+    figures = total.summary()
+    if None in figures["mean"]:
+        raise DataError("the sets beside etci2021 have no data, or are excluded; give --etci_mean and --etci_std")
+    return tuple(figures["mean"]), tuple(figures["std"])
+
+
+def with_gains(images, aim, workers):
+    """Images of ETCI 2021 with the gains of their scenes. Raises DataError."""
+    counts = defaultdict(lambda: np.zeros((2, 256), np.int64))
+    for image, found in zip(images, workers.map(count_numbers, images, "ETCI 2021 images measured")):
+        counts[image.group] += found
+    gains = {scene: gains_of(found, *aim, scene) for scene, found in counts.items()}
+    return [replace(image, gains=gains[image.group]) for image in images]
+
+
+def record_of(images):
+    """What decides the content of an output folder, as plain values."""
+    files = [
+        (image.source, image.name, image.gains, [os.path.getsize(path) for path in image.paths]) for image in images
+    ]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    counts = Counter(image.source for image in images)
+    return {"generator": "sarwmix.prepare.public_sets", "version": VERSION, "images": counts, "sha256": digest}
+
+
+def write_folder(flag, out, images, write, workers, content):
+    """Writes images into `out` by write(image, out) → Written, and METADATA. Raises DataError if there is nothing.
+
+    flag: how the user named the folder. content: what decides it, besides the images.
+    """
+    out, sources = Path(out), dict.fromkeys(image.source for image in images)
+    with claimed(workers, out, record_of(images) | content, last=METADATA, name=RECORD, flag=flag) as complete:
+        if complete:
+            return
+        results = workers.map(partial(write, out=out), images, "images")
+        rows = [row for result in results for row in result.rows]
+        if not rows:
+            raise DataError(
+                f"{flag} {out}: no tile has enough data; choose a smaller --size, or raise --max_nodata, and another "
+                f"{flag}"
+            )
+        for source in sources:
+            of_set = [result for image, result in zip(images, results) if image.source == source]
+            log.info(
+                "%s: %s: %d images, %d tiles; left out: %d images without any data, %d tiles with too little",
+                out,
+                source,
+                len(of_set),
+                sum(len(result.rows) for result in of_set),
+                sum(not result.has_data for result in of_set),
+                sum(result.left_out for result in of_set),
+            )
+        workers.on_main(write_csv, out / METADATA, ("id", "group", "source", "values"), rows)
+
+
+def write_masks(out, images, workers):
+    """Writes the images of ETCI 2021 whose labels are there and right, for `sarwmix.masks.Masks`. Raises DataError."""
+    labelled = [image for image in images if label_of(image).exists() and image.name not in BAD_LABELS]
+    if not labelled:
+        raise DataError(f"--masks: no image of --{ETCI} has a label, flood_label/<image>.png; leave --masks out")
+    log.info("--masks: %d of %d images of etci2021 have labels that are used", len(labelled), len(images))
+    write_folder("--masks", out, labelled, write_masked, workers, {"classes": Sen1Floods11.CLASSES})
+    workers.on_main(write_csv, Path(out) / LEGEND, ("value", "name"), list(enumerate(Sen1Floods11.CLASSES)))
+
+
+# ---- Program -------------------------------------------------------------------------------------
+
+
+def get_args_parser():
+    parser = Parser(
+        "Write the images of public sets as tiles of VV and VH in dB, to pretrain on.", "sarwmix.prepare.public_sets"
+    )
+    group = parser.add_argument_group("sets", "folders, as the sets are published; at least one of them")
+    for name, public_set in SETS.items():
+        group.add_argument(f"--{name}", metavar="DIR", help=public_set.about)
+    group.add_argument(
+        "--exclude",
+        nargs="+",
+        metavar="NAME",
+        help="images or groups (places, scenes, countries) that are left out of --out, such as those to be tested on",
+    )
+    group = parser.add_argument_group("values of ETCI 2021")
+    group.add_argument(
+        "--etci_mean",
+        nargs=2,
+        type=finite,
+        metavar=("VH", "VV"),
+        help="mean that each channel of each scene gets, dB (default: that of the other sets)",
+    )
+    group.add_argument("--etci_std", nargs=2, type=positive, metavar=("VH", "VV"), help="and standard deviation, dB")
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", required=True, metavar="DIR", help="folder to write, new or empty")
+    group.add_argument(
+        "--size",
+        type=positive_int,
+        default=128,
+        metavar="PIXELS",
+        help="side of the tiles; images of OPERA that are smaller are enlarged, in linear power",
+    )
+    group.add_argument(
+        "--max_nodata",
+        type=Range(float, at_least=0, at_most=0.5),
+        default=0.5,
+        metavar="SHARE",
+        help="share of pixels without data above which a tile is left out",
+    )
+    group.add_argument(
+        "--masks",
+        metavar="DIR",
+        help="also write the whole images of ETCI 2021 that have flood labels, for --dataset masks",
+    )
+    add_workers_flag(group)
+    return parser
+
+
+def check(args):
+    """Raises UsageError for flags that are missing or contradict each other."""
+    given = [name for name in SETS if getattr(args, name)]
+    if not given:
+        raise UsageError(f"no set is given; name its folder with {', '.join(f'--{name}' for name in SETS)}")
+    if bool(args.etci_mean) != bool(args.etci_std):
+        raise UsageError("--etci_mean and --etci_std go together")
+    if ETCI not in given and (args.etci_mean or args.masks):
+        raise UsageError(
+            f"{'--masks' if args.masks else '--etci_mean'}: is of ETCI 2021; name its folder with --{ETCI}"
+        )
+    if given == [ETCI] and not args.etci_mean:
+        raise UsageError(
+            f"--{ETCI}: its values have no absolute scale; give the mean and standard deviation that they get with "
+            "--etci_mean and --etci_std, or another set from which they are measured"
+        )
+    for name in given:
+        if args.size > (SETS[name].side or MOST_SIDE):
+            raise UsageError(f"--size {args.size}: is more than the {SETS[name].side or MOST_SIDE} pixels of --{name}")
+    if args.masks:
+        out, masks = Path(args.out).absolute(), Path(args.masks).absolute()
+        if out.is_relative_to(masks) or masks.is_relative_to(out):
+            raise UsageError("--masks and --out: one lies in the other; choose another --masks")
+
+
+def work(args, workers):
+    folders = {name: getattr(args, name) for name in SETS if getattr(args, name)}
+    found = workers.on_main(find_all, folders)
+    images, cut = without(found, args.exclude or ()), Cut(args.size, args.max_nodata)
+    relative = [image for image in found if image.source == ETCI]
+    if relative:
+        aim = aim_of([image for image in images if image.source != ETCI], cut, args, workers)
+        means, stds = (", ".join(f"{value:.2f}" for value in values) for values in aim)
+        log.info("etci2021: VH and VV of each scene get the mean %s and std %s dB", means, stds)
+        relative = with_gains(relative, aim, workers)
+        known = {image.name: image for image in relative}
+        images = [known.get(image.name, image) for image in images]
+    write = partial(write_tiles, cut=cut)
+    write_folder("--out", args.out, images, write, workers, {"size": cut.size, "max_nodata": cut.max_nodata})
+    if args.masks:
+        write_masks(args.masks, relative, workers)
+    if any(image.source == ETCI for image in images):
+        log.info(
+            "etci2021 has no absolute dB: pretrain on these tiles with --weight_mode none and --max_nonfinite %g, and "
+            "do not average them in linear power",
+            cut.max_nodata,
+        )
+
+
+def main(argv=None):
+    parser = get_args_parser()
+    parser.parse_checked(argv, check)
+    run_command(parser, work, argv)
+
+
+if __name__ == "__main__":
+    main()
