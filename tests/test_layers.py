@@ -28,7 +28,7 @@ ALLOWED = {
     "models_mixmim_ft": MODELS,
     "models_mixmim_seg": MODELS,
     "models_sen12_ft": MODELS | {"models_mixmim_ft"},
-    "batch_preparation": {"sarwmix", "util.crop", "util.sampling"},
+    "batch_preparation": {"sarwmix", "util.crop", "util.sampling", "util.speckle"},
     "engine_pretrain": {"util", "common"},
     "engine_finetune": {"util", "common"},
     "engine_segment": {"engine_finetune", "util", "common"},

@@ -11,7 +11,8 @@ import rasterio
 import torch
 from rasterio.errors import NotGeoreferencedWarning
 
-from sarwmix.prepare.public_sets import BAD_LABELS, PORTO_FOLDERS, enlarged, find_all, label_of, main
+from sarwmix.prepare.public_images import BAD_LABELS, PORTO_FOLDERS, label_of
+from sarwmix.prepare.public_sets import enlarged, find_all, main
 from sarwmix.registry import open_dataset
 from tests.helpers.dataset_fixtures import needs_samples, sample_path, write_tif
 from tests.helpers.runs import argv, digests, refusal
