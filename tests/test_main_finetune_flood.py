@@ -127,6 +127,15 @@ def test_a_fitted_head_is_that_of_the_features_and_a_continued_run_keeps_the_fla
     completed(finetune(RUN, "--warmup_epochs 0 --lr 1e-12 --resume auto --head_init fitted"))
 
 
+def test_one_rank_and_two_fit_the_same_head(data, tmp_path):
+    flags = ("--data_path", data, RUN, "--warmup_epochs 0 --lr 1e-12 --stop_epoch 1 --head_init fitted --output_dir")
+    finish("main_finetune", (flags, tmp_path / "one", "--batch_size 4"), tmp_path / "alone")
+    finish_ranks("main_finetune", (flags, tmp_path / "two", "--batch_size 2"), tmp_path / "rank")
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("one", "two"))
+    torch.testing.assert_close(one["head.weight"], two["head.weight"], atol=0.02, rtol=0)
+    torch.testing.assert_close(one["head.bias"], two["head.bias"], atol=0.02, rtol=0)
+
+
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
     flags = ("--data_path", data, "--eval --finetune", finished[0] / "checkpoint.pth", "--batch_size 2 --num_workers 0")
     finish("main_finetune", (flags, "--output_dir", tmp_path / "one"), tmp_path / "alone")
