@@ -25,6 +25,7 @@ from util.program import (
 from util.scene_maps import VALUES
 from util.sliding import MOST_OVERLAP
 
+HEAD_INITS = ("fitted",)
 OF_DATA = (*METADATA, LEGEND, SAMPLES, IMAGES)  # names of files in --data_path that results must not replace
 
 
@@ -134,6 +135,12 @@ def add_model_flags(parser):
     )
     group.add_argument("--drop_path", type=rate, default=0.1, metavar="RATE", help="stochastic depth of the last block")
     group.add_argument("--freeze_encoder", action="store_true", help="train the head alone (linear probe)")
+    group.add_argument(
+        "--head_init",
+        choices=HEAD_INITS,
+        help="sen12flood: start from a head fitted to the features of the training pairs, for few pairs (default: from "
+        "weights near zero, as published)",
+    )
     group.add_argument(
         "--patch_cut",
         choices=PATCH_CUTS,
@@ -354,6 +361,10 @@ def check_training(flags):
         "--val_fraction: only sen12flood and images of one's own need it; BigEarthNet has a validation split",
     )
     need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split")
+    need(
+        not flags.head_init or flags.dataset == "sen12flood",
+        f"--head_init {flags.head_init}: for --dataset sen12flood alone; leave it out",
+    )
     check_class_number(flags, DATASETS[flags.dataset].CLASSES)
 
 

@@ -39,8 +39,9 @@ from util.configuration import (
     need_statistics,
     settle,
 )
-from util.datasets import SamplesWithIds, build_dataset, build_loader, check_data, drop_missing
+from util.datasets import SamplesWithIds, build_dataset, build_loader, build_test_loader, check_data, drop_missing
 from util.distributed import start_ranks
+from util.head_fit import fit_head
 from util.lr_decay import param_groups_lrd
 from util.misc import duration, log_flags
 from util.program import (
@@ -57,6 +58,7 @@ log = logging.getLogger(__name__)
 SAME_RUN = (
     "layer_decay",
     "freeze_encoder",
+    "head_init",  # None by default, as which checkpoints of older runs count, which lack it
     "train_fraction",
     "draw_seed",
     "val_split",
@@ -195,6 +197,26 @@ class Finetuning(Run):
         self.splits, self.task = splits, task_of(config)
         self.criterion, self.mixup = self.task.criterion, build_mixup(config)
         self.selection = Selection(self.task.name)
+
+    def train(self):
+        if self.config.head_init == "fitted" and self.start.source is None:
+            self.fit_head()
+        super().train()
+
+    def fit_head(self):
+        """Replaces the new head by one fitted to the features of the training pairs, before the first step."""
+        training, config = self.training, self.config
+        loader = build_test_loader(self.splits["train"], config, self.ranks)
+        features, labels = engine_finetune.predict(
+            training.model, training.prepare, loader, self.ranks, config.amp, features=True
+        )
+        weight, bias = fit_head(features, labels, config.nb_classes)
+        head = training.model.head
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        right = ((features @ weight.T + bias).argmax(1) == labels).double().mean().item()
+        log.info("--head_init fitted: the head classifies %.3f of the training pairs before training", right)
 
     def train_one_epoch(self, epoch):
         engine = engine_segment if self.task is SEGMENTATION else engine_finetune

@@ -17,6 +17,7 @@ from sarwmix.simulate.flood import Parameters, simulate_floods
 from tests.helpers.forked import finish, finish_ranks
 from tests.helpers.runs import completed, launch_alike, log_of, refused, same_states
 from util.checkpoint import load_checkpoint
+from util.head_fit import fit_head
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +111,31 @@ def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path, finetune):
         assert same_states(load_checkpoint(finished[0] / name), load_checkpoint(tmp_path / name)), name
 
 
+def test_a_fitted_head_is_that_of_the_features_and_a_continued_run_keeps_the_flag(data, tmp_path, finetune):
+    flags = (RUN, "--warmup_epochs 0 --lr 1e-12 --stop_epoch 1")
+    out = completed(finetune(flags, "--head_init fitted"))
+    assert "--head_init fitted: the head classifies" in out
+    checkpoint = tmp_path / "checkpoint.pth"
+    completed(finetune("--embed", tmp_path / "f.npz", "--split train --finetune", checkpoint))
+    features = torch.from_numpy(np.load(tmp_path / "f.npz")["features"])
+    labels = torch.from_numpy(FloodDataset(data, "train").label_table()[:, 1].astype(np.int64))
+    weight, bias = fit_head(features, labels, 2)
+    model = load_checkpoint(checkpoint)["model"]
+    logits = features @ model["head.weight"].T + model["head.bias"]
+    torch.testing.assert_close(logits, features @ weight.T + bias, atol=1e-3, rtol=0)
+    refused(finetune(RUN, "--warmup_epochs 0 --lr 1e-12 --resume auto"), "--head_init None (was fitted)")
+    completed(finetune(RUN, "--warmup_epochs 0 --lr 1e-12 --resume auto --head_init fitted"))
+
+
+def test_one_rank_and_two_fit_the_same_head(data, tmp_path):
+    flags = ("--data_path", data, RUN, "--warmup_epochs 0 --lr 1e-12 --stop_epoch 1 --head_init fitted --output_dir")
+    finish("main_finetune", (flags, tmp_path / "one", "--batch_size 4"), tmp_path / "alone")
+    finish_ranks("main_finetune", (flags, tmp_path / "two", "--batch_size 2"), tmp_path / "rank")
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint.pth")["model"] for name in ("one", "two"))
+    torch.testing.assert_close(one["head.weight"], two["head.weight"], atol=0.02, rtol=0)
+    torch.testing.assert_close(one["head.bias"], two["head.bias"], atol=0.02, rtol=0)
+
+
 def test_one_rank_and_two_evaluate_alike(finished, data, tmp_path):
     flags = ("--data_path", data, "--eval --finetune", finished[0] / "checkpoint.pth", "--batch_size 2 --num_workers 0")
     finish("main_finetune", (flags, "--output_dir", tmp_path / "one"), tmp_path / "alone")
@@ -149,6 +175,7 @@ def test_features_of_pairs_and_their_export(finished, data, tmp_path, program, f
         ("--val_split val", "--val_fraction"),
         ("--metadata {folders}", "--val_metadata"),
         ("--input_size 192", "--input_size 192"),
+        ("--dataset benv2 --head_init fitted", "--head_init fitted: for --dataset sen12flood alone"),
         ("--val_fraction 0.99", "--val_fraction 0.99"),
     ],
 )
