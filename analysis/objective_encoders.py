@@ -5,7 +5,6 @@ Images are in dB, order VH, VV; NaN pixels count as the mean. B images, C₄ cha
 """
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 import main_pretrain
 from batch_preparation import PixelPreparation, Weighting
 from common.errors import DataError
-from common.files import sha256_of
+from common.sealed_file import SealedFile
 from models_mixmim import PATCH, MixMIMEncoder, size_of
 from pretrained import load_encoder
 from util.checkpoint_input import LoadedCheckpoint
@@ -36,13 +35,7 @@ class Frozen(NamedTuple):
 
 def identity_of(path):
     """SHA-256 of a checkpoint, from the file beside it where there is one, which loading compares."""
-    sidecar = Path(f"{path}.sha256")
-    return sidecar.read_text().split()[0] if sidecar.exists() else sha256_of(path)
-
-
-def untrained_identity(path, seed):
-    """The identity of `untrained`."""
-    return f"untrained, seed {seed}, input as of {identity_of(path)}"
+    return SealedFile(path).checksum()
 
 
 def trained(path, dataset):
@@ -50,22 +43,31 @@ def trained(path, dataset):
     return Frozen(*load_encoder(path, dataset), identity_of(path))
 
 
+def untrained_identity(path, seed):
+    """The identity of `untrained`: the model and the input, and not the weights of the checkpoint."""
+    config = _flags_of(path)
+    return f"untrained, seed {seed}, {config.model}, input {config.input_size}, {config.mean}, {config.std}"
+
+
 def untrained(path, seed):
     """A Frozen encoder as pretraining with this seed begins with it; model and input are those of a checkpoint.
 
     Raises DataError for a checkpoint that does not state the flags of its pretraining.
     """
-    checkpoint = LoadedCheckpoint.load(path, size_of)
-    try:
-        config = argparse.Namespace(**{**checkpoint.flags(), **checkpoint.stated()})
-        torch.manual_seed(seed)
-        encoder = main_pretrain.build_model(config).eval()
-        prepare = PixelPreparation(config.input_size, config.mean, config.std, weighting=Weighting("none")).eval()
-    except (AttributeError, TypeError):
-        raise DataError(
-            f"{path}: does not state the flags of its pretraining; pretrain with main_pretrain.py"
-        ) from None
+    config = _flags_of(path)
+    torch.manual_seed(seed)
+    encoder = main_pretrain.build_model(config).eval()
+    prepare = PixelPreparation(config.input_size, config.mean, config.std, weighting=Weighting("none")).eval()
     return Frozen(encoder, prepare, untrained_identity(path, seed))
+
+
+def _flags_of(path):
+    """The flags of the pretraining that wrote a checkpoint, with the input that it states. Raises DataError."""
+    checkpoint = LoadedCheckpoint.load(path, size_of)
+    config = {**checkpoint.flags(), **checkpoint.stated()}
+    if not {"model", "input_size", "mean", "std", "norm_pix_loss", "weight_level"} <= set(config):
+        raise DataError(f"{path}: does not state the flags of its pretraining; name one of main_pretrain.py")
+    return argparse.Namespace(**config)
 
 
 # ---- Features ------------------------------------------------------------------------------------

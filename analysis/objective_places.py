@@ -158,16 +158,13 @@ class Tiles:
 
     def result(self, scores):
         """The result of scores (N,) of all tiles, each as tested."""
-        known = np.isfinite(self.truth) & np.isfinite(scores)
-        areas = []
+        known, parts = np.isfinite(self.truth) & np.isfinite(scores), {}
         for fold in self.folds:
             rows = fold.test[known[fold.test]]
-            areas.append(area(scores[rows], self.truth[rows]))
+            parts[fold.name] = {"scores": scores[rows].tolist(), "labels": self.truth[rows].tolist()}
+        areas = [area(**part) for part in parts.values()]
         values = [float(np.nanmean(areas)) if np.isfinite(areas).any() else np.nan, *areas]
-        return {
-            "metrics": dict(zip(self.METRICS, values)),
-            "scores": dict(zip(self.dataset.ids[known].tolist(), scores[known].astype(float).round(6).tolist())),
-        }
+        return {"metrics": dict(zip(self.METRICS, values)), "groups": parts}
 
     def baselines(self):
         table = baselines(self.dataset, self.folds, self.positive, self.share)

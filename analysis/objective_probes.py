@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.special import expit
-from torchmetrics.functional.classification import binary_auroc
+from scipy.stats import rankdata
 
 from analysis.probe import scikit_learn
 from common.errors import DataError
@@ -106,9 +106,9 @@ def predicted(samples, queries, folds, score):
 
 
 def area(scores, labels):
-    """Area under the ROC curve of scores (M,) for labels (M,); NaN if there is one label alone."""
-    if len(np.unique(labels)) < 2:
+    """Area under the ROC curve of scores (M,) for labels (M,), 0 or 1; NaN if there is one label alone."""
+    positive = np.asarray(labels) == 1
+    has, lacks = np.count_nonzero(positive), np.count_nonzero(~positive)
+    if not has or not lacks:
         return np.nan
-    return binary_auroc(
-        torch.from_numpy(np.asarray(scores, np.float64)), torch.from_numpy(np.asarray(labels, int))
-    ).item()
+    return float((rankdata(scores)[positive].sum() - has * (has + 1) / 2) / (has * lacks))
