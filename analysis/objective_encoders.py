@@ -38,9 +38,13 @@ def identity_of(path):
     return SealedFile(path).checksum()
 
 
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def trained(path, dataset):
     """The Frozen encoder of a checkpoint. dataset: what it was pretrained on. Raises UsageError."""
-    return Frozen(*load_encoder(path, dataset), identity_of(path))
+    return Frozen(*load_encoder(path, dataset, device()), identity_of(path))
 
 
 def untrained_identity(path, seed):
@@ -58,7 +62,7 @@ def untrained(path, seed):
     torch.manual_seed(seed)
     encoder = main_pretrain.build_model(config).eval()
     prepare = PixelPreparation(config.input_size, config.mean, config.std, weighting=Weighting("none")).eval()
-    return Frozen(encoder, prepare, untrained_identity(path, seed))
+    return Frozen(encoder.to(device()), prepare.to(device()), untrained_identity(path, seed))
 
 
 def _flags_of(path):
@@ -77,8 +81,9 @@ def _flags_of(path):
 def whole_features(frozen, images):
     """(B, 2, H, W) → (B, C₄): the mean over the tokens of resized images, as main_finetune.py --embed gives it."""
     prepare = frozen.prepare
-    x = prepare.standardize(prepare.resize(prepare.fill(images.float(), counted=False)))
-    return frozen.encoder.encode(x).mean(1)
+    images = images.to(prepare.mean.device).float()
+    x = prepare.standardize(prepare.resize(prepare.fill(images, counted=False)))
+    return frozen.encoder.encode(x).mean(1).cpu()
 
 
 def windows_of(frozen, images):
@@ -86,7 +91,7 @@ def windows_of(frozen, images):
 
     Images are padded with the mean on the right and below.
     """
-    side, x = frozen.encoder.img_size, frozen.prepare(images)[0]
+    side, x = frozen.encoder.img_size, frozen.prepare(images.to(frozen.prepare.mean.device))[0]
     B, C, H, W = x.shape
     x = F.pad(x, (0, -W % side, 0, -H % side))
     rows, columns = (n // side for n in x.shape[-2:])
@@ -99,7 +104,7 @@ def window_features(frozen, images):
     """(B, 2, H, W) → (B, n, C₄): the mean over the tokens of each window, at the resolution of the image."""
     x, _ = windows_of(frozen, images)
     parts = [frozen.encoder.encode(part).mean(1) for part in x.flatten(0, 1).split(BATCH)]
-    return torch.cat(parts).view(*x.shape[:2], -1)
+    return torch.cat(parts).view(*x.shape[:2], -1).cpu()
 
 
 @torch.no_grad()
@@ -115,7 +120,7 @@ def token_features(frozen, image):
         maps = frozen.encoder.forward_intermediates(part)
         parts.append(torch.cat([F.interpolate(m, size=(side, side), mode="nearest") for m in maps], dim=1))
     x = torch.cat(parts).view(rows, columns, -1, side, side).permute(0, 3, 1, 4, 2)
-    return x.reshape(rows * side, columns * side, -1).numpy()
+    return x.reshape(rows * side, columns * side, -1).cpu().numpy()
 
 
 def of_all(dataset, describe):

@@ -104,16 +104,12 @@ def report(study, tasks, results, contents):
 
 def draw(study, results):
     """The figure: a panel for the first metric of each task, a row for each arm and baseline, a dot for each seed."""
-    panels = {}
-    for task, part in results.groupby(TASK, sort=False):
-        metric = part[METRIC].iloc[0]
-        panels[f"{task}: {metric}"] = wide_table(part[part[METRIC] == metric]).rename(
-            columns={metric: f"{task}: {metric}"}
-        )
+    first = results[TASK].map(results.groupby(TASK)[METRIC].first())
+    kept = results[results[METRIC] == first]
+    wide = wide_table(kept.assign(**{METRIC: kept[TASK] + ": " + kept[METRIC]}))
     names = order_of(results, study)
-    groups = [pd.concat([panel[panel[ARM] == name] for panel in panels.values()]) for name in names]
-    groups = [rows.reindex(columns=[ARM, *panels]) for rows in groups]
-    return dot_plot(names, groups, list(panels), "Frozen encoders of different objectives")
+    groups = [wide[wide[ARM] == name] for name in names]
+    return dot_plot(names, groups, list(wide)[2:], "Frozen encoders of different objectives")
 
 
 def run(study, parser):

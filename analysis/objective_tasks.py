@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 import main_pretrain
+from analysis.objective_arms import RANDOM
 from analysis.objective_encoders import identity_of, trained, untrained, untrained_identity
 from analysis.objective_images import Floods, LandCover
 from analysis.objective_places import Tiles, Water
-from analysis.segmentation_runs import RANDOM
 from common.command_line import Parser, positive_share, seed
 from common.errors import DataError, UsageError
 from common.files import make_folder, read_json, write_json
