@@ -28,8 +28,8 @@ def draws_of_water(results):
 
 def draws_of_tiles(results):
     """As `draws_of_water`, of the mean AUC over groups; tiles are drawn with replacement within each group."""
-    generator, differences = np.random.default_rng(SEED), np.zeros(DRAWS)
     groups = [name for name, part in results[0][0]["groups"].items() if len(set(part["labels"])) == 2]
+    generator, differences = np.random.default_rng(SEED), np.full(DRAWS, 0.0 if groups else np.nan)
     for name in groups:
         labels = np.array(results[0][0]["groups"][name]["labels"])
         scores = [[np.array(r["groups"][name]["scores"]) for r in pair] for pair in results]
@@ -55,7 +55,9 @@ def draws_table(contents, planned, seeds):
                 continue
             draws = (draws_of_water if task == "water" else draws_of_tiles)(results)
             draws = draws[np.isfinite(draws)]
-            low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (np.nan, np.nan)
+            if not len(draws):
+                continue
+            low, high = np.percentile(draws, [2.5, 97.5])
             excludes = "yes" if low > 0 or high < 0 else "no"
             interval = f"{low:+.3f} to {high:+.3f}"
             rows.append((task, contrast.label, metric, unit, f"{draws.mean():+.3f}", interval, excludes))

@@ -35,7 +35,7 @@ def read_results(study, tasks):
             contents[task.name, arm, number] = content = read_json(path, AGAIN)
             rows += rows_of(path, content, (task.name, arm, number))
         path = baselines_path(study.args.output, task.name)
-        for method, content in read_json(path, AGAIN)["methods"].items():
+        for method, content in read_json(path, AGAIN).get("methods", {}).items():
             rows += rows_of(path, content, (task.name, method, None))
     return pd.DataFrame(rows, columns=[TASK, ARM, SEED, METRIC, VALUE]).astype({SEED: "Int64", VALUE: float}), contents
 
