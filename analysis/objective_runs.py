@@ -11,8 +11,7 @@ import main_pretrain
 from analysis import jobs
 from analysis.jobs import Step
 from analysis.objective_arms import ARMS, RANDOM
-from analysis.objective_encoders import identity_of, untrained_identity
-from analysis.objective_tasks import baselines_path, is_there, names_of, open_task, result_path, task_words
+from analysis.objective_tasks import baselines_path, is_there, names_of, open_task, result_path, stated_by, task_words
 from common.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +155,7 @@ def lacks(study, tasks, encoder):
     arm, number, path = encoder
     if tasks is None or not path.exists():
         return True
-    identity = untrained_identity(path, number) if arm == RANDOM else identity_of(path)
+    identity = stated_by(arm, number, path)
     return not all(
         is_there(result_path(study.args.output, task.name, arm, number), {"encoder": identity, "data": task.data})
         for task in tasks

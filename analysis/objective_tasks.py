@@ -145,19 +145,27 @@ def keep(path, content):
     write_json(path, plain(content))
 
 
+def stated_by(arm, number, checkpoint):
+    """The identity of the encoder of an arm, which its results state."""
+    return untrained_identity(checkpoint, number) if arm == RANDOM else identity_of(checkpoint)
+
+
+def encoder_of(args):
+    """The Frozen encoder of the flags. Raises DataError, UsageError."""
+    if args.arm == RANDOM:
+        return untrained(args.checkpoint, args.seed)
+    return trained(args.checkpoint, args.dataset)
+
+
 def evaluate(args, tasks):
     """Makes the results of an encoder, or of the baselines, that are not there. Raises DataError, UsageError."""
-    identity = None
-    if not args.baselines:
-        identity = (
-            untrained_identity(args.checkpoint, args.seed) if args.arm == RANDOM else identity_of(args.checkpoint)
-        )
+    identity = None if args.baselines else stated_by(args.arm, args.seed, args.checkpoint)
     frozen = None
     for task in tasks:
         started, stated = time.monotonic(), {"task": task.name, "encoder": identity, "data": task.data}
-        path = baselines_path(args.output, task.name)
-        if not args.baselines:
-            path = result_path(args.output, task.name, args.arm, args.seed)
+        path = result_path(args.output, task.name, args.arm, args.seed)
+        if args.baselines:
+            path = baselines_path(args.output, task.name)
         if is_there(path, stated):
             continue
         if args.baselines:
@@ -165,14 +173,8 @@ def evaluate(args, tasks):
         else:
             frozen = frozen or encoder_of(args)
             found = {"arm": args.arm, "seed": args.seed, **task.evaluate(frozen)}
-        keep(path, {**stated, **found, "metric_names": list(task.METRICS)})
+        keep(path, {**stated, **found})
         print(f"{path}: {time.monotonic() - started:.0f} s", flush=True)
-
-
-def encoder_of(args):
-    if args.arm == RANDOM:
-        return untrained(args.checkpoint, args.seed)
-    return trained(args.checkpoint, args.dataset)
 
 
 def check_flags(args):
