@@ -19,7 +19,7 @@ PRETRAIN = [sys.executable, str(ROOT / "main_pretrain.py")]
 EVALUATE = [sys.executable, "-m", "analysis.objective_tasks"]
 SCENES = "--patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2".split()
 FLOODS = "--folders 60 --size 256 --seed 0".split()
-SIMULATED_MODEL = "mixmim_tiny"
+SIMULATED, SIMULATED_MODEL = "simulated", "mixmim_tiny"  # folder of the scenes, and what is pretrained on them
 SIMULATED_FLAGS = "--batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 5e-4 --clip_grad 1 --log_freq 64".split()
 # Flags of main_pretrain.py that the study sets, or that its arms differ in.
 OURS = {"--dataset", "--data_path", "--model", "--statistics", "--seed", "--output_dir", "--resume", "--inference"}
@@ -76,9 +76,10 @@ def plan(args, words):
         if len(set(values)) < len(values):
             raise UsageError(f"--{name}: one is there twice; name each once")
     given, before = vars(args), []
-    if not args.data_path and args.dataset != "benv2":
+    simulates = not args.data_path and (not args.tasks_only or Path(args.output, SIMULATED).is_dir())
+    if simulates and args.dataset != "benv2":
         raise UsageError(f"--dataset {args.dataset}: give --data_path; only benv2 is simulated")
-    if not args.data_path:
+    if simulates:
         given, before = simulated(args)
         words = [*SIMULATED_FLAGS, *words]
     study = Study(argparse.Namespace(**given), words, before, 0)
@@ -106,7 +107,7 @@ def check_words(words):
 
 def simulated(args):
     """(flags by name with the folders of simulated data and the model, Steps that simulate)."""
-    scenes, floods = f"{args.output}/simulated", args.flood_path or f"{args.output}/simulated_floods"
+    scenes, floods = f"{args.output}/{SIMULATED}", args.flood_path or f"{args.output}/simulated_floods"
     make = [sys.executable, "-m"]
     before = [Step([*make, "sarwmix.simulate", "--out", scenes, *SCENES], f"{scenes}/metadata.parquet")]
     if not args.flood_path:

@@ -148,6 +148,11 @@ def test_a_dry_run_prints_what_is_left(water, tmp_path, capsys):
     tiny_checkpoint(tmp_path / "out" / "runs" / "norm_pix_seed4" / "checkpoint_1.pth")
     only = commands(flags_of(water, tmp_path, "--tasks_only --dry_run"), capsys)
     assert [after("--arm", line) for line in only[1:]] == [["statistics"], ["random"]]
+    real = argv(
+        "--output", tmp_path / "out", "--water", water, "--water_dataset masks --tasks_only --dry_run --seeds 4"
+    )
+    lines = commands([*real, "--arms", "statistics"], capsys)
+    assert len(lines) == 3 and "--data_path" not in lines[1]
 
 
 def test_without_data_scenes_and_floods_are_simulated(tmp_path, capsys):
