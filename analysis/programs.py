@@ -6,6 +6,8 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 
+from tabulate import tabulate
+
 from analysis.runs import read_results, share_of, whole
 from common import files
 from common.command_line import Parser
@@ -139,3 +141,9 @@ def write_text(text, path, flag="--output"):
 def write_table(frame, path, flag="--output"):
     """Writes a DataFrame as CSV, atomically. Raises DataError."""
     write_text(frame.to_csv(index=False), path, flag)
+
+
+def show_table(title, frame):
+    """Prints a DataFrame of text as a pipe table below a title."""
+    print(f"\n{title}\n")
+    print(tabulate(frame, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True))

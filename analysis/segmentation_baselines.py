@@ -48,6 +48,13 @@ def pixel_features(image):
     return np.stack([vv, vh, local_mean(vv, WIDE), local_mean(vh, WIDE)], axis=-1)
 
 
+def quantiles_of(image):
+    """(26,): the QUANTILES of each channel of an image (2, H, W) in dB; 0 for a channel without data."""
+    return np.concatenate(
+        [np.quantile(known if known.size else [0.0], QUANTILES) for known in (c[np.isfinite(c)] for c in image)]
+    )
+
+
 def otsu(values):
     """The threshold, an edge of 256 bins, of values (n,) with the largest variance between the classes on its sides.
 
@@ -111,9 +118,7 @@ class Survey:
             drawn = np.random.default_rng(i).permutation(truth.size)[:PER_IMAGE]
             self.features.append(pixel_features(image)[counted][drawn])
             self.positive.append(truth[drawn])
-            self.quantiles[i] = np.concatenate(
-                [np.quantile(known if known.size else [0.0], QUANTILES) for known in (c[np.isfinite(c)] for c in image)]
-            )
+            self.quantiles[i] = quantiles_of(image)
 
     def thresholds(self, fold, signal):
         """(n, 4) COUNTS of the tested images, by the threshold with the highest IoU on the others."""

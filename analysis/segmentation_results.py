@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torchmetrics.functional.classification import binary_auroc
 
+from analysis.paired import difference, paired, spread
 from analysis.segmentation_baselines import COLUMNS, COUNTS, HAS, HITS, PIXELS, TAKEN, truth_of
-from analysis.weight_study import difference, paired, spread
 from common.errors import DataError
 from common.files import read_json
 

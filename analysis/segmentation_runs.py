@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import finetune_flags
+from analysis import jobs
+from analysis.jobs import Step
 from analysis.segmentation_folds import folds_of, list_paths, slugs_of
-from analysis.weight_study_runs import Step
 from common.errors import DataError, UsageError
-from common.files import read_json, write_json
+from common.files import write_json
 from models_mixmim import size_of
 from sarwmix.moments import Moments
 from util.checkpoint_input import CHANNELS, STATISTICS, UNITS, LoadedCheckpoint, shown
@@ -21,7 +22,7 @@ from util.datasets import build_dataset, drop_missing
 
 RANDOM = "random"
 PROGRAM = [sys.executable, str(Path(__file__).resolve().parents[1] / "main_finetune.py")]
-TESTED, PREDICTIONS, RECORD, MEASURED = "eval_test.json", "predictions.csv", "study.json", "statistics.json"
+TESTED, PREDICTIONS, MEASURED = "eval_test.json", "predictions.csv", "statistics.json"
 # Flags of main_finetune.py that the study sets.
 OURS = (
     "dataset data_path metadata val_metadata test_metadata split val_split test_split val_fraction test_fraction "
@@ -132,10 +133,7 @@ def keep_record(study):
 
     Seeds and encoders may be added to a study.
     """
-    args, path = study.args, Path(study.args.output) / RECORD
-    remedy = "choose another folder"
-    if not path.exists() and path.parent.is_dir() and any(path.parent.iterdir()):
-        raise DataError(f"--output {args.output}: is not empty, and holds no study; {remedy}")
+    args = study.args
     named = "\n".join(f"{name} {group}" for name, group in zip(study.dataset.ids, study.dataset.groups))
     record = {
         "dataset": args.dataset,
@@ -144,16 +142,7 @@ def keep_record(study):
         "positive": args.positive,
         "flags": study.words,
     }
-    found = read_json(path, remedy) if path.exists() else {**record, "encoders": {}}
-    encoders = found.pop("encoders", {})
-    if found != record:
-        other = next((name for name in record if found.get(name) != record[name]), "flags")
-        raise DataError(f"--output {args.output}: holds a study with other {other} ({path}); {remedy}")
-    for name, template in args.encoders:
-        if encoders.setdefault(name, template) != template:
-            raise DataError(f"--output {args.output}: its encoder {name} is {encoders[name]} ({path}); {remedy}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**record, "encoders": encoders})
+    jobs.keep_record(args.output, record, "encoders", dict(args.encoders))
 
 
 # ---- Commands ------------------------------------------------------------------------------------

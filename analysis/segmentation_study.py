@@ -12,18 +12,16 @@ and of the finetuning: starts are compared seed by seed. The intervals are of ch
 places.
 """
 
-import os
 import shlex
-import signal
 import sys
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import pandas as pd
-from tabulate import tabulate
 
 from analysis.figures import dot_plot, write_figure
-from analysis.programs import picture, write_table
+from analysis.jobs import is_due, run_study
+from analysis.programs import picture, show_table, write_table
 from analysis.segmentation_baselines import baselines
 from analysis.segmentation_folds import write_lists
 from analysis.segmentation_results import (
@@ -51,7 +49,6 @@ from analysis.segmentation_runs import (
     steps_of,
     write_statistics,
 )
-from analysis.weight_study_runs import run_jobs
 from common.command_line import Parser, positive_int, positive_share, seed
 
 DATASETS = ("masks", "sen1floods11")
@@ -72,11 +69,6 @@ def prepare(study):
     return read_baselines(path)
 
 
-def show(title, frame):
-    print(f"\n{title}\n")
-    print(tabulate(frame, headers="keys", tablefmt="pipe", showindex=False, disable_numparse=True))
-
-
 def report(study, results):
     """Prints the tables of the results, and which differences are within chance."""
     summary = summary_of(results)
@@ -85,8 +77,10 @@ def report(study, results):
     pairs = [(b, a) for a, b in combinations(study.starts, 2)] + [
         (start, other) for other in dict.fromkeys(best.values()) for start in study.starts
     ]
-    show(f"{study.args.positive}, each group tested on once: mean and standard deviation over seeds", means(summary))
-    show(
+    show_table(
+        f"{study.args.positive}, each group tested on once: mean and standard deviation over seeds", means(summary)
+    )
+    show_table(
         "Differences, seed by seed: mean and half-width of its 95 % interval (Student's t)",
         pd.DataFrame([differences(results, summary, *pair) for pair in pairs]),
     )
@@ -96,7 +90,7 @@ def report(study, results):
     doubtful = [line for pair in pairs for line in indistinct(summary, *pair)]
     print("\n".join(doubtful or ["No interval contains 0."]))
     print("The intervals are of chance in training alone: other places may give other differences.")
-    show("IoU of each group, mean over seeds", group_table(results))
+    show_table("IoU of each group, mean over seeds", group_table(results))
 
 
 def draw(study, results):
@@ -157,16 +151,12 @@ def main(argv=None):
         study = plan(args, words[end + 1 :])
         jobs = [steps_of(study, run) for run in study.runs()]
         if args.dry_run:
-            for step in (step for job in jobs for step in job if not os.path.exists(step.unless)):
+            for step in filter(is_due, chain.from_iterable(jobs)):
                 print(shlex.join(step.command))
             return
         print(f"{len(study.dataset)} images in {len(study.folds)} groups, {len(jobs)} trainings", flush=True)
         tested = prepare(study)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        run_jobs(jobs, args.jobs, {**os.environ, "OMP_NUM_THREADS": "1"})
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_study(jobs, args.jobs)
     with parser.input_errors():
         pixels = read_pixels(study.runs(), TESTED, study.positive)
         images = None

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154,SC2034      # `decide` sets the variables; the scripts use them
 # SPDX-License-Identifier: MIT
-# Common functions of run_local.sh, qsub_run.sh, sbatch_run.sh and weight_study.sh, which source this in the root of the checkout
+# Common functions of run_local.sh, qsub_run.sh and sbatch_run.sh, which source this in the root of the checkout
 # and set `program` to their name.
 die() { echo "$program: error: $*" >&2; exit 2; }
 say() { echo "$program: $*"; }

@@ -51,7 +51,7 @@ SETTINGS = {
     "ACCUM_ITER": Setting("", 1, "micro-batches per step (default: by the published global batch)"),
     "EXTRA": Setting("", None, "flags of the main program, as after --, quoted as for a shell"),
 }
-PATHS = ("DATA_PATH", "FLOOD_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
+PATHS = ("DATA_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
 
 
 # ---- Reading settings ----------------------------------------------------------------------------

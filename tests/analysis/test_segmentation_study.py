@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from analysis import segmentation_runs, segmentation_study
+from analysis.jobs import Step
 from analysis.segmentation_baselines import baselines, best_bin, bins_of, local_mean, otsu, truth_of
 from analysis.segmentation_folds import folds_of, slugs_of, write_lists
 from analysis.segmentation_results import auc_of, results_of
-from analysis.weight_study_runs import Step
 from sarwmix.masks import Masks, Sen1Floods11
 from sarwmix.moments import BIN, LOWEST
 from tests.helpers.dataset_fixtures import fails_with, write_csv, write_tif
@@ -251,7 +251,7 @@ def test_wrong_flags_are_one_line(chips, tmp_path, capsys, more, words):
 
 def test_the_study_from_lists_to_tables(chips, tmp_path, capsys, monkeypatch):
     """Runs are faked: random initialisation takes a row too much for water in seed 0, two rows in seed 1."""
-    monkeypatch.setattr(segmentation_study, "run_jobs", fake_runs)
+    monkeypatch.setattr(segmentation_study, "run_study", fake_runs)
     table, figure = tmp_path / "t.csv", tmp_path / "t.png"
     flags = argv("--dataset sen1floods11 --data_path", chips, "--positive water --output", tmp_path / "out")
     flags += argv("--seeds 0 1 --tile_share 0.1 --table", table, "--picture", figure, TRAINING)
@@ -277,14 +277,14 @@ def test_the_study_from_lists_to_tables(chips, tmp_path, capsys, monkeypatch):
     segmentation_study.main(flags)
     line = refusal(segmentation_study.main, [*flags, "--lr", "0.1"], capsys)
     assert "holds a study with other flags" in line
-    monkeypatch.setattr(segmentation_study, "run_jobs", lambda *_: None)
+    monkeypatch.setattr(segmentation_study, "run_study", lambda *_: None)
     (tmp_path / "out" / "runs" / "Peru_random_1" / "eval_test.json").write_text("{}")
     line = refusal(segmentation_study.main, flags, capsys)
     assert "Peru_random_1/eval_test.json" in line and "remove the folder of this run" in line
 
 
-def fake_runs(jobs, at_a_time, env):
-    assert at_a_time == 1 and env["OMP_NUM_THREADS"] == "1"
+def fake_runs(jobs, at_a_time):
+    assert at_a_time == 1
     for training, prediction in jobs:
         assert isinstance(training, Step) and training.command[-1] == "auto"
         (seed,) = after("--seed", training.command)
