@@ -54,7 +54,7 @@ def add_task_flags(parser):
     group.add_argument(
         "--tiles", metavar="DIR", help="tiles with masks (--dataset masks) in groups, for the task tiles"
     )
-    group.add_argument("--tile_class", default="flood", metavar="CLASS", help="class of the task tiles")
+    group.add_argument("--tile_class", default="water", metavar="CLASS", help="class of the task tiles")
     group.add_argument(
         "--tile_share",
         type=positive_share,
