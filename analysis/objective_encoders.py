@@ -68,7 +68,7 @@ def untrained(path, seed):
 def _flags_of(path):
     """The flags of the pretraining that wrote a checkpoint, with the input that it states. Raises DataError."""
     checkpoint = LoadedCheckpoint.load(path, size_of)
-    config = {**checkpoint.flags(), **checkpoint.stated()}
+    config = {"looks": None, **checkpoint.flags(), **checkpoint.stated()}  # older checkpoints lack it
     if not {"model", "input_size", "mean", "std", "norm_pix_loss", "weight_level"} <= set(config):
         raise DataError(f"{path}: does not state the flags of its pretraining; name one of main_pretrain.py")
     return argparse.Namespace(**config)
