@@ -43,6 +43,7 @@ pretrained=$models/pretrain_simulated
 finetuned=$models/finetune_simulated
 stamp=$(date +%Y%m%d-%H%M%S)
 run "$python" -m sarwmix.simulate --out "$scenes" --patches 1280 --scene_side 4 --seed 0 --val_fraction 0.05 --test_fraction 0.2
+# Without --norm_pix_loss of the published recipe: encoders trained so are better on these scenes (docs/SCIENCE.md).
 logged pretrain_simulated "${launch[@]}" "$python" main_pretrain.py --data_path "$scenes" --output_dir "$pretrained" --overwrite \
     --model mixmim_tiny --batch_size 8 --epochs 11 --warmup_epochs 0.4 --lr 5e-4 --clip_grad 1 --log_freq 64 --save_epochs 1 4 11
 run "$python" -m analysis.exponential_2_n_training "$pretrained" --output "$pretrained/loss.png"
@@ -67,6 +68,7 @@ if [ -z "$dry_run" ]; then echo; echo "Held-out scenes, from a tenth of the labe
 run "$python" -m analysis.compare_runs --runs "$finetuned/pretrained" "$finetuned/random"
 if [ -n "$dry_run" ]; then exit; fi
 echo "Done in $((SECONDS - started)) s. Look at:"
+echo "  (pretrained without --norm_pix_loss, which is better on such scenes and not the published recipe: docs/SCIENCE.md)"
 echo "  $pretrained/reconstruction_11.png                 predictions of the masked cells"
 echo "  $pretrained/inference/reconstructions_1.png       the same for held-out scenes, after 1, 4 and 11 epochs"
 echo "  $pretrained/loss.png                              the training loss"
