@@ -83,6 +83,7 @@ SAME_RUN = (
 )
 PICTURE_SAMPLES = 4
 CHECKED_SAMPLES = 32  # whose loss and features tell after each epoch whether the model learns
+FEWEST_STEPS = 200  # after which, and after the warm-up, a model that has not learned is warned of
 
 
 def build_parser():
@@ -371,7 +372,7 @@ class Pretraining(Run):
             100 * health["check_variance"],
             100 * health["check_between"],
         )
-        if kept and done >= config.warmup_epochs:
+        if kept and done >= config.warmup_epochs and done * self.steps >= FEWEST_STEPS:
             for line in engine_pretrain.complaints(health):
                 log.warning(line)
         return health
