@@ -39,6 +39,7 @@ SMALLER = {
     "--scenes 12 --side 768": "--scenes 6 --side 256",
     "--side 2048 --units dB --seed 2": "--side 256 --units dB --seed 2",
     "--epochs 15 --warmup_epochs 2": "--epochs 2 --warmup_epochs 1",
+    "objective_study --output output/study": "objective_study --output output/study --arms statistics_looks8 --seeds 0",
     "python -m pytest ": "python -m pytest --collect-only ",  # this run has those tests
 }
 # Programs whose numbers are replaced.
