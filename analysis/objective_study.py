@@ -75,13 +75,19 @@ def build_parser():
     return parser
 
 
+def planned_for(arms, results):
+    """The planned Contrasts of the arms that have results; with --tasks_only, some may lack an encoder."""
+    there = set(results[ARM])
+    return contrasts([a.name for a in arms if a.name in there])
+
+
 def report(study, tasks, results, contents):
     """Prints the tables."""
     arms = study.args.arms
     show_table(
         "Arms", pd.DataFrame([(a.name, a.label, " ".join(a.flags)) for a in arms], columns=[ARM, "what", "flags"])
     )
-    planned = contrasts([a.name for a in arms])
+    planned = planned_for(arms, results)
     table = compare(results, planned)
     for task in tasks:
         part = results[results[TASK] == task.name]

@@ -60,6 +60,12 @@ def results_frame(values):
     return frame.astype({"seed": "Int64"})
 
 
+def test_an_arm_without_an_encoder_does_not_take_others_out_of_the_means():
+    frame = results_frame(dict.fromkeys(["norm_pix", "norm_pix_looks8", "statistics", "statistics_looks8"], [0.1, 0.2]))
+    (mean,) = [c for c in objective_study.planned_for(list(ARMS.values()), frame) if "mean over" in c.label]
+    assert mean.pairs == (("statistics", "norm_pix"), ("statistics_looks8", "norm_pix_looks8"))
+
+
 def test_differences_are_paired_by_seed_with_intervals_of_students_t():
     values = {"a": [0.51, 0.62, 0.73], "b": [0.5, 0.6, 0.7], "c": [0.4, 0.5, 0.7], "d": [0.4, 0.4, 0.7]}
     both = (("a", "b"), ("c", "d"))
