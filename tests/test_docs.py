@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Every command of the documentation: those in ```bash blocks are run, page by page, in a checkout of their own; the others have
-their flags looked at.
+"""The documentation: its commands, flags, links and form.
 
-A block is not run if the line before it is a comment `<!-- needs … -->` that says what a fresh machine lacks. Where a command
-would take minutes it is run with the smaller numbers of SMALLER, which are all that differs.
+The ```bash and ```python blocks of a page are run in their order, page by page, in a checkout of their own. A block is
+not run here if the line before it is a comment: `<!-- needs … -->` names what a fresh machine lacks, `<!-- tested by
+FILE -->` the test that runs it. Flags of commands that are not run are looked up. Where a command would take minutes it
+is run with the smaller numbers of SMALLER, which are all that differs.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -21,7 +23,7 @@ from tests.helpers import ROOT
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[!.]*/README.md"))
 )
 NEEDS = {"data", "a GPU", "a cluster", "the network"}
 SMALLER = {
@@ -48,18 +50,27 @@ SHORTENED = [*(ROOT / "scripts").glob("*.sh"), ROOT / "analysis" / "objective_ru
 RUN_ELSEWHERE = {"bash scripts/run_tests.sh"}
 
 
-def blocks(page, language="bash"):
-    """(first line's number, the text, what it needs or None) of every block of a page in this language."""
+class Block(NamedTuple):
+    """A block of code. line: number of its first line. mark: the words of the comment before it, or None."""
+
+    line: int
+    language: str
+    text: str
+    mark: str | None
+
+
+def blocks(page, *languages):
+    """Every Block of a page in these languages."""
     lines = (ROOT / page).read_text().splitlines()
-    starts = [number for number, line in enumerate(lines) if line == f"```{language}"]
-    for start in starts:
+    starts = {number: line[3:] for number, line in enumerate(lines) if line[:3] == "```" and line[3:] in languages}
+    for start, language in starts.items():
         end = lines.index("```", start)
-        mark = re.fullmatch(r"<!-- needs (.+) -->", lines[start - 1])
-        yield start + 2, "\n".join(lines[start + 1 : end]), mark and mark[1]
+        mark = re.fullmatch(r"<!-- ((needs|tested by) .+) -->", lines[start - 1])
+        yield Block(start + 2, language, "\n".join(lines[start + 1 : end]), mark and mark[1])
 
 
 def runnable(page):
-    return [(number, text) for number, text, needs in blocks(page) if not needs]
+    return [block for block in blocks(page, "bash", "python") if not block.mark]
 
 
 def commands(text):
@@ -78,12 +89,16 @@ def shorter(text):
 
 
 def test_marks_say_what_is_needed_and_nothing_else_is_left_out():
-    assert {needs for page in PAGES for _, _, needs in blocks(page) if needs} <= NEEDS
-    assert all("/data/" not in text and "…" not in text for page in PAGES for _, text in runnable(page))
-    assert all(
-        "```sh\n" not in (ROOT / page).read_text() and "```console" not in (ROOT / page).read_text() for page in PAGES
-    )
-    texts = [text for page in PAGES for _, text in runnable(page)] + [path.read_text() for path in SHORTENED]
+    for page in PAGES:
+        languages = set(re.findall(r"^```(\w+)$", (ROOT / page).read_text(), re.MULTILINE))
+        assert languages <= {"bash", "python", "text", "bibtex"}, page
+        for block in blocks(page, "bash", "python"):
+            if block.mark and block.mark.startswith("tested by "):
+                assert page in (ROOT / block.mark.removeprefix("tested by ")).read_text(), f"{page}:{block.line}"
+            else:
+                assert block.mark is None or block.mark.removeprefix("needs ") in NEEDS, f"{page}:{block.line}"
+        assert all("/data/" not in block.text and "…" not in block.text for block in runnable(page)), page
+    texts = [block.text for page in PAGES for block in runnable(page)] + [path.read_text() for path in SHORTENED]
     assert all(any(long in text for text in texts) for long in SMALLER)
 
 
@@ -112,10 +127,11 @@ def checkout(tmp_path_factory):
 def test_the_blocks_of_a_page_run_one_after_the_other(checkout, page):
     """README.md first, since others go on with what its first command leaves."""
     env = {**os.environ, "PATH": f"{checkout / '.venv' / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for number, text in runnable(page):
-        lines = [line for line in shorter(text).splitlines() if line.split("  ")[0].strip() not in RUN_ELSEWHERE]
+    for block in runnable(page):
+        lines = [line for line in shorter(block.text).splitlines() if line.split("  ")[0].strip() not in RUN_ELSEWHERE]
+        shell = ["python"] if block.language == "python" else ["bash", "-e", "-u", "-o", "pipefail"]
         result = subprocess.run(
-            ["bash", "-e", "-u", "-o", "pipefail", "-c", "\n".join(lines)],
+            [*shell, "-c", "\n".join(lines)],
             cwd=checkout,
             env=env,
             text=True,
@@ -123,7 +139,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(checkout, page):
             stderr=subprocess.STDOUT,
             timeout=600,
         )
-        assert result.returncode == 0, f"{page}:{number}\n{result.stdout[-3000:]}"
+        assert result.returncode == 0, f"{page}:{block.line}\n{result.stdout[-3000:]}"
 
 
 # ---- only looked at
@@ -163,9 +179,9 @@ def python_words(command):
 
 def shown_commands(page):
     """Every command a page shows: of marked blocks, and in the text."""
-    for _, text, needs in blocks(page):
-        if needs:
-            yield from commands(text)
+    for block in blocks(page, "bash"):
+        if block.mark:
+            yield from commands(block.text)
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for code in re.findall(r"`([^`]+)`", text):
         code = " ".join(code.split())
@@ -199,6 +215,55 @@ def test_commands_that_are_not_run_have_flags_that_exist(page, monkeypatch):
                     env={**os.environ, "SITE_GROUP": "group", **assignments},
                 )
                 assert result.returncode == 0, f"{page}: {command}: {result.stderr}"
+
+
+# ---- form
+WIDTH, README_LINES = 100, 150
+
+
+def prose(page):
+    """(number, line) of a page, without ```text blocks, which show what programs print."""
+    text = re.sub(
+        r"^```text\n.*?^```$",
+        lambda found: "\n" * found[0].count("\n"),
+        (ROOT / page).read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    return enumerate(text.splitlines(), start=1)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_are_short(page):
+    """Tables excepted, and links that cannot be broken."""
+    is_free = re.compile(r"\||\S*https?://\S+$|\s*<!-- .* -->$")
+    long = [number for number, line in prose(page) if len(line) > WIDTH and not is_free.match(line)]
+    assert not long, f"{page}: wrap lines {long} at {WIDTH} columns"
+
+
+def test_the_readme_is_short_and_opens_with_the_two_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= README_LINES
+    first = next(blocks("README.md", "bash"))
+    assert [line.split("  ")[0] for line in first.text.splitlines()] == [
+        "bash scripts/run_local.sh",
+        "bash scripts/run_tests.sh",
+    ]
+    assert first.line < 12
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_first_what_it_is_for(page):
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line and not line.startswith("<!--")]
+    assert lines[0].startswith("# ") and lines[1][0].isalnum(), f"{page}: begin with a sentence below the title"
+
+
+def test_the_index_has_every_page():
+    linked = {
+        os.path.normpath(os.path.join("docs", target))
+        for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "docs/README.md").read_text())
+    }
+    unlisted = {"README.md", "docs/README.md", "THIRD_PARTY.md"}  # README.md links the last two
+    assert set(PAGES) - linked == unlisted
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Python examples of docs/MAPS.md: each is run as it stands, on tiny models with random weights.
+"""The Python examples of README.md and docs/USING_A_MODEL.md: each is run as it stands, on tiny models with random weights.
 
 Those for packages that are not installed with this project are skipped without them.
 """
