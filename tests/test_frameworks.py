@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Python examples of README.md and docs/USING_A_MODEL.md: each is run as it stands, on tiny models with random weights.
+"""The Python examples of docs/USING_A_MODEL.md that are marked so: each is run as it stands, on tiny models with random weights.
 
 Those for packages that are not installed with this project are skipped without them.
 """
@@ -19,8 +19,8 @@ from sarwmix.raster import Image, Reading, find_images
 from sarwmix.simulate.scenes import Parameters, simulate_scenes
 from tests.test_docs import blocks
 
-PAGE = "docs/MAPS.md"
-EXAMPLES = [text for _, text, _ in blocks(PAGE, "python")]
+PAGE = "docs/USING_A_MODEL.md"
+EXAMPLES = [block.text for block in blocks(PAGE, "python") if block.mark]
 WORDS = ("level.shape", "FeaturesOnly", "RetinaNet", "terratorch", "torchgeo", "export.load")  # one in each example
 LAST = "layers.3.blocks.0.mlp.fc2.weight"  # of the encoder
 CHANNELS, STRIDES = [32, 64, 128, 256], [4, 8, 16, 32]  # of mixmim_tiny
