@@ -6,7 +6,6 @@ Figures of radar images have a style of their own, `util.quicklook`.
 
 from pathlib import Path
 
-import PIL.Image
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -147,7 +146,9 @@ def write_figure(figure, path, flag="--output", colours=None):
 
 def reduce_colours(path, number):
     """Gives a PNG a palette of at most 256 colours, the means of clusters of its colours."""
-    with PIL.Image.open(path) as picture:
-        kind = {"method": PIL.Image.Quantize.MEDIANCUT, "kmeans": 1, "dither": PIL.Image.Dither.NONE}
+    from PIL import Image  # of Pillow, which matplotlib needs
+
+    with Image.open(path) as picture:
+        kind = {"method": Image.Quantize.MEDIANCUT, "kmeans": 1, "dither": Image.Dither.NONE}
         reduced = picture.convert("RGB").quantize(number, **kind)
     reduced.save(path, format="png", optimize=True)
