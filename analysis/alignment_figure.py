@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.figures import ORANGE, write_figure
+from analysis.figures import ORANGE, bare_image, image_grid, write_figure
 from analysis.programs import add_picture_flag
 from common.command_line import Parser
 from common.errors import DataError
 from sarwmix.geotiff import read_band
+from sarwmix.listing import CHANNELS
 from sarwmix.prepare.sen12_index import ALIGNED, S1_LIST, read_s1_list
 from sarwmix.sen12_data_prep import read_aligned
-from util.quicklook import HIDDEN, grey, new_figure
+from util.quicklook import HIDDEN, grey
 
 MOST = 5  # acquisitions in a figure
 MARKS = ((0.25, 0.3), (0.7, 0.25), (0.45, 0.55), (0.2, 0.8), (0.75, 0.75))  # shares of height and width
@@ -40,26 +41,25 @@ def stretch(band):
 
 
 def draw_alignment(reference, images):
-    """A Figure with B04 and, in a column for each acquisition, VV and VH.
+    """A Figure with B04 and, in a column for each acquisition, VH and VV.
 
     reference: (H, W) reflectance. images: [(title, (2, H, W) linear σ⁰)].
     """
-    figure, axes = new_figure(2, 1 + len(images), cell=2.6, top=0.55)
-    axes[0, 0].imshow(stretch(reference), interpolation="nearest")
-    axes[0, 0].set_title("Sentinel-2 B04,\nthe reference grid", fontsize=9)
+    figure, axes = image_grid(2, 1 + len(images), head=0.6)
+    bare_image(axes[0, 0], stretch(reference), "Sentinel-2 B04,\nreference grid\n")
     for column, (title, values) in zip(axes[:, 1:].T, images):
-        column[0].set_title(title, fontsize=9)
-        for axis, channel, c in zip(column, ("VV", "VH"), (1, 0)):
-            axis.imshow(to_grey(values[c], channel), interpolation="nearest")
-    for axis, name in zip(axes[:, 1], ("VV", "VH")):
-        style = {"va": "top", "fontsize": 11, "weight": "bold", "color": "white"}
+        for c, (axis, channel) in enumerate(zip(column, CHANNELS)):
+            bare_image(axis, to_grey(values[c], channel), "" if c else title)
+    for axis, name in zip(axes[:, 1], CHANNELS):
+        style = {"va": "top", "fontsize": 10, "weight": "bold", "color": "white"}
         box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 2}
-        axis.text(0.03, 0.96, name, transform=axis.transAxes, **style, bbox=box)
-    legend = "circles: the same pixels in all panels\nblue: no data"
+        axis.text(0.04, 0.95, name, transform=axis.transAxes, **style, bbox=box)
+    axes[1, 0].axis("off")
+    legend = "circles: the same\npixels in all panels\n\nblue: no data"
     axes[1, 0].text(0.5, 0.5, legend, transform=axes[1, 0].transAxes, ha="center", va="center", fontsize=9)
     rows, columns = np.transpose(MARKS) * np.array(reference.shape)[:, None]
     for axis in [axes[0, 0], *axes[:, 1:].flat]:
-        axis.plot(columns, rows, "o", ms=13, mfc="none", mec=ORANGE, mew=1.1)
+        axis.plot(columns, rows, "o", ms=9, mfc="none", mec=ORANGE, mew=1.2)
     return figure
 
 
@@ -80,7 +80,7 @@ def read_folder(raw, aligned, folder):
         image, values = known[row["image"]], read_aligned(aligned / folder / f"{row['image']}.tif")
         state = "flooded" if image.flooded else "not flooded"
         empty = (values == 0).mean((1, 2)).max()
-        images.append((f"{image.start:%Y-%m-%d}, {state}\n{empty:.1%} without data", values))
+        images.append((f"{image.start:%Y-%m-%d}\n{state}\n{empty:.1%} without data", values))
     return read_band(raw / folder / rows[0]["reference"], max_nonfinite=1), images
 
 
@@ -94,7 +94,7 @@ def main(argv=None):
     add_picture_flag(parser)
     args = parser.parse_args(argv)
     with parser.input_errors():
-        write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output)
+        write_figure(draw_alignment(*read_folder(args.raw_root, args.aligned, args.folder)), args.output, colours=40)
 
 
 if __name__ == "__main__":

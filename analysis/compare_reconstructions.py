@@ -5,20 +5,22 @@
     \\
         --output compared.png --samples 0 3
 
-The inputs are files that `main_pretrain.py --inference` saved.
+The inputs are files that `main_pretrain.py --inference` saved. The images are drawn as false-colour composites (red VV,
+green VH, blue VV/VH).
 """
 
+import re
 import zlib
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
-from analysis.figures import write_figure
+from analysis.figures import COVERED, bare_image, image_grid, write_figure
 from analysis.programs import add_picture_flag, short_names
 from common.command_line import Parser, count
 from common.errors import DataError
-from util.quicklook import draw_reconstructions
+from util.quicklook import false_colour
 
 IMAGES, MASK = ("original", "predicted", "completed"), "visible"
 # Exceptions that reading a damaged or foreign file raises.
@@ -74,6 +76,37 @@ def read_file(path):
     return ids, results
 
 
+def titled(title):
+    """The title of a panel: "checkpoint_11" is "after 11 epochs"; the run folder, if any, is on a line above."""
+    run, _, name = title.rpartition("/")
+    epoch = re.fullmatch(r"checkpoint_(\d+)", name)
+    if epoch:
+        name = f"after {int(epoch[1])} epoch{'s' if int(epoch[1]) != 1 else ''}"
+    return "\n".join(filter(None, (run, name)))
+
+
+def draw_comparison(results):
+    """Original, visible cells and every cell as predicted, in false colour, an image a row. Returns a Figure.
+
+    results: {title: result} of `read_reconstructions`.
+    """
+    first = next(iter(results.values()))
+    panels = {"original": false_colour_of(first["original"])}
+    panels["visible"] = np.where(first[MASK][0, 0, ..., None] > 0.5, panels["original"], COVERED)
+    panels |= {titled(title): false_colour_of(result["predicted"]) for title, result in results.items()}
+    head = 0.12 + 0.16 * max(title.count("\n") + 1 for title in panels)
+    figure, axes = image_grid(len(panels["original"]), len(panels), head)
+    for column, (title, images) in zip(axes.T, panels.items()):
+        for row, (axis, image) in enumerate(zip(column, images)):
+            bare_image(axis, image, title if row == 0 else "")
+    return figure
+
+
+def false_colour_of(images):
+    """(N, 2, H, W) dB → (N, H, W, 3): red VV, green VH, blue VV/VH."""
+    return np.stack([false_colour(image) for image in images])
+
+
 def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.compare_reconstructions")
     parser.add_argument(
@@ -93,7 +126,7 @@ def main(argv=None):
             title: {part: values if part == MASK else values[rows] for part, values in result.items()}
             for title, result in results.items()
         }
-        write_figure(draw_reconstructions(chosen, [names[row] for row in rows]), args.output)
+        write_figure(draw_comparison(chosen), args.output, colours=256)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Figures of radar images have a style of their own, `util.quicklook`.
 from pathlib import Path
 
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.programs import writing
@@ -18,6 +20,39 @@ GREY, ORANGE, BLUE, GREEN = "#999999", "#E69F00", "#0072B2", "#009E73"
 VERMILION, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+COVERED = (0.88, 0.88, 0.88)  # of cells that a model does not see, in false-colour images
+PAGE, DOTS = 8.0, 200  # width of a page in inches, and pixels an inch; a web page shows about 100 of them
+GAP = 0.06  # between images, inches
+
+
+def page_figure(height):
+    """An empty figure as wide as a page. height: inches."""
+    figure = Figure((PAGE, height), dpi=DOTS, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def image_grid(rows, columns, head, left=0.0, right=0.0):
+    """A figure as wide as a page with a grid of square axes: (figure, axes (rows, columns)).
+
+    head, left, right: margins for titles and labels, inches.
+    """
+    side = (PAGE - left - right + GAP) / columns - GAP
+    height = head + rows * (side + GAP) - GAP
+    figure = page_figure(height)
+    places = {"left": left / PAGE, "right": 1 - right / PAGE, "bottom": 0, "top": 1 - head / height}
+    grid = {**places, "wspace": GAP / side, "hspace": GAP / side}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
+
+
+def bare_image(axis, pixels, title="", **options):
+    """Shows an image without ticks and frame. options: of `Axes.imshow`. Returns the AxesImage."""
+    image = axis.imshow(pixels, **{"interpolation": "nearest", "aspect": "auto", **options})
+    axis.set(xticks=[], yticks=[])
+    axis.set_frame_on(False)
+    axis.set_title(title, fontsize=9.5, pad=4)
+    return image
 
 
 def entitle(figure, title, note=""):
@@ -91,9 +126,10 @@ def dot_plot(labels, groups, metrics, title="", note=""):
     return figure
 
 
-def write_figure(figure, path, flag="--output"):
+def write_figure(figure, path, flag="--output", colours=None):
     """Writes a figure as PNG and SVG, atomically, whichever of the two `path` names. Returns both paths.
 
+    colours: of the palette of the PNG; 256 make pictures of speckle a third of the size. None: no palette.
     Text stays text in the SVG, so that it can be searched and edited. Raises DataError, naming the flag, if a file
     cannot be written.
     """
@@ -103,4 +139,16 @@ def write_figure(figure, path, flag="--output"):
             options = {"metadata": {"Date": None}} if target.suffix == ".svg" else {}
             with writing(target, flag), atomic_path(target) as temporary:
                 figure.savefig(temporary, format=target.suffix[1:], **options)
+                if colours and target.suffix == ".png":
+                    reduce_colours(temporary, colours)
     return written
+
+
+def reduce_colours(path, number):
+    """Gives a PNG a palette of at most 256 colours, the means of clusters of its colours."""
+    from PIL import Image  # of Pillow, which matplotlib needs
+
+    with Image.open(path) as picture:
+        kind = {"method": Image.Quantize.MEDIANCUT, "kmeans": 1, "dither": Image.Dither.NONE}
+        reduced = picture.convert("RGB").quantize(number, **kind)
+    reduced.save(path, format="png", optimize=True)

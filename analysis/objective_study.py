@@ -19,23 +19,21 @@ from itertools import chain
 
 import pandas as pd
 
-from analysis.figures import dot_plot, write_figure
+from analysis.figures import write_figure
 from analysis.jobs import is_due, run_study
 from analysis.objective_arms import ARMS, arm, contrasts
 from analysis.objective_bootstrap import draws_table
+from analysis.objective_picture import draw_study
 from analysis.objective_results import (
     ARM,
-    METRIC,
     TASK,
     compare,
     contrast_table,
     health_table,
-    order_of,
     read_health,
     read_results,
     tally,
     task_table,
-    wide_table,
 )
 from analysis.objective_runs import jobs_of, keep_record, open_tasks, plan
 from analysis.objective_tasks import add_task_flags
@@ -108,16 +106,6 @@ def report(study, tasks, results, contents):
     )
 
 
-def draw(study, results):
-    """The figure: a panel for the first metric of each task, a row for each arm and baseline, a dot for each seed."""
-    first = results[TASK].map(results.groupby(TASK)[METRIC].first())
-    kept = results[results[METRIC] == first]
-    wide = wide_table(kept.assign(**{METRIC: kept[TASK] + ": " + kept[METRIC]}))
-    names = order_of(results, study)
-    groups = [wide[wide[ARM] == name] for name in names]
-    return dot_plot(names, groups, list(wide)[2:], "Frozen encoders of different objectives")
-
-
 def run(study, parser):
     """Does what is left to do. Returns the tasks."""
     args = study.args
@@ -153,7 +141,7 @@ def main(argv=None):
         if args.table:
             write_table(results, args.table, "--table")
         if args.picture:
-            write_figure(draw(study, results), args.picture, "--picture")
+            write_figure(draw_study(results, study), args.picture, "--picture")
     report(study, tasks, results, contents)
 
 

@@ -8,17 +8,15 @@ The predictions are those of the checkpoint.
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from analysis.figures import GREEN, VERMILION, write_figure
+from analysis.figures import BLUE, ORANGE, PAGE, page_figure, write_figure
 from analysis.programs import add_picture_flag
 from batch_preparation import PretrainingPreparation
 from common.command_line import Parser
 from common.errors import UsageError
 from engine_pretrain import reconstruct
-from models_mixmim import SIZES, size_of
+from models_mixmim import SIZES, STRIDE, size_of
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
@@ -27,96 +25,95 @@ from util.checkpoint_input import LoadedCheckpoint
 from util.quicklook import grey
 
 SCENES = ((36, "coast"), (33, "lakeland"))  # seed and landscape of the two images
-COLOURS = (VERMILION, GREEN)  # of the two images
+COLOURS = (ORANGE, BLUE)  # of the two images
 MASK = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 1, 0]]).view(1, 16, 1).float()
 PIXELS = 128  # height and width of an image
-WIDTH, HEIGHT, SIDE = 13.0, 5.0, 1.55  # inches
+HEIGHT, SIDE = 4.45, 1.0  # of the figure and of an image, inches
+CLIP = 99.0  # of the weights, so that they can be seen
+CELL = SIDE / 4
 
 
 class Canvas:
     """A figure whose coordinates are inches from its lower left corner."""
 
     def __init__(self):
-        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=130, facecolor="white")
-        FigureCanvasAgg(self.figure)
+        self.figure = page_figure(HEIGHT)
         self.axis = self.figure.add_axes([0, 0, 1, 1])
-        self.axis.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
+        self.axis.set(xlim=(0, PAGE), ylim=(0, HEIGHT))
         self.axis.axis("off")
 
-    def image(self, x, y, pixels, title, colour="black", owner=None, **options):
-        """Draws an image with its lower left corner at (x, y). owner: (4, 4), which image each cell comes from."""
+    def image(self, x, y, pixels, title, colour="0.3", **options):
+        """Draws an image with its lower left corner at (x, y), and its title above."""
         self.axis.imshow(pixels, extent=(x, x + SIDE, y, y + SIDE), interpolation="nearest", zorder=2, **options)
-        self.axis.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=colour, linewidth=2, zorder=4))
-        if owner is not None:
-            cell = SIDE / 4
-            for row, column in np.ndindex(4, 4):
-                corner = x + column * cell + 0.015, y + SIDE - (row + 1) * cell + 0.015
-                style = {"fill": False, "edgecolor": COLOURS[owner[row, column]], "linewidth": 1.4, "zorder": 3}
-                self.axis.add_patch(Rectangle(corner, cell - 0.03, cell - 0.03, **style))
-        self.axis.text(x + SIDE / 2, y + SIDE + 0.07, title, ha="center", va="bottom", fontsize=9)
+        self.axis.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, edgecolor=colour, linewidth=1.8, zorder=4))
+        self.text(x + SIDE / 2, y + SIDE + 0.06, title, va="bottom")
+
+    def cells(self, x, y, owner):
+        """Frames the cells of an image. owner: (4, 4), which image each cell comes from."""
+        for row, column in np.ndindex(4, 4):
+            corner = x + column * CELL + 0.012, y + SIDE - (row + 1) * CELL + 0.012
+            style = {"fill": False, "edgecolor": COLOURS[owner[row, column]], "linewidth": 1.3, "zorder": 5}
+            self.axis.add_patch(Rectangle(corner, CELL - 0.024, CELL - 0.024, **style))
 
     def box(self, x, y, width, height, text, colour):
-        style = {"boxstyle": "round,pad=0.02,rounding_size=0.08", "facecolor": colour, "edgecolor": "0.35"}
+        style = {"boxstyle": "round,pad=0,rounding_size=0.07", "facecolor": colour, "edgecolor": "0.4"}
         self.axis.add_patch(FancyBboxPatch((x, y), width, height, **style, zorder=2))
-        style = {"ha": "center", "va": "center", "fontsize": 9, "linespacing": 1.5}
-        self.axis.text(x + width / 2, y + height / 2, text, **style, zorder=3)
+        self.text(x + width / 2, y + height / 2, text, va="center", linespacing=1.5)
 
-    def arrow(self, start, end, colour="0.35"):
-        style = {"arrowstyle": "-|>", "mutation_scale": 13, "linewidth": 1.4, "color": colour, "zorder": 1}
-        self.axis.add_patch(FancyArrowPatch(start, end, **style))
+    def text(self, x, y, text, **style):
+        self.axis.text(x, y, text, **{"ha": "center", "fontsize": 9, "zorder": 6, **style})
+
+    def arrow(self, points, colour="0.3"):
+        """Draws straight lines through the points, with a head at the last."""
+        style = {"linewidth": 1.5, "color": colour, "zorder": 1}
+        self.axis.plot(*zip(*points[:-1]), solid_joinstyle="miter", **style)
+        head = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+        self.axis.add_patch(FancyArrowPatch(points[-2], points[-1], **head, **style))
 
 
 def draw_overview(images, result):
     """The overview as a Figure.
 
-    images: (2, 2, 128, 128) dB, order VH, VV. result: of `engine_pretrain.reconstruct` with MASK.
+    images: (2, 2, 128, 128) dB, order VH, VV; VH is shown. result: of `engine_pretrain.reconstruct` with MASK.
     """
     canvas, owner = Canvas(), MASK.view(4, 4).int().numpy()
-    high, low, middle = 2.85, 0.45, 1.65
-    cells = MASK.view(4, 4).bool().repeat_interleave(32, 0).repeat_interleave(32, 1)
-    mixed = torch.where(cells, images[1, 1], images[0, 1])
-    for i, y in ((0, high), (1, low)):
-        canvas.image(0.15, y, grey(images[i, 1], "VV"), f"image {'AB'[i]}: VV (and VH), dB", COLOURS[i])
-        canvas.arrow((0.2 + SIDE, y + SIDE / 2), (2.25, middle + SIDE / 2), COLOURS[i])
-    canvas.image(2.3, middle, grey(mixed, "VV"), "mixed input", owner=owner)
-    canvas.axis.text(
-        2.3 + SIDE / 2,
-        middle - 0.1,
-        "random mask over 4×4 cells,\nthe same for the batch",
-        ha="center",
-        va="top",
-        fontsize=7.5,
-        color="0.3",
+    cells = MASK.view(4, 4).bool().repeat_interleave(STRIDE, 0).repeat_interleave(STRIDE, 1)
+    mixed = torch.where(cells, images[1, 0], images[0, 0])
+    one, other = COLOURS
+    top, middle, low = 2.75, 1.4, 0.1  # lower edges of the rows of images
+    left, mixing, right, end = 0.1, 1.5, 5.05, 6.75  # left edges of the columns
+    half = SIDE / 2
+    centre = middle + half
+    canvas.image(left, top, grey(images[0, 0], "VH"), "image A", one)
+    canvas.image(left, low, grey(images[1, 0], "VH"), "image B", other)
+    canvas.image(mixing, middle, grey(mixed, "VH"), "mixed")
+    canvas.cells(mixing, middle, owner)
+    for y, colour, bend in ((top, one, centre + 0.12), (low, other, centre - 0.12)):
+        start = (left + 0.35, y if y > middle else y + SIDE + 0.27)
+        canvas.arrow([start, (left + 0.35, bend), (mixing - 0.03, bend)], colour)
+    canvas.arrow([(mixing + SIDE, centre), (2.85, centre)])
+    canvas.box(2.85, middle, 0.85, SIDE, "encoder", "#e8eef7")
+    canvas.arrow([(3.7, centre), (3.95, centre)])
+    canvas.box(3.95, middle, 0.85, SIDE, "decoder", "#f3ece2")
+    canvas.arrow([(4.8, centre), (right - 0.03, centre)], one)
+    canvas.arrow([(4.375, middle), (4.375, low + half), (right - 0.03, low + half)], other)
+    canvas.image(right, middle, grey(result["predicted"][0, 0], "VH"), "prediction of A", one)
+    canvas.image(right, low, grey(result["predicted"][1, 0], "VH"), "prediction of B", other)
+    weights = compute_weights(images[0], clip=CLIP)[0].numpy()
+    canvas.image(right, top, weights, "weights of A, 1 … e", one, cmap="viridis", vmin=1, vmax=torch.e)
+    canvas.arrow([(left + SIDE, top + half), (right - 0.03, top + half)], one)
+    canvas.text((left + SIDE + right) / 2, top + half + 0.08, "backscatter → weights", va="bottom")
+    canvas.text((left + SIDE + right) / 2, top + half - 0.1, "w = exp(1 − x),  x: linear, scaled to 0 … 1", va="top")
+    # Loss.
+    canvas.box(end, middle, 1.15, top + SIDE - middle, "loss of A\n\nmean of\nw · (prediction\n− target)²", "#f2f2f2")
+    canvas.box(end, low, 1.15, SIDE, "loss of B,\nin the same way", "#f2f2f2")
+    for y, colour in ((top, one), (middle, one), (low, other)):
+        canvas.arrow([(right + SIDE, y + half), (end, y + half)], colour)
+    roof = top + SIDE + 0.38
+    canvas.arrow(
+        [(left + half, top + SIDE + 0.25), (left + half, roof), (end + 0.575, roof), (end + 0.575, top + SIDE)], one
     )
-    canvas.arrow((2.35 + SIDE, middle + SIDE / 2), (4.25, middle + SIDE / 2))
-    canvas.box(
-        4.3,
-        middle - 0.25,
-        1.75,
-        SIDE + 0.5,
-        "MixMIM encoder\n4 stages, windows\nof 8×8, 8×8, 8×8, 4×4\n\na token attends only\nto tokens of its\nown image",
-        "#e8eef7",
-    )
-    for i, y in ((0, high), (1, low)):
-        canvas.arrow((6.1, middle + SIDE / 2), (6.65, y + SIDE / 2), COLOURS[i])
-        canvas.box(6.7, y + 0.2, 1.45, SIDE - 0.4, f"decoder\ntokens of {'AB'[i]},\nmask tokens\nelsewhere", "#f3ece2")
-        canvas.arrow((8.2, y + SIDE / 2), (8.6, y + SIDE / 2), COLOURS[i])
-        canvas.image(8.65, y, grey(result["predicted"][i, 1], "VV"), f"prediction of {'AB'[i]}", COLOURS[i])
-        weights = compute_weights(images[i], clip=99.0)[1].numpy()
-        canvas.arrow((8.7 + SIDE, y + SIDE / 2), (11.15, y + SIDE / 2), COLOURS[i])
-        canvas.axis.text(10.68, y + SIDE / 2 + 0.08, "weighted\nby", ha="center", va="bottom", fontsize=8)
-        canvas.image(11.2, y, weights, f"weights of {'AB'[i]}, VV*", COLOURS[i], cmap="viridis", vmin=1, vmax=torch.e)
-    canvas.axis.text(
-        WIDTH / 2,
-        0.08,
-        "loss = mean of W·(prediction − image)²,   W = token mean of w = exp(1 − x̃),   x̃ = linear backscatter scaled to "
-        "[0, 1] per image and channel: dark surfaces weigh up to e, the brightest target 1",
-        ha="center",
-        fontsize=9,
-    )
-    canvas.axis.text(
-        11.2 + SIDE / 2, low - 0.06, "* drawn with --weight_clip 99", ha="center", va="top", fontsize=7, color="0.3"
-    )
+    canvas.text((left + end) / 2, roof + 0.05, "target: image A", va="bottom")
     return canvas.figure
 
 

@@ -52,7 +52,7 @@ def main(argv=None):
             raise DataError(
                 f"--map {args.map}: has another coordinate system than the scene; give the map of this scene"
             )
-        write_figure(draw_map(overview(image, most), image.transform, found, args.panel), args.output)
+        write_figure(draw_map(overview(image, most), image.transform, found, args.panel), args.output, colours=256)
 
 
 if __name__ == "__main__":

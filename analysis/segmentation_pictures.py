@@ -15,7 +15,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.patches import Patch
 
-from analysis.figures import ORANGE, PURPLE, write_figure
+from analysis.figures import ORANGE, PURPLE, bare_image, image_grid, write_figure
 from analysis.programs import add_picture_flag
 from common.command_line import positive_int
 from common.errors import DataError
@@ -26,11 +26,11 @@ from pretrained import SEGMENTATION, build_preparation, task_of
 from util.configuration import can_write, need
 from util.datasets import build_dataset, drop_missing
 from util.distributed import start_ranks
-from util.quicklook import RANGES, false_colour, grey, new_figure
+from util.quicklook import RANGES, false_colour, grey
 from util.scene_pictures import FRAME, PLAIN, UNKNOWN, class_colours
 from util.sliding import blended
 
-TITLES = ("VV, VH, VV/VH", "label", "prediction", "error")
+TITLES = ("image (VV, VH)", "label", "prediction", "error")
 WRONG = "#C2187A"  # unlike the colours of classes
 FAINT = 0.55  # of white in the image below the errors
 MOST_LETTERS = 30  # of the name beside an image
@@ -96,10 +96,8 @@ def draw(dataset, chosen, note):
     labels = [*names, *error_kinds(names), "ignored, no data"]
     columns = min(len(labels), MOST_COLUMNS)
     lines = -(-len(labels) // columns)
-    figure, axes = new_figure(len(chosen), len(TITLES), 2.1, left=0.4, top=0.62 + LINE * lines, right=0.02, bottom=0.02)
-    for axis, title in zip(axes[0], TITLES):
-        axis.set_title(title, fontsize=10, pad=4)
-    for (accuracy, i, classes), row in zip(chosen, axes):
+    figure, axes = image_grid(len(chosen), len(TITLES), head=0.62 + LINE * lines, left=0.42)
+    for number, ((accuracy, i, classes), row) in enumerate(zip(chosen, axes)):
         image, mask = (part.numpy() for part in dataset[i])
         known = np.isfinite(image).all(0)[..., None]
         palette = np.vstack([colours, UNKNOWN])
@@ -109,14 +107,12 @@ def draw(dataset, chosen, note):
             np.where(known, palette[classes], UNKNOWN),
             error_picture(image, mask, classes, names),
         )
-        for axis, panel in zip(row, panels):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_frame_on(True)
-            axis.spines[:].set(color=FRAME, lw=0.5)
-        row[0].set_ylabel(f"{short(str(dataset.ids[i]))}\n{accuracy:.1%} right", fontsize=7, labelpad=3)
+        for axis, panel, title in zip(row, panels, TITLES):
+            bare_image(axis, panel, "" if number else title)
+        row[0].set_ylabel(f"{accuracy:.1%} correct\n{short(str(dataset.ids[i]))}", fontsize=7.5, labelpad=3)
     shown = [*colours, *error_kinds(names).values(), UNKNOWN]
     handles = [Patch(fc=colour, ec=FRAME, lw=0.5, label=label) for label, colour in zip(labels, shown)]
-    look = {"frameon": False, "fontsize": 8.5, "columnspacing": 1.4, "handlelength": 1.6}
+    look = {"frameon": False, "fontsize": 9, "columnspacing": 1.4, "handlelength": 1.6}
     figure.legend(handles=handles, loc="upper center", ncols=columns, bbox_to_anchor=(0.5, 1), **look)
     figure.text(
         0.5,
@@ -124,7 +120,7 @@ def draw(dataset, chosen, note):
         note,
         ha="center",
         va="center",
-        fontsize=8,
+        fontsize=9,
         color="0.35",
     )
     return figure
@@ -150,7 +146,7 @@ def main(argv=None):
             dataset, lambda image: predicted_classes(model, prepare, image, config, ranks.device), config.count
         )
         note = f"{len(chosen)} of {len(dataset)} images of split {config.split}, from the worst to the best"
-        write_figure(draw(dataset, chosen, note), config.picture, "--picture")
+        write_figure(draw(dataset, chosen, note), config.picture, "--picture", colours=256)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ python -m analysis.weight_map --simulate 7 --landscape coast --output weights.pn
 import torch
 import torch.nn.functional as F
 
-from analysis.figures import write_figure
+from analysis.figures import PAGE, bare_image, image_grid, write_figure
 from analysis.programs import add_picture_flag
 from batch_preparation import BatchPreparation
 from common.command_line import Parser, count
@@ -18,41 +18,48 @@ from sarwmix.geotiff import read_band
 from sarwmix.simulate.landcover import LANDSCAPES
 from sarwmix.simulate.patches import simulate_scene
 from sarwmix.weighting import compute_weights
-from util.quicklook import RANGES, grey, new_figure
+from util.quicklook import RANGES, grey
 
 TOKEN = 32
 CLIP = 99.0
+LEFT, RIGHT, HEAD = 0.32, 0.84, 0.3  # margins for the channels, the colour bar and titles; inches
 
 
 def draw_weights(sar_db):
-    """A Figure of σ⁰, pixel weights, token weights, and pixel weights clipped at the 99th percentile, of both channels.
+    """A Figure of backscatter, weights, and weights clipped at the 99th percentile, VH above VV.
 
     sar_db: (2, H, W) dB, order VH, VV. It is resized to 128; pixels without data get the mean of the channel.
     """
     prepare = BatchPreparation(128, BigEarthNetv2.MEAN, BigEarthNetv2.STD)
     sar_db = prepare.resize(prepare.fill(sar_db[None]))
-    weights, clipped = compute_weights(sar_db)[0], compute_weights(sar_db, clip=CLIP)[0]
-    tokens = F.avg_pool2d(weights, TOKEN).repeat_interleave(TOKEN, 1).repeat_interleave(TOKEN, 2)
-    titles = ("σ⁰", "pixel weight w", "token weight W\n(the default loss)", f"pixel weight,\n--weight_clip {CLIP:g}")
-    figure, axes = new_figure(2, 4, cell=2.2, left=0.3, top=0.5, right=0.85)
-    for row, c in ((0, 1), (1, 0)):
-        channel = BigEarthNetv2.CHANNELS[c]
-        axes[row, 0].imshow(grey(sar_db[0, c].numpy(), channel), interpolation="nearest")
-        axes[row, 0].set_ylabel(channel, fontsize=11, weight="bold")
-        notes = ["{:g} … {:g} dB".format(*RANGES[channel])]
-        for axis, values in zip(axes[row, 1:], (weights[c], tokens[c], clipped[c])):
-            image = axis.imshow(values.numpy(), cmap="viridis", vmin=1, vmax=torch.e, interpolation="nearest")
-            notes.append(f"{values.min():.2f} … {values.max():.2f}, mean {values.mean():.2f}")
-        for axis, note in zip(axes[row], notes):
-            box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
-            text = note.replace("-", "−")
-            axis.text(0.03, 0.04, text, transform=axis.transAxes, fontsize=7, color="white", bbox=box)
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=9)
-    place = figure.add_axes([1 - 0.72 / figure.get_figwidth(), 0.1, 0.018, 0.7])
-    bar = figure.colorbar(image, cax=place, label="weight")
-    bar.set_ticks([1, 1.5, 2, 2.5, torch.e], labels=["1", "1.5", "2", "2.5", "e"])
+    kinds = {
+        "weights, default": compute_weights(sar_db)[0],
+        f"weights, --weight_clip {CLIP:g}": compute_weights(sar_db, clip=CLIP)[0],
+    }
+    figure, axes = image_grid(2, 1 + len(kinds), HEAD, LEFT, RIGHT)
+    for row, channel in enumerate(BigEarthNetv2.CHANNELS):
+        first, *others = axes[row]
+        bare_image(first, grey(sar_db[0, row].numpy(), channel), "" if row else "backscatter σ⁰")
+        add_note(first, "{:g} … {:g} dB".format(*RANGES[channel]).replace("-", "−"))
+        first.set_ylabel(channel, fontsize=11, weight="bold")
+        for axis, (title, weights) in zip(others, kinds.items()):
+            scale = {"cmap": "viridis", "vmin": 1, "vmax": torch.e}
+            image = bare_image(axis, weights[row].numpy(), "" if row else title, **scale)
+            tokens = F.avg_pool2d(weights[None], TOKEN)[0, row]
+            parts = (("pixels", weights[row]), ("means of tokens", tokens))
+            add_note(axis, "\n".join(f"{name} {values.min():.2f} … {values.max():.2f}" for name, values in parts))
+    place = figure.add_axes(((PAGE - RIGHT + 0.22) / PAGE, 0.1, 0.02, 0.75))
+    bar = figure.colorbar(image, cax=place)
+    bar.set_ticks([1, 1.5, 2, 2.5, torch.e], labels=["1", "1.5", "2", "2.5", "e"], fontsize=9)
+    bar.outline.set_visible(False)
+    bar.ax.set_title("weight", fontsize=9)
     return figure
+
+
+def add_note(axis, text):
+    """Writes text on the lower left of an image."""
+    box = {"facecolor": "black", "alpha": 0.65, "linewidth": 0, "pad": 2}
+    axis.text(0.03, 0.04, text, transform=axis.transAxes, fontsize=8, color="white", bbox=box)
 
 
 def read_patch(vh, vv):

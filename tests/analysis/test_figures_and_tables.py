@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from analysis import compare_reconstructions, compare_runs, overview_figure, weight_map
-from analysis.compare_reconstructions import read_reconstructions
+from analysis.compare_reconstructions import draw_comparison, read_reconstructions, titled
 from analysis.compare_runs import FREE, describe_kinds, draw_runs, group_by_kind, read_run
+from analysis.figures import COVERED, image_grid, write_figure
 from analysis.weight_map import draw_weights, read_patch
 from finetune_flags import build_parser
 from main_finetune import SAME_RUN
@@ -82,12 +84,13 @@ def test_weight_map_shows_both_channels_and_takes_no_data_for_the_mean(tmp_path)
     sar_db = read_patch(write_band(tmp_path / "vh.tif", vh), write_band(tmp_path / "vv.tif", vv))
     figure = draw_weights(sar_db)
     vv[3, 4] = BigEarthNetv2.MEAN[1]
-    for row, channel, values in ((0, "VV", vv), (1, "VH", vh)):
-        (shown,) = figure.axes[4 * row].images
-        np.testing.assert_allclose(shown.get_array(), grey(values, channel), atol=1e-6)
-        weight = figure.axes[4 * row + 1].images[0].get_array()
+    for row, channel, values in ((0, "VH", vh), (1, "VV", vv)):
+        assert figure.axes[3 * row].get_ylabel() == channel
+        shown, weight, clipped = (axis.images[0].get_array() for axis in figure.axes[3 * row : 3 * row + 3])
+        np.testing.assert_allclose(shown, grey(values, channel), atol=1e-6)
         assert weight.argmin() == values.argmax()
         assert weight.max() == pytest.approx(np.e) and weight.min() == pytest.approx(1, abs=1e-3)
+        assert (clipped <= weight + 1e-3).all() and (clipped < 1.001).sum() > 100
 
 
 def test_weight_map_refuses_what_it_cannot_draw(tmp_path, refused):
@@ -138,7 +141,22 @@ def test_reconstructions_of_the_same_samples_are_compared(tmp_path, run):
     assert names == ["p", "q"] and list(results) == ["run/a", "run/b"]
     assert results["run/b"]["original"].shape == (2, 2, 32, 32)
     run(compare_reconstructions, "--input", one, other, "--samples", 1, "--output", tmp_path / "c.png")
-    assert both(tmp_path / "c.png") and b">original<" in (tmp_path / "c.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert all(f">{word}<".encode() in (tmp_path / "c.svg").read_bytes() for word in ("original", "visible", "run"))
+
+
+def test_a_comparison_has_a_row_for_each_image_and_the_epochs_as_titles():
+    original = np.full((2, 2, 32, 32), -15.0)
+    result = {"original": original, "visible": np.zeros((1, 1, 32, 32))}
+    result["visible"][..., 16:] = 1
+    results = {f"r/checkpoint_{k}": {**result, "predicted": original + k} for k in (1, 4)}
+    figure = draw_comparison(results)
+    titles = ["original", "visible", "r\nafter 1 epoch", "r\nafter 4 epochs"]
+    assert len(figure.axes) == 8 and [axis.get_title() for axis in figure.axes[:4]] == titles
+    visible, _, last = (axis.images[0].get_array() for axis in figure.axes[5:])
+    assert (visible[:, :16] == COVERED).all() and np.allclose(visible[:, 16:], false_colour(original[0])[:, 16:])
+    assert np.allclose(last, false_colour(original[0] + 4))
+    assert titled("run/best") == "run\nbest" and titled("checkpoint") == "checkpoint"
 
 
 def test_checkpoints_of_one_name_are_told_apart_by_their_runs(tmp_path):
@@ -200,6 +218,23 @@ def test_reconstruction_figure_has_a_panel_for_each_picture():
     assert [axis.get_title() for axis in several.axes[:5]] == ["original", "visible", "a", "run\nb", "c"]
     shown = pixels(new_figure(1, 1)[0])
     assert shown.dtype == np.uint8 and shown.ndim == 3 and (shown == 255).all()
+
+
+# ---- figures: pages and palettes -------------------------------------------------------------------
+
+
+def test_a_page_of_images_has_square_panels_and_a_palette_if_asked_for(tmp_path):
+    figure, axes = image_grid(2, 3, head=0.5, left=0.4, right=0.2)
+    places = [axis.get_position() for axis in axes.flat]
+    width, height = figure.get_size_inches()
+    assert width == 8 and all(place.width * width == pytest.approx(place.height * height) for place in places)
+    assert places[0].y1 * height == pytest.approx(height - 0.5) and places[3].y0 == pytest.approx(0, abs=1e-9)
+    for axis, pixels_ in zip(axes.flat, np.random.default_rng(0).random((6, 32, 32, 3))):
+        axis.imshow(pixels_)
+    sizes = [write_figure(figure, tmp_path / "f.png", colours=colours)[0].stat().st_size for colours in (None, 256)]
+    assert sizes[1] < sizes[0] and (tmp_path / "f.svg").exists()
+    with Image.open(tmp_path / "f.png") as picture:
+        assert picture.mode == "P" and picture.width == 1600
 
 
 # ---- compare_runs ---------------------------------------------------------------------------------
