@@ -25,6 +25,7 @@ IGNORED = 255  # of the pixels of a mask that do not count, in training and in m
 PARTS = {"train": ("train",), "val": ("val",), "test": ("test",)}
 PARTS |= {"train_val": ("train", "val"), "all": ("train", "val", "test")}
 SPLITS = tuple(PARTS)
+EVERY = "every"  # split of a dataset that has no lists
 DRAW_STREAM = 5  # separates the random numbers of `drawn_by_group` from those of others with the same seed
 
 S1_NAME = re.compile(r"S1[A-Z](?:_[A-Za-z0-9-]+){3,}")  # of a patch of BigEarthNet

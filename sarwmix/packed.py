@@ -10,9 +10,8 @@ import torch
 from common.errors import DataError, data_error
 from common.files import file_fault, read_json
 from sarwmix.dataset import RadarDataset
-from sarwmix.listing import PARTS, Listing, acquisitions_of, check_root, check_split, drawn_by_group
+from sarwmix.listing import EVERY, PARTS, Listing, acquisitions_of, check_root, check_split, drawn_by_group
 from sarwmix.packed_store import (
-    EVERY,
     IMAGES,
     NO_DATA,
     SAMPLES,

@@ -31,12 +31,11 @@ import torch
 
 from common.errors import DataError, data_error
 from common.files import file_fault, read_json, sha256_of
-from sarwmix.listing import PARTS
+from sarwmix.listing import EVERY, PARTS
 
 MANIFEST, SAMPLES, IMAGES = "manifest.json", "samples.parquet", "images.parquet"
 STATISTICS, BAD = "statistics.json", "bad.csv"
 FORMAT, VERSION = "sarwmix packed store", 1
-EVERY = "every"  # split of a dataset that has no lists
 STORED_SPLITS = (*PARTS["all"], EVERY)
 DTYPES = ("uint16", "float16", "float32")
 NO_DATA, CODES = 65535, 65534  # of uint16: the code without a value, and the greatest with one

@@ -2,7 +2,6 @@
 """The datasets by name, the flags that say where their data lies, and `open_dataset`."""
 
 import logging
-import re
 from inspect import signature
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from common.errors import DataError, listed
 from sarwmix.bigearthnetv1 import BigEarthNetv1
 from sarwmix.bigearthnetv2 import BigEarthNetv2
 from sarwmix.chips import Chips
+from sarwmix.listing import EVERY
 from sarwmix.masks import Masks, Sen1Floods11
 from sarwmix.packed import PackedDataset
 from sarwmix.packed_store import is_packed
+from sarwmix.prepare.completeness import are_simulated, complete_count, log_completeness
 from sarwmix.raster import add_reading_flags, reading_of
 from sarwmix.sen12flood_loader import FloodDataset
-
-FIRST_YEAR = 2014  # of Sentinel-1; simulated acquisitions are dated before
-ACQUIRED = re.compile(r"_([0-9]{4})[0-9]{4}T[0-9]{6}")
 
 DATASETS = {
     "benv1": BigEarthNetv1,
@@ -188,7 +186,18 @@ def is_simulated(dataset):
 
     The dates are in the names of samples, which packing, conversion and split lists keep.
     """
-    dates = (ACQUIRED.search(sample) for sample in dataset.ids.tolist())
-    return (Path(dataset.root) / "simulation.json").is_file() or any(
-        date and int(date[1]) < FIRST_YEAR for date in dates
-    )
+    return (Path(dataset.root) / "simulation.json").is_file() or are_simulated(dataset.ids.tolist())
+
+
+def log_amount(name, dataset, simulated, include_snow_cloud=False):
+    """Logs how much of the complete split a dataset of that name holds. Returns the number that a complete split has.
+
+    Returns None, and logs nothing, where it is not known, and for simulated images.
+    """
+    without_lists = not dataset.metadata or EVERY in getattr(dataset, "manifest", {}).get("splits", ())
+    split = EVERY if without_lists else dataset.split
+    count = None if simulated else complete_count(name, split, len(dataset))
+    if count is not None:
+        added = include_snow_cloud or dataset.is_packed  # a packed store does not say whether it has them
+        log_completeness(log, f"data: {name} {split}", name, split, len(dataset), added)
+    return count

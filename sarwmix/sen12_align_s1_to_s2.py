@@ -39,8 +39,9 @@ from common.errors import DataError, data_error, listed
 from common.files import atomic_path, check_room, claimed, sha256_of, write_atomically
 from common.packages import load
 from common.workers import Workers, add_workers_flag, run_command
-from sarwmix.listing import CHANNELS
+from sarwmix.listing import CHANNELS, EVERY
 from sarwmix.plausibility import check_linear
+from sarwmix.prepare.completeness import completeness, published
 from sarwmix.prepare.sen12_index import ALIGN, ALIGNED, S1_LIST, SIDE, STEP, read_s1_list
 
 log = logging.getLogger(__name__)
@@ -413,7 +414,14 @@ def _report(out):
     """Logs the counts of align.csv."""
     rows = ALIGNED.read(out)
     dropped = Counter(row["reason"] for row in rows if row["status"] == "dropped")
-    log.info("%s: %d of %d images aligned", out, len(rows) - dropped.total(), len(rows))
+    dataset = published("sen12flood", (row["image"] for row in rows))
+    log.info(
+        "%s: %d of %d images aligned; the list: %s",
+        out,
+        len(rows) - dropped.total(),
+        len(rows),
+        completeness(dataset, EVERY, len(rows), "images"),
+    )
     if dropped:
         log.info(
             "%d dropped: %s. %s names them; if their files are restored, remove it and run again to align them too",

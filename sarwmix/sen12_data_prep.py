@@ -34,6 +34,7 @@ from sarwmix.prepare.sen12_index import (
     S1_LIST,
     SPLITS,
     STEP,
+    log_list,
     pairs,
     read_s1_list,
     read_step,
@@ -160,6 +161,7 @@ def prepare(out, aligned=None, s1_list=None, train_list=None, test_list=None, wo
             rows = [("image", folder, name, "", *why) for (folder, name), why in dropped.items()]
             workers.on_main(DROPPED.write, out, rows + lost)
     _report(folders, splits, candidates, lost)
+    log_list(s1_list, folders, own_splits=bool(train_list))
 
 
 def _read_input(aligned, s1_list, train_list, test_list):

@@ -26,7 +26,8 @@ from common.command_line import Parser, Range, positive_share
 from common.errors import DataError, data_error
 from common.files import check_room, claimed, file_fault, read_json, save_array, sha256_of, write_json
 from common.workers import Workers, add_workers_flag, run_command
-from sarwmix.listing import CHANNELS, PATCH
+from sarwmix.listing import CHANNELS, EVERY, PATCH
+from sarwmix.prepare.completeness import counts_beside, published
 from sarwmix.prepare.sen12_index import (
     ALIGN,
     ALIGNED,
@@ -179,7 +180,7 @@ def prune(aligned, pairs, out, max_zeros=0.25, size=SIDE, layout="images", worke
             folders = [list(group) for _, group in groupby(by_folder, key=lambda entry: entry[1][0])]
             found = workers.map(partial(write_folder, aligned=aligned, out=out, size=size), folders, "folders")
             workers.on_main(_finish, out, record, candidates, kept, dropped, [row for rows in found for row in rows])
-        workers.on_main(_report, out)
+        workers.on_main(_report, out, published("sen12flood", (row["first"] for row in kept)))
 
 
 def _select(aligned, pairs, max_zeros, size, layout):
@@ -264,10 +265,12 @@ def parameters_of(record, path):
         ) from None
 
 
-def _report(out):
-    """Logs the counts of preparation.json."""
+def _report(out, dataset):
+    """Logs the counts of preparation.json. dataset: as in `sarwmix.prepare.completeness.counts_beside`."""
     summary = _read_last(out)
     log.info("%s: pairs\n%s", out, table_with_sums(summary["counts"]))
+    kept = sum(counts["kept"] for counts in summary["counts"].values())
+    log.info("%s: kept %s", out, counts_beside(dataset, {("candidate pairs", EVERY): kept}))
     for kind, reasons in summary["dropped"].items():
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         log.info("%d %s dropped%s%s", sum(reasons.values()), kind, ": " if reasons else "", listed)

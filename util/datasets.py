@@ -24,6 +24,7 @@ from sarwmix.registry import (
     add_source_flags,
     is_simulated,
     leave_out,
+    log_amount,
     open_dataset,
     source_options,
 )
@@ -130,8 +131,8 @@ def drop_missing(dataset, args, ranks=None):
 def check_data(dataset, args, ranks, read_once=False):
     """Checks all files and some values, and fills the cache. Returns the record of the data for run.json.
 
-    read_once: every image is read only once, so that --data_cache auto keeps none. Raises DataError, and UsageError for
-    a cache that does not fit.
+    Logs also how much of the complete split there is. read_once: every image is read only once, so that --data_cache
+    auto keeps none. Raises DataError, and UsageError for a cache that does not fit.
     """
     if args.check_files == "all":
         with ranks.together():
@@ -140,9 +141,12 @@ def check_data(dataset, args, ranks, read_once=False):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, dataset.images_per_sample))
     elif dataset.task == "segmentation" and dataset.supervised and not read_once:
         hold_in_memory(dataset, args.data_cache, ranks)
+    simulated = is_simulated(dataset)
+    complete = log_amount(args.dataset, dataset, simulated, args.include_snow_cloud)
     return {
         **dataset.describe(),
-        "simulated": is_simulated(dataset),
+        "simulated": simulated,
+        **({} if complete is None else {"complete": complete}),
         "first_look": ranks.on_main(dataset.check_units, (args.mean, args.std)),
     }
 

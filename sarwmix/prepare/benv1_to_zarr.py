@@ -31,7 +31,8 @@ from common.packages import load
 from common.workers import add_workers_flag, run_command
 from sarwmix.bigearthnet import SIZE, every_patch
 from sarwmix.bigearthnetv1 import S2_START, ZarrStore, open_store, patches_by_s2_name, read_list
-from sarwmix.listing import CHANNELS, PARTS, check_root, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.listing import CHANNELS, EVERY, PARTS, check_root, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.prepare.completeness import log_completeness, published
 
 log = logging.getLogger(__name__)
 
@@ -249,12 +250,15 @@ def _finish(out, plan, outcomes, skip_bad):
             f"{out / BAD} has them all",
         )
     os.sync()  # once, because flushing each patch would be slow
+    dataset = published("benv1", whole)
     for split, names in plan.lists.items():
         rows = [(whole[name].s2_name, name) for name in names if name in whole]
         write_csv(out / f"benv1_{split}.csv", None, rows)
-        log.info("%s: %d of %d patches", out / f"benv1_{split}.csv", len(rows), len(names))
+        place = f"{out / f'benv1_{split}.csv'}: {len(rows):,} of {len(names):,} listed patches"
+        log_completeness(log, place, dataset, split, len(rows))
     if not plan.lists:
-        log.info("no split lists were given: all %d patches are converted, and no benv1_*.csv is written", len(whole))
+        place = f"no split lists were given: all {len(whole):,} patches are converted, and no benv1_*.csv is written"
+        log_completeness(log, place, dataset, EVERY, len(whole))
     write_csv(out / MANIFEST, ("patch", "sha256"), [(name, whole[name].sha256) for name in sorted(whole)])
 
 

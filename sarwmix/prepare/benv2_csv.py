@@ -19,6 +19,7 @@ from common.files import remove_half_written, write_csv
 from common.workers import run_command
 from sarwmix.bigearthnetv2 import is_parquet, read_metadata, snow_cloud_beside
 from sarwmix.listing import PARTS, join_listings, read_csv_rows, refuse_duplicates
+from sarwmix.prepare.completeness import log_completeness, published
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,10 @@ def write_lists(metadata, out, include_snow_cloud=False):
         )
     out.mkdir(parents=True, exist_ok=True)
     remove_half_written(out)
-    for path, content in lists.items():
+    dataset = published("benv2", chain.from_iterable(listing.ids.tolist() for listing in listings))
+    for name, (path, content) in zip(LISTS, lists.items()):
         write_csv(path, COLUMNS, content)
-        log.info("%s: %d rows", path, len(content))
+        log_completeness(log, path, dataset, name, len(content), include_snow_cloud)
 
 
 def get_args_parser():

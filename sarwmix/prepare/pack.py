@@ -23,11 +23,10 @@ from common.errors import DataError, data_error
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import class_names
-from sarwmix.listing import PARTS
+from sarwmix.listing import EVERY, PARTS
 from sarwmix.packed_store import (
     BAD,
     DTYPES,
-    EVERY,
     IMAGES,
     MANIFEST,
     SAMPLES,

@@ -7,6 +7,7 @@ Source: Rambour et al., SEN12-FLOOD, 2020 (the list); SAR-W-MixMAE, IEEE JSTARS 
 """
 
 import csv
+import logging
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,10 @@ from tabulate import tabulate
 
 from common.errors import DataError, data_error, quoted
 from common.files import read_json, write_csv
-from sarwmix.listing import PAIR
+from sarwmix.listing import EVERY, PAIR
+from sarwmix.prepare.completeness import counts_beside, published
+
+log = logging.getLogger(__name__)
 
 S1_LIST = "S1list.json"
 SIDE = 512  # pixels of 10 m, of every aligned image
@@ -121,6 +125,26 @@ def split_of(folder, lists=None):
     if lists is None:
         return "test" if TEST_FOLDER.fullmatch(folder) else "train"
     return next((split for split, folders in lists.items() if folder in folders), None)
+
+
+def log_list(place, folders, own_splits):
+    """Logs the counts of a list, {folder: [Image]}, in one line beside those of the complete list.
+
+    own_splits: the folders are not divided by the published rule, so that only the whole is compared.
+    """
+    images = [image for part in folders.values() for image in part]
+    found = {
+        ("images", EVERY): len(images),
+        ("flooded images", EVERY): sum(image.flooded for image in images),
+        ("images of one polarisation", EVERY): sum(len(image.polarisations) == 1 for image in images),
+    }
+    parts = {split: [folder for folder in folders if split_of(folder) == split] for split in SPLITS}
+    parts = {EVERY: list(folders)} if own_splits else parts
+    found |= {("folders", split): len(names) for split, names in parts.items()}
+    for split, names in parts.items():
+        flooded = ([image.flooded for image in folders[folder]] for folder in names)
+        found["candidate pairs", split] = sum(map(len, map(pairs, flooded)))
+    log.info("%s: %s", place, counts_beside(published("sen12flood", (image.name for image in images)), found))
 
 
 # ---- Files that a step of the preparation writes for the next ------------------------------------

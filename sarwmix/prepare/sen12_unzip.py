@@ -20,6 +20,8 @@ from common.errors import DataError
 from common.files import check_room, claimed, write_json
 from common.safe_zip import open_archive
 from common.workers import Workers, add_workers_flag, run_command
+from sarwmix.listing import EVERY
+from sarwmix.prepare.completeness import counts_beside, published
 from sarwmix.prepare.sen12_index import S1_LIST, STEP
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,17 @@ class Plan:
         for path, member in self.wanted.items():
             found.setdefault(path.rpartition("/")[0], {})[path] = member
         return found
+
+    def counts(self):
+        """(name of the published dataset, or None; {(what, split): number of wanted folders and images})."""
+        channels = {}
+        for path in filter(_RADAR.fullmatch, self.wanted):
+            channels.setdefault(path.rpartition("_corrected_")[0], []).append(path)
+        return published("sen12flood", channels), {
+            ("folders", EVERY): len({image.partition("/")[0] for image in channels}),
+            ("images", EVERY): len(channels),
+            ("images of one polarisation", EVERY): sum(len(paths) == 1 for paths in channels.values()),
+        }
 
 
 def plan(archive):
@@ -142,7 +155,7 @@ def unzip(path, out, workers=Workers()):
                 "s1_list": S1_LIST in planned.wanted,
             },
         )
-    log.info("%s: extracted", out)
+    log.info("%s: extracted %s", out, counts_beside(*planned.counts()))
 
 
 def _prepare(path, out):

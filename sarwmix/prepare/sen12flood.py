@@ -27,7 +27,7 @@ from common.launchers import mpirun
 from common.safe_zip import open_archive
 from common.workers import add_workers_flag, run_command
 from sarwmix.listing import CHANNELS
-from sarwmix.prepare.sen12_index import S1_LIST, STEP, pairs, parse_s1_list, read_s1_list
+from sarwmix.prepare.sen12_index import S1_LIST, STEP, log_list, pairs, parse_s1_list, read_s1_list
 from sarwmix.prepare.sen12_unzip import plan, unzip
 from sarwmix.sen12_align_s1_to_s2 import add_warping_flags, align
 from sarwmix.sen12_data_prep import add_list_flags, prepare
@@ -140,12 +140,14 @@ def read_sources(settings):
 
 
 def check_disk(settings):
-    """Logs the needed and the free disk space. Raises DataError if there is not enough.
+    """Logs the counts of the list, and the needed and the free disk space. Raises DataError if there is not enough.
 
     Files that exist already are subtracted.
     """
     work, out = settings.work, settings.out
-    needs = estimate(*read_sources(settings), settings)
+    images, extracted = read_sources(settings)
+    log_list(settings.s1_list or S1_LIST, images, bool(settings.train_list))
+    needs = estimate(images, extracted, settings)
     sources = [path for path in (settings.zip, settings.raw_root) if path is not None]
     folders = {"--work": work, "--out": out}
     missing, rows = [], [(what, f"{flag} {folders[flag]}", count / 1e9) for what, flag, count in needs]

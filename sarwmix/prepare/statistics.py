@@ -28,7 +28,9 @@ from sarwmix.registry import (
     add_chips_flags,
     add_skip_missing_flag,
     add_source_flags,
+    is_simulated,
     leave_out,
+    log_amount,
     open_dataset,
     source_options,
 )
@@ -111,6 +113,7 @@ def work(args, workers):
         dataset = open_dataset(args.dataset, args.data_path, args.split, args.metadata, **source_options(args))
         if args.skip_missing:
             dataset = leave_out(dataset, dataset.missing())
+        log_amount(args.dataset, dataset, is_simulated(dataset), args.include_snow_cloud)
         return chunks_of(dataset), len(dataset)
 
     kind = DATASETS[args.dataset]

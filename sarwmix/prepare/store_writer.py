@@ -27,6 +27,7 @@ from sarwmix.packed_store import (
     manifest_checksum,
 )
 from sarwmix.plausibility import find_fault, judge
+from sarwmix.prepare.completeness import log_completeness, published
 from sarwmix.prepare.statistics import log_moments
 
 log = logging.getLogger(__name__)
@@ -151,8 +152,9 @@ def finish(out, tables, reports, known, dtype, expected=None):
     counts = tables[SAMPLES]["split"].value_counts()
     totals = write_statistics(out, reports, known["floor_db"])
     splits = {split: int(counts.get(split, 0)) for split in totals}
+    dataset = published(known["dataset"], tables[SAMPLES]["id"])
     for split, total in totals.items():
-        log.info("split %s, %d samples", split, splits[split])
+        log_completeness(log, f"split {split}", dataset, split, splits[split], added=True)
         log_moments(total, known["channels"])
         judge(f"{out}: split '{split}'", total.summary(), expected, total.histogram_dict())
     manifest = {

@@ -27,8 +27,9 @@ from common.errors import DataError, data_error, listed
 from common.files import check_room, claimed, write_csv, write_json
 from common.workers import add_workers_flag, run_command
 from sarwmix.chips import Chips
+from sarwmix.listing import EVERY
 from sarwmix.moments import Moments
-from sarwmix.packed_store import BAD, DTYPES, EVERY, IMAGES, MANIFEST, MOST_SIDE, SAMPLES, STORED_SPLITS, VERSION
+from sarwmix.packed_store import BAD, DTYPES, IMAGES, MANIFEST, MOST_SIDE, SAMPLES, STORED_SPLITS, VERSION
 from sarwmix.plausibility import find_fault
 from sarwmix.prepare.store_writer import (
     RECORD,

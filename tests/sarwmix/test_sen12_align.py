@@ -534,6 +534,8 @@ def test_a_complete_alignment_is_left_alone_until_its_table_is_removed(raw, tmp_
         main([str(word) for word in flags(source, out)])
     assert "nothing to do" in caplog.text and "1 dropped: 1 corrupt" in caplog.text
     assert "remove it and run again" in caplog.text
+    said = "1 of 2 images aligned; the list: 2 of 3,957 images (less than 0.1 % of the complete dataset)"
+    assert f"{out}: {said}" in caplog.messages
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     (out / "align.csv").unlink()
     align(source, out)

@@ -189,6 +189,7 @@ def test_the_list_alone_gives_the_pairs(aligned, prepared, tmp_path, caplog):
         ["test", "1", "2", "1", "1", "1", "0"],
         ["all", "4", "9", "4", "5", "3", "0"],
     ]
+    assert "3 of 267 folders for train, 1 of 68 folders for test, 4 of 16,816 candidate pairs for train" in caplog.text
 
 
 def test_the_table_says_what_was_lost(aligned, tmp_path, caplog):

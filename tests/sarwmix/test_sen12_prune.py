@@ -253,6 +253,7 @@ def test_the_table_of_classes_is_logged(made, steps, caplog):
         ["all", "13", "7", "1", "6"],
     ]
     assert "6 pairs dropped: 3 corrupt, 2 too many zeros, 1 wrong size" in caplog.text
+    assert f"{made[1]}: kept 7 of 20,583 candidate pairs" in caplog.messages
 
 
 def test_max_zeros_decides(steps, tmp_path):

@@ -67,8 +67,10 @@ def refused(capsys, *flags):
 # ---- What is wanted ------------------------------------------------------------------------------
 
 
-def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path):
+def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path, caplog):
+    caplog.set_level("INFO")
     unzip(raw / "SEN12FLOOD.zip", tmp_path / "out")
+    assert caplog.messages[-1].startswith(f"{tmp_path / 'out'}: extracted 3 folders, ")
     tree = content_of(raw / "SEN12FLOOD")
     wanted = {
         name: content
@@ -88,6 +90,17 @@ def test_what_the_preparation_reads_is_extracted_and_nothing_else(raw, tmp_path)
     assert step["zip_bytes"] == (raw / "SEN12FLOOD.zip").stat().st_size
     assert set(step) == {"program", "zip_bytes", "zip_directory_sha256"}
     assert len(read_s1_list(tmp_path / "out" / "S1list.json")) == 3
+
+
+def test_what_is_extracted_is_compared(tmp_path, caplog):
+    caplog.set_level("INFO")
+    name = IMAGE.replace("2000", "2019")
+    images = [name.format(0, "VH"), name.format(0, "VV"), name.format(1, "VV"), "S2_2019-01-03_B04.tif"]
+    members = {f"0001/{image}": b"image" for image in images} | {"S1list.json": b"{}"}
+    unzip(make(tmp_path / "data.zip", members), tmp_path / "out")
+    assert caplog.messages[-1].endswith(
+        ": extracted 1 of 335 folders, 2 of 3,957 images, 1 of 15 images of one polarisation"
+    )
 
 
 @pytest.mark.parametrize("root", ("", "SEN12FLOOD/", "a b/c/SEN12FLOOD/"))

@@ -140,6 +140,10 @@ def test_the_table_says_what_goes_where(packed, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: FREE(0, 0, 10**12))
     caplog.set_level("INFO")
     check_disk(settings(tmp_path, zip=packed, layout="npy", size=512))
+    assert caplog.messages[0] == (
+        "S1list.json: 6 images, 2 flooded images, 1 images of one polarisation, 1 folders for train, 1 folders for test, "
+        "5 candidate pairs for train, 1 candidate pairs for test"
+    )
     table = [" ".join(record.getMessage().split()) for record in caplog.records]
     for line in (
         f"5 aligned images --work {tmp_path}/work 0.010",
@@ -153,6 +157,21 @@ def test_the_table_says_what_goes_where(packed, tmp_path, monkeypatch, caplog):
     check_disk(settings(tmp_path, zip=packed, keep_intermediate=True))
     assert "is kept" in caplog.text and "5 images, each once" in caplog.text
     assert "is removed" not in caplog.text and "curation" not in caplog.text
+
+
+def test_a_measured_list_is_compared_before_anything_is_written(raw, tmp_path, caplog):
+    caplog.set_level("INFO")
+    measured = raw / "measured.json"
+    measured.write_text((raw / "S1list.json").read_text().replace("_2000", "_2019"))
+    check_disk(settings(tmp_path, raw_root=raw, s1_list=measured))
+    assert caplog.messages[0] == (
+        f"{measured}: 6 of 3,957 images, 2 of 1,374 flooded images, 1 of 15 images of one polarisation, 1 of 267 folders "
+        "for train, 1 of 68 folders for test, 5 of 16,816 candidate pairs for train, 1 of 3,767 candidate pairs for test"
+    )
+    caplog.clear()
+    check_disk(settings(tmp_path, raw_root=raw, s1_list=measured, train_list=raw, test_list=raw))
+    assert caplog.messages[0].endswith("2 of 335 folders, 6 of 20,583 candidate pairs")
+    assert not (tmp_path / "work").exists() and not (tmp_path / "out").exists()
 
 
 def test_lists_that_cannot_be_used_are_named(raw, tmp_path):
