@@ -36,6 +36,7 @@ SMALLER = {
     "for seed in 0 1 2": "for seed in 0",
     "for epoch in 1 4 11": "for epoch in 1 11",
     "--side 2048 --seed 3": "--side 512 --seed 3",
+    "--place 620 100": "--windows 3",
     "--epochs 10 --warmup_epochs 1": "--epochs 2 --warmup_epochs 1",
     "--scenes 10 --side 1024": "--scenes 10 --side 512",
     "--scenes 12 --side 768": "--scenes 6 --side 256",
