@@ -199,5 +199,5 @@ def log_amount(name, dataset, simulated, include_snow_cloud=False):
     count = None if simulated else complete_count(name, split, len(dataset))
     if count is not None:
         added = include_snow_cloud or dataset.is_packed  # a packed store does not say whether it has them
-        log_completeness(log, f"data: {name} {split}", name, split, len(dataset), added)
+        log_completeness(log, f"data: {name} {dataset.split}", name, split, len(dataset), added)
     return count

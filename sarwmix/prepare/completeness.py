@@ -54,6 +54,13 @@ def complete_count(dataset, split, found=0, what=None):
     return every if every and (split == EVERY or found > listed) else listed or None
 
 
+def _unlisted(dataset, split):
+    """The number of samples that a split may have besides those of its published list: all that are in no list."""
+    if split in ("all", EVERY):
+        return 0
+    return max(0, (complete_count(dataset, EVERY) or 0) - (complete_count(dataset, "all") or 0))
+
+
 def completeness(dataset, split, found, what=None):
     """A phrase for messages: the number that was found, and the share of the complete split that it is."""
     noun = what or next(iter(COMPLETE.get(dataset, {})), "samples")
@@ -66,13 +73,6 @@ def completeness(dataset, split, found, what=None):
     tenths = 1000 * found // count  # rounded down: 100.0 % is complete
     share = f"{tenths / 10:.1f} %" if tenths or not found else "less than 0.1 %"
     return f"{found:,} of {count:,} {noun} ({share} of the complete {whole})"
-
-
-def _unlisted(dataset, split):
-    """The number of samples that a split may have besides those of its published list: all that are in no list."""
-    if split in ("all", EVERY):
-        return 0
-    return max(0, (complete_count(dataset, EVERY) or 0) - (complete_count(dataset, "all") or 0))
 
 
 def log_completeness(log, place, dataset, split, found, added=False):
