@@ -131,7 +131,7 @@ def draw(dataset, chosen, note):
 
 
 def main(argv=None):
-    parser = build_parser()
+    parser = build_parser("[flags] --finetune RUN --data_path DIR --picture FILE", None)
     parser.prog, parser.description = "python -m analysis.segmentation_pictures", __doc__.splitlines()[0]
     add_picture_flag(parser, "--picture")
     parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")

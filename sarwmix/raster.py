@@ -83,29 +83,32 @@ def add_reading_flags(group, units=None):
         choices=READ_AS,
         required=units is None,
         default=units,
-        help="of the values: dB, linear power or amplitude, calibrated to σ⁰ or γ⁰",
+        help="units of the values, which are calibrated to σ⁰ or γ⁰: dB, linear power or amplitude",
     )
     group.add_argument(
         "--bands",
         nargs="+",
         metavar="NAME",
-        help="VV, VH or another name for each band of a file, in order (or for the files of an image, given as "
-        "VV.tif,VH.tif); needed where neither descriptions of bands nor names of files say which band is which",
+        help="VV, VH or another name for each band of a file, in order, or for each file of an image given as "
+        "VV.tif,VH.tif; needed if neither the descriptions of the bands nor the file names identify VV and VH",
     )
     group.add_argument(
-        "--nodata", type=finite, metavar="VALUE", help="value of pixels without data, besides NaN, tags and masks"
+        "--nodata",
+        type=finite,
+        metavar="VALUE",
+        help="value of pixels without data, besides NaN and the no-data tags and masks of the files",
     )
     group.add_argument(
         "--scale",
         type=positive,
         metavar="FACTOR",
-        help="factor that converts the values of the files to --units: 0.1 for dB times 10",
+        help="factor from the values of the files to --units; 0.1 for values of 10 × dB",
     )
     group.add_argument(
         "--uncalibrated",
         action="store_true",
-        help="take digital numbers of an uncalibrated product for amplitude, times --scale (default with this flag: "
-        "1/500, the order of the calibration of IW GRDH; values may be wrong by some dB)",
+        help="read the digital numbers of an uncalibrated product as amplitude, times --scale (default with this flag: "
+        "1/500, about the calibration of IW GRDH; values may be wrong by some dB)",
     )
 
 

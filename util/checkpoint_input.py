@@ -28,7 +28,7 @@ def add_force_flag(group):
     group.add_argument(
         "--force_input",
         action="store_true",
-        help="let flags win over what a checkpoint says of its model and input, instead of refusing them",
+        help="use the flags where they contradict the checkpoint's model or input, instead of ending with an error",
     )
 
 
