@@ -22,7 +22,7 @@ EXAMPLES = """\
 Pretrain on BigEarthNet v2, with the published target:
   python main_pretrain.py --data_path BigEarthNet --norm_pix_loss --output_dir output/benv2
 The same on the 4 GPUs of a machine:
-  torchrun --nproc_per_node 4 main_pretrain.py --data_path BigEarthNet --norm_pix_loss
+  torchrun --nproc_per_node 4 main_pretrain.py --data_path BigEarthNet --norm_pix_loss --output_dir output/benv2
 Continue this run after an interruption: repeat its flags and add --resume auto:
   python main_pretrain.py --data_path BigEarthNet --norm_pix_loss --output_dir output/benv2 --resume auto
 Pretrain on tiles of your own scenes, which python -m sarwmix.tile has cut:
