@@ -346,11 +346,14 @@ def check_segmentation(flags):
     )
     need(
         not flags.output_map or flags.predict and not (flags.eval or flags.embed),
-        "--output_map: names the map of the scene that --predict names, and goes with neither --eval nor --embed",
+        "--output_map: needs --predict SCENE, and cannot be used with --eval or --embed",
     )
     task = DATASETS[flags.dataset].task if flags.dataset else None
     if task == "segmentation":
-        need(not (mixes(flags) or flags.smoothing), "--mixup, --cutmix, --smoothing: segmentation has none of these")
+        need(
+            not (mixes(flags) or flags.smoothing),
+            "--mixup, --cutmix, --smoothing: not available for segmentation; leave them out",
+        )
     elif task:
         for name in ("crop_scale", "crops", "dice"):
             need(getattr(flags, name) is None, f"--{name}: --dataset {flags.dataset} has no masks; leave it out")
@@ -381,12 +384,12 @@ def check_outputs(flags):
     read = {Path(path).resolve() for path in flags.metadata or ()}
     for name, path in files.items():
         twice = next((other for other in files if other != name and files[other] == path), None)
-        need(twice is None, f"--{name} {path}: is the file of --{twice} as well; choose another name")
+        need(twice is None, f"--{name} {path}: is also the file of --{twice}; choose another name")
         own = flags.data_path and path.is_relative_to(Path(flags.data_path).resolve())
         image = flags.dataset in (None, *OWN) and path.suffix == ".tif"
         need(
             not path.exists() or path not in read and not (own and (image or path.name in OF_DATA)),
-            f"--{name} {path}: is a file of the data, which would be lost; choose another name",
+            f"--{name} {path}: is a file of the data and would be overwritten; choose another name",
         )
     for name in (*kinds_of, "export", *(("output_dir",) if flags.eval else ())):
         path = getattr(flags, name)
@@ -394,27 +397,27 @@ def check_outputs(flags):
     scenes = Path(flags.predict or "").resolve()
     need(
         not flags.output_map or not scenes.is_dir() or not files["output_map"].is_relative_to(scenes),
-        f"--output_map {flags.output_map}: lies among the scenes of --predict, and would be taken for one of them; "
-        "choose another folder",
+        f"--output_map {flags.output_map}: lies in the folder of the scenes of --predict and would be read as a "
+        "scene; choose another folder",
     )
     need(not Path(flags.output_dir).is_file(), f"--output_dir {flags.output_dir}: is a file; choose a folder")
 
 
 def check_training(flags):
     """Refuses flags that a finetuning cannot start with. Raises UsageError."""
-    need(flags.dataset is not None, f"--dataset is missing: one of {', '.join(DATASETS)}")
+    need(flags.dataset is not None, f"--dataset is missing; choose one of {', '.join(DATASETS)}")
     need(
         flags.finetune is not None or flags.resume,
         "--finetune is missing: the checkpoint to start from, or '' for random initialisation",
     )
     need(
         flags.dataset in (*OWN, "sen12flood") or not flags.val_fraction,
-        "--val_fraction: only sen12flood and images of one's own need it; BigEarthNet has a validation split",
+        "--val_fraction: only for sen12flood and your own images; BigEarthNet has a validation split",
     )
-    need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split")
+    need(flags.split not in ("test", "all"), f"--split {flags.split}: would train on the test split; choose another")
     need(
         not flags.head_init or flags.dataset == "sen12flood",
-        f"--head_init {flags.head_init}: for --dataset sen12flood alone; leave it out",
+        f"--head_init {flags.head_init}: only for --dataset sen12flood; leave it out",
     )
     check_class_number(flags, DATASETS[flags.dataset].CLASSES)
 

@@ -198,8 +198,8 @@ class Pretraining(Run):
         mask = engine_pretrain.draw_micro_batch_mask(training.model, config, Place(0))
         health = engine_pretrain.check_health(training.model, training.prepare, self.checked_images, mask, config.amp)
         log.info(
-            "Epoch %d: on %d images the loss is %.4f, %.3f of that of the best constant; features vary by %.1f%% of "
-            "their mean square, %.1f%% of it between images",
+            "Epoch %d: on %d images the loss is %.4f, %.3f of the loss of the best constant; the variance of the "
+            "features is %.1f%% of their mean square, and %.1f%% of it is between images",
             done,
             len(self.checked_images),
             health["check_loss"],

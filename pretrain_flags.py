@@ -84,7 +84,7 @@ def add_inference_flags(parser):
         "--inference",
         nargs="*",
         metavar="CHECKPOINT",
-        help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples",
+        help="do not train: draw what these checkpoints (default: that of --resume) reconstruct of the same samples",
     )
     group.add_argument(
         "--inference_samples", type=Range(int, at_least=2), default=8, metavar="N", help="samples to draw"
@@ -104,7 +104,7 @@ def add_model_flags(parser):
         help="side of the input: 32, 64, 128, 256, 384 or 512 (default: the checkpoint's, else 128)",
     )
     group.add_argument(
-        "--mask_ratio", type=share, default=0.5, help="share of the cells that are masked, by cells of another image"
+        "--mask_ratio", type=share, default=0.5, help="share of the cells that are masked, with cells of another image"
     )
     group.add_argument(
         "--range_mask_ratio",
@@ -205,7 +205,7 @@ def check_flags(flags):
     )
     need(
         flags.looks is None or flags.target == "multilook",
-        f"--looks {flags.looks}: averages the target, which is {flags.target or 'pixels'}; add --target multilook",
+        f"--looks {flags.looks}: has no effect on the target {flags.target or 'pixels'}; add --target multilook",
     )
     if flags.inference is not None:
         need(
@@ -214,7 +214,7 @@ def check_flags(flags):
         )
         need(
             flags.inference_samples % 2 == 0,
-            f"--inference_samples {flags.inference_samples}: an even number is needed, as images are mixed in pairs",
+            f"--inference_samples {flags.inference_samples}: must be even, as images are mixed in pairs",
         )
     last = flags.stop_epoch or flags.epochs
     save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})

@@ -142,7 +142,7 @@ def main(argv=None):
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
         if task_of(config) is not SEGMENTATION:
-            raise DataError(f"{checkpoint.path}: is no segmentation model; name a run on masks or sen1floods11")
+            raise DataError(f"{checkpoint.path}: is not a segmentation model; name a run on masks or sen1floods11")
         dataset = drop_missing(build_dataset(config, supervised=True, classes=classes), config)
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from common.errors import InputError, printable
 from common.launchers import launched_rank
@@ -121,19 +122,21 @@ VALUES_ELSEWHERE = {
 }
 NUMBERS_OF_GPUS = ("gpus", "ngpus", "numgpus", "nproc", "nprocpernode", "devices", "numprocesses")
 
+VAST = 2**53  # bounds from here on are not worth naming
 DEFAULT_IN_HELP = re.compile(r"[(;] ?default: [^()]*\)$")  # at the end of a help text
 
 
 class _Help(argparse.HelpFormatter):
     """Appends each flag's range and default, unless its help names the default or there is none worth naming.
 
-    Calls numbers N and X. Keeps line breaks in texts that have some, such as examples. Shortens a usage of more than
-    three lines to the flags that are required.
+    Calls numbers N and X, paths PATH. Keeps line breaks in texts that have some, such as examples. Shortens a usage of
+    more than three lines to the flags that are required.
     """
 
     def _get_help_string(self, action):
         text, default = action.help, action.default
-        notes = [str(action.type)] if isinstance(action.type, Range) and action.type.bounds else []
+        bounds = action.type.bounds if isinstance(action.type, Range) else []
+        notes = list(filter(None, [" and ".join(words for words, _, bound in bounds if bound < VAST)]))
         if not (
             default is None or isinstance(default, bool) or default in ("", argparse.SUPPRESS) or "default" in text
         ):
@@ -147,7 +150,19 @@ class _Help(argparse.HelpFormatter):
 
     def _get_default_metavar_for_optional(self, action):
         kind = action.type.kind if isinstance(action.type, Range) else action.type
-        return {int: "N", float: "X"}.get(kind, action.dest.upper())
+        return {int: "N", float: "X", Path: "PATH"}.get(kind, action.dest.upper())
+
+    def _format_action_invocation(self, action):
+        """Without spellings that differ from the first one only in dashes."""
+        spellings = action.option_strings
+        first = spellings[0] if spellings else None
+        action.option_strings = [
+            name for name in spellings if name == first or name.replace("-", "_") != first.replace("-", "_")
+        ]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = spellings
 
     def _fill_text(self, text, width, indent):
         if "\n" not in text:

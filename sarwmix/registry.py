@@ -176,13 +176,13 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
     if snow and "include_snow_cloud" not in takes:
         raise DataError(f"--include_snow_cloud: --dataset {dataset} has no such patches; leave the flag out")
     if metadata and "metadata" not in takes:
-        raise DataError(f"--metadata: --dataset {dataset} has no lists to choose from; leave the flag out")
+        raise DataError(f"--metadata: --dataset {dataset} has no lists of samples; leave the flag out")
     options |= {"split": split, "metadata": metadata, "supervised": supervised, "keep_unlabelled": not supervised}
     kind = DATASETS[dataset]
     if is_packed(root):
         if metadata or snow or options.get("id_col") is not None:
             raise DataError(
-                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, "
+                f"{root}: a packed store has fixed splits; leave --metadata, --id_col and --include_snow_cloud out, "
                 "and give them to sarwmix.prepare.pack"
             )
         kind, options["dataset"] = PackedDataset, dataset

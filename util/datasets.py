@@ -104,8 +104,10 @@ def build_dataset(args, split=None, metadata=None, supervised=False, classes=Non
     )
     kept = ("auto", "none", "ram") if dataset.task == "segmentation" else ("auto", "none")
     if args.data_cache not in kept and not dataset.is_packed:
-        remedy = "say ram" if "ram" in kept else "make one of it with python -m sarwmix.prepare.pack"
-        raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; {remedy}")
+        remedy = "use ram" if "ram" in kept else "pack it with python -m sarwmix.prepare.pack"
+        raise UsageError(
+            f"--data_cache {args.data_cache}: --data_path {args.data_path} is not a packed store; {remedy}"
+        )
     return dataset
 
 
@@ -119,8 +121,8 @@ def drop_missing(dataset, args, ranks=None):
         return dataset
     if dataset.is_packed:
         raise UsageError(
-            f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; "
-            "leave the flag out"
+            f"--skip_missing: --data_path {args.data_path} is a packed store, which has the images of all its "
+            "samples; leave the flag out"
         )
     if ranks is None:
         return leave_out(dataset, dataset.missing())
@@ -222,8 +224,8 @@ def _batch_that_fits(samples, accum_iter, world_size):
             lower = f" and --accum_iter {micro_batches}" if micro_batches != accum_iter else ""
             return f"--batch_size {size - size % 2}{lower} is the largest that fits"
     if samples >= 2:
-        return f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1"
-    return "two samples are the least"
+        return f"start at most {samples // 2} ranks, with --batch_size 2 and --accum_iter 1"
+    return "at least two samples are needed"
 
 
 def build_test_loader(dataset, args, ranks, spread=True):

@@ -204,14 +204,17 @@ def check_common_flags(flags, needs_data=True):
         flags.warmup_epochs <= flags.epochs,
         f"--warmup_epochs {flags.warmup_epochs:g}: more than --epochs {flags.epochs}",
     )
-    need(flags.start_epoch < last, f"--start_epoch {flags.start_epoch}: there is no epoch left before {last}")
+    need(
+        flags.start_epoch < last,
+        f"--start_epoch {flags.start_epoch}: must be below {last}, the number of epochs of the run",
+    )
     need(
         not (flags.resume and flags.overwrite),
         "--resume and --overwrite contradict each other: one continues the run in --output_dir, the other removes it",
     )
     need(
         not (flags.resume and flags.start_epoch),
-        "--resume and --start_epoch contradict each other: a resumed run knows its epoch",
+        "--resume and --start_epoch contradict each other: the checkpoint states the epoch",
     )
     need(
         not (flags.resume not in ("", "auto") and flags.finetune),
@@ -240,5 +243,5 @@ def check_common_flags(flags, needs_data=True):
     )
     need(
         not needs_data or flags.data_path is not None,
-        "--data_path is missing: the folder of the data; 'python -m sarwmix.simulate' makes some to try",
+        "--data_path is missing: the folder of the data; 'python -m sarwmix.simulate' writes simulated data to try",
     )

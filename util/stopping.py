@@ -115,7 +115,7 @@ class Stopping:
         if ends:
             reason = "--walltime is nearly over" if wish == WALLTIME else signal.Signals(wish - 128).name
             raise Stopped(
-                f"{reason}: ended in {where}, and all is saved; go on with --resume auto",
+                f"{reason}: ended in {where}, and the state is saved; continue with --resume auto",
                 0 if wish == WALLTIME else wish,
             )
 
