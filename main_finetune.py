@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 SAME_RUN = (
     "layer_decay",
     "freeze_encoder",
-    "head_init",  # None by default, as which checkpoints of older runs count, which lack it
+    "head_init",  # None by default, the value for checkpoints of older runs, which lack this flag
     "train_fraction",
     "draw_seed",
     "val_split",

@@ -63,13 +63,13 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
-    "crop_scale",  # this and the next are None by default, as which checkpoints of older runs count, which lack them
+    "crop_scale",  # like the next two None by default, the value for checkpoints of older runs, which lack these flags
     "looks",
     "speckle_looks",
 )
 PICTURE_SAMPLES = 4
-CHECKED_SAMPLES = 32  # whose loss and features tell after each epoch whether the model learns
-FEWEST_STEPS = 200  # after which, and after the warm-up, a model that has not learned is warned of
+CHECKED_SAMPLES = 32  # after each epoch, their loss and features show whether the model learns
+FEWEST_STEPS = 200  # after these and the warm-up, the run warns of a model that has not learned
 
 
 def parse_flags(argv=None):

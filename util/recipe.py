@@ -6,6 +6,7 @@ A setting is an environment variable or a flag of the same name in lower case, w
 standard library, so that it runs before anything is installed.
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -92,8 +93,10 @@ def read_settings(settings, argv, env, start="."):
                 f"{word}: is not a flag; give settings as --data_path DIR, and flags of the main program after --"
             )
         if flag[2:].upper() not in settings:
+            nearest = difflib.get_close_matches(flag[2:].upper().replace("-", "_"), settings, 1)
+            meant = f" (did you mean --{nearest[0].lower()}?)" if nearest else ""
             raise UsageError(
-                f"{word}: there is no such flag here; see --help, and give flags of the main program after --"
+                f"{word}: there is no such flag here{meant}; see --help, and give flags of the main program after --"
             )
         if not equals and not words:
             raise UsageError(f"{word}: a value is missing")
