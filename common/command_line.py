@@ -136,13 +136,13 @@ class _Help(argparse.HelpFormatter):
     def _get_help_string(self, action):
         text, default = action.help, action.default
         bounds = action.type.bounds if isinstance(action.type, Range) else []
-        notes = list(filter(None, [" and ".join(words for words, _, bound in bounds if bound < VAST)]))
-        if not (
-            default is None or isinstance(default, bool) or default in ("", argparse.SUPPRESS) or "default" in text
-        ):
-            values = default if isinstance(default, (list, tuple)) else [default]
-            shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-            notes.append(f"default: {shown}".replace("%", "%%"))
+        values = default if isinstance(default, (list, tuple)) else [] if default is None else [default]
+        shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        if isinstance(default, bool) or default == argparse.SUPPRESS or "default" in text:
+            shown = ""
+        notes = [" and ".join(words for words, _, bound in bounds if bound < VAST)]
+        notes += [f"default: {shown}".replace("%", "%%")] if shown else []
+        notes = [note for note in notes if note]
         if not notes:
             return text
         joined = "; ".join(notes)
@@ -153,12 +153,9 @@ class _Help(argparse.HelpFormatter):
         return {int: "N", float: "X", Path: "PATH"}.get(kind, action.dest.upper())
 
     def _format_action_invocation(self, action):
-        """Without spellings that differ from the first one only in dashes."""
+        """Without spellings that differ from an earlier one only in dashes."""
         spellings = action.option_strings
-        first = spellings[0] if spellings else None
-        action.option_strings = [
-            name for name in spellings if name == first or name.replace("-", "_") != first.replace("-", "_")
-        ]
+        action.option_strings = list({name.replace("-", "_"): name for name in reversed(spellings)}.values())[::-1]
         try:
             return super()._format_action_invocation(action)
         finally:

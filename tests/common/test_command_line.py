@@ -3,6 +3,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -233,6 +234,8 @@ def test_a_long_usage_is_cut_to_what_is_required():
         ([40, 600], "a value", "a value (default: 40 600)"),
         ("50%", "a value", "a value (default: 50%)"),
         (None, "a value", "a value"),
+        ([], "a value", "a value"),
+        ("", "a value", "a value"),
         (True, "a value", "a value"),
         (3, "a value (default: as before)", "a value (default: as before)"),
     ],
@@ -247,3 +250,14 @@ def test_help_states_range_and_default_together():
     parser = Parser("What it does.", "program")
     parser.add_argument("--flag", type=positive_int, help="a value (default: as before)")
     assert parser.format_help().endswith(" a value (default: as before; at least 1)\n")
+
+
+def test_help_shows_one_of_two_spellings_and_names_paths_and_numbers():
+    parser = Parser("What it does.", "program")
+    parser.add_argument("-l", "--s1_list", "--s1-list", type=Path, help="a list")
+    parser.add_argument("--count", type=count, help="a number")
+    parser.add_argument("--share", type=float, help="a number")
+    text = parser.format_help()
+    assert "-l PATH, --s1_list PATH " in text and "--s1-list" not in text
+    assert "--count N " in text and "--share X " in text
+    assert parser.parse_args(["--s1-list", "x"]).s1_list == Path("x")
