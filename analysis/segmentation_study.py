@@ -104,7 +104,7 @@ def build_parser():
     parser = Parser(__doc__.splitlines()[0], "analysis.segmentation_study")
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, required=True, help="images with masks")
-    group.add_argument("--data_path", required=True, metavar="DIR", help="as of main_finetune.py")
+    group.add_argument("--data_path", required=True, metavar="DIR", help="folder of the data, as for main_finetune.py")
     group.add_argument("--metadata", nargs="+", metavar="FILE", help="lists of all images (default: those of the data)")
     group.add_argument("--positive", required=True, metavar="CLASS", help="class whose IoU is compared, such as water")
     group.add_argument(
