@@ -549,7 +549,7 @@ def test_a_best_checkpoint_of_another_run_is_not_reported(finished, pretraining,
     torch.save({**state, "epoch": 77}, folder / "checkpoint_best.pth")
     (folder / "checkpoint_best.pth.sha256").unlink()
     result = finetune(RUN, "--finetune", pretraining, "--output_dir", folder, "--resume auto")
-    refused(result, "is of epoch 77", "--eval")
+    refused(result, "holds epoch 77", "--eval")
 
 
 # ---- A stored result, against accidents ----------------------------------------------------------

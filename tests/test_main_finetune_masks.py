@@ -200,7 +200,7 @@ def test_a_class_that_is_not_trained_on_is_named(own, caplog):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--dataset masks --finetune '' --data_path . --mixup 0.5 --batch_size 4", "segmentation has none"),
+        ("--dataset masks --finetune '' --data_path . --mixup 0.5 --batch_size 4", "not available for segmentation"),
         ("--dataset benv2 --finetune '' --data_path . --dice 1", "--dice: --dataset benv2 has no masks"),
         ("--dataset masks --finetune '' --data_path . --crop_scale 0.5 0.1", "smaller one first"),
         ("--dataset masks --finetune '' --data_path . --overlap 0.9", "--overlap"),
