@@ -46,6 +46,10 @@ from util.training import sample_counts
 
 TASK_NAMES = {"multilabel": "several labels", "multiclass": "one label", "flood": "floods", "segmentation": "masks"}
 
+# Flags without effect on what is done with a checkpoint, and those without effect if no dataset is opened.
+OF_TRAINING = ("lr",)
+OF_IMAGES = ("split", "val_fraction", "test_fraction", "draw_seed", "num_workers")
+
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +124,7 @@ def use_checkpoint(flags, ranks):
             config.split,
         )
     config = settle(config, {"input_size": FLOOD_SIZE})
-    log_configuration(config, flags)
+    log_configuration(config, flags, OF_TRAINING + (OF_IMAGES if not data else ()))
     if config.eval:
         metrics, results = evaluate(model, prepare, dataset, config, ranks)
         log_metrics(metrics, dataset.CLASSES)
@@ -170,7 +174,7 @@ def check_use(config, checkpoint):
     )
     need(
         not config.embed or DATASETS[config.dataset].task != "segmentation",
-        f"--embed: --dataset {config.dataset} has a class for each pixel; say --dataset chips to embed its images",
+        f"--embed: --dataset {config.dataset} has a class for each pixel; use --dataset chips to embed its images",
     )
 
 

@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 SAME_RUN = (
     "layer_decay",
     "freeze_encoder",
-    "head_init",  # None by default, as which checkpoints of older runs count, which lack it
+    "head_init",  # None by default, the value for checkpoints of older runs, which lack this flag
     "train_fraction",
     "draw_seed",
     "val_split",
@@ -93,9 +93,9 @@ def build_splits(flags):
         both = [sample for sample in splits[name].ids.tolist() if sample in trained_on]
         if both:
             raise DataError(
-                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' would be "
-                f"trained on too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, or give "
-                f"lists of its own with --{name}_metadata"
+                f"{len(both)} of {len(splits[name])} samples of split '{getattr(flags, f'{name}_split')}' are "
+                f"training samples, too: {', '.join(both[:3])}{', …' if len(both) > 3 else ''}; choose other splits, "
+                f"or give other lists with --{name}_metadata"
             )
     return splits
 
@@ -216,7 +216,10 @@ class Finetuning(Run):
             head.weight.copy_(weight)
             head.bias.copy_(bias)
         right = ((features @ weight.T + bias).argmax(1) == labels).double().mean().item()
-        log.info("--head_init fitted: the head classifies %.3f of the training pairs before training", right)
+        log.info(
+            "--head_init fitted: before training, the head classifies a share of %.3f of the training pairs correctly",
+            right,
+        )
 
     def train_one_epoch(self, epoch):
         engine = engine_segment if self.task is SEGMENTATION else engine_finetune
@@ -244,8 +247,8 @@ class Finetuning(Run):
         for rule, entry in self.selection.state_dict().items():
             if not any((place / FILES[rule]).exists() for place in (self.directory.path, start.source.parent)):
                 raise UsageError(
-                    f"{start.source}: epoch {entry['epoch']} was selected into {FILES[rule]}, which is not beside it; "
-                    "copy it there"
+                    f"{start.source}: {FILES[rule]}, which holds the selected epoch {entry['epoch']}, is not beside "
+                    "it; copy it there"
                 )
 
     def after_epoch(self, epoch, statistics):
@@ -258,7 +261,7 @@ class Finetuning(Run):
             self.config.val_split,
             metrics["loss"],
             "  ".join(f"{name} {shown(metrics[name])}" for keys in self.task.headline.values() for name in keys),
-            f"  best by {', '.join(held)}" if held else "",
+            f"  new best: {', '.join(FILES[rule] for rule in held)}" if held else "",
         )
         filled, figures = self.filled(), scalars(metrics)
         if filled:
@@ -316,8 +319,8 @@ def load_selected(path, epoch):
     state = load_checkpoint(path)
     if state["epoch"] != epoch:
         raise UsageError(
-            f"{path} is of epoch {state['epoch']}, but epoch {epoch} was selected; it was written by another run. "
-            f"Evaluate the checkpoint you mean with --eval"
+            f"{path} holds epoch {state['epoch']}, but epoch {epoch} was selected; another run wrote the file. "
+            "Evaluate the checkpoint you mean with --eval"
         )
     return state
 
@@ -338,8 +341,8 @@ def finetune(flags, ranks):
     splits = {name: drop_missing(dataset, flags, ranks) for name, dataset in splits.items()}
     if flags.val_split == flags.test_split:
         log.warning(
-            "the checkpoint is selected on the split it is tested on, so its test figures are optimistic; %s",
-            "--val_fraction 0.1 selects on training folders instead of as published"
+            "the checkpoint is selected and tested on the same split, so the test metrics are optimistic; %s",
+            "--val_fraction 0.1 selects on a part of the training folders, unlike the publication"
             if flags.dataset == "sen12flood"
             else "choose another --val_split",
         )

@@ -16,31 +16,26 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import engine_pretrain
-from batch_preparation import WEIGHT_DOMAINS, PretrainingPreparation, Weighting
-from common.command_line import Parser, Range, positive_int, positive_share, rate, share
+from batch_preparation import PretrainingPreparation, Weighting
 from common.console import setup_logging
 from common.ending import leave, run_program
 from common.errors import UsageError
 from common.files import write_atomically
 from models_mixmim import SIZES, size_of
-from sarwmix.listing import SPLITS
+from pretrain_flags import build_parser, check_flags
 from sarwmix.registry import DATASETS
-from sarwmix.weighting import WEIGHT_MODES
 from util.checkpoint import find_checkpoint, initialise
-from util.checkpoint_input import LoadedCheckpoint, add_force_flag, flags_of
+from util.checkpoint_input import LoadedCheckpoint, flags_of
 from util.configuration import (
     dataset_defaults,
     log_configuration,
     log_statistics,
     machine_settings,
-    need,
     need_statistics,
-    read_statistics,
     settle,
 )
 from util.datasets import (
     ImagesWithIds,
-    add_data_flags,
     build_dataset,
     build_loader,
     check_data,
@@ -49,14 +44,7 @@ from util.datasets import (
 )
 from util.distributed import start_ranks
 from util.misc import duration, log_flags
-from util.program import (
-    add_distributed_flags,
-    add_run_flags,
-    add_schedule_flags,
-    add_speed_flags,
-    check_common_flags,
-    check_one_command,
-)
+from util.program import check_one_command
 from util.quicklook import draw_reconstructions, pixels
 from util.run import Run
 from util.sampling import Place
@@ -65,8 +53,6 @@ from util.training import Training, run_identity, sample_counts
 log = logging.getLogger(__name__)
 
 MODEL_DEFAULTS = {"model": "mixmim_base", "input_size": 128, "norm_pix_loss": False, "target": "pixels"}
-LOOKS = (2, 4, 8, 16)
-DEFAULT_LOOKS = 8  # of --target multilook
 # Flags that a continued run must repeat, besides those of every training.
 SAME_RUN = (
     "mask_ratio",
@@ -77,176 +63,25 @@ SAME_RUN = (
     "weight_domain",
     "weight_clip",
     "exp_scale",
-    "crop_scale",  # this and the next are None by default, as which checkpoints of older runs count, which lack them
+    "crop_scale",  # like the next two None by default, the value for checkpoints of older runs, which lack these flags
     "looks",
     "speckle_looks",
 )
 PICTURE_SAMPLES = 4
-CHECKED_SAMPLES = 32  # whose loss and features tell after each epoch whether the model learns
-FEWEST_STEPS = 200  # after which, and after the warm-up, a model that has not learned is warned of
-
-
-def build_parser():
-    """The flags of this program, in groups."""
-    parser = Parser(description="Pretrain a SAR-W-MixMAE encoder on Sentinel-1 VH/VV patches.")
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", choices=tuple(SIZES), help="size of the model (default: that of the checkpoint, else mixmim_base)"
-    )
-    group.add_argument(
-        "--input_size",
-        type=positive_int,
-        metavar="PIXELS",
-        help="side of the input: 32, 64, 128, 256, 384 or 512 (default: that of the checkpoint, else 128)",
-    )
-    group.add_argument("--mask_ratio", type=share, default=0.5, help="share of the cells taken from the partner image")
-    group.add_argument(
-        "--range_mask_ratio", type=share, default=0.0, help="a random addition to mask_ratio, up to this"
-    )
-    group.add_argument(
-        "--norm_pix_loss",
-        action="store_true",
-        default=None,
-        help="standardise the target of each token by its own mean and variance (the published recipe)",
-    )
-    group.add_argument(
-        "--target",
-        choices=("pixels", "multilook"),
-        help="reconstruct the pixels (published), or backscatter averaged over --looks pixels a side, with less "
-        "speckle (default: that of the checkpoint, else pixels)",
-    )
-    group.add_argument(
-        "--looks",
-        type=int,
-        choices=LOOKS,
-        metavar="K",
-        help=f"with --target multilook: pixels a side to average, {', '.join(map(str, LOOKS))} (default: "
-        f"{DEFAULT_LOOKS})",
-    )
-    group.add_argument(
-        "--speckle_looks",
-        type=positive_int,
-        metavar="L",
-        help="multiply the input, not the target, by gamma speckle of L looks (default: none)",
-    )
-    group.add_argument("--drop_path", type=rate, default=0.0, metavar="RATE", help="stochastic depth of the last block")
-    group.add_argument(
-        "--crop_scale",
-        type=positive_share,
-        nargs=2,
-        metavar=("MIN", "MAX"),
-        help="train on random resized crops whose area is this share of the image, 0.2 1 in MAE (default: whole "
-        "images)",
-    )
-    group = parser.add_argument_group("polarization weights")
-    group.add_argument(
-        "--weight_mode",
-        choices=WEIGHT_MODES,
-        default="per_channel",
-        help="VH and VV by their own weights, both by the mean of the two, both by the weight of their mean "
-        "intensity, or plain MixMAE",
-    )
-    group.add_argument(
-        "--weight_level",
-        choices=("token", "pixel"),
-        default="token",
-        help="average the weights over each token and channel, or weigh each pixel",
-    )
-    group.add_argument(
-        "--weight_domain",
-        choices=WEIGHT_DOMAINS,
-        default="linear",
-        help="weights from linear backscatter, or from standardised values taken for dB, as the released code does",
-    )
-    group.add_argument(
-        "--weight_clip",
-        type=Range(float, above=0, at_most=100),
-        default=100.0,
-        metavar="PERCENTILE",
-        help="clip backscatter at this percentile of image and channel before the weights are made",
-    )
-    group.add_argument("--exp_scale", type=float, default=1.0, metavar="S", help="weights lie between 1 and e^S")
-    group = add_data_flags(parser)
-    group.add_argument(
-        "--dataset",
-        choices=("benv1", "benv2", "chips", "masks", "sen1floods11"),
-        default="benv2",
-        help="BigEarthNet v1 or v2, or images of one's own: a folder of GeoTIFFs, or what sarwmix.tile made of scenes",
-    )
-    group.add_argument("--split", choices=SPLITS, default="train_val", help="part of the data to use")
-    add_schedule_flags(parser, batch_size=64, epochs=1024, warmup_epochs=40, blr=1.5e-4, min_lr=0.0)
-    group = add_run_flags(parser, output_dir="output/pretrain")
-    group.add_argument(
-        "--finetune",
-        default="",
-        metavar="PATH",
-        help="initialise the weights from this checkpoint, or the latest of a run's folder",
-    )
-    group.add_argument(
-        "--save_epochs",
-        type=positive_int,
-        nargs="*",
-        metavar="N",
-        help="keep checkpoint_N.pth and draw reconstructions after these epochs (default: powers of two, 40, "
-        "600 and the last)",
-    )
-    group.add_argument(
-        "--inference",
-        nargs="*",
-        metavar="CHECKPOINT",
-        help="do not train: draw what these checkpoints (default: --resume) reconstruct of the same samples",
-    )
-    group.add_argument(
-        "--inference_samples", type=Range(int, at_least=2), default=8, metavar="N", help="samples to draw"
-    )
-    add_force_flag(group)
-    add_speed_flags(parser)
-    add_distributed_flags(parser)
-    return parser
+CHECKED_SAMPLES = 32  # after each epoch, their loss and features show whether the model learns
+FEWEST_STEPS = 200  # after these and the warm-up, the run warns of a model that has not learned
 
 
 def parse_flags(argv=None):
     """The flags as Config. Those that are left to the checkpoint, the dataset or the machine are None."""
-    return build_parser().parse_checked(argv, check_flags)
+    return build_parser().parse_checked(argv, check)
 
 
-def check_flags(flags):
-    """Refuses flags that contradict each other, before any work. Returns Config. Raises UsageError."""
-    check_common_flags(flags)
-    most = flags.mask_ratio + flags.range_mask_ratio
-    need(
-        flags.batch_size % 2 == 0 or most == 0,
-        f"--batch_size {flags.batch_size}: must be even, as images are mixed in pairs within a batch",
-    )
-    need(
-        most <= 1,
-        f"--mask_ratio {flags.mask_ratio} and --range_mask_ratio {flags.range_mask_ratio}: at most 1 together",
-    )
-    need(
-        not flags.crop_scale or flags.crop_scale[0] <= flags.crop_scale[1],
-        f"--crop_scale {flags.crop_scale and '{:g} {:g}'.format(*flags.crop_scale)}: MIN must not be above MAX",
-    )
-    need(
-        flags.looks is None or flags.target == "multilook",
-        f"--looks {flags.looks}: averages the target, which is {flags.target or 'pixels'}; add --target multilook",
-    )
-    if flags.inference is not None:
-        need(
-            flags.inference or flags.resume not in ("", "auto"),
-            "--inference: name the checkpoints to draw, or one with --resume PATH",
-        )
-        need(
-            flags.inference_samples % 2 == 0,
-            f"--inference_samples {flags.inference_samples}: an even number is needed, as images are mixed in pairs",
-        )
-    last = flags.stop_epoch or flags.epochs
-    save_epochs = sorted({2**k for k in range(flags.epochs.bit_length())} | {40, 600, last})
-    own = {"stop_epoch": last, "save_epochs": save_epochs, "draw_seed": flags.seed}
-    if flags.target == "multilook":
-        own["looks"] = DEFAULT_LOOKS
-    flags = settle(flags, read_statistics(flags.statistics), own)
+def check(flags):
+    """`check_flags`, and refuses a model that cannot be built, before any work. Returns Config. Raises UsageError."""
+    flags = check_flags(flags)
     if flags.inference is None and not flags.finetune:
-        configure(flags)  # refuses a model that cannot be built before any work
+        configure(flags)
     return flags
 
 
@@ -363,8 +198,8 @@ class Pretraining(Run):
         mask = engine_pretrain.draw_micro_batch_mask(training.model, config, Place(0))
         health = engine_pretrain.check_health(training.model, training.prepare, self.checked_images, mask, config.amp)
         log.info(
-            "Epoch %d: on %d images the loss is %.4f, %.3f of that of the best constant; features vary by %.1f%% of "
-            "their mean square, %.1f%% of it between images",
+            "Epoch %d: on %d images the loss is %.4f, %.3f of the loss of the best constant; the variance of the "
+            "features is %.1f%% of their mean square, and %.1f%% of it is between images",
             done,
             len(self.checked_images),
             health["check_loss"],

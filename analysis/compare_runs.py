@@ -138,7 +138,7 @@ def main(argv=None):
     with parser.input_errors():
         runs = [read_run(folder, args.split) for folder in args.runs]
         if len({tuple(row) for row, _ in runs}) > 1:
-            raise DataError("--runs: floods and many labels have no metrics in common; compare them apart")
+            raise DataError("--runs: floods and multi-label runs have no metrics in common; compare them separately")
         frame, means = table_of_runs(runs)
         if args.figure:
             write_figure(draw_runs(runs), args.figure, "--figure")

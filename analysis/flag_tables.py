@@ -5,23 +5,29 @@ python -m analysis.flag_tables --output docs/FLAGS.md
 """
 
 import re
+from textwrap import fill
 
 import finetune_flags
-import main_pretrain
+import pretrain_flags
 from analysis.programs import write_text
 from common.command_line import Parser, Range
 
-PROGRAMS = {"main_pretrain.py": main_pretrain, "main_finetune.py": finetune_flags}
+PROGRAMS = {"main_pretrain.py": pretrain_flags, "main_finetune.py": finetune_flags}
 HEAD = """<!-- SPDX-License-Identifier: MIT -->
-<!-- Made by `python -m analysis.flag_tables --output docs/FLAGS.md` (or `make docs`); do not edit. -->
+<!-- Made by `make docs` (python -m analysis.flag_tables --output docs/FLAGS.md); do not edit. -->
 # Flags of the main programs
 
-What `--help` says, as tables. In *values*, capitals stand for what is to be given; a *switch* takes nothing. In
-*default*, – is: none, or see *meaning*. [FORMATS.md](FORMATS.md) describes the files that flags name,
-[DIFFERENCES.md](DIFFERENCES.md) the flags that reproduce the released code. The programs that prepare data, `python -m
-sarwmix.<name>`, explain theirs with
-`--help`.
+On this page you can look up every flag of `main_pretrain.py` and `main_finetune.py`, with its
+values, its default and its meaning, as `--help` prints them.
+
+- *values*: names in capitals stand for a value of yours. A *switch* takes no value.
+- *default*: – means that there is no default, or that *meaning* explains it.
+
+[FORMATS.md](FORMATS.md) describes the files that flags name. [DIFFERENCES.md](DIFFERENCES.md) lists
+the flags that reproduce the released code. The programs that prepare data,
+`python -m sarwmix.<name>`, describe their flags with `--help`.
 """
+WIDTH = 100  # of prose
 COLUMNS = ("flag", "values", "default", "meaning")
 KINDS = {int: "integer", float: "number"}
 SAID = re.compile(r" \(default: ([^()]*)\)|; default: ([^()]*)$")  # a default in the help text
@@ -49,9 +55,9 @@ def values_of(action):
 def row_of(action):
     """The row of a flag: the cells of COLUMNS."""
     flag = f"`{', '.join(action.option_strings)}`"
-    if action.const is False:
-        return flag, "switch", "off", f"the opposite of `--{action.dest}`"
     text = action.help % vars(action)
+    if action.const is False:
+        return flag, "switch", "off", text
     if action.const is True:
         return flag, "switch", "on" if action.default else "off", text
     said = SAID.search(text)
@@ -67,9 +73,9 @@ def table(rows):
 
 def section(name, parser):
     """The flags of a program as Markdown, with a table for each group."""
-    parts = [f"## {name}\n{parser.description}\n"]
+    parts = [f"## {name}\n{fill(parser.description, WIDTH)}\n"]
     for title, remark, actions in groups_of(parser):
-        remark = f"{remark[0].upper()}{remark[1:]}.\n\n" if remark else ""
+        remark = f"{fill(f'{remark[0].upper()}{remark[1:]}.', WIDTH)}\n\n" if remark else ""
         parts.append(f"### {title}\n{remark}{table(map(row_of, actions))}")
     return "\n".join(parts)
 

@@ -83,7 +83,7 @@ def read_times(paths, pattern):
                 raise runs.NotALog("a run folder, which keeps no clock; name its console log")
             lines = runs.lines_of(runs.read_text(path))
             if not runs.is_training_log(lines):
-                raise runs.NotALog("nothing in it is of a training's console log")
+                raise runs.NotALog("holds no line of a training's console log")
             times.append((str(path), *training_time(lines)))
         except runs.NoResult as error:
             if named or not isinstance(error, runs.NotALog):

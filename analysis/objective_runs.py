@@ -74,7 +74,7 @@ def plan(args, words):
     check_words(words)
     for name, values in (("arms", [arm.name for arm in args.arms]), ("seeds", args.seeds)):
         if len(set(values)) < len(values):
-            raise UsageError(f"--{name}: one is there twice; name each once")
+            raise UsageError(f"--{name}: one is named twice; name each once")
     given, before = vars(args), []
     simulates = not args.data_path and (not args.tasks_only or Path(args.output, SIMULATED).is_dir())
     if simulates and args.dataset != "benv2":

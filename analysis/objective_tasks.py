@@ -42,13 +42,13 @@ def add_task_flags(parser):
         "--dataset",
         choices=("benv1", "benv2", "chips", "masks", "sen1floods11"),
         default="benv2",
-        help="what is pretrained on; the task land_cover is on the labels of benv1 and benv2",
+        help="data of the pretraining; the task land_cover uses the labels of benv1 and benv2",
     )
-    group.add_argument("--data_path", metavar="DIR", help="as of main_pretrain.py")
+    group.add_argument("--data_path", metavar="DIR", help="folder of the data, as for main_pretrain.py")
     group.add_argument("--flood_path", metavar="DIR", help="pairs of SEN12-FLOOD, for the task floods")
     group.add_argument("--water", metavar="DIR", help="images with masks in groups, for the task water")
     group.add_argument(
-        "--water_dataset", choices=("sen1floods11", "masks"), default="sen1floods11", help="what --water holds"
+        "--water_dataset", choices=("sen1floods11", "masks"), default="sen1floods11", help="dataset of --water"
     )
     group.add_argument("--positive", default="water", metavar="CLASS", help="class of the task water")
     group.add_argument(
@@ -60,7 +60,7 @@ def add_task_flags(parser):
         type=positive_share,
         default=0.02,
         metavar="SHARE",
-        help="tiles with this share of the class are told from tiles without any",
+        help="the task tiles separates tiles with at least this share of the class from tiles without it",
     )
 
 
@@ -74,10 +74,12 @@ def task_words(args):
 def build_parser():
     parser = Parser(__doc__.splitlines()[0], "analysis.objective_tasks")
     group = parser.add_argument_group("encoder")
-    group.add_argument("--arm", default="", metavar="NAME", help=f"name in the results; {RANDOM}: an untrained encoder")
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of its pretraining")
-    group.add_argument("--checkpoint", metavar="PATH", help="of a pretraining, frozen")
-    group.add_argument("--baselines", action="store_true", help="the baselines instead of an encoder")
+    group.add_argument(
+        "--arm", default="", metavar="NAME", help=f"name of the encoder in the results; {RANDOM}: an untrained encoder"
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the pretraining of the encoder")
+    group.add_argument("--checkpoint", metavar="PATH", help="checkpoint of the pretraining; its encoder is frozen")
+    group.add_argument("--baselines", action="store_true", help="evaluate the baselines instead of an encoder")
     group.add_argument("--output", required=True, metavar="DIR", help="folder of the study")
     add_task_flags(parser)
     return parser

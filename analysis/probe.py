@@ -323,13 +323,16 @@ def build_parser():
         help=f"with --embeddings: share of the groups to test on (default: {HELD_OUT})",
     )
     group.add_argument(
-        "--seed", type=Range(int, at_least=0, below=2**32), default=0, help="with --embeddings: draws these groups"
+        "--seed",
+        type=Range(int, at_least=0, below=2**32),
+        default=0,
+        help="with --embeddings: seed of the draw of these groups",
     )
     group.add_argument(
         "--allow_shared_groups",
         action="store_true",
-        help="let --train and --test share groups, for splits that are separated on the ground and not by "
-        "acquisition, as the official ones of BigEarthNet v2",
+        help="allow --train and --test to share groups, for splits that are separated on the ground and not by "
+        "acquisition, such as the official ones of BigEarthNet v2",
     )
     group = parser.add_argument_group("methods")
     group.add_argument(

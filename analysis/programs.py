@@ -21,7 +21,10 @@ def log_parser(module, description, nargs="+"):
     parser = Parser(description, f"analysis.{module}")
     parser.add_argument("logs", nargs=nargs, help="logs, run folders, and folders to search for them recursively")
     parser.add_argument(
-        "--pattern", default="*", metavar="GLOB", help="in searched folders: names of files and run folders, as '*.log'"
+        "--pattern",
+        default="*",
+        metavar="GLOB",
+        help="in searched folders: names of files and run folders, such as '*.log'",
     )
     return parser
 
@@ -36,8 +39,8 @@ def add_name_flags(parser):
             flag,
             type=_pattern,
             metavar="REGEX",
-            help=f"take {what} from the path of a log: the one group in the last match of this regular expression, as "
-            f"'{example}'; it takes precedence over the content of the log",
+            help=f"take {what} from the path of a log, instead of from its content: the group in the last match of "
+            f"this regular expression, such as '{example}'",
         )
 
 

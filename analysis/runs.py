@@ -338,7 +338,7 @@ def read_console_log(text, source):
     if best:
         return replace(best, malformed=malformed)
     if not is_training_log(lines):
-        raise NotALog("nothing in it is of a training log", malformed)
+        raise NotALog("holds no line of a training log", malformed)
     raise NoResult("pretraining log" if PRETRAINING in flags else "no Best Results Summary: not finished", malformed)
 
 

@@ -61,8 +61,8 @@ def folds_of(dataset, positive):
             (other,) = set(names) - {name}
             if len(rows[other]) < PARTS:
                 raise DataError(
-                    f"{dataset.root}: the group {other} has {len(rows[other])} images, and {PARTS} are the least to "
-                    "train and validate on; cut the scene into smaller images"
+                    f"{dataset.root}: the group {other} has {len(rows[other])} images, but at least {PARTS} are "
+                    "needed to train and validate on; cut the scene into smaller images"
                 )
             val = quarter_of(dataset, rows[other], positive)
             folds.append(Fold(name, np.setdiff1d(rows[other], val), val, rows[name]))

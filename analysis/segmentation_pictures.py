@@ -127,7 +127,7 @@ def draw(dataset, chosen, note):
 
 
 def main(argv=None):
-    parser = build_parser()
+    parser = build_parser("[flags] --finetune RUN --data_path DIR --picture FILE", None)
     parser.prog, parser.description = "python -m analysis.segmentation_pictures", __doc__.splitlines()[0]
     add_picture_flag(parser, "--picture")
     parser.add_argument("--count", type=positive_int, default=4, metavar="N", help="images to draw")
@@ -138,7 +138,7 @@ def main(argv=None):
         ranks = start_ranks(flags)
         checkpoint, config, classes = open_checkpoint(flags, ranks)
         if task_of(config) is not SEGMENTATION:
-            raise DataError(f"{checkpoint.path}: is no segmentation model; name a run on masks or sen1floods11")
+            raise DataError(f"{checkpoint.path}: is not a segmentation model; name a run on masks or sen1floods11")
         dataset = drop_missing(build_dataset(config, supervised=True, classes=classes), config)
         model = build_trained(config, checkpoint).to(ranks.device).eval()
         prepare = build_preparation(config).to(ranks.device)

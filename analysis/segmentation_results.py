@@ -166,7 +166,7 @@ def indistinct(summary, method, other):
             within.append(name)
     reasons = ((within, "the interval contains 0"), (alone, "there is no interval of one seed"))
     return [
-        f"{method} and {other} cannot be told apart by {'; '.join(names)}: {reason}."
+        f"{method} and {other} cannot be distinguished by {'; '.join(names)}: {reason}."
         for names, reason in reasons
         if names
     ]

@@ -95,10 +95,10 @@ def plan(args, words):
     given, usual = parser.parse_args(words), parser.parse_args([])
     ours = [name for name in OURS if getattr(given, name) != getattr(usual, name)]
     if ours:
-        raise UsageError(f"--{ours[0]}, behind --: the study sets it; leave it out there")
+        raise UsageError(f"--{ours[0]}, after --: the study sets it; leave it out there")
     for name, values in (("encoders", [name for name, _ in args.encoders]), ("seeds", args.seeds)):
         if len(set(values)) < len(values):
-            raise UsageError(f"--{name}: one is there twice; name each once")
+            raise UsageError(f"--{name}: one is named twice; name each once")
     for path in (path_of(template, number) for _, template in args.encoders for number in args.seeds):
         if not os.path.exists(path):
             raise UsageError(f"--encoders: {path}: there is no such checkpoint")

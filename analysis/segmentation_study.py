@@ -104,16 +104,16 @@ def build_parser():
     parser = Parser(__doc__.splitlines()[0], "analysis.segmentation_study")
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=DATASETS, required=True, help="images with masks")
-    group.add_argument("--data_path", required=True, metavar="DIR", help="as of main_finetune.py")
+    group.add_argument("--data_path", required=True, metavar="DIR", help="folder of the data, as for main_finetune.py")
     group.add_argument("--metadata", nargs="+", metavar="FILE", help="lists of all images (default: those of the data)")
-    group.add_argument("--positive", required=True, metavar="CLASS", help="class whose IoU counts, as water")
+    group.add_argument("--positive", required=True, metavar="CLASS", help="class whose IoU is compared, such as water")
     group.add_argument(
         "--tile_share",
         type=positive_share,
         metavar="SHARE",
-        help="also compare how well images with this share of the class are told from images without any (ROC AUC)",
+        help="also compare how well images with this share of the class are separated from images without it (ROC AUC)",
     )
-    group = parser.add_argument_group("trainings", "flags of main_finetune.py follow behind --")
+    group = parser.add_argument_group("trainings", "flags of main_finetune.py follow after --")
     group.add_argument(
         "--encoders",
         type=encoder,
@@ -122,9 +122,16 @@ def build_parser():
         metavar="NAME=PATH",
         help="checkpoints to start from, besides random initialisation; {seed} in a path stands for the seed",
     )
-    group.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], metavar="N", help="a training for each")
     group.add_argument(
-        "--jobs", type=positive_int, default=1, metavar="N", help="trainings at a time, of one thread each"
+        "--seeds",
+        type=seed,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="seeds; each encoder is trained once with each",
+    )
+    group.add_argument(
+        "--jobs", type=positive_int, default=1, metavar="N", help="trainings at a time, each with one thread"
     )
     group.add_argument(
         "--dry_run", action="store_true", help="print the commands that are left to do, and write nothing"

@@ -235,7 +235,7 @@ def main(argv=None):
     parser.add_argument("--samples", type=int, default=2000, help="simulated patches")
     parser.add_argument("--batch_size", type=int, default=256, help="samples of a batch")
     parser.add_argument("--workers", type=int, default=2, help="loader processes, or threads of the packed store")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least one batch")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of each measurement, at least one batch")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each layout; the median is shown")
     args = parser.parse_checked(argv, need_stores)
     rows = measure(args)

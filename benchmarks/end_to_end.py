@@ -127,7 +127,9 @@ def main(argv=None):
         "end_to_end", "Speed of pretraining with its data, compared with our plain re-implementation.", timed=True
     )
     add_path_flags(parser)
-    parser.add_argument("--samples", type=int, default=1024, help="simulated patches; a turn needs no more")
+    parser.add_argument(
+        "--samples", type=int, default=1024, help="number of simulated patches, at least (skip + steps) × batch_size"
+    )
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a turn")
     parser.add_argument("--skip", type=int, default=3, help="steps of a turn before the timed ones")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each way")

@@ -109,7 +109,7 @@ def get_args_parser():
         choices=tuple(SIZES),
         nargs="+",
         default=["mixmim_base", "mixmim_large", "mixmim_huge"],
-        help="sizes",
+        help="sizes of the model",
     )
     add_batch_flags(parser, batch_size=8)
     add_amp_flag(parser)
@@ -120,7 +120,7 @@ def get_args_parser():
         nargs="+",
         default=[32, 80, 141],
         metavar="GB",
-        help="memory of the GPUs for which the batch size is estimated",
+        help="GB of memory of the GPUs for which the batch size is estimated",
     )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # model and case, in this process
     return parser

@@ -73,7 +73,7 @@ def main(argv=None):
     add_path_flags(parser)
     add_execution_flags(parser)
     parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each number of ranks")
     parser.add_argument("--warmup", type=int, default=2, help="first turns, not timed")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -125,14 +125,18 @@ def measure(image, predict, windows, folder, values="classes", seam_side=2048, c
 def main(argv=None, predict=average_vv):
     """predict: a function of a module, which another process can import; see `util.sliding.blended_rows`."""
     parser = benchmark_parser("scene_map", "Time, memory and seams of the map of a scene.")
-    parser.add_argument("--side", type=positive_int, default=10_000, help="of the scene, pixels")
-    parser.add_argument("--size", type=positive_int, default=256, help="of the windows, pixels")
+    parser.add_argument("--side", type=positive_int, default=10_000, help="side of the scene, pixels")
+    parser.add_argument("--size", type=positive_int, default=256, help="side of the windows, pixels")
     share = Range(float, at_least=0, at_most=MOST_OVERLAP)
-    parser.add_argument("--overlap", type=share, nargs="+", default=[0.0, 0.25], help="of windows, shares of the size")
+    parser.add_argument(
+        "--overlap", type=share, nargs="+", default=[0.0, 0.25], help="overlaps of the windows, as shares of --size"
+    )
     parser.add_argument("--batch_size", type=positive_int, default=16, help="windows in a batch")
     parser.add_argument("--finetune", metavar="PATH", help="run or checkpoint of a segmentation model, used as it is")
-    parser.add_argument("--values", choices=VALUES, nargs="+", default=["classes"], help="what the maps hold")
-    parser.add_argument("--seam_side", type=positive_int, default=2048, help="part in which seams are measured, pixels")
+    parser.add_argument("--values", choices=VALUES, nargs="+", default=["classes"], help="values of the maps")
+    parser.add_argument(
+        "--seam_side", type=positive_int, default=2048, help="side of the part in which seams are measured, pixels"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out) as folder:

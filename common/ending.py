@@ -30,16 +30,16 @@ class Kind:
 
 
 TRAINING = Kind(
-    memory="lower --batch_size, and raise --accum_iter by as much to keep the global batch; a packed store on the GPU "
-    "leaves it with --data_cache ram",
+    memory="lower --batch_size and raise --accum_iter by the same factor, which keeps the global batch; --data_cache "
+    "ram keeps a packed store off the GPU",
     go_on="saved checkpoints are intact: --resume auto continues a training from the last one",
 )
-PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to go on", input_errors=(OSError,))
+PREPARATION = Kind(memory="use fewer --workers", go_on="run it again to continue", input_errors=(OSError,))
 
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 LOST_RANK = r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"  # of gloo and NCCL
 
-LOST = "another rank is gone, or the connection to it; if that one could still speak, its message says why"
+LOST = "another rank, or the connection to it, is lost; the message of that rank, if there is one, gives the reason"
 
 # (type, or regular expression for "module.Type: message"; exit status; line). The first row that matches applies.
 FAILURES = (
@@ -49,7 +49,7 @@ FAILURES = (
     (
         rf"^builtins\.OSError: \[Errno ({'|'.join(map(str, DISK_FAULTS))})\]",
         1,
-        "error: {file}: {strerror}; saved checkpoints are intact. Make room or mend the disk, then continue with "
+        "error: {file}: {strerror}; saved checkpoints are intact. Free space or repair the disk, then continue with "
         "--resume auto",
     ),
     (
@@ -66,19 +66,19 @@ FAILURES = (
         r"shared memory ?(\(shm\)|limit|object)|unable to (write to|resize|open|mmap).*/torch_"
         r"|killed by signal: Bus error",
         1,
-        "error: the loader processes of rank {rank} have no room in /dev/shm, which holds {shm} MB ({reason}); give a "
-        "container more with --shm-size=8g or --ipc=host, or load without processes: --num_workers 0",
+        "error: the loader processes of rank {rank} need more shared memory than /dev/shm has, {shm} MB ({reason}); "
+        "start a container with --shm-size=8g or --ipc=host, or load without processes: --num_workers 0",
     ),
     (
         r"Too many open files|received \d+ items of ancdata",
         1,
-        "error: rank {rank} may not open more than {files} files ({reason}); raise the limit with 'ulimit -n 4096', or "
-        "lower --num_workers",
+        "error: rank {rank} reached the limit of {files} open files ({reason}); raise the limit with 'ulimit -n "
+        "4096', or lower --num_workers",
     ),
     (
         r"DataLoader worker .*(exited unexpectedly|killed by signal)",
         1,
-        "error: a loader process of rank {rank} died ({reason}), perhaps for want of memory; lower --num_workers",
+        "error: a loader process of rank {rank} died ({reason}), perhaps because memory ran out; lower --num_workers",
     ),
     (
         r"DataLoader timed out",
@@ -89,19 +89,19 @@ FAILURES = (
     (
         r"^(torch\._inductor|torch\._dynamo|triton)\.",
         1,
-        "error: the model could not be compiled on rank {rank} ({reason}); use --compile off, or see that a C++ "
-        "compiler and the headers of Python are installed (build-essential, python3-dev)",
+        "error: the model could not be compiled on rank {rank} ({reason}); use --compile off, or install a C++ "
+        "compiler and the headers of Python (build-essential, python3-dev)",
     ),
     (
         r"CUDA error|CUBLAS_STATUS|CUDNN_STATUS|cuDNN error|CUDA driver error",
         1,
-        "error: the GPU of rank {rank} failed ({reason}); see whether nvidia-smi still shows it and what dmesg says of "
-        "it, then go on with --resume auto. CUDA_LAUNCH_BLOCKING=1 shows which operation failed",
+        "error: the GPU of rank {rank} failed ({reason}); check it with nvidia-smi and dmesg, then continue with "
+        "--resume auto. CUDA_LAUNCH_BLOCKING=1 shows which operation failed",
     ),
     (
         BrokenProcessPool,
         1,
-        "error: a worker process was killed, perhaps for want of memory; run again, with fewer --workers if so",
+        "error: a worker process was killed, perhaps because memory ran out; run again with fewer --workers",
     ),
 )
 

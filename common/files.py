@@ -158,8 +158,8 @@ def check_room(needs):
         need, free = sum(sizes), min(frees)
         if need + RESERVE > free:
             raise DataError(
-                f"{' and '.join(names)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB "
-                "are free; make room, or choose another disk"
+                f"{' and '.join(names)}: about {need / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free; "
+                "make room, or choose another disk"
             )
 
 
@@ -178,7 +178,7 @@ def claimed(workers, out, record, last, name="simulation.json", flag="--out"):
     with ExitStack() as stack:
         complete = workers.on_main(stack.enter_context, _claimed(Path(out), record, last, name, flag))
         if complete:
-            log.info("%s: complete already, nothing to do", out)
+            log.info("%s: already complete, nothing to do", out)
         yield complete
 
 
@@ -213,7 +213,7 @@ def _has_record(out, record, name, flag):
         found = json.loads((out / name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, RecursionError):
         raise DataError(
-            f"{flag} {out} is not empty and was not begun by this program; choose another {flag}, or empty it"
+            f"{flag} {out} is not empty and does not hold output of this program; choose another {flag}, or empty it"
         ) from None
     if found != json.loads(json.dumps(record)):
         raise DataError(

@@ -122,8 +122,8 @@ def _tasks_here(world_size, env):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part.strip())
         if not match:
             raise LaunchError(
-                f"{name}={counts[:40]!r} cannot be read; tasks per node, as 4(x2), are expected: unset it, and set "
-                f"MASTER_ADDR"
+                f"{name}={counts[:40]!r} cannot be read; it must give the tasks per node, such as 4(x2): unset it, "
+                "and set MASTER_ADDR"
             )
         tasks, node = int(match[1]), node - int(match[2] or 1)
         if node < 0:

@@ -80,12 +80,12 @@ class FolderLock:
         """
         holder = read_holder(self.path)
         if holder is None and self._create_own():
-            log.warning("%s was removed, though this run holds the folder; it is created anew", self.path)
+            log.warning("%s was removed, although this run uses the folder; it is created again", self.path)
         elif holder is None or holder.content != self._content:
             now = holder.name if holder else "another run"
             raise TrainingError(
-                f"{self.path}: {now} has taken over this folder, as this run gave no sign of life for "
-                f"{TAKE_OVER:.0f} s or its lock was removed; this run ends and writes nothing more there"
+                f"{self.path}: {now} has taken over this folder, because this run did not renew its lock for "
+                f"{TAKE_OVER:.0f} s or the lock was removed; this run ends and writes nothing more there"
             )
 
     def release(self):
@@ -157,7 +157,7 @@ class Holder:
         if any_host or is_here and lives is not None:
             return True
         log.info(
-            "%s: held by %s, which cannot be checked from here; waiting %.0f s at most for a sign of life",
+            "%s: held by %s, whose process cannot be checked from here; waiting up to %.0f s for it to renew the lock",
             self.path,
             self.name,
             TAKE_OVER,
@@ -223,7 +223,9 @@ def read_holder(path):
 
 
 def _unfit(path):
-    return UsageError(f"{path}: is not a plain file, as the lock of a run is; remove it, if no run uses the folder")
+    return UsageError(
+        f"{path}: is not a plain file, which the lock of a run must be; remove it, if no run uses the folder"
+    )
 
 
 def _boot():

@@ -64,7 +64,7 @@ def packing_fault(path):
         return str(error)
     packed = [info.filename for info in entries if info.compress_type != zipfile.ZIP_STORED]
     if packed or sum(info.file_size for info in entries) > Path(path).stat().st_size:
-        return f"its {packed[0] if packed else 'content'} is packed, which PyTorch's never is"
+        return f"its {packed[0] if packed else 'content'} is compressed, which PyTorch never does"
     return None
 
 
@@ -188,7 +188,7 @@ def _fault(info, max_ratio):
     if info.flag_bits & ENCRYPTED:
         return "is encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & PATCHED:
-        return f"is packed by a method that is not read here ({info.compress_type})"
+        return f"is compressed by a method that this program does not read ({info.compress_type})"
     if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
         return "is not packed, but has another size in the zip"
     if info.file_size > max(RATIO_FROM, max_ratio * info.compress_size):
@@ -202,7 +202,7 @@ def _clashes(entries):
     found = []
     for (first, is_folder), (second, also) in pairwise(named):
         if first == second and is_folder == also:
-            found.append(f"{_quoted('/'.join(first))} comes twice")
+            found.append(f"{_quoted('/'.join(first))} occurs twice")
         elif second[: len(first)] == first and not is_folder:
             found.append(f"{_quoted('/'.join(first))} is a file and a folder")
     return found

@@ -87,8 +87,8 @@ def labelled(listing, source, unknown=False):
     log.info("dropped %d of %d patches, which have no 19-class label", np.count_nonzero(~keep), len(keep))
     if not keep.any():
         raise DataError(
-            f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels: pretraining, "
-            "--embed and sarwmix.prepare.statistics alone do without them"
+            f"{source}: none of the {len(keep)} patches has a 19-class label; give data with labels; only "
+            "pretraining, --embed and sarwmix.prepare.statistics do not need them"
         )
     return listing.take(keep)
 

@@ -272,8 +272,7 @@ def _read_all_labels(store, patches, level=logging.INFO):
     unsaid = [patch for patch, label, gone in zip(patches, labels, absent) if label is None and not gone]
     if unsaid:
         log.log(
-            level, "%s: %d of %d patches have no labels, the first is %s; where they should have some, restore their "
-            "JSON files",
+            level, "%s: %d of %d patches have no labels, the first is %s; restore the JSON files of those with labels",
             store.folder, len(unsaid), len(patches), unsaid[0],
         )  # fmt: skip
     nothing = np.zeros(len(CLASSES), np.uint8)
@@ -342,8 +341,8 @@ def _by_s1_name(listing, are_s2, store, by_s2_name):
         raise data_error(
             f"{len(lost)} of {len(names)} S2 names belong to none of the {len(pairs)} patches",
             lost,
-            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names, of which "
-            "--skip_missing leaves out what is missing",
+            f"copy the missing patches to {store.folder}, remove these rows, or give lists with S1 names and "
+            "--skip_missing, which leaves out the missing patches",
         )
     return replace(listing, ids=np.array([pairs[name] for name in names], dtype=str))
 
@@ -380,5 +379,5 @@ def _name_column(path, first_rows, id_col):
                 if start.match(row[column]):
                     return column
     if first_rows:
-        raise DataError(f"{path}: no S1 or S2 patch name in its first two rows; say with --id_col where they are")
+        raise DataError(f"{path}: no S1 or S2 patch name in its first two rows; give their column with --id_col")
     return 0

@@ -73,7 +73,8 @@ class BigEarthNetv2(BigEarthNet):
             metadata = _default_metadata(root, store, split, include_snow_cloud, keep_unlabelled)
         elif include_snow_cloud:
             raise DataError(
-                "--include_snow_cloud goes with the default metadata; name its file with --metadata as well"
+                "--include_snow_cloud adds to the default metadata only; with --metadata, name the file of these "
+                "patches there"
             )
         else:
             metadata = as_paths(metadata)
@@ -293,7 +294,8 @@ def _read_csv(path, id_col, need_labels):
             splits.append(row[split_at].strip())
     if ragged:
         raise data_error(
-            f"{path}: {len(ragged)} of {len(lines) + len(ragged)} rows have not {len(header)} cells as the header has",
+            f"{path}: {len(ragged)} of {len(lines) + len(ragged)} rows do not have the {len(header)} cells of "
+            "the header",
             ragged,
             "correct the rows, or copy the file again",
         )

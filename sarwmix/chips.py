@@ -104,8 +104,8 @@ class Chips(RadarDataset):
         if table.splits is None:
             if drawn and table.groups is None:
                 log.warning(
-                    "%s has no column group: images are drawn one by one, and neighbours may be trained on and tested "
-                    "on",
+                    "%s has no column group: splits are drawn image by image, so neighbouring images may be in train "
+                    "and in test",
                     where,
                 )
             return drawn_by_group(self.split, self._groups, *draw, where)
@@ -135,8 +135,8 @@ class Chips(RadarDataset):
                     unknown.append(i)
         if unknown and supervised:
             raise data_error(
-                f"{len(unknown)} labels are none of the {len(number)} classes ({', '.join(self.CLASSES[:5])}"
-                f"{', …' if len(number) > 5 else ''})",
+                f"{len(unknown)} labels are not among the {len(number)} classes "
+                f"({', '.join(self.CLASSES[:5])}{', …' if len(number) > 5 else ''})",
                 [f"{quoted(';'.join(table.labels[i]))} ({table.listing.where(i)})" for i in unknown],
                 "correct the rows, or give the metadata of the data that the model was trained on",
             )
@@ -146,12 +146,14 @@ class Chips(RadarDataset):
         keep = self.listing.labels.any(1)
         if not keep.any():
             raise DataError(
-                f"{where}: none of the {len(keep)} images of split '{self.split}' has a label; give a column label or "
-                "labels with --metadata: pretraining, --embed, --predict and sarwmix.prepare.statistics alone do "
-                "without"
+                f"{where}: none of the {len(keep)} images of split '{self.split}' has a label; give a column label "
+                "or labels with --metadata; only pretraining, --embed, --predict and sarwmix.prepare.statistics do "
+                "not need labels"
             )
         if len(self.CLASSES) < 2:
-            raise DataError(f"{where}: all images have the label {quoted(self.CLASSES[0])}; two classes are the least")
+            raise DataError(
+                f"{where}: all images have the label {quoted(self.CLASSES[0])}; at least two classes are needed"
+            )
         self._select(keep)
 
     def _select(self, rows):
@@ -237,7 +239,7 @@ def _warn_of_shared_groups(splits, groups, where):
     shared = sorted(set(groups[train].tolist()) & set(groups[~train].tolist()))
     if shared:
         log.warning(
-            "%s: %d groups are in train and in another split, so that neighbours are trained on and tested on: %s",
+            "%s: %d groups are in train and in another split, so neighbouring images are trained on and tested on: %s",
             where,
             len(shared),
             listed(shared),

@@ -128,7 +128,7 @@ def read_band(path, max_nonfinite=0.01, band=None, integers=True):
         raise DataError(f"{path}: holds complex values; give detected backscatter (float32)")
     if not integers and values.dtype.kind != "f":
         raise DataError(
-            f"{path}: holds {values.dtype}, which dB cannot be; give 10*log10 of the backscatter as float32"
+            f"{path}: holds {values.dtype}, but dB are fractions; give 10*log10 of the backscatter as float32"
         )
     values = values.astype(np.float32, copy=False)
     if nodata is not None:

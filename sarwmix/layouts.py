@@ -57,7 +57,7 @@ def find_layout(root, name, acquisitions):
         found = [layout for folder in folders_in(root) for layout in in_named(folder)]
     if len(found) > 1:
         raise data_error(
-            f"{root}: holds images in {len(found)} ways",
+            f"{root}: holds images in {len(found)} layouts",
             list(map(str, found)),
             "remove all but one, or give the right folder with --data_path",
         )

@@ -103,7 +103,7 @@ def check_names(names, where, pattern=S1_NAME, kind="S1 patch"):
         raise data_error(
             f"{len(bad)} of {len(names)} rows have no {kind} name",
             [f"{quoted(names[i])} ({where(i)})" for i in bad],
-            "correct the rows, or say with --id_col which column (0-based) holds the S1 names",
+            "correct the rows, or give the 0-based column of the S1 names with --id_col",
         )
 
 
@@ -167,7 +167,7 @@ def read_columns(path, name, known):
     ragged = [f"{place}{line}" for line, row in rows if len(row) != len(header)]
     if ragged:
         raise data_error(
-            f"{path}: {len(ragged)} rows have not {len(header)} cells as the header has",
+            f"{path}: {len(ragged)} rows do not have the {len(header)} cells of the header",
             ragged,
             'correct the rows; a cell with a comma in it is written in quotation marks, "VV.tif,VH.tif"',
         )
@@ -242,8 +242,8 @@ def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
     for name, fraction in (("val", val_fraction), ("test", test_fraction)):
         if split == name and not fraction:
             raise DataError(
-                f"{source}: is not divided into splits, so that there is no split '{name}'; add a column split, or "
-                f"draw one with --{name}_fraction"
+                f"{source}: is not divided into splits and has no split '{name}'; add a column split, or draw one "
+                f"with --{name}_fraction"
             )
     names = np.unique(groups)
     held, part = {}, np.random.default_rng([seed, DRAW_STREAM]).permutation(names)
@@ -253,7 +253,7 @@ def drawn_by_group(split, groups, val_fraction, test_fraction, seed, source):
     if not len(part):
         raise DataError(
             f"{source}: --val_fraction {val_fraction:g} and --test_fraction {test_fraction:g} of {len(names)} groups "
-            "leave nothing to train on; lower them, add groups or, to evaluate, say --split all"
+            "leave nothing to train on; lower them, add groups or, to evaluate, use --split all"
         )
     held["train"] = part
     return np.isin(groups, np.concatenate([held[name] for name in PARTS[split]]))

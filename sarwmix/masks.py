@@ -60,8 +60,8 @@ class Legend:
         other = [name for name in self.classes if name not in classes]
         if other:
             raise DataError(
-                f"{self.source}: the class {quoted(other[0])} is none of the {len(classes)} of the model "
-                f"({listed(classes)}); give it the name that it has there, or the name {IGNORE}"
+                f"{self.source}: the class {quoted(other[0])} is not among the {len(classes)} classes of the model "
+                f"({listed(classes)}); rename it to one of them, or to {IGNORE}"
             )
         numbers = np.full(HIGHEST - LOWEST + 1, UNKNOWN, np.uint8)
         for value, name in self.values.items():
@@ -80,8 +80,8 @@ def read_legend(path):
         where = f"{path}:{line}"
         if not re.fullmatch(r"[+-]?\d{1,9}", text) or not LOWEST <= int(text) <= HIGHEST:
             raise DataError(
-                f"{where}: the value {quoted(text)} is no whole number from {LOWEST} to {HIGHEST}; write the value "
-                "that the pixels of the class have in the masks"
+                f"{where}: the value {quoted(text)} is not a whole number from {LOWEST} to {HIGHEST}; write the "
+                "value that the pixels of the class have in the masks"
             )
         if not name:
             raise DataError(f"{where}: the value {text} has no name; name its class, or write {IGNORE}")

@@ -142,7 +142,7 @@ class PackedDataset(RadarDataset):
         self.manifest = read_manifest(root)
         if dataset not in (None, self.manifest["dataset"]):
             raise DataError(
-                f"{root}: is a packed store of {self.manifest['dataset']}; say --dataset {self.manifest['dataset']}, "
+                f"{root}: is a packed store of {self.manifest['dataset']}; use --dataset {self.manifest['dataset']}, "
                 f"or give the folder of {dataset}"
             )
         self.CLASSES, self.FLOOR_DB = tuple(self.manifest["classes"]), self.manifest["floor_db"]
@@ -169,8 +169,8 @@ class PackedDataset(RadarDataset):
             keep = self.label_table().any(1)
             if not keep.any():
                 raise DataError(
-                    f"{root}: none of the {len(keep)} samples of split '{split}' has a label; give data with labels: "
-                    "pretraining and --embed alone do without them"
+                    f"{root}: none of the {len(keep)} samples of split '{split}' has a label; give data with labels; "
+                    "only pretraining and --embed do not need them"
                 )
             log.info("dropped %d of %d samples, which have no label", np.count_nonzero(~keep), len(keep))
             self._select(keep)
@@ -190,9 +190,7 @@ class PackedDataset(RadarDataset):
             raise DataError(f"{root / SAMPLES}: has no column {lacking[0]}; copy it again, or pack the data again")
         rows, count = table[images].to_numpy(np.int64), self.manifest["images"]
         if len(self.source.nonfinite) != count or (rows < 0).any() or (rows >= count).any():
-            raise DataError(
-                f"{root / SAMPLES}: names other images than those that the parts hold; copy the store again"
-            )
+            raise DataError(f"{root / SAMPLES}: does not name the images that the parts hold; copy the store again")
         table = table[table["split"].isin(stored)]
         if len(table) == 0:
             raise DataError(

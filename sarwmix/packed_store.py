@@ -69,7 +69,7 @@ def read_manifest(root):
     if not isinstance(manifest, dict) or manifest.get("sha256") != manifest_checksum(manifest):
         raise DataError(f"{path}: is damaged; {again}")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise DataError(f"{path}: is no packed store of version {VERSION}; pack the data again")
+        raise DataError(f"{path}: is not a packed store of version {VERSION}; pack the data again")
     try:
         sound = _is_sound(manifest)
     except (LookupError, TypeError, ValueError, AttributeError):  # an entry is absent, or of another type

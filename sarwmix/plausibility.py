@@ -124,8 +124,8 @@ def _beyond(name, channel, which, limit, value, unit):
         "NaN in its place"
     )
     return DataError(
-        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which backscatter "
-        f"cannot be; {cause}"
+        f"{name}: {which.mean():.2%} of the {channel} pixels are {limit} (as far as {value}), which is impossible "
+        f"for backscatter; {cause}"
     )
 
 
@@ -168,7 +168,7 @@ def find_fault(figures, expected=None):
         extreme = [value for value in extremes if not DARKEST_DB <= value <= BRIGHTEST_DB]
         if extreme:
             return (
-                f"{channel} has a value of {extreme[0]:g} dB, which backscatter cannot have; "
+                f"{channel} has a value of {extreme[0]:g} dB, which is impossible for backscatter; "
                 f"{_reading(figures, expected) or 'if it is a no-data value that lost its tag, store NaN in its place'}"
             )
         if mean[k] is not None and not DARKEST_MEAN <= mean[k] <= brightest:
@@ -189,7 +189,7 @@ def find_doubts(figures, expected=None, histogram=None):
     if None in mean:
         return
     if mean[0] > mean[1]:
-        yield f"VH is brighter than VV ({_pair(mean)} dB on average), as only noise can be; check which file is which"
+        yield f"VH is brighter than VV ({_pair(mean)} dB on average), as in noise; check which file is which"
     elif expected is not None and not _is_near(mean, std, *expected):
         remedy = _reading(figures, expected) or (
             "check the units, or measure mean and std with python -m sarwmix.prepare.statistics and give "

@@ -68,9 +68,9 @@ class Reading:
             return name
 
         if self.units == "dB":
-            check_decibels(values, named, "say --units linear, or --units amplitude")
+            check_decibels(values, named, "use --units linear, or --units amplitude")
         elif np.count_nonzero(values < 0) > finite_pixels / 2:
-            raise DataError(f"{name}: is mostly negative, so it is in dB, but is read as {self.units}; say --units dB")
+            raise DataError(f"{name}: is mostly negative, so it is in dB, but is read as {self.units}; use --units dB")
         else:
             linear = values if self.units == "linear" else np.square(values)
             check_linear(np.where(np.isfinite(linear), np.maximum(linear, 0), np.nan), named)
@@ -83,29 +83,32 @@ def add_reading_flags(group, units=None):
         choices=READ_AS,
         required=units is None,
         default=units,
-        help="of the values: dB, linear power or amplitude, calibrated to σ⁰ or γ⁰",
+        help="units of the values, which are calibrated to σ⁰ or γ⁰: dB, linear power or amplitude",
     )
     group.add_argument(
         "--bands",
         nargs="+",
         metavar="NAME",
-        help="VV, VH or another name for each band of a file, in order (or for the files of an image, given as "
-        "VV.tif,VH.tif); needed where neither descriptions of bands nor names of files say which band is which",
+        help="VV, VH or another name for each band of a file, in order, or for each file of an image given as "
+        "VV.tif,VH.tif; needed if neither the descriptions of the bands nor the file names identify VV and VH",
     )
     group.add_argument(
-        "--nodata", type=finite, metavar="VALUE", help="value of pixels without data, besides NaN, tags and masks"
+        "--nodata",
+        type=finite,
+        metavar="VALUE",
+        help="value of pixels without data, besides NaN and the no-data tags and masks of the files",
     )
     group.add_argument(
         "--scale",
         type=positive,
         metavar="FACTOR",
-        help="factor that converts the values of the files to --units: 0.1 for dB times 10",
+        help="factor from the values of the files to --units; 0.1 for values of 10 × dB",
     )
     group.add_argument(
         "--uncalibrated",
         action="store_true",
-        help="take digital numbers of an uncalibrated product for amplitude, times --scale (default with this flag: "
-        "1/500, the order of the calibration of IW GRDH; values may be wrong by some dB)",
+        help="read the digital numbers of an uncalibrated product as amplitude, times --scale (default with this flag: "
+        "1/500, about the calibration of IW GRDH; values may be wrong by some dB)",
     )
 
 
@@ -115,7 +118,7 @@ def reading_of(args):
     if bands is not None and sorted(name for name in bands if name in CHANNELS) != sorted(CHANNELS):
         raise DataError(f"--bands {' '.join(args.bands)}: VV and VH are needed in it, once each")
     if args.uncalibrated and args.units != "amplitude":
-        raise DataError("--uncalibrated: digital numbers are amplitude; say --units amplitude")
+        raise DataError("--uncalibrated: digital numbers are amplitude; use --units amplitude")
     return Reading(args.units, bands, args.nodata, args.scale, args.uncalibrated, getattr(args, "max_nonfinite", 1.0))
 
 
@@ -409,12 +412,12 @@ def _incomplete(where, said):
     if known and known[0] in CHANNELS:
         other = CHANNELS[1 - CHANNELS.index(known[0])]
         return DataError(
-            f"{where}: holds {known[0]} alone, and {other} is needed as well; give both files, named alike but for "
-            f"VV and VH, or as VV.tif,VH.tif"
+            f"{where}: holds only {known[0]}, and {other} is needed, too; give both files, with names that differ "
+            "only in VV and VH, or as VV.tif,VH.tif"
         )
     return DataError(
         f"{where}: holds {', '.join(known) or 'one band of an unknown kind'}, but VV and VH are needed; give both "
-        "files, named alike but for VV and VH, or as VV.tif,VH.tif with --bands VV VH"
+        "files, with names that differ only in VV and VH, or as VV.tif,VH.tif with --bands VV VH"
     )
 
 
@@ -434,18 +437,18 @@ def _check_type(source, reading):
     """Refuses complex values, and integers without a statement of what they are. Raises DataError."""
     name, path = source.dtypes[0], source.name
     if name.startswith("complex"):
-        raise DataError(f"{path}: holds complex values, as of an SLC product; detect them, then {_CALIBRATE}")
+        raise DataError(f"{path}: holds complex values, like an SLC product; detect them, then {_CALIBRATE}")
     if name.startswith("float") or reading.uncalibrated:
         return
     if source.gcps[0] and not source.crs:
         raise DataError(
-            f"{path}: holds {name} with {len(source.gcps[0])} ground control points and no coordinate system, as a "
+            f"{path}: holds {name} with {len(source.gcps[0])} ground control points and no coordinate system, like a "
             f"measurement file of an uncalibrated GRD product; {_CALIBRATE}, or insist with --units amplitude "
             "--uncalibrated"
         )
     if reading.scale is None and set(zip(source.scales, source.offsets)) == {(1.0, 0.0)}:
         means = {
-            "dB": "which dB cannot be: --scale 0.1 reads dB times 10",
-            "linear": "which linear backscatter cannot be: --scale says what one unit is",
-        }.get(reading.units, f"digital numbers of an unknown scale: {_CALIBRATE}, say --scale, or --uncalibrated")
+            "dB": "but dB are fractions: --scale 0.1 reads dB times 10",
+            "linear": "but linear backscatter is a fraction: give the value of one unit with --scale",
+        }.get(reading.units, f"digital numbers of an unknown scale: {_CALIBRATE}, use --scale, or --uncalibrated")
         raise DataError(f"{path}: holds {name}, {means}; see docs/YOUR_DATA.md")

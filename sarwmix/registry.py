@@ -34,48 +34,55 @@ OWN = tuple(name for name, kind in DATASETS.items() if issubclass(kind, Chips))
 log = logging.getLogger(__name__)
 
 
-def add_source_flags(group):
-    """Adds the flags that say where the data lies and which images are used."""
+def add_source_flags(group, dataset=None, split=None):
+    """Adds the flags that say where the data lie and which images are used. dataset, split: of these flags, if any."""
     group.add_argument(
         "--data_path",
         metavar="DIR",
-        help="a packed store of any dataset; benv2: the folder that holds BigEarthNet-S1, or that folder, or the "
-        "authors' LMDB; benv1: the folder of patch folders, or a Zarr store; sen12flood: the folder of train/ and "
-        "test/ with pair files, or of images/ and pairs_*.csv; chips: a folder of GeoTIFFs of VV and VH, square and of "
-        "one size; masks: a folder of images/, masks/ and classes.csv; sen1floods11: the folder v1.1, or that of "
-        "S1Hand/ and LabelHand/",
+        help="folder of the data. Any dataset: a packed store. benv2: BigEarthNet-S1, the folder that holds it, or the "
+        "authors' LMDB. benv1: the folder of the patch folders, or a Zarr store. sen12flood: the folder of train/ and "
+        "test/ with pair files, or of images/ and pairs_*.csv. chips: GeoTIFFs of VV and VH, square and of one size. "
+        "masks: images/, masks/ and classes.csv. sen1floods11: the folder v1.1, or that of S1Hand/ and LabelHand/",
     )
+    if dataset is not None:
+        group.add_argument("--dataset", **dataset)
+    if split is not None:
+        group.add_argument("--split", **split)
     group.add_argument(
         "--metadata",
         nargs="+",
         metavar="FILE",
-        help="benv2: metadata.parquet or CSV dumps of it; benv1: split lists; sen12flood: lists of folders; "
-        "chips, masks: CSV or parquet with the columns id, and label, labels or mask, split, group where they are "
-        "known; sen1floods11: lists as flood_train_data.csv, or flood_bolivia_data.csv (default: what lies in "
-        "data_path)",
+        help="tables or lists of the samples. benv2: metadata.parquet or CSV files of the same columns. benv1: split "
+        "lists. sen12flood: lists of folders. chips, masks: CSV or parquet with the column id and, where known, label, "
+        "labels or mask, split and group. sen1floods11: lists as flood_train_data.csv or flood_bolivia_data.csv "
+        "(default: the files in data_path)",
     )
     group.add_argument(
-        "--id_col", type=int, metavar="N", help="0-based column of the S1 id in a CSV without a header for it"
+        "--id_col",
+        type=int,
+        metavar="N",
+        help="column of the S1 ids, counted from 0, in a CSV whose header does not name it",
     )
     group.add_argument(
         "--include_snow_cloud",
         action="store_true",
-        help="benv2: add the patches with seasonal snow, cloud or shadow, which the official metadata leave out",
+        help="benv2: also use the patches with seasonal snow, cloud or shadow, which the official metadata leave out",
     )
     group.add_argument(
         "--max_nonfinite",
         type=share,
         default=0.01,
         metavar="SHARE",
-        help="share of NaN, infinite or no-data pixels above which an image is an error; not for masks and "
-        "sen1floods11, where such pixels do not count",
+        help="share of NaN, infinite or no-data pixels above which an image is an error; masks and sen1floods11 ignore "
+        "such pixels instead",
     )
 
 
 def add_chips_flags(parser, draws=True):
     """Adds the flags of images of one's own: how their values are read and, with `draws`, how they are divided."""
+    about = f"for --dataset {listed(OWN)}"
     group = parser.add_argument_group(
-        "images of one's own", f"--dataset {listed(OWN)}; the draws are for sen12flood, too"
+        "your own images", f"{about}; --val_fraction and --draw_seed also for sen12flood" if draws else about
     )
     add_reading_flags(group, units="dB")
     if not draws:
@@ -85,18 +92,21 @@ def add_chips_flags(parser, draws=True):
         type=rate,
         default=0.0,
         metavar="SHARE",
-        help="share of the groups that becomes the split val: of images without splits, or whole folders of the "
-        "training data of sen12flood",
+        help="draw this share of the groups of images as the split val, for images without splits; sen12flood: this "
+        "share of the training folders",
     )
     group.add_argument(
         "--test_fraction",
         type=rate,
         default=0.0,
         metavar="SHARE",
-        help="the same for the split test; not for sen12flood",
+        help="draw this share of the groups as the split test, for images without splits; not for sen12flood",
     )
     group.add_argument(
-        "--draw_seed", type=seed, metavar="N", help="of the draws of splits and of training samples (default: --seed)"
+        "--draw_seed",
+        type=seed,
+        metavar="N",
+        help="seed of the draws of splits and of training samples (default: --seed)",
     )
 
 
@@ -106,8 +116,8 @@ def add_skip_missing_flag(group):
         "--skip_missing",
         action="store_true",
         default=None,
-        help="leave samples out whose images are missing, of a dataset that is there in part, instead of ending with "
-        "an error; a packed store is made without them by sarwmix.prepare.pack --skip_bad",
+        help="leave out samples whose images are missing, instead of ending with an error; for a packed store, use "
+        "sarwmix.prepare.pack --skip_bad",
     )
 
 
@@ -164,13 +174,13 @@ def open_dataset(dataset, root, split, metadata=None, supervised=False, **option
     if snow and "include_snow_cloud" not in takes:
         raise DataError(f"--include_snow_cloud: --dataset {dataset} has no such patches; leave the flag out")
     if metadata and "metadata" not in takes:
-        raise DataError(f"--metadata: --dataset {dataset} has no lists to choose from; leave the flag out")
+        raise DataError(f"--metadata: --dataset {dataset} has no lists of samples; leave the flag out")
     options |= {"split": split, "metadata": metadata, "supervised": supervised, "keep_unlabelled": not supervised}
     kind = DATASETS[dataset]
     if is_packed(root):
         if metadata or snow or options.get("id_col") is not None:
             raise DataError(
-                f"{root}: a packed store knows its splits; leave --metadata, --id_col and --include_snow_cloud out, "
+                f"{root}: a packed store has fixed splits; leave --metadata, --id_col and --include_snow_cloud out, "
                 "and give them to sarwmix.prepare.pack"
             )
         kind, options["dataset"] = PackedDataset, dataset

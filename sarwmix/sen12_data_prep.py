@@ -254,11 +254,11 @@ def main(argv=None):
 
     def work(args, workers):
         if args.list_only and (args.aligned or not args.s1_list):
-            parser.error("--list_only needs --s1_list, and goes without --aligned")
+            parser.error("--list_only needs --s1_list, and cannot be used with --aligned")
         if not args.list_only and not args.aligned:
             parser.error("--aligned is needed, or --list_only with --s1_list")
         if bool(args.train_list) != bool(args.test_list):
-            parser.error("--train_list and --test_list go together")
+            parser.error("--train_list and --test_list must be given together")
         prepare(args.out, args.aligned, args.s1_list, args.train_list, args.test_list, workers)
 
     run_command(parser, work, argv)

@@ -330,7 +330,7 @@ def is_complete(out, wanted):
     if not (out / STEP).exists():
         if out.exists() and any(not entry.name.startswith(".") for entry in out.iterdir()):
             raise DataError(
-                f"--out {out} is not empty and was not begun by this program; choose another --out, or empty it"
+                f"--out {out} is not empty and does not hold output of this program; choose another --out, or empty it"
             )
         return False
     found = parameters_of(read_step(out, PRUNE), out / STEP)
@@ -375,7 +375,7 @@ def get_args_parser():
     group.add_argument("--out", type=Path, required=True, help="folder to write, new, empty, or to be continued")
     add_workers_flag(group)
     add_curation_flags(parser.add_argument_group("curation"))
-    group = parser.add_argument_group("verifying --out instead of writing it")
+    group = parser.add_argument_group("check --out instead of writing it")
     group.add_argument("--verify", action="store_true", help="compare all files with their checksums")
     return parser
 
@@ -385,7 +385,7 @@ def main(argv=None):
 
     def work(args, workers):
         if args.verify and (args.aligned or args.pairs):
-            parser.error("--verify goes without --aligned and --pairs")
+            parser.error("--verify cannot be used with --aligned and --pairs")
         if args.verify:
             log.info("%s: all %d files match their checksums", args.out, verify(args.out, workers))
         elif not (args.aligned and args.pairs):

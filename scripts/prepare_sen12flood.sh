@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# SEN12-FLOOD from its archive to the data that --dataset sen12flood reads. README_sen12.md explains the steps.
+# Prepares SEN12-FLOOD, from its archive to the data that --dataset sen12flood reads. README_sen12.md explains the steps.
 #   bash scripts/prepare_sen12flood.sh --zip ZIP --work DIR --out DIR [FLAGS …]
 #   bash scripts/prepare_sen12flood.sh --raw_root DIR --work DIR --out DIR [FLAGS …]
-# ZIP: the archive as downloaded; or DIR: the unzipped archive, with S1list.json. --out: folder for the data. --work: folder for
-# intermediate files, which is removed at the end. Run it again to continue after an interruption.
+# --zip: the archive as downloaded. --raw_root: the unzipped archive, with S1list.json. --out: folder for the data. --work: folder
+# for intermediate files, which is removed at the end. Run it again to continue after an interruption.
 #   --layout images|npy      each image once with lists of pairs (default), or a file per pair, seven times as large
 #   --resampling METHOD      bilinear (default), nearest or average
-#   --units linear|dB        of the Sentinel-1 files (default: linear, as they are published)
-#   --max_zeros SHARE        of pixels without data from which on an image is dropped (default: 0.25)
+#   --units linear|dB        units of the Sentinel-1 files (default: linear, as published)
+#   --max_zeros SHARE        share of pixels without data at which an image is dropped (default: 0.25)
 #   --size PIXELS            side of the images (default: 512)
 #   --s1_list FILE           another list of images than the archive's S1list.json
-#   --train_list FILE --test_list FILE    folders of each split, one per row; without, one or two digits are for test
+#   --train_list FILE --test_list FILE    folders of each split, one per row (default: names of one or two digits are for test)
 #   --keep_intermediate      leave --work as it is at the end
 #   --workers N              processes of each rank (default: the cores, shared among the ranks)
 #   --ranks N                MPI ranks (default: 1)

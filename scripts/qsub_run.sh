@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job under PBS Pro, one process per GPU, on one node or several. The defaults are for ABCI.
+# Pretrains, finetunes or tests under PBS Pro, with one process per GPU, on one node or several. The defaults are for ABCI.
 #   bash scripts/qsub_run.sh --site_group GROUP --data_path DIR …      on a login node: submits itself
 #   qsub -P GROUP -v DATA_PATH=DIR,… scripts/qsub_run.sh               the same, with the resources named below
 #   bash scripts/qsub_run.sh --data_path DIR …                         in an interactive job: runs at once
-# A run that is stopped by the walltime or by SIGTERM saves first. It continues when it is submitted again; RESUBMIT does so.
+# A run that is stopped by the walltime or by SIGTERM saves first. It continues when it is submitted again; with
+# RESUBMIT the job does so itself.
 # Settings of a site can be in scripts/site.sh, or in the file that SITE names; scripts/site.example.sh is one for ABCI.
 # --dry_run prints what would be submitted or run. qdel sends SIGTERM too: with RESUBMIT, delete the next job as well.
 # Exit status: that of the run; 143 after SIGTERM; 0 at the walltime; 1 if the next job could not be submitted; 2 if this job

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job on this machine: on all of its GPUs, or on the CPU.
+# Pretrains, finetunes or tests on this machine: on all of its GPUs, or on the CPU.
 #   bash scripts/run_local.sh                        on simulated scenes: set up, pretrain, finetune, compare; minutes on two cores
 #   bash scripts/run_local.sh --data_path DIR        on BigEarthNet v2: pretrain by the published recipe
 #   bash scripts/run_local.sh --task_type finetune --data_path DIR …

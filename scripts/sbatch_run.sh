@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# The main job under Slurm, one process per GPU, on one node or several.
+# Pretrains, finetunes or tests under Slurm, with one process per GPU, on one node or several.
 #   bash scripts/sbatch_run.sh --data_path DIR --site_partition NAME --site_account NAME …      on a login node: submits itself
 #   bash scripts/sbatch_run.sh --data_path DIR …                                               in a job: runs at once
 # Five minutes before its time is over, the run saves and ends. With --resubmit N the job then requeues itself and continues, up to
-# N times. Without, it continues when it is submitted again. So does a job that Slurm requeues, after a node failed or it was
-# preempted.
+# N times. Without it, the run continues when it is submitted again. A job that Slurm requeues, after a node failed or it was
+# preempted, continues, too.
 # Settings of a site can be in scripts/site.sh, or in the file that SITE names; scripts/site.example.sh shows how.
 # --dry_run prints what would be submitted or run. To end a job after it has saved, and not to requeue it:
 # scancel --batch --signal TERM JOB

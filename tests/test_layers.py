@@ -14,6 +14,7 @@ FILES = [
 ]
 OURS = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in FILES}
 MODELS = {"models_mixmim", "token_layout", "execution", "util.pos_embed"}
+FLAGS = {"pretrain_flags", "finetune_flags"}
 ANYTHING = OURS - {"analysis", "benchmarks", *PROGRAMS}
 
 # A module, or a package, and what of ours it may import. The most special entry counts.
@@ -33,9 +34,10 @@ ALLOWED = {
     "engine_finetune": {"util", "common"},
     "engine_segment": {"engine_finetune", "util", "common"},
     "exported_program": {"token_layout", "util", "common"},
-    "pretrained": ANYTHING - {"pretrained", "exported_program", "evaluation", "finetune_flags"},
-    "finetune_flags": ANYTHING - {"evaluation", "finetune_flags"},
-    "evaluation": ANYTHING - {"evaluation", "finetune_flags"},
+    "pretrained": ANYTHING - {"pretrained", "exported_program", "evaluation", *FLAGS},
+    "pretrain_flags": {"batch_preparation", "models_mixmim", "sarwmix", "util", "common"},
+    "finetune_flags": ANYTHING - {"evaluation", *FLAGS},
+    "evaluation": ANYTHING - {"evaluation", *FLAGS},
     "main_pretrain": ANYTHING,
     "main_finetune": ANYTHING,
     "analysis": OURS,

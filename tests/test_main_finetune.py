@@ -303,7 +303,9 @@ def test_under_mpirun_a_contradiction_is_one_line(finished, data, tmp_path):
     command = mpirun(sys.executable, "main_finetune.py", flags, tmp_path / "run")
     result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=300)
     ours = [line for line in result.stderr.splitlines() if line.startswith("main_finetune.py:")]
-    assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (it says 64)" in ours[0], result.stderr
+    assert result.returncode == 2 and len(ours) == 1 and "--input_size 128 (the checkpoint: 64)" in ours[0], (
+        result.stderr
+    )
 
 
 def test_two_ranks_train_like_one_process_that_accumulates(data, pretraining, tmp_path):
@@ -418,7 +420,7 @@ def test_released_finetuned_weights_evaluate_with_the_datasets_statistics(releas
     data = ("--dataset benv1 --data_path", tmp_path / "v1", "--predictions", tmp_path / "p.csv")
     status, out, err = program(main_finetune, flags, data)
     assert (status, err) == (0, "") and "5.0019" not in out
-    assert "of --dataset benv1" in out and "dropped 1 of 3 patches" in out
+    assert "from --dataset benv1" in out and "dropped 1 of 3 patches" in out
     model, prepare = pretrained.load(folder / "finetune.pth", "benv1")
     assert prepare.std.flatten().tolist() == pytest.approx([3.1672, 2.9644])
     assert all(torch.equal(value, weights["finetune"][name]) for name, value in model.state_dict().items())
@@ -486,9 +488,9 @@ def test_a_released_flood_model_is_fed_as_it_was_trained_and_its_head_is_replace
         ("--eval --finetune {checkpoint} --predictions p.xlsx", "--predictions p.xlsx"),
         ("--eval --finetune {checkpoint} --predictions absent/p.csv", "absent"),
         ("--eval --finetune {checkpoint} --split training", "--split"),
-        ("--eval --finetune {checkpoint} --input_size 128", "--input_size 128 (it says 64)"),
-        ("--eval --finetune {checkpoint} --mean -18 -12", "--mean -18.0 -12.0 (it says -19.1966 -12.5144)"),
-        ("--eval --finetune {checkpoint} --model mixmim_base", "--model mixmim_base (it says mixmim_tiny)"),
+        ("--eval --finetune {checkpoint} --input_size 128", "--input_size 128 (the checkpoint: 64)"),
+        ("--eval --finetune {checkpoint} --mean -18 -12", "--mean -18.0 -12.0 (the checkpoint: -19.1966 -12.5144)"),
+        ("--eval --finetune {checkpoint} --model mixmim_base", "--model mixmim_base (the checkpoint: mixmim_tiny)"),
         ("--eval --finetune {checkpoint} --dataset sen12flood", "classifies 19 classes"),
         ("--eval --finetune {pretraining}", "has no head"),
         ("--embed features.txt --finetune {pretraining}", "--embed features.txt"),
@@ -510,7 +512,7 @@ def test_wrong_flags_are_one_line_and_leave_nothing(
 def test_forcing_a_contradiction_is_possible_and_said(finished, tmp_path, finetune):
     flags = ("--eval --finetune", finished[0] / "checkpoint_best.pth", "--input_size 128 --mean -18 -12 --force_input")
     out = completed(finetune(flags))
-    assert "forced --input_size 128 (it says 64)" in out and "forced --mean -18.0 -12.0" in out
+    assert "forced --input_size 128 (the checkpoint: 64)" in out and "forced --mean -18.0 -12.0" in out
     assert evaluated(tmp_path)["loss"] != evaluated(finished[0])["loss"]
 
 
@@ -547,7 +549,7 @@ def test_a_best_checkpoint_of_another_run_is_not_reported(finished, pretraining,
     torch.save({**state, "epoch": 77}, folder / "checkpoint_best.pth")
     (folder / "checkpoint_best.pth.sha256").unlink()
     result = finetune(RUN, "--finetune", pretraining, "--output_dir", folder, "--resume auto")
-    refused(result, "is of epoch 77", "--eval")
+    refused(result, "holds epoch 77", "--eval")
 
 
 # ---- A stored result, against accidents ----------------------------------------------------------

@@ -92,7 +92,7 @@ def test_a_run_is_not_continued_with_other_labels(own, tmp_path):
     run = (*run, "--test_split none --epochs 2 --warmup_epochs 0 --resume auto")
     completed("main_finetune", (*run, "--stop_epoch 1 --metadata", tmp_path / "a.csv"), tmp_path / "run")
     again = Run("main_finetune", argv(run, "--metadata", tmp_path / "b.csv", "--output_dir", tmp_path / "run"), tmp_path / "out")  # fmt: skip
-    assert again.wait() == 2 and "this would be another run" in again.text()
+    assert again.wait() == 2 and "these flags differ from those of the run" in again.text()
 
 
 def test_an_export_knows_its_classes(own, tmp_path):
@@ -110,7 +110,7 @@ def test_an_export_knows_its_classes(own, tmp_path):
 def test_pretraining_on_tiles_and_features_of_them(own, tmp_path):
     start = (SMALL, "--dataset chips --data_path", own / "tiles")
     text = completed("main_pretrain", (start, "--epochs 1 --warmup_epochs 0 --lr 5e-4 --save_epochs"), tmp_path / "run")
-    assert "64 samples of chips, split train_val" in text and f"of --data_path {own / 'tiles'}" in text
+    assert "64 samples of chips, split train_val" in text and f"from --data_path {own / 'tiles'}" in text
     flags = (start, "--finetune", tmp_path / "run")
     for name in ("e.parquet", "e.npz"):
         completed("main_finetune", (flags, "--embed", tmp_path / name), tmp_path / "x")
@@ -145,7 +145,7 @@ def test_what_is_missing_is_one_line(own, tmp_path, capsys):
     (tmp_path / "p.tif").mkdir()
     folder = (chips, "--finetune . --predict", tmp_path / "p.tif")
     same = (chips, "--finetune . --embed", tmp_path / "x.parquet", "--predict", tmp_path / "x.parquet")
-    assert "is the file of --embed as well" in refusal(main_finetune.parse_flags, same, capsys)
+    assert "is also the file of --embed" in refusal(main_finetune.parse_flags, same, capsys)
     for path in (own / "data" / "chips" / "metadata.csv", next((own / "data" / "chips").glob("*.tif"))):
         lost = refusal(main_finetune.parse_flags, (chips, "--finetune . --predict", path), capsys)
         assert f"--predict {path}: is a file of the data" in lost

@@ -53,7 +53,7 @@ def evaluated(folder, split="test"):
 
 def test_a_run_selects_by_accuracy_on_the_test_split_and_says_so(finished):
     folder, result = finished
-    assert "test figures are optimistic; --val_fraction" in result.stdout
+    assert "test metrics are optimistic; --val_fraction" in result.stdout
     assert "Best Results Summary: Epoch" in result.stdout
     assert all(name in result.stdout for name in ("| Accuracy", "| Recall", "predicted no flood"))
     entries = log_of(folder)
@@ -101,7 +101,7 @@ def test_whole_folders_are_held_out_for_validation(data, tmp_path, finetune):
     assert evaluated(tmp_path / "eval", "val")["samples"] == val
     model, _ = pretrained.load(tmp_path / "checkpoint.pth")
     assert (model.patch_op, model.patch_cut) == ("max", "released")
-    refused(finetune(flags, "--patch_op avg"), "--patch_op avg (it says max)")
+    refused(finetune(flags, "--patch_op avg"), "--patch_op avg (the checkpoint: max)")
 
 
 def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path, finetune):
@@ -114,7 +114,7 @@ def test_a_stopped_run_continues_bit_for_bit(finished, tmp_path, finetune):
 def test_a_fitted_head_is_that_of_the_features_and_a_continued_run_keeps_the_flag(data, tmp_path, finetune):
     flags = (RUN, "--warmup_epochs 0 --lr 1e-12 --stop_epoch 1")
     out = completed(finetune(flags, "--head_init fitted"))
-    assert "--head_init fitted: the head classifies" in out
+    assert "--head_init fitted: before training, the head classifies" in out
     checkpoint = tmp_path / "checkpoint.pth"
     completed(finetune("--embed", tmp_path / "f.npz", "--split train --finetune", checkpoint))
     features = torch.from_numpy(np.load(tmp_path / "f.npz")["features"])
@@ -175,7 +175,7 @@ def test_features_of_pairs_and_their_export(finished, data, tmp_path, program, f
         ("--val_split val", "--val_fraction"),
         ("--metadata {folders}", "--val_metadata"),
         ("--input_size 192", "--input_size 192"),
-        ("--dataset benv2 --head_init fitted", "--head_init fitted: for --dataset sen12flood alone"),
+        ("--dataset benv2 --head_init fitted", "--head_init fitted: only for --dataset sen12flood"),
         ("--val_fraction 0.99", "--val_fraction 0.99"),
     ],
 )

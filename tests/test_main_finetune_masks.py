@@ -200,14 +200,14 @@ def test_a_class_that_is_not_trained_on_is_named(own, caplog):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--dataset masks --finetune '' --data_path . --mixup 0.5 --batch_size 4", "segmentation has none"),
+        ("--dataset masks --finetune '' --data_path . --mixup 0.5 --batch_size 4", "not available for segmentation"),
         ("--dataset benv2 --finetune '' --data_path . --dice 1", "--dice: --dataset benv2 has no masks"),
         ("--dataset masks --finetune '' --data_path . --crop_scale 0.5 0.1", "smaller one first"),
         ("--dataset masks --finetune '' --data_path . --overlap 0.9", "--overlap"),
-        ("--finetune . --output_map m.tif", "--output_map: names the map"),
+        ("--finetune . --output_map m.tif", "--output_map: needs --predict SCENE"),
         ("--finetune . --predict s.tif --output_map m.png", "must end in .tif"),
         ("--finetune . --predict s.tif --output_map no/m.tif", "there is no such folder"),
-        ("--finetune . --predict . --output_map ./m.tif", "lies among the scenes"),
+        ("--finetune . --predict . --output_map ./m.tif", "lies in the folder of the scenes"),
     ],
 )
 def test_flags_that_contradict(flags, message, capsys):
@@ -226,13 +226,13 @@ def test_uses_that_do_not_fit(own, tmp_path):
     line = failed(("--finetune", own / "model", "--predict", tmp_path / "p.csv", "--data_path", own), tmp_path)
     assert "is a segmentation model; --predict names the scene" in line
     line = failed(("--finetune", own / "model", "--embed", tmp_path / "f.npz", "--data_path", own), tmp_path)
-    assert "say --dataset chips" in line
+    assert "use --dataset chips" in line
     copy = tmp_path / "scene.tif"
     copy.write_bytes(scene.read_bytes())
     line = failed(("--finetune", own / "model", "--predict", copy, "--output_map", copy), tmp_path)
     assert "is the scene itself" in line and copy.read_bytes() == scene.read_bytes()
     line = failed(("--finetune", own / "model", "--units linear --predict", scene, "--output_map", tmp_path / "m.tif"), tmp_path)  # fmt: skip
-    assert "say --units dB" in line and not list(tmp_path.glob("m.*"))
+    assert "use --units dB" in line and not list(tmp_path.glob("m.*"))
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_going_back_to_an_earlier_checkpoint_cuts_the_log(finished, tmp_path, pr
     whole, _ = finished
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     status, out, err = pretrain(FOUR, "--resume", tmp_path / "checkpoint_2.pth")
-    assert status == 0 and "2 lines from epoch 2 on are cut off" in out
+    assert status == 0 and "2 lines from epoch 2 on are removed" in out
     assert [entry["epoch"] for entry in log_of(tmp_path)] == [0, 1, 2, 3]
     assert same_states(load_checkpoint(whole / "checkpoint.pth"), load_checkpoint(tmp_path / "checkpoint.pth"))
 
@@ -156,7 +156,7 @@ def test_the_comparison_of_states_can_fail(finished):
 )
 def test_resume_as_another_run_is_refused(finished, tmp_path, flag, pretrain):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    refused(pretrain(FOUR, "--resume auto", flag), flag.split()[0], "another run")
+    refused(pretrain(FOUR, "--resume auto", flag), flag.split()[0], "differ from those of the run")
     assert same_states(load_checkpoint(tmp_path / "checkpoint.pth"), load_checkpoint(finished[0] / "checkpoint.pth"))
 
 
@@ -260,7 +260,7 @@ def test_finetune_starts_from_weights_of_another_input_size(finished, tmp_path, 
 def test_the_folder_of_a_run_is_continued_from_its_latest_checkpoint(finished, tmp_path, pretrain):
     flags = (FOUR, "--output_dir", tmp_path / "run", "--resume")
     out = completed(pretrain(flags, finished[0]))
-    assert f"continuing {finished[0] / 'checkpoint.pth'} after epoch 3" in out and "are done already" in out
+    assert f"continuing {finished[0] / 'checkpoint.pth'} after epoch 3" in out and "are already done" in out
     (tmp_path / "empty").mkdir()
     refused(pretrain(flags, tmp_path / "empty"), "empty: a folder without a checkpoint")
 
@@ -286,11 +286,11 @@ def test_inference_draws_several_checkpoints_of_the_same_samples(finished, simul
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("--input_size 128", "--input_size 128 (it says 64)"),
-        ("--norm_pix_loss", "--norm_pix_loss True (it says False)"),
+        ("--input_size 128", "--input_size 128 (the checkpoint: 64)"),
+        ("--norm_pix_loss", "--norm_pix_loss True (the checkpoint: False)"),
         (
             "--std 3 3 --model mixmim_base",
-            "--model mixmim_base (it says mixmim_tiny), --std 3.0 3.0 (it says 5.4501 5.0019)",
+            "--model mixmim_base (the checkpoint: mixmim_tiny), --std 3.0 3.0 (the checkpoint: 5.4501 5.0019)",
         ),
     ],
 )

@@ -78,7 +78,7 @@ def test_another_target_is_another_run(finished, tmp_path, pretrain, flags, said
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("--looks 8", "--looks 8: averages the target, which is pixels; add --target multilook"),
+        ("--looks 8", "--looks 8: has no effect on the target pixels; add --target multilook"),
         ("--looks 8 --target pixels", "--looks 8"),
         ("--target multilook --looks 3", "--looks"),
         ("--speckle_looks 0", "--speckle_looks 0"),
@@ -105,7 +105,7 @@ def test_pictures_show_the_target_beside_the_original(finished, tmp_path, pretra
     np.testing.assert_allclose(target[..., ::8, ::8], expected, atol=1e-4)
     for blocks in (target, predicted):  # one value for each 8×8 pixels
         np.testing.assert_array_equal(blocks, blocks[..., ::8, ::8].repeat(8, -1).repeat(8, -2))
-    refused(pretrain(look, "--target multilook --looks 4"), "--looks 4 (it says 8)")
+    refused(pretrain(look, "--target multilook --looks 4"), "--looks 4 (the checkpoint: 8)")
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])

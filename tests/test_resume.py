@@ -55,7 +55,9 @@ def test_stopped_by_sigterm_at_a_step(jobs, whole, tmp_path, program, step, work
     said = stop_and_continue(program, jobs[program], tmp_path, at_step(step), more=("--num_workers", workers))
     evaluating = program == "main_finetune" and step % 6 == 0
     place = "the evaluation of epoch 0" if evaluating else f"epoch {step // 6}, step {step % 6}/6"
-    assert said == f"{program}.py: stopped: SIGTERM: ended in {place}, and all is saved; go on with --resume auto"
+    assert (
+        said == f"{program}.py: stopped: SIGTERM: ended in {place}, and the state is saved; continue with --resume auto"
+    )
     assert differences(whole[program][0], tmp_path / "run") == []
     assert (tmp_path / "samples").read_text() == whole[program][1]
     outcomes = [part["outcome"] for part in json.loads((tmp_path / "run" / "run.json").read_text())["earlier"]]
@@ -269,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_good(jobs, whole, stopped, tmp_
     latest.write_bytes(content)
     killed = Run(program, flags, tmp_path / "killed", hurt=at_step(2, signal.SIGKILL))
     assert killed.wait() == -signal.SIGKILL
-    assert "checkpoint.pth: damaged, as its checksum is not that of checkpoint.pth.sha256" in killed.text()
+    assert "checkpoint.pth: damaged: its checksum differs from that in checkpoint.pth.sha256" in killed.text()
     assert "continuing" in killed.text() and "checkpoint_previous.pth after epoch 0" in killed.text()
     assert load_checkpoint(latest)["epoch"] == 0 and "progress" not in load_checkpoint(latest)
     finish(program, flags, tmp_path / "output")
@@ -310,7 +312,7 @@ def test_what_was_selected_comes_along_into_another_folder_or_is_missed_at_once(
     refused = Run(program, (flags, tmp_path / "refused", "--resume", source / "checkpoint.pth"), tmp_path / "output")
     assert refused.wait() == 2 and not list((tmp_path / "refused").glob("[!.]*"))
     (said,) = refused.lines()
-    assert "epoch 0 was selected into checkpoint_best_mbr.pth, which is not beside it" in said
+    assert "checkpoint_best_mbr.pth, which holds the selected epoch 0, is not beside it" in said
 
 
 def test_with_another_torch_it_goes_on_and_says_that_bits_may_differ(stopped, jobs, tmp_path):
@@ -322,7 +324,7 @@ def test_with_another_torch_it_goes_on_and_says_that_bits_may_differ(stopped, jo
     SealedFile(checkpoint).sidecar.unlink()
     flags = (jobs["main_pretrain"], "--output_dir", tmp_path / "run", "--resume auto")
     run = finish("main_pretrain", flags, tmp_path / "output")
-    assert f"the run goes on with torch {torch.__version__} (was 1.13)" in run.text()
+    assert f"the run continues with torch {torch.__version__} (was 1.13)" in run.text()
 
 
 OUT_OF_MEMORY = RuntimeError(

@@ -22,7 +22,7 @@ from sarwmix.registry import DATASETS, is_simulated
 from tests.helpers.dataset_fixtures import write_v2
 from tests.helpers.runs import argv, refusal
 from util.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from util.checkpoint_input import LoadedCheckpoint
+from util.checkpoint_input import LoadedCheckpoint, flags_of
 from util.configuration import log_statistics
 from util.export import Program, export
 
@@ -70,7 +70,7 @@ def started(path, *flags, program=main_finetune, dataset="benv2"):
 def test_what_no_flag_says_the_checkpoint_says(checkpoint, caplog, program):
     args = started(checkpoint, program=program)
     assert (args.model, args.input_size, args.mean, args.std) == ("mixmim_tiny", 64, [-18.0, -12.0], [4.0, 4.5])
-    assert f"standardised with mean -18.0 -12.0 and std 4.0 4.5 dB (VH, VV), of {checkpoint}" in caplog.text
+    assert f"standardised with mean -18.0 -12.0 and std 4.0 4.5 dB (VH, VV), from {checkpoint}" in caplog.text
     assert getattr(args, "norm_pix_loss", False) is False and "WARNING" not in caplog.text
 
 
@@ -89,7 +89,7 @@ def test_other_statistics_and_another_size_can_be_asked_for(checkpoint, caplog):
     assert (args.mean, args.std, args.input_size) == ([-19.0, -13.0], [4.0, 4.5], 128)
     (warning,) = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert "was trained with --mean -18.0 -12.0, and this run uses -19.0 -13.0" in warning
-    assert f"of --mean and {checkpoint}" in caplog.text
+    assert f"from --mean and {checkpoint}" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,16 @@ def test_one_that_does_not_say_is_fed_as_the_dataset(state, tmp_path, caplog, ar
         args = started(tmp_path / "x.pth", dataset=dataset)
         assert (args.model, args.input_size) == ("mixmim_tiny", 64)
         assert (args.mean, args.std) == (list(DATASETS[dataset].MEAN), list(DATASETS[dataset].STD))
-        assert f"of --dataset {dataset}" in caplog.text
+        assert f"from --dataset {dataset}" in caplog.text
     assert started(tmp_path / "x.pth", dataset="sen12flood").std == [3.1672, 2.9644]
     model, prepare = pretrained.load(tmp_path / "x.pth", "benv2")
     assert prepare.input_size == 64 and torch.equal(model.norm.weight, state["model"]["norm.weight"])
+
+
+def test_a_checkpoint_is_named_once_in_an_error():
+    for said in ("wrong", "x.pth: wrong"):
+        with pytest.raises(UsageError, match="^x.pth: wrong$"), flags_of("x.pth"):
+            raise UsageError(said)
 
 
 # ---- --statistics --------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def test_statistics_come_from_a_file_to_four_digits(measured, checkpoint, caplog
     for content in (WRITTEN, {"train": WRITTEN, "val": {"mean": [0, 0], "std": [1, 1]}}, {"every": WRITTEN}):
         args = started("", "--statistics", measured(content))
         assert (args.mean, args.std) == ([-18.1234, -11.5], [5.25, 4.75])
-    assert f"of --statistics {args.statistics}" in caplog.text and "WARNING" not in caplog.text
+    assert f"from --statistics {args.statistics}" in caplog.text and "WARNING" not in caplog.text
     assert started(checkpoint, "--statistics", measured(WRITTEN), program=main_pretrain).mean == [-18.1234, -11.5]
     assert "was trained with --mean -18.0 -12.0, and this run uses -18.1234 -11.5" in caplog.text
 
@@ -153,7 +159,7 @@ def used(*flags):
 
 def test_a_checkpoint_that_is_used_as_it_is_keeps_its_statistics(measured, checkpoint, tmp_path):
     flags = ("--embed", tmp_path / "x.npz", "--data_path . --finetune", checkpoint, "--statistics", measured(WRITTEN))
-    with pytest.raises(UsageError, match="--statistics -18.1234 -11.5 .it says -18.0 -12.0."):
+    with pytest.raises(UsageError, match="--statistics -18.1234 -11.5 .the checkpoint: -18.0 -12.0."):
         used(flags)
     assert used(flags, "--force_input").mean == [-18.1234, -11.5]
 
@@ -171,8 +177,8 @@ def test_the_file_that_the_statistics_program_writes_is_taken(tmp_path):
     "content, flags, said",
     [
         (WRITTEN, "--mean -18 -12", "--statistics contradicts --mean and --std"),
-        ({**WRITTEN, "units": "linear"}, [], "in linear, but VH, VV in dB are fed"),
-        ({**WRITTEN, "channels": ["VV", "VH"]}, [], "of channels ['VV', 'VH']"),
+        ({**WRITTEN, "units": "linear"}, [], "in linear, but the input is VH, VV in dB"),
+        ({**WRITTEN, "channels": ["VV", "VH"]}, [], "states channels ['VV', 'VH']"),
         ({**WRITTEN, "std": [5.25, 0]}, [], "has no mean and std"),
         ({**WRITTEN, "mean": [None, None]}, [], "has no mean and std"),
         ({**WRITTEN, "mean": [10**400, 0]}, [], "has no mean and std"),

@@ -15,7 +15,7 @@ from util.recipe import SETTINGS, Gpus, Setting
 
 NODES = {"H200": Gpus(8, "H200", 143771), "A100": Gpus(8, "A100", 40960), "V100": Gpus(4, "V100", 16384)}
 SECONDS_TO_SAVE = 300  # before the end of a job, at which it is told to save and end
-GPU = Setting("H200", (*NODES,), "GPUs of a node, by which ranks and batch are known before the job starts")
+GPU = Setting("H200", (*NODES,), "GPUs of a node, which determine the ranks and the batch before the job starts")
 MODULES = Setting("", None, "environment modules to load, separated by spaces")
 
 
@@ -25,7 +25,7 @@ def settings_of_jobs(resubmit):
         **SETTINGS,
         "RESUBMIT": Setting("0", 0, resubmit),
         "NODES": Setting("1", 1, "nodes per job"),
-        "WALLTIME": Setting("24:00:00", None, "H:MM:SS; the run ends five minutes before"),
+        "WALLTIME": Setting("24:00:00", None, "H:MM:SS; the run saves and ends five minutes earlier"),
         "SITE": Setting("", None, "file with the settings of the site (default: scripts/site.sh if it exists)"),
     }
 
@@ -34,10 +34,12 @@ def minutes_of(walltime):
     """The time limit of a run in minutes: that of its job, "H:MM:SS", less five for saving. Raises UsageError."""
     match = re.fullmatch(r"([0-9]{1,4}):([0-5][0-9]):([0-5][0-9])", walltime)
     if not match:
-        raise UsageError(f"WALLTIME={walltime}: must be hours, minutes and seconds, as 24:00:00")
+        raise UsageError(f"WALLTIME={walltime}: must be hours, minutes and seconds, such as 24:00:00")
     minutes = int(match[1]) * 60 + int(match[2]) - SECONDS_TO_SAVE // 60
     if minutes <= 0:
-        raise UsageError(f"WALLTIME={walltime}: must be more than five minutes, which are kept for saving")
+        raise UsageError(
+            f"WALLTIME={walltime}: must be more than five minutes, because the last five are reserved for saving"
+        )
     return minutes
 
 
@@ -51,7 +53,7 @@ class Pbs:
         **settings_of_jobs("number of follow-up jobs; none follows an error, or a job that saved nothing new"),
         "SITE_GROUP": Setting("", None, 'group that is charged (qsub -P); "none" if the site has no groups'),
         "SITE_QUEUE": Setting("rt_HF", None, "queue of the jobs"),
-        "SITE_NCPUS": Setting("192", 1, "cores of a node"),
+        "SITE_NCPUS": Setting("192", 1, "CPU cores of a node"),
         "SITE_GPU": GPU,
         "SITE_MODULES": MODULES,
     }
@@ -60,7 +62,7 @@ class Pbs:
         """Raises UsageError for settings with which no job can be submitted."""
         if not values["SITE_GROUP"] and (not in_job or values["RESUBMIT"] != "0"):
             raise UsageError(
-                "SITE_GROUP is missing: the group that pays for jobs, or 'none' where a site has no groups"
+                "SITE_GROUP is missing: the group that is charged for jobs, or 'none' if the site has no groups"
             )
 
     def gpus_of_node(self, values):
@@ -109,14 +111,14 @@ class Slurm:
             "how often the job may be requeued to continue, by itself or by Slurm; it does not requeue itself after "
             "an error, or if it saved nothing new"
         ),
-        "SITE_ACCOUNT": Setting("", None, "account that is charged (sbatch --account), where the site asks for one"),
+        "SITE_ACCOUNT": Setting("", None, "account that is charged (sbatch --account), if the site requires one"),
         "SITE_PARTITION": Setting("", None, "partition of the jobs (default: the site's)"),
         "SITE_GPU": GPU,
         "SITE_GPUS": Setting("", 1, "GPUs of a node (default: 8, and 4 for V100)"),
         "SITE_GRES": Setting(
-            "", None, "their name at the site, as gpu:h200:8 (sbatch --gres; default: --gpus-per-node)"
+            "", None, "name of the GPUs at the site, such as gpu:h200:8 (sbatch --gres; default: --gpus-per-node)"
         ),
-        "SITE_CPUS": Setting("8", 1, "cores for each GPU"),
+        "SITE_CPUS": Setting("8", 1, "CPU cores for each GPU"),
         "SITE_CONSTRAINT": Setting("", None, "features that nodes must have (sbatch --constraint)"),
         "SITE_SBATCH": Setting("", None, "more flags of sbatch, quoted as for a shell: --qos gpu --mem 0"),
         "SITE_MODULES": MODULES,

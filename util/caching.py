@@ -115,7 +115,7 @@ def choose_cache(places, need, step):
     gpu = min((place.gpu for place in places if place.gpu is not None), default=None)
     memory = min(place.memory for place in places)
     if gpu is None:
-        return "none", "read from disk, which on a CPU is as fast once the system holds them in memory"
+        return "none", "read from disk; on a CPU this is as fast as a cache, once the system holds them in memory"
     step = step()
     short = f"{need / 1e9:.1f} GB and about {step / 1e9:.1f} GB for a step"
     if need + step <= gpu:
@@ -249,7 +249,7 @@ def _new_file(name, size):
 def _mapped(path, name, size):
     """Maps the anonymous file `name` of another process into memory. Raises OSError if `path` is another file."""
     if not os.readlink(path).startswith(f"/memfd:{name}"):
-        raise FileNotFoundError(f"{path} is another file: the ranks do not see each other's processes")
+        raise FileNotFoundError(f"{path} is a different file here: the ranks do not see each other's processes")
     file = os.open(path, os.O_RDWR)
     try:
         return mmap.mmap(file, size)

@@ -58,10 +58,10 @@ def save_checkpoint(folder, state, names=()):
         for name in others:
             new.copy_to(folder / name)
     except OSError as error:
-        before = "the one before is intact" if (folder / LATEST).exists() else "there is none before it"
+        before = "the previous one is intact" if (folder / LATEST).exists() else "there is no previous one"
         raise UsageError(
-            f"{folder / LATEST}: the checkpoint could not be written ({error.strerror or error}); {before}. Make room "
-            f"or change --output_dir, then go on with --resume auto"
+            f"{folder / LATEST}: the checkpoint could not be written ({error.strerror or error}); {before}. Free "
+            "space or change --output_dir, then continue with --resume auto"
         ) from error
 
 
@@ -146,8 +146,8 @@ def load_checkpoint(path):
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     if not is_intact:
         raise UsageError(
-            f"{path}: damaged, as its checksum is not that of {sealed.sidecar.name}; use another, or the one before it "
-            f"({PREVIOUS}). If you changed it yourself, remove {sealed.sidecar.name}"
+            f"{path}: damaged: its checksum differs from that in {sealed.sidecar.name}; use another, or the previous "
+            f"one ({PREVIOUS}). If you changed it yourself, remove {sealed.sidecar.name}"
         )
     fault = packing_fault(path) if beginning.startswith(ZIP_SIGN) else None
     if fault:
@@ -164,8 +164,8 @@ def load_checkpoint(path):
         found = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it holds {found[1][:120]}" if found else "its content is not allowed"
         raise UsageError(
-            f"{path}: refused, as loading it would run code from the file or it is damaged ({reason}); have the "
-            f"program that wrote it save the weights alone (its state_dict)"
+            f"{path}: refused, because loading it would run code from the file or it is damaged ({reason}); save "
+            "only the weights (state_dict) with the program that wrote it"
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise _damaged(path, (str(error).splitlines() or ["empty"])[0]) from None
@@ -192,7 +192,7 @@ def _beginning(path):
 
 def _damaged(path, reason):
     return UsageError(
-        f"{path}: damaged or not a checkpoint ({reason[:160]}); use another, or the one before it ({PREVIOUS})"
+        f"{path}: damaged or not a checkpoint ({reason[:160]}); use another, or the previous one ({PREVIOUS})"
     )
 
 
@@ -256,7 +256,7 @@ def load_latest(folder):
         try:
             return load_checkpoint(path), path
         except UsageError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the previous one", error)
     if candidates:
         raise UsageError(
             f"{folder}: none of its checkpoints can be loaded ({', '.join(path.name for path in candidates)}), for the "
@@ -291,14 +291,14 @@ def initialise(model, state, path, ignore=(), keep=()):
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
-    found = {"lacks": missing, "has, but the model has not,": foreign, "has other shapes:": misshapen}
+    found = {"lacks": missing, "has weights that the model lacks,": foreign, "has other shapes:": misshapen}
     faults = [f"{what} {listed(names, 3)}" for what, names in found.items() if names]
     if faults:
         raise UsageError(
-            f"{path}: not for this model: it {', and it '.join(faults[:2])}; check --model and --input_size"
+            f"{path}: does not fit this model: it {', and it '.join(faults[:2])}; check --model and --input_size"
         )
     if fixed:
-        log.info("%s: lacks %s, which are computed, as nothing in them is learned", path, listed(fixed, 1))
+        log.info("%s: lacks %s; these are computed, as they are not learned", path, listed(fixed, 1))
     model.load_state_dict(weights)
     return resampled
 
@@ -331,6 +331,6 @@ def check_same_run(saved, current):
     changed = [f"--{name} {current[name]} (was {saved.get(name)})" for name in differing]
     if saved and changed:
         raise UsageError(
-            f"--resume: this would be another run: {', '.join(changed)}; give the values the run began with, "
-            f"or start a new one in another --output_dir with --finetune"
+            f"--resume: these flags differ from those of the run: {', '.join(changed)}; give the values of the run, "
+            "or start a new run in another --output_dir with --finetune"
         )

@@ -28,17 +28,17 @@ def add_force_flag(group):
     group.add_argument(
         "--force_input",
         action="store_true",
-        help="let flags win over what a checkpoint says of its model and input, instead of refusing them",
+        help="use the flags where they contradict the checkpoint's model or input, instead of ending with an error",
     )
 
 
 @contextmanager
 def flags_of(path):
-    """Prefixes a UsageError about flags with the checkpoint that they were taken from; path may be None."""
+    """Prefixes a UsageError about flags with the checkpoint that they were taken from, once; path may be None."""
     try:
         yield
     except UsageError as error:
-        if path is None:
+        if path is None or str(error).startswith(f"{path}: "):
             raise
         raise UsageError(f"{path}: {error}") from None
 
@@ -105,21 +105,21 @@ class LoadedCheckpoint:
         stated = {"model": self.size, **self.stated()}
         layer = {name: stated[name] for name in TRAINED_WITH if stated.get(name) is not None and hasattr(flags, name)}
         contradictions = [
-            f"{_flag(flags, name)} {shown(getattr(flags, name))} (it says {shown(value)})"
+            f"{_flag(flags, name)} {shown(getattr(flags, name))} (the checkpoint: {shown(value)})"
             for name, value in layer.items()
             if getattr(flags, name) is not None and not agree(getattr(flags, name), value)
         ]
         if contradictions and not flags.force_input:
             raise UsageError(
-                f"{self.path}: was trained with other values than {', '.join(contradictions)}; leave the flag out, or "
-                f"insist with --force_input"
+                f"{self.path}: was trained with values other than {', '.join(contradictions)}; leave the flag out, "
+                "or insist with --force_input"
             )
         for contradiction in contradictions:
             log.warning("%s: forced %s", self.path, contradiction)
         if "input" not in self.state:
             cut = getattr(flags, "patch_cut", None) or stated.get("patch_cut")
             log.info(
-                "%s: does not say how its input is prepared, as those of the released code%s",
+                "%s: does not state how its input is prepared, like all checkpoints of the released code%s",
                 self.path,
                 f"; patch_cut is {cut}" if stated.get("patch_cut") else "",
             )

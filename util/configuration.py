@@ -58,10 +58,10 @@ def need_statistics(config):
     """Refuses a configuration without mean and standard deviation, which chips do not state. Raises UsageError."""
     need(
         config.mean is not None and config.std is not None,
-        f"--mean and --std are missing, which --dataset {config.dataset} does not state: measure them with python -m "
-        f"sarwmix.prepare.statistics --dataset {config.dataset} --data_path DIR --out FILE and give --statistics FILE"
-        f"{', pack the images (sarwmix.prepare.pack)' if config.dataset == 'chips' else ''}, or start from a "
-        "checkpoint that states them",
+        f"--mean and --std are missing, because --dataset {config.dataset} does not state them: measure them with "
+        f"python -m sarwmix.prepare.statistics --dataset {config.dataset} --data_path DIR --out FILE and give "
+        f"--statistics FILE{', pack the images (sarwmix.prepare.pack)' if config.dataset == 'chips' else ''}, or "
+        "start from a checkpoint that states them",
     )
 
 
@@ -83,9 +83,14 @@ def global_batch(config, ranks):
     return config.batch_size * config.accum_iter * ranks.world_size
 
 
-def log_configuration(config, flags):
-    """Logs one line with what was settled of the flags, as JSON; the line of `util.misc.log_flags` has the others."""
-    settled = {name: value for name, value in vars(config).items() if value != getattr(flags, name)}
+def log_configuration(config, flags, unused=()):
+    """Logs one line with what was settled of the flags, as JSON; the line of `util.misc.log_flags` has the others.
+
+    unused: names of flags that have no effect on what the program does, and that the line leaves out.
+    """
+    settled = {
+        name: value for name, value in vars(config).items() if name not in unused and value != getattr(flags, name)
+    }
     log.info("configuration: %s", json.dumps(settled, sort_keys=True))
 
 
@@ -112,8 +117,8 @@ def read_statistics(path):
         raise UsageError(f"--statistics {path}: has no mean and std of two channels; {remedy}")
     if content.get("units") != UNITS or content.get("channels") != CHANNELS:
         raise UsageError(
-            f"--statistics {path}: is of channels {content.get('channels')} in {content.get('units')}, but "
-            f"{', '.join(CHANNELS)} in {UNITS} are fed; {remedy}"
+            f"--statistics {path}: states channels {content.get('channels')} in {content.get('units')}, but the "
+            f"input is {', '.join(CHANNELS)} in {UNITS}; {remedy}"
         )
     return {name: [round(float(value), 4) for value in content[name]] for name in STATISTICS}
 
@@ -137,7 +142,7 @@ def log_statistics(config, kind, checkpoint=None):
         return f"--data_path {config.data_path}" if config.dataset == "chips" else f"--dataset {config.dataset}"
 
     log.info(
-        "standardised with mean %s and std %s dB (VH, VV), of %s",
+        "standardised with mean %s and std %s dB (VH, VV), from %s",
         shown(config.mean),
         shown(config.std),
         " and ".join(dict.fromkeys(map(source, STATISTICS))),

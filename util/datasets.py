@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.command_line import positive
 from common.errors import UsageError
+from sarwmix.listing import SPLITS
 from sarwmix.registry import (
     add_chips_flags,
     add_skip_missing_flag,
@@ -40,53 +41,56 @@ LONGEST_TMPDIR = 107 - 32
 log = logging.getLogger(__name__)
 
 
-def add_data_flags(parser):
-    """Adds the flags of the data. Returns their group, to which a program adds --dataset and --split."""
+def add_data_flags(parser, dataset, split):
+    """Adds the flags of the data. dataset, split: choices, default and help of these flags of a program."""
     group = parser.add_argument_group("data")
-    add_source_flags(group)
+    add_source_flags(group, dataset, {"choices": SPLITS, **split})
     add_skip_missing_flag(group)
-    add_chips_flags(parser)
+    group.add_argument(
+        "--check_files",
+        choices=("all", "none"),
+        default="all",
+        help="all: check before training that every file exists; none: do not check",
+    )
     group.add_argument(
         "--data_cache",
         choices=("auto", "none", "ram", "device"),
         default="auto",
-        help="where a packed store's images are kept: read from disk (none), in memory, one copy for the ranks of a "
-        "node (ram), or on each GPU (device); auto: on the GPU if they and a training step fit, else in memory, else "
-        "read from disk. Images with masks: none, or in the memory of each rank (ram; auto: if they fit)",
-    )
-    group.add_argument(
-        "--mean",
-        type=float,
-        nargs=2,
-        metavar=("VH", "VV"),
-        help="mean in dB (default: that of the checkpoint it starts from, else the dataset's)",
-    )
-    group.add_argument(
-        "--std",
-        type=positive,
-        nargs=2,
-        metavar=("VH", "VV"),
-        help="standard deviation in dB (default: as for --mean; for benv1 and sen12flood that of the released "
-        "checkpoints)",
-    )
-    group.add_argument(
-        "--statistics",
-        metavar="FILE",
-        help="take mean and standard deviation from what sarwmix.prepare.statistics --out wrote, or from the "
-        "statistics.json of a packed store (its split train, or every)",
+        help="where the images of a packed store are kept: none: on the disk; ram: in memory, one copy for the ranks "
+        "of a node; device: on each GPU; auto: on the GPU if they and a training step fit, else in memory, else on the "
+        "disk. Images with masks: none, or ram, a copy for each rank (auto: ram if they fit)",
     )
     group.add_argument(
         "--data_timeout",
         type=positive,
         default=8,
         metavar="MIN",
-        help="minutes after which a batch that loader processes or threads do not give is an error; below "
-        "--dist_timeout, so that the rank that waits says so",
+        help="minutes without a batch from the loader after which the run ends with an error; keep it below "
+        "--dist_timeout, so that the rank that waits reports the error",
     )
     group.add_argument(
-        "--check_files", choices=("all", "none"), default="all", help="look for every file before training starts"
+        "--mean",
+        type=float,
+        nargs=2,
+        metavar=("VH", "VV"),
+        help="mean in dB that standardises the input (default: the mean of the checkpoint that the run starts from, "
+        "else the dataset's)",
     )
-    return group
+    group.add_argument(
+        "--std",
+        type=positive,
+        nargs=2,
+        metavar=("VH", "VV"),
+        help="standard deviation in dB that standardises the input (default: as for --mean; for benv1 and sen12flood "
+        "that of the released checkpoints)",
+    )
+    group.add_argument(
+        "--statistics",
+        metavar="FILE",
+        help="read mean and standard deviation from this JSON file of sarwmix.prepare.statistics --out, or from the "
+        "statistics.json of a packed store (its split train, or every)",
+    )
+    add_chips_flags(parser)
 
 
 def build_dataset(args, split=None, metadata=None, supervised=False, classes=None):
@@ -101,8 +105,10 @@ def build_dataset(args, split=None, metadata=None, supervised=False, classes=Non
     )
     kept = ("auto", "none", "ram") if dataset.task == "segmentation" else ("auto", "none")
     if args.data_cache not in kept and not dataset.is_packed:
-        remedy = "say ram" if "ram" in kept else "make one of it with python -m sarwmix.prepare.pack"
-        raise UsageError(f"--data_cache {args.data_cache}: --data_path {args.data_path} is no packed store; {remedy}")
+        remedy = "use ram" if "ram" in kept else "pack it with python -m sarwmix.prepare.pack"
+        raise UsageError(
+            f"--data_cache {args.data_cache}: --data_path {args.data_path} is not a packed store; {remedy}"
+        )
     return dataset
 
 
@@ -116,8 +122,8 @@ def drop_missing(dataset, args, ranks=None):
         return dataset
     if dataset.is_packed:
         raise UsageError(
-            f"--skip_missing: --data_path {args.data_path} is a packed store, which lacks no image of its samples; "
-            "leave the flag out"
+            f"--skip_missing: --data_path {args.data_path} is a packed store, which has the images of all its "
+            "samples; leave the flag out"
         )
     if ranks is None:
         return leave_out(dataset, dataset.missing())
@@ -222,8 +228,8 @@ def _batch_that_fits(samples, accum_iter, world_size):
             lower = f" and --accum_iter {micro_batches}" if micro_batches != accum_iter else ""
             return f"--batch_size {size - size % 2}{lower} is the largest that fits"
     if samples >= 2:
-        return f"start {samples // 2} ranks at most, with --batch_size 2 and --accum_iter 1"
-    return "two samples are the least"
+        return f"start at most {samples // 2} ranks, with --batch_size 2 and --accum_iter 1"
+    return "at least two samples are needed"
 
 
 def build_test_loader(dataset, args, ranks, spread=True):

@@ -26,8 +26,8 @@ def detect_launch(env=os.environ):
         raise UsageError(str(error)) from None
     if not launch.world_size:
         raise UsageError(
-            f"{launch.launcher} says that this is rank {launch.rank}, but not of how many: start all ranks with "
-            f"mpirun, torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
+            f"{launch.launcher} gives the rank, {launch.rank}, but not the number of ranks: start all ranks with "
+            "mpirun, torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE"
         )
     return launch
 
@@ -82,8 +82,8 @@ def rendezvous(launch, port=None, env=os.environ):
         )
     if not address:
         raise UsageError(
-            f"{launch.launcher} says there are {launch.world_size} ranks, but not where{lacks}: set MASTER_ADDR to "
-            f"the host of rank 0"
+            f"{launch.launcher} gives the number of ranks, {launch.world_size}, but not their hosts{lacks}: set "
+            "MASTER_ADDR to the host of rank 0"
         )
     return address, port or 29500
 
@@ -125,8 +125,8 @@ class Ranks(RankGroup):
                 differing.append(f"{name} is {found[0][:80]} on rank 0, {found[other][:80]} on rank {other}")
         if differing:
             raise UsageError(
-                f"the ranks are not of one run: {listed(differing)}; start all ranks by one command, on the same code, "
-                "or give each run a --port of its own"
+                f"the ranks belong to different runs: {listed(differing)}; start all ranks with one command and the "
+                "same code, or give each run its own --port"
             )
 
     def agree(self, wish):
@@ -175,8 +175,8 @@ def pick_device(name, local_rank):
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
             raise UsageError(
-                f"--device cuda:{index}: this node has {torch.cuda.device_count()} GPUs; start as many ranks "
-                f"a node as it has GPUs"
+                f"--device cuda:{index}: this node has {torch.cuda.device_count()} GPUs; start at most one rank for "
+                "each GPU"
             )
         return torch.device("cuda", index)
     return device

@@ -84,8 +84,8 @@ def warn_of_damage(folder):
         events, fault = _readable_events(path)
         if fault or not events:
             log.warning(
-                "%s: %s; TensorBoard shows its first %d events, and what followed is lost. Losses by epoch are in "
-                "log.txt",
+                "%s: %s; TensorBoard shows its first %d events; the later ones are lost. log.txt has the losses of "
+                "all epochs",
                 path,
                 fault or "empty",
                 events,

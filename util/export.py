@@ -27,8 +27,8 @@ seed""".split()
 TAGS = ("sentinel-1", "sar", "remote-sensing", "masked-autoencoder")
 PIPELINES = ("image-feature-extraction", "image-classification")  # of an encoder, and of a classifier
 SIMULATED = (
-    "**Simulated data**: this model, or a figure below, comes from simulated images and says nothing of measured "
-    "ones.\n\n"
+    "**Simulated data**: this model, or a figure below, comes from simulated images; it is no evidence for "
+    "measured images.\n\n"
 )
 CARD = Template("""---
 library_name: $library_name
@@ -40,8 +40,8 @@ tags: [$tags]
 
 ${warning}SAR-W-MixMAE ([arXiv 2503.01181](https://arxiv.org/abs/2503.01181)); $size values; $output.
 
-The license is that of the code. Change it where the data, or the weights that the training started from, ask for
-another.
+The license is that of the code. Change it if the data, or the weights that the training started from,
+require another.
 
 ## Trained on
 ${trained_on}Epoch $epoch (counted from 0) of a run with these flags:
@@ -66,9 +66,9 @@ $call
 ```
 $input: (B, 2, $shape), float32, $channels in $units; $free. The
 program prepares its input as above, but does not check it: images that are not in $units, or whose
-channels are in another order, give wrong outputs without a word.
+channels are in another order, give wrong outputs without a warning.
 
-It computes in float32 on the CPU, and after `model.to("cuda")` on a GPU (not measured on a GPU).
+It computes in float32 on the CPU or, after `model.to("cuda")`, on a GPU (not measured on a GPU).
 PyTorch $torch wrote it. A .pt2 file can hold code that runs when it is loaded:
 load one only if you trust where it comes from. model.safetensors holds no code.
 
@@ -193,12 +193,12 @@ def model_card(config, size):
         steps.append(f"{channel}: (x − ({mean:g})) / {std:g}")
     if program["images"] == 2:
         steps.append(
-            "both images of a pair alike; the model cuts them into patches of 128×128 (patch_cut "
+            "both images of a pair in the same way; the model cuts them into patches of 128×128 (patch_cut "
             f"{facts['patch_cut']}, patch_op {facts['patch_op']})"
         )
     output = "encoder: features (B, C) from `model.forward_features`"
     if classes:
-        activation = "a sigmoid each" if program["activation"] == "sigmoid" else program["activation"]
+        activation = "a sigmoid of each" if program["activation"] == "sigmoid" else program["activation"]
         output = f"{len(classes)} logits{' for each pixel' * of_pixels}; {activation} gives probabilities"
     names = sorted({name for values in metrics.values() for name in values})
     rows = [(name, *(values.get(name) for values in metrics.values())) for name in names]
@@ -217,8 +217,8 @@ def model_card(config, size):
         classes=f"\n## Classes\n{_numbered(classes, 0)}\n" if classes else "",
         call=_call(program, f"{len(classes)}, {side}, {side}" if of_pixels else len(classes)),
         shape=f"{side}, {side}" if of_pixels else "height, width",
-        free="B is free" if of_pixels else "B, height and width are free",
-        input="sar_db" if program["images"] == 1 else "first, second, of one shape",
+        free="B can be any number" if of_pixels else "B, height and width can be any numbers",
+        input="sar_db" if program["images"] == 1 else "first, second, of the same shape",
         channels=" and ".join(prepared["channels"]),
         units=prepared["units"],
         torch=program["torch"],

@@ -32,10 +32,10 @@ def take_weights(state):
     own, remarks = _without_prefix(weights)
     if key != "model":
         where = "at the top" if key is None else f"under '{key}'"
-        remarks = [f"written by another program: the weights are {where}, and nothing else is read", *remarks]
+        remarks = [f"written by another program: only the weights {where} are read", *remarks]
     averaged = [name for name in EMA_KEYS if name != key and isinstance(state.get(name), dict)]
     if averaged:
-        remarks.append(f"averaged (EMA) weights, under '{averaged[0]}', are not taken")
+        remarks.append(f"averaged (EMA) weights, under '{averaged[0]}', are not used")
     if key != "model":
         return {"model": own}, remarks
     return {**{name: value for name, value in state.items() if name not in averaged}, "model": own}, remarks
@@ -102,7 +102,7 @@ def _without_prefix(weights):
     if removed:
         remarks.append(f"removed from the names of its weights: {_listed(f'{part}.' for part in removed)}")
     if outside:
-        remarks.append(f"not taken, as not of the model: {_listed(outside)}")
+        remarks.append(f"not used, because the model does not have them: {_listed(outside)}")
     return own, remarks
 
 

@@ -32,8 +32,8 @@ def grids_of(georeference, size, flag):
     """The Grid of each scene. size: side of the tiles, pixels. Raises UsageError, naming the flag, if there is none."""
     if georeference is None:
         raise UsageError(
-            f"{flag}: the images do not say where they lie, so there is no map of them; give tiles of sarwmix.tile, or "
-            "another file type"
+            f"{flag}: the images have no coordinates, which a map needs; give tiles of sarwmix.tile, or another file "
+            "type"
         )
     grids = [_grid_of(scene, table, size, flag) for scene, table in georeference.groupby("scene", sort=True)]
     if len(grids) == len(georeference) > 1:
@@ -56,8 +56,8 @@ def _grid_of(scene, table, size, flag):
     stride = gcd(*places.ravel().tolist()) or size
     if np.abs(apart - places).max() > 0.05 or stride * LEAST_STRIDE < size:
         raise UsageError(
-            f"{flag}: the images of {scene} do not lie on a grid, as a map needs, of at least a {LEAST_STRIDE}th "
-            "of their side; use .parquet"
+            f"{flag}: the images of {scene} do not lie on a regular grid, which a map needs, with a step of at least "
+            f"a {LEAST_STRIDE}th of their side; use .parquet"
         )
     places -= places.min(0)
     column, row = (np.rint(apart).astype(int)).min(0)

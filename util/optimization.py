@@ -31,12 +31,12 @@ def settle_amp(amp, ranks):
         return "off"
     emulated = any(ranks.gather(emulates_16_bits(ranks.device, AMP_DTYPES[amp or "bf16"])))
     if amp is None and emulated:
-        log.info("--amp fp16 is chosen, as GPUs before compute capability 8.0 have no arithmetic in bf16")
+        log.info("--amp fp16 is chosen, because GPUs before compute capability 8.0 have no bf16 arithmetic")
         return "fp16"
     if emulated:
         log.warning(
-            "--amp %s: this %s has no instructions for it, and products take many times as long as %s; leave the flag "
-            "out",
+            "--amp %s: this %s has no instructions for it, and matrix products take many times as long as %s; leave "
+            "the flag out",
             amp,
             *(("GPU", "in fp16") if on_gpu else ("CPU", "in float32")),
         )

@@ -29,26 +29,31 @@ def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr
         type=positive_int,
         default=1,
         metavar="N",
-        help="micro-batches whose gradients are summed for one step; global batch = batch_size × accum_iter × ranks",
+        help="micro-batches per optimiser step; global batch = batch_size × accum_iter × ranks",
     )
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="epochs the learning-rate schedule spans")
+    group.add_argument(
+        "--epochs", type=positive_int, default=epochs, help="epochs of training; the learning-rate schedule spans them"
+    )
     group.add_argument(
         "--stop_epoch",
         type=positive_int,
         metavar="N",
-        help="stop after this many epochs; the schedule still spans --epochs (default: --epochs)",
+        help="stop the run after this many epochs; the schedule still spans --epochs (default: --epochs)",
     )
     group.add_argument("--warmup_epochs", type=non_negative, default=warmup_epochs, help="epochs of linear warm-up")
     group.add_argument("--lr", type=positive, help="learning rate (default: blr × global batch / 256)")
     group.add_argument(
-        "--blr", type=non_negative, default=blr, help="base learning rate, per 256 images of a global batch"
+        "--blr", type=non_negative, default=blr, help="base learning rate, for a global batch of 256 images"
     )
     group.add_argument("--min_lr", type=non_negative, default=min_lr, help="learning rate at the end of the schedule")
     group.add_argument(
-        "--weight_decay", type=non_negative, default=0.05, help="AdamW weight decay; none on biases and 1-D parameters"
+        "--weight_decay",
+        type=non_negative,
+        default=0.05,
+        help="AdamW weight decay; none on biases and 1-D parameters",
     )
     group.add_argument(
-        "--clip_grad", type=positive, metavar="NORM", help="clip gradients to this norm (default: no clipping)"
+        "--clip_grad", type=positive, metavar="NORM", help="clip the gradient to this norm (default: no clipping)"
     )
     group.add_argument(
         "--amp",
@@ -58,25 +63,41 @@ def add_schedule_flags(parser, *, batch_size, epochs, warmup_epochs, blr, min_lr
     return group
 
 
-def add_run_flags(parser, *, output_dir):
-    """Flags of a run: where it writes, how it goes on. A program adds --finetune, how it starts."""
-    group = parser.add_argument_group("run")
-    group.add_argument("--output_dir", default=output_dir, metavar="DIR", help="checkpoints, log.txt and run.json")
-    group.add_argument("--log_dir", metavar="DIR", help="TensorBoard events (default: OUTPUT_DIR/tensorboard)")
-    group.add_argument("--overwrite", action="store_true", help="replace the run that output_dir holds")
+def add_run_flags(parser, *, output_dir, finetune):
+    """Flags of a run: where it writes, how it starts, continues and ends. finetune: default and help of --finetune."""
+    group = parser.add_argument_group("run", "where it writes, and how it starts, continues and ends")
+    group.add_argument(
+        "--output_dir", default=output_dir, metavar="DIR", help="folder of the run: checkpoints, log.txt and run.json"
+    )
+    group.add_argument("--finetune", metavar="PATH", **finetune)
     group.add_argument(
         "--resume",
         default="",
         metavar="auto|PATH",
-        help="continue a run exactly: from PATH, or 'auto' from output_dir if there is something to continue",
+        help="continue a run exactly, from the checkpoint or run folder PATH; auto: from --output_dir, or start a new "
+        "run if it holds no checkpoint",
     )
+    group.add_argument("--overwrite", action="store_true", help="replace the run in --output_dir")
     add_stopping_flags(group)
     group.add_argument(
-        "--start_epoch", type=count, default=0, metavar="N", help="epoch to start at, 0-based; --resume sets it"
+        "--start_epoch", type=count, default=0, metavar="N", help="first epoch, counted from 0; --resume sets it"
     )
-    group.add_argument("--seed", type=seed, default=0, help="of the initialisation, the sample order, flips and masks")
-    group.add_argument("--log_freq", type=positive_int, default=20, metavar="N", help="steps between console lines")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--seed", type=seed, default=0, help="seed of the initialisation, the sample order, flips and masks"
+    )
+    group.add_argument(
+        "--log_dir", metavar="DIR", help="folder of the TensorBoard events (default: OUTPUT_DIR/tensorboard)"
+    )
+    group.add_argument(
+        "--log_freq", type=positive_int, default=20, metavar="N", help="steps between two log lines on the console"
+    )
+    return group
+
+
+def add_speed_flags(parser):
+    """Flags that change the time and the memory a run takes, and at most the last bits of its results."""
+    group = parser.add_argument_group("device, speed and memory")
+    group.add_argument("--device", default="auto", help="device to compute on: auto, cpu, cuda or cuda:N")
     group.add_argument(
         "--num_workers",
         type=count,
@@ -87,28 +108,23 @@ def add_run_flags(parser, *, output_dir):
         "--pin_mem",
         action="store_true",
         default=True,
-        help="page-locked batches for faster copies to a GPU (the default)",
+        help="load batches into page-locked memory, from which copies to a GPU are faster (the default)",
     )
-    group.add_argument("--no_pin_mem", action="store_false", dest="pin_mem")
-    return group
-
-
-def add_speed_flags(parser):
-    """Flags that change the time and the memory a run takes, and of its results the last bits at most."""
-    group = parser.add_argument_group("speed and memory")
+    group.add_argument(
+        "--no_pin_mem", action="store_false", dest="pin_mem", help="load batches into memory that is not page-locked"
+    )
     group.add_argument(
         "--compile",
         choices=("auto", *COMPILE_MODES),
         metavar="MODE",
-        help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; or auto: time eager and "
-        "compiled steps before training, and take the faster way; a continued run keeps it (default: auto on CUDA, "
+        help=f"compile the blocks in this mode of torch.compile: {', '.join(COMPILE_MODES)}; auto: time eager and "
+        "compiled steps before training and use the faster; a continued run keeps this choice (default: auto on CUDA, "
         "off on a CPU)",
     )
     group.add_argument(
         "--grad_checkpointing",
         action="store_true",
-        help="compute each block's forward pass twice instead of keeping what is in it: less memory, a quarter more "
-        "time",
+        help="recompute the forward pass of each block in the backward pass: less memory, a quarter more time",
     )
     return group
 
@@ -127,28 +143,37 @@ def apply_speed_flags(model, config):
 def add_distributed_flags(parser):
     """Flags for starting many ranks; under a launcher none is needed."""
     group = parser.add_argument_group(
-        "distributed", "ranks are found from the variables of mpirun, mpiexec, torchrun or srun"
+        "several GPUs or machines",
+        "start the program with torchrun, mpirun, mpiexec or srun, which set the number of ranks; these flags are "
+        "seldom needed",
     )
     group.add_argument(
-        "--world_size", type=positive_int, metavar="N", help="ranks expected: an error if the launcher started others"
+        "--world_size",
+        type=positive_int,
+        metavar="N",
+        help="expected number of ranks; end with an error if the launcher started another number",
     )
     group.add_argument(
         "--local_rank", type=count, metavar="N", help="GPU of this rank on its node (default: from the launcher)"
     )
-    group.add_argument("--dist_on_itp", action="store_true", help="insist on Open MPI's variables")
-    group.add_argument("--dist_url", default="env://", metavar="URL", help="rendezvous, env:// or tcp://HOST:PORT")
+    group.add_argument(
+        "--dist_on_itp", action="store_true", help="end with an error if the variables of Open MPI are not set"
+    )
+    group.add_argument(
+        "--dist_url", default="env://", metavar="URL", help="where the ranks meet: env:// or tcp://HOST:PORT"
+    )
     group.add_argument(
         "--port",
         type=Range(int, at_least=1, at_most=65535),
         metavar="N",
-        help="rendezvous port (default: MASTER_PORT, or made from the job id, or a free one)",
+        help="port where the ranks meet (default: MASTER_PORT, else from the job id, else a free one)",
     )
     group.add_argument(
         "--dist_timeout",
         type=positive,
         default=10,
         metavar="MIN",
-        help="minutes after which ranks give up on one that does not answer",
+        help="minutes without an answer after which a rank is taken for lost",
     )
     return group
 
@@ -179,14 +204,17 @@ def check_common_flags(flags, needs_data=True):
         flags.warmup_epochs <= flags.epochs,
         f"--warmup_epochs {flags.warmup_epochs:g}: more than --epochs {flags.epochs}",
     )
-    need(flags.start_epoch < last, f"--start_epoch {flags.start_epoch}: there is no epoch left before {last}")
+    need(
+        flags.start_epoch < last,
+        f"--start_epoch {flags.start_epoch}: must be below {last}, the number of epochs of the run",
+    )
     need(
         not (flags.resume and flags.overwrite),
         "--resume and --overwrite contradict each other: one continues the run in --output_dir, the other removes it",
     )
     need(
         not (flags.resume and flags.start_epoch),
-        "--resume and --start_epoch contradict each other: a resumed run knows its epoch",
+        "--resume and --start_epoch contradict each other: the checkpoint states the epoch",
     )
     need(
         not (flags.resume not in ("", "auto") and flags.finetune),
@@ -215,5 +243,5 @@ def check_common_flags(flags, needs_data=True):
     )
     need(
         not needs_data or flags.data_path is not None,
-        "--data_path is missing: the folder of the data; 'python -m sarwmix.simulate' makes some to try",
+        "--data_path is missing: the folder of the data; 'python -m sarwmix.simulate' writes simulated data to try",
     )

@@ -6,6 +6,7 @@ A setting is an environment variable or a flag of the same name in lower case, w
 standard library, so that it runs before anything is installed.
 """
 
+import difflib
 import os
 import re
 import shlex
@@ -25,21 +26,25 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "TASK_TYPE": Setting("pretrain", ("pretrain", "finetune", "test"), "finetune ends with the test figures"),
+    "TASK_TYPE": Setting(
+        "pretrain",
+        ("pretrain", "finetune", "test"),
+        "what the run does; finetune ends with an evaluation on the test split",
+    ),
     "DATASET": Setting(
         "benv2",
         ("benv1", "benv2", "sen12flood", "chips"),
-        "BigEarthNet, SEN12-FLOOD to finetune, or images of one's own",
+        "BigEarthNet, SEN12-FLOOD (not for pretraining), or your own images",
     ),
     "DATA_PATH": Setting("", None, "folder of the data"),
     "MODEL": Setting("base", ("base", "large", "huge", "tiny"), "size of the model"),
-    "EPOCH": Setting("64", 1, "where pretraining stops; finetuning starts from its checkpoint_EPOCH.pth"),
+    "EPOCH": Setting("64", 1, "epoch after which pretraining stops; finetuning starts from its checkpoint_EPOCH.pth"),
     "WEIGHT_MODE": Setting(
         "per_channel", ("per_channel", "shared_avg", "shared_intensity", "none"), "kind of polarization weights"
     ),
-    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "what has one weight, a token or a pixel"),
+    "WEIGHT_LEVEL": Setting("token", ("token", "pixel"), "one weight for each token, or for each pixel"),
     "MODELS_PATH": Setting("output", None, "folder of all runs, and of their logs in logs/"),
-    "CHECKPOINT": Setting("", None, 'another file to finetune or to test; "random": random initialisation'),
+    "CHECKPOINT": Setting("", None, 'checkpoint to finetune or test (default: that of the recipe); "random": none'),
     "PRETRAINED_ON": Setting(
         "",
         None,
@@ -47,8 +52,10 @@ SETTINGS = {
         "CHECKPOINT, the dataset whose statistics standardise floods",
     ),
     "SEED": Setting("0", 0, "seed of the run"),
-    "BATCH_SIZE": Setting("", 1, "images per rank (default: by the published global batch, and the memory of the GPU)"),
-    "ACCUM_ITER": Setting("", 1, "micro-batches per step (default: by the published global batch)"),
+    "BATCH_SIZE": Setting(
+        "", 1, "images per rank and micro-batch (default: from the published global batch and the memory of the GPU)"
+    ),
+    "ACCUM_ITER": Setting("", 1, "micro-batches per step (default: from the published global batch)"),
     "EXTRA": Setting("", None, "flags of the main program, as after --, quoted as for a shell"),
 }
 PATHS = ("DATA_PATH", "MODELS_PATH", "CHECKPOINT", "SITE")
@@ -83,11 +90,13 @@ def read_settings(settings, argv, env, start="."):
         flag, equals, value = word.partition("=")
         if not word.startswith("--"):
             raise UsageError(
-                f"{word}: is no flag; settings are given as --data_path DIR, flags of the main program after --"
+                f"{word}: is not a flag; give settings as --data_path DIR, and flags of the main program after --"
             )
         if flag[2:].upper() not in settings:
+            nearest = difflib.get_close_matches(flag[2:].upper().replace("-", "_"), settings, 1)
+            meant = f" (did you mean --{nearest[0].lower()}?)" if nearest else ""
             raise UsageError(
-                f"{word}: there is no such flag here; see --help, and give flags of the main program after --"
+                f"{word}: there is no such flag here{meant}; see --help, and give flags of the main program after --"
             )
         if not equals and not words:
             raise UsageError(f"{word}: a value is missing")
@@ -135,7 +144,9 @@ def check(values, extra, dry_run):
         raise UsageError("CHECKPOINT=random: only TASK_TYPE=finetune starts from random initialisation")
     for flag in extra:
         if re.match("--(batch_size|accum_iter)(=|$)", flag):
-            raise UsageError(f"{flag}: give it before --, as the other one depends on it")
+            raise UsageError(
+                f"{flag}: give it before --, because the recipe computes --batch_size and --accum_iter together"
+            )
 
 
 # ---- The recipes ---------------------------------------------------------------------------------
@@ -184,8 +195,8 @@ def deal_batch(values, ranks, gpus):
     accumulate = own_accumulation or max(1, whole // (batch * ranks))
     if task != "test" and not own_batch and not own_accumulation and batch * ranks * accumulate != whole:
         raise UsageError(
-            f"the published global batch of {whole} cannot be dealt to {ranks} ranks; start 1, 2, 4, 8 or 16, or "
-            "choose BATCH_SIZE (and ACCUM_ITER)"
+            f"the published global batch of {whole} cannot be divided among {ranks} ranks; start 1, 2, 4, 8 or 16, "
+            "or choose BATCH_SIZE (and ACCUM_ITER)"
         )
     return batch, accumulate
 

@@ -49,7 +49,7 @@ def log_metrics(metrics, classes):
     counted = "pixels" if "iou" in per_class else "samples"
     log_table(list(zip(classes, per_class["support"], *columns.values())), ["class", counted, *columns])
     if "ignored_pixels" in metrics:
-        log.info("%d pixels count, %d are ignored", metrics["pixels"], metrics["ignored_pixels"])
+        log.info("%d pixels are evaluated, %d are ignored", metrics["pixels"], metrics["ignored_pixels"])
     if metrics["undefined"]:
         log.warning(
             "%d classes do not occur in this split and are left out of the macro means: %s",

@@ -99,7 +99,7 @@ class Run:
         self.model = distribute(self.training.model, self.ranks, self.warm_up_loss)
         vars(self).pop("warm_up_images", None)  # frees their memory
         if self.start.epoch >= self.config.stop_epoch:
-            log.info("all %d epochs are done already", self.config.stop_epoch)
+            log.info("all %d epochs are already done", self.config.stop_epoch)
         for epoch in range(self.start.epoch, self.config.stop_epoch):
             statistics = self.train_one_epoch(epoch)
             self.after_epoch(epoch, statistics)

@@ -99,7 +99,7 @@ class RunDirectory:
                 f"--output_dir {self.path}: {error.strerror}; choose a folder that can be written"
             ) from None
         if gone:
-            log.warning("taking over the lock of %s: that process is gone", gone)
+            log.warning("taking over the lock of %s: that process has ended", gone)
         self._handlers = catch(self._on_signal, set(SIGNALS) - {signal.SIGINT})  # Ctrl-C raises KeyboardInterrupt
         earlier = self._own_files()
         odd = [path.name for path in earlier if not path.is_file()]
@@ -167,10 +167,10 @@ class RunDirectory:
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            log.warning("%s: cannot be read (%s), and is written anew", path, error)
+            log.warning("%s: cannot be read (%s); it is written again", path, error)
             return {}
         if not isinstance(record, dict) or not isinstance(record.get("earlier", []), list):
-            log.warning("%s: is not the record of a run, and is written anew", path)
+            log.warning("%s: is not the record of a run; it is written again", path)
             return {}
         return record
 
@@ -194,13 +194,13 @@ class RunDirectory:
         entries = [(_epoch_of(line, path), line) for line in lines]
         before = [(epoch, line) for epoch, line in entries if epoch < start.epoch]
         if len(before) < len(lines):
-            log.info("log.txt: %d lines from epoch %d on are cut off", len(lines) - len(before), start.epoch)
+            log.info("log.txt: %d lines from epoch %d on are removed", len(lines) - len(before), start.epoch)
         kept = dict(before)  # the last line of each epoch
         if len(kept) < len(before):
-            log.warning("%s: %d epochs were logged twice; their last lines stay", path, len(before) - len(kept))
+            log.warning("%s: %d epochs were logged twice; the last line of each is kept", path, len(before) - len(kept))
         missing = [epoch for epoch in range(start.epoch) if epoch not in kept]
         if missing and start.source is not None and start.source.parent.samefile(self.path):
-            log.warning("%s: has no line of %d epochs that are done: %s", path, len(missing), listed(map(str, missing)))
+            log.warning("%s: has no line for %d finished epochs: %s", path, len(missing), listed(map(str, missing)))
         if lines or path.is_symlink():
             write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept.values()).encode()))
 

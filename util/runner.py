@@ -52,8 +52,8 @@ def help_of(script, settings):
     lines = (Path("scripts") / script).read_text(encoding="utf-8").splitlines()[2:]
     head = [line[2:] for line in takewhile(lambda line: line.startswith("# "), lines)]
     head.append(
-        "Settings, each a variable or a flag of the same name in lower case, which takes precedence: MODEL=large, "
-        "--model large."
+        "Settings: each is an environment variable (MODEL=large) or a flag of the same name in lower case (--model "
+        "large), which takes precedence."
     )
     for name, (default, allowed, text) in settings.items():
         choices = f" [{', '.join(allowed)}]" if isinstance(allowed, tuple) else ""

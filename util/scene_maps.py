@@ -73,7 +73,7 @@ def map_scene(image, predict, path, classes, windows, values="classes"):
     path, started = Path(path), time.monotonic()
     check_map(path, classes, values)
     if not image.crs:
-        log.warning("%s: has no coordinate system, so that its map has none", image.name)
+        log.warning("%s: has no coordinate system, so its map has none either", image.name)
     cache = load("rasterio", "writing maps").Env(GDAL_CACHEMAX=CACHE_BYTES)
     with _written(path), cache, atomic_path(path) as temporary:
         target = _Target(temporary, path, image, classes, values)

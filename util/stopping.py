@@ -27,21 +27,21 @@ def add_stopping_flags(group):
         "--save_every_steps",
         type=positive_int,
         metavar="N",
-        help="also save after every N steps, in mid-epoch (default: by time alone)",
+        help="also save after every N steps within an epoch (default: only by time)",
     )
     group.add_argument(
         "--save_every_minutes",
         type=non_negative,
         default=15,
         metavar="MIN",
-        help="also save when this long has passed since the last save; 0: at the end of an epoch only",
+        help="also save within an epoch, this many minutes after the last save; 0: only at the end of each epoch",
     )
     group.add_argument(
         "--walltime",
         type=positive,
         metavar="MIN",
-        help="save and end, with status 0, before this many minutes have passed since the program was started; "
-        "continue with --resume auto",
+        help="save and end, with exit status 0, before the program has run for this many minutes; continue with "
+        "--resume auto",
     )
 
 
@@ -115,7 +115,7 @@ class Stopping:
         if ends:
             reason = "--walltime is nearly over" if wish == WALLTIME else signal.Signals(wish - 128).name
             raise Stopped(
-                f"{reason}: ended in {where}, and all is saved; go on with --resume auto",
+                f"{reason}: ended in {where}, and the state is saved; continue with --resume auto",
                 0 if wish == WALLTIME else wish,
             )
 

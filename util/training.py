@@ -169,7 +169,10 @@ class Training:
         restore(state, path, self.model, self.optimizer, self.scaler)
         start = Start(state["epoch"] + 1, state.get("progress"), path, state.get("selection"), state.get("bits") or {})
         if start.step > steps:
-            raise UsageError(f"{path}: is of step {start.step} of an epoch, which has {steps}; it is of another run")
+            raise UsageError(
+                f"{path}: holds step {start.step} of an epoch, but an epoch of this run has {steps} steps; it "
+                "belongs to another run"
+            )
         self.filled_before = state.get("filled", 0)
         log.info(
             "continuing %s after epoch %d%s",
@@ -187,7 +190,7 @@ class Training:
             if start.bits.get(name, value) != value
         ]
         if changed:
-            log.warning("the run goes on with %s: it is the same run, but not to the last bit", ", ".join(changed))
+            log.warning("the run continues with %s: the last bits of its results may differ", ", ".join(changed))
 
 
 def _state_to_resume(config):
@@ -195,7 +198,7 @@ def _state_to_resume(config):
     if config.resume == "auto":
         state, path = load_latest(config.output_dir)
         if state is None:
-            log.info("nothing to continue in %s: starting", config.output_dir)
+            log.info("no checkpoint to continue from in %s: starting a new run", config.output_dir)
         return state, path
     if not config.resume:
         return None, None
@@ -216,5 +219,5 @@ def check_alike(start, ranks, folder):
     if len(set(places)) > 1:
         seen = ", ".join(f"rank {rank}: epoch {epoch}, step {step}" for rank, (epoch, step) in enumerate(places))
         raise UsageError(
-            f"--resume: the ranks see different checkpoints in {folder} ({seen}); it must be one folder for all of them"
+            f"--resume: the ranks see different checkpoints in {folder} ({seen}); all ranks must use the same folder"
         )

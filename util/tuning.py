@@ -72,8 +72,8 @@ def leave_out(execution, failure):
 def refuse(execution, failure):
     """Raises TrainingError for a requested --compile that failed."""
     raise TrainingError(
-        f"--compile {execution['compile']}: {failure}; mend the compiler (C++ with the headers of Python; on a GPU "
-        f"also Triton), or go on without it: --compile off"
+        f"--compile {execution['compile']}: {failure}; repair the compiler (C++ with the headers of Python; on a GPU "
+        "also Triton), or run without it: --compile off"
     )
 
 

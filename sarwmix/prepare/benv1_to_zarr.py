@@ -218,8 +218,8 @@ def _check_left_out(out, skip_bad):
     left_out = len(list(read_csv_rows(out / BAD))) - 1
     if left_out and not skip_bad:
         raise DataError(
-            f"--out {out} is complete but for {left_out} patches ({out / BAD}); restore them, remove {out / MANIFEST} "
-            "and run again, or accept it with --skip_bad"
+            f"--out {out} is complete except for {left_out} patches ({out / BAD}); restore them, remove "
+            f"{out / MANIFEST} and run again, or accept it with --skip_bad"
         )
 
 
@@ -246,8 +246,8 @@ def _finish(out, plan, outcomes, skip_bad):
         raise data_error(
             f"{len(bad)} of {len(bad) + len(whole)} patches could not be converted",
             [f"{outcome.patch} ({outcome.fault})" for outcome in bad],
-            "restore them and run again, which does only these, or leave them out with --skip_bad; "
-            f"{out / BAD} has them all",
+            f"restore them and run again, which converts only these, or leave them out with --skip_bad; {out / BAD} "
+            "lists them all",
         )
     os.sync()  # once, because flushing each patch would be slow
     dataset = published("benv1", whole)
@@ -312,6 +312,7 @@ def get_args_parser():
     parser = Parser(
         "Convert the Sentinel-1 folders of BigEarthNet v1 to a Zarr store with checksums.",
         "sarwmix.prepare.benv1_to_zarr",
+        usage="[flags] --root DIR --out DIR",
     )
     group = parser.add_argument_group("input")
     group.add_argument("--root", type=Path, metavar="DIR", help="BigEarthNet-S1-v1.0, or the folder that holds it")
@@ -344,7 +345,7 @@ def get_args_parser():
         help="folder of benv1.zarr, benv1_*.csv, bad.csv and manifest.csv; new, or begun by this program",
     )
     group.add_argument(
-        "--verify", action="store_true", help="with --out alone: read the store and compare it with its manifest"
+        "--verify", action="store_true", help="with only --out: read the store and compare it with its manifest"
     )
     add_workers_flag(group)
     return parser
@@ -357,7 +358,7 @@ def main(argv=None):
         lists = {split: getattr(args, split) for split in PARTS["all"] if getattr(args, split)}
         if args.verify:
             if args.root or lists or args.skip_bad:
-                parser.error("--verify goes with --out alone")
+                parser.error("--verify can be used only with --out")
             log.info("%s: all %d patches match the manifest", args.out, verify(args.out, workers))
             return
         if args.root is None:

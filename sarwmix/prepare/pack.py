@@ -249,7 +249,7 @@ def refuse_bad(reports, skip_bad, out):
         raise data_error(
             f"{len(bad)} of {count} images cannot be used, all of them listed in {out / BAD}",
             [reason for _, reason in bad],
-            "restore them and run again, which does only their parts, or leave them out with --skip_bad",
+            "restore them and run again, which writes only their parts, or leave them out with --skip_bad",
         )
     if bad:
         log.warning(
@@ -264,8 +264,11 @@ def get_args_parser():
     parser = Parser(
         "Pack a dataset of any layout into a store for fast training, or verify a store.",
         "sarwmix.prepare.pack",
+        usage="[flags] --dataset NAME --data_path DIR --out STORE",
     )
-    parser.add_argument("--verify", metavar="STORE", help="only check every file of this store against its checksum")
+    parser.add_argument(
+        "--verify", metavar="STORE", help="check every file of this store against its checksum, and pack nothing"
+    )
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), help="name of the dataset")
     add_source_flags(group)
@@ -277,7 +280,7 @@ def get_args_parser():
         choices=STORED_SPLITS,
         metavar="SPLIT",
         help="splits to pack: train, val, test; or every, for a folder of benv1 without lists (default: train val "
-        "test, for sen12flood train test, for chips those of their table, else every)",
+        "test; sen12flood: train test; chips: those of their table, else every)",
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave out images that cannot be used, instead of ending with an error"

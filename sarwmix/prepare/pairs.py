@@ -256,7 +256,7 @@ def _check_draw(table, folders, args):
     if fraction and max(1, round(fraction * places)) >= places:
         raise DataError(
             f"{args.table}: --test_fraction {fraction:g} of {places} place{'s' * (places != 1)} leaves nothing to "
-            "train on; lower it, say --test_fraction 0, or add places"
+            "train on; lower it, use --test_fraction 0, or add places"
         )
 
 
@@ -429,7 +429,7 @@ def report(out):
         flags.append("--test_split none")
         log.warning(
             "no pair is in split test: main_finetune.py needs --test_split none, and --val_fraction, which keeps "
-            "places apart to select on%s",
+            "places apart for the selection%s",
             "" if places["train"] > 1 else "; that takes two places, and there is one",
         )
     if nodata > READ_WITHOUT_ASKING:
@@ -447,15 +447,18 @@ def report(out):
 
 
 def get_args_parser():
-    parser = Parser("Make pairs of images of one's own into the data of --dataset sen12flood.", "sarwmix.pairs")
+    parser = Parser(
+        "Convert pairs of your own images, before and after a flood, into data for --dataset sen12flood.",
+        "sarwmix.pairs",
+    )
     group = parser.add_argument_group("files")
     group.add_argument(
         "--table",
         required=True,
         metavar="FILE",
-        help="CSV or parquet with a row per pair: before, after (GeoTIFFs with VV and VH, or with one each, of which "
-        "one is named, or both as VV.tif,VH.tif; relative to the table), label (1: flood in the second image, 0: "
-        "none), and, optional, split (train, test) and group (the place)",
+        help="CSV or parquet with a row for each pair. Columns: before and after (GeoTIFFs of VV and VH; or a file "
+        "for each channel, of which the table names one, or both as VV.tif,VH.tif; paths are relative to the table), "
+        "label (1: flood in the second image, 0: none), and optionally split (train, test) and group (the place)",
     )
     group.add_argument("--out", required=True, metavar="STORE", help="folder to write, new or empty")
     add_workers_flag(group)
@@ -466,23 +469,23 @@ def get_args_parser():
         type=rate,
         default=READ_WITHOUT_ASKING,
         metavar="SHARE",
-        help="share of values without data above which an image cannot be used; above 0.01, main_finetune.py needs as "
-        "much in --max_nonfinite",
+        help="share of values without data above which an image cannot be used; if above 0.01, give main_finetune.py "
+        "--max_nonfinite with the same value",
     )
     group = parser.add_argument_group("pairs")
     group.add_argument(
         "--unreferenced",
         action="store_true",
-        help="take images without a coordinate system for aligned if they are of one size",
+        help="treat images without a coordinate system as aligned if they have the same size",
     )
     group.add_argument(
         "--test_fraction",
         type=rate,
         metavar="SHARE",
-        help="share of the places, at least one, that becomes the split test; 0: none (default: 0.2, if the table has "
-        "no column split)",
+        help="draw this share of the places, at least one, as the split test; 0: no split test (default: 0.2, if the "
+        "table has no column split)",
     )
-    group.add_argument("--draw_seed", type=seed, default=0, metavar="N", help="of the draw of the split test")
+    group.add_argument("--draw_seed", type=seed, default=0, metavar="N", help="seed of the draw of the split test")
     group.add_argument(
         "--skip_bad", action="store_true", help="leave out pairs that cannot be used, instead of ending with an error"
     )

@@ -258,14 +258,14 @@ def get_args_parser():
     parser = Parser(
         "Write the images of public sets as tiles of VV and VH in dB, to pretrain on.", "sarwmix.prepare.public_sets"
     )
-    group = parser.add_argument_group("sets", "folders, as the sets are published; at least one of them")
+    group = parser.add_argument_group("sets", "folders of the sets, as published; give at least one")
     for name, public_set in SETS.items():
         group.add_argument(f"--{name}", metavar="DIR", help=public_set.about)
     group.add_argument(
         "--exclude",
         nargs="+",
         metavar="NAME",
-        help="images or groups (places, scenes, countries) that are left out of --out, such as those to be tested on",
+        help="images or groups (places, scenes, countries) to leave out, such as those of a later test",
     )
     group = parser.add_argument_group("values of ETCI 2021")
     group.add_argument(
@@ -273,9 +273,11 @@ def get_args_parser():
         nargs=2,
         type=finite,
         metavar=("VH", "VV"),
-        help="mean that each channel of each scene gets, dB (default: that of the other sets)",
+        help="mean in dB that each channel of each scene is scaled to (default: the mean of the other sets)",
     )
-    group.add_argument("--etci_std", nargs=2, type=positive, metavar=("VH", "VV"), help="and standard deviation, dB")
+    group.add_argument(
+        "--etci_std", nargs=2, type=positive, metavar=("VH", "VV"), help="standard deviation in dB, likewise"
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--out", required=True, metavar="DIR", help="folder to write, new or empty")
     group.add_argument(
@@ -310,7 +312,7 @@ def check(args):
         raise UsageError("--etci_mean and --etci_std go together")
     if ETCI not in given and (args.etci_mean or args.masks):
         raise UsageError(
-            f"{'--masks' if args.masks else '--etci_mean'}: is of ETCI 2021; name its folder with --{ETCI}"
+            f"{'--masks' if args.masks else '--etci_mean'}: is only for ETCI 2021; name its folder with --{ETCI}"
         )
     if given == [ETCI] and not args.etci_mean:
         raise UsageError(

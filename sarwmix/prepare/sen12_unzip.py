@@ -114,7 +114,7 @@ def _root(archive):
 
 def _s1_list(archive, name):
     if name is None:
-        log.warning("%s: holds no %s; the next steps need it: --s1_list", archive.path, S1_LIST)
+        log.warning("%s: holds no %s, which the next steps need; give it to them with --s1_list", archive.path, S1_LIST)
         return None
     content = archive.read(name)
     try:

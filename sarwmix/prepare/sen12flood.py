@@ -183,7 +183,7 @@ def begin(settings):
     """
     if is_complete(settings.out, parameters_of(settings)):
         remove_intermediate(settings)
-        say(f"{settings.out} is complete already, nothing to do")
+        say(f"{settings.out} is already complete, nothing to do")
         return True
     check_disk(settings)
     return False
@@ -234,11 +234,18 @@ def remove_intermediate(settings):
 
 
 def get_args_parser():
-    parser = Parser("Prepare SEN12-FLOOD, from its archive to the dataset of --dataset sen12flood.", PROGRAM)
+    parser = Parser(
+        "Prepare SEN12-FLOOD, from its archive to the data of --dataset sen12flood.",
+        PROGRAM,
+        usage="[flags] --zip ZIP --work DIR --out DIR",
+    )
     group = parser.add_argument_group("files")
     group.add_argument("--zip", type=path, help="the downloaded archive")
     group.add_argument(
-        "--raw_root", "--raw-root", type=path, help=f"or the folder that it was extracted to, with {S1_LIST}"
+        "--raw_root",
+        "--raw-root",
+        type=path,
+        help=f"instead of --zip: the folder that it was extracted to, with {S1_LIST}",
     )
     group.add_argument("--work", type=path, help="folder of intermediate files, removed at the end")
     group.add_argument("--out", type=path, help="folder of the dataset")
@@ -246,8 +253,8 @@ def get_args_parser():
     group.add_argument(
         "--keep_intermediate", "--keep-intermediate", action="store_true", help="keep the files in --work"
     )
-    group.add_argument("--relative_to", type=path, default=Path(), help="folder to which relative paths refer")
-    group = parser.add_argument_group("steps", "As in the programs of the steps.")
+    group.add_argument("--relative_to", type=path, default=Path(), help="folder that relative paths start from")
+    group = parser.add_argument_group("steps", "as in the programs of the steps")
     add_warping_flags(group)
     add_list_flags(group)
     add_curation_flags(group)
@@ -277,7 +284,7 @@ def check(args):
         if not getattr(args, name):
             raise UsageError(f"--{name} is needed; see --help")
     if bool(args.train_list) != bool(args.test_list):
-        raise UsageError("--train_list and --test_list go together")
+        raise UsageError("--train_list and --test_list must be given together")
     check_paths(settled(args))
 
 

@@ -88,6 +88,7 @@ def get_args_parser():
     parser = Parser(
         "Compute the exact mean, standard deviation and histogram of a dataset's backscatter, in dB, per channel.",
         "sarwmix.prepare.statistics",
+        usage="[flags] --dataset NAME --data_path DIR",
     )
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", choices=tuple(DATASETS), required=True, help="name of the dataset")

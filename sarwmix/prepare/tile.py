@@ -286,15 +286,18 @@ def get_args_parser():
         "scenes",
         nargs="+",
         metavar="SCENE",
-        help="GeoTIFFs or COGs with VV and VH, or one file for each, named alike but for VV and VH, or given as "
-        "VV.tif,VH.tif; or folders of them; named before the flags",
+        help="GeoTIFFs (or COGs) of VV and VH; or a file for each channel, with names that differ only in VV and VH, "
+        "or given as VV.tif,VH.tif; or folders of such files. Name them before the flags",
     )
     group = parser.add_argument_group("values")
     add_reading_flags(group)
     group = parser.add_argument_group("tiles")
     group.add_argument("--size", type=positive_int, default=128, metavar="PIXELS", help="side of a tile")
     group.add_argument(
-        "--stride", type=positive_int, metavar="PIXELS", help="distance of tiles (default: --size, side by side)"
+        "--stride",
+        type=positive_int,
+        metavar="PIXELS",
+        help="step from tile to tile (default: --size, so that tiles do not overlap)",
     )
     group.add_argument(
         "--max_nodata",
@@ -304,7 +307,7 @@ def get_args_parser():
         help="share of pixels without data above which a tile is left out; pixels beyond the edge of a scene count",
     )
     group.add_argument(
-        "--split", choices=STORED_SPLITS, default=EVERY, help="split of all tiles; every: they are not divided"
+        "--split", choices=STORED_SPLITS, default=EVERY, help="split to which all tiles belong; every: no split"
     )
     group.add_argument(
         "--skip_bad", action="store_true", help="leave out scenes that cannot be used, instead of ending with an error"

@@ -67,8 +67,8 @@ def plan_places(parameters):
         raise DataError(f"--folders {parameters.folders}: too few for a test split; give more, or --test_fraction 0")
     if tests > TEST_FOLDERS:
         raise DataError(
-            f"--test_fraction {parameters.test_fraction}: would be {tests} test folders, but their names of one "
-            f"or two digits end at {TEST_FOLDERS}; give less"
+            f"--test_fraction {parameters.test_fraction}: would need {tests} test folders, but their names of one or "
+            f"two digits allow {TEST_FOLDERS}; give a smaller share"
         )
     trains = parameters.folders - tests
     named = [("train", n, f"{n + 1:04d}") for n in range(trains)] + [("test", n, f"{n + 1}") for n in range(tests)]

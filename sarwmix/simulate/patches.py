@@ -256,8 +256,12 @@ def get_args_parser():
         help="largest side of a scene, patches; scenes of few or large patches are smaller",
     )
     group = parser.add_argument_group("splits, by whole scenes")
-    group.add_argument("--val_fraction", type=rate, default=Parameters.val_fraction, help="share of validation")
-    group.add_argument("--test_fraction", type=rate, default=Parameters.test_fraction, help="share of test")
+    group.add_argument(
+        "--val_fraction", type=rate, default=Parameters.val_fraction, help="share of the patches in the split val"
+    )
+    group.add_argument(
+        "--test_fraction", type=rate, default=Parameters.test_fraction, help="share of the patches in the split test"
+    )
     return parser
 
 

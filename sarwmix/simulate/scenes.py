@@ -194,7 +194,9 @@ def get_args_parser():
         default=Parameters.side,
         help="side of a scene, pixels of 10 m",
     )
-    group.add_argument("--units", choices=("linear", "dB"), default=Parameters.units, help="of the values, σ⁰")
+    group.add_argument(
+        "--units", choices=("linear", "dB"), default=Parameters.units, help="units of the values, which are σ⁰"
+    )
     group.add_argument(
         "--chip_size",
         type=Range(int, at_least=16, at_most=1024),

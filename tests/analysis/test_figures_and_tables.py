@@ -295,7 +295,8 @@ def test_free_flags_are_those_of_where_and_how_and_of_no_continued_run():
     groups = {group.title: {action.dest for action in group._group_actions} for group in parser._action_groups}
     assert FREE <= set(vars(parser.parse_args([])))
     assert FREE & {*SAME_TRAINING, *SAME_RUN} == {"seed", "draw_seed"}
-    assert groups["run"] | groups["speed and memory"] | groups["distributed"] <= {*FREE, "start_epoch"}
+    free = groups["run"] | groups["device, speed and memory"] | groups["several GPUs or machines"]
+    assert free <= {*FREE, "start_epoch", "finetune"} and "finetune" not in FREE
 
 
 def test_kinds_are_described_by_what_differs():

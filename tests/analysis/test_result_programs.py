@@ -155,7 +155,7 @@ def test_training_times_of_a_folder(tmp_path, capsys):
     assert shown(100 * 3600 + 61.6) == "100:01:02"
     assert "--gpus 0: must be at least 1" in refusal(logfile_time_process.main, [tmp_path, "--gpus", 0], capsys)
     line = refusal(logfile_time_process.main, [tmp_path / "run", tmp_path / "README"], capsys)
-    assert "no training time in 2 logs" in line and "a run folder" in line and "nothing in it" in line
+    assert "no training time in 2 logs" in line and "a run folder" in line and "holds no line" in line
 
 
 # ---- Charts --------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_malformed_lines_are_counted_and_skipped(read, text):
         (clocked('flags: {"mask_ratio": 0.5}\nEpoch [0/2]'), "pretraining log"),
         (clocked("Epoch [0/2]"), "no Best Results Summary: not finished"),
         (SUMMARY + "a line\n" * 4 + PIPE, "no Best Results Summary: not finished"),
-        ("Dear diary,\n", "nothing in it is of a training log"),
+        ("Dear diary,\n", "holds no line of a training log"),
         ("\0", "not a text file"),
         ('{"epoch": 0, "train_loss": 1.0}\n', "pretraining log"),
         ('{"epoch": 4, "test_mAP": 0.99}', "no epoch with test_ap_macro or test_accuracy"),
@@ -332,7 +332,7 @@ def test_files_that_are_named_are_accounted_for(tmp_path):
     texts = {"c.pth": "PK\x03\x04\0\0", "README": "a text\n", "t.csv": "log,ap_macro\nx,0.5\n"}
     results, skipped = read_results([written(tmp_path, name, text) for name, text in texts.items()])
     assert [result.source for result in results] == ["x"]
-    assert [skip.reason for skip in skipped] == ["not a text file", "nothing in it is of a training log"]
+    assert [skip.reason for skip in skipped] == ["not a text file", "holds no line of a training log"]
     with pytest.raises(ValueError, match="nowhere: does not exist"):
         read_results([tmp_path / "nowhere"])
 

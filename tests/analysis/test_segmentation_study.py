@@ -266,7 +266,7 @@ def test_the_study_from_lists_to_tables(chips, tmp_path, capsys, monkeypatch):
     assert "| random                        | 2       | 0.417 ± 0.118 |" in text
     # Otsu is right everywhere: −0.5 and −2/3 have the mean −0.583, and 12.706 standard errors of 0.118/√2.
     assert "| random − Otsu, VV | -0.583 ± 1.059 |" in text and "| 0 of 3" in text
-    assert "random and Otsu, VV cannot be told apart by IoU; IoU, mean over groups; AUC" in text
+    assert "random and Otsu, VV cannot be distinguished by IoU; IoU, mean over groups; AUC" in text
     assert "the interval contains 0." in text and "chance in training alone" in text
     assert figure.read_bytes().startswith(b"\x89PNG") and figure.with_suffix(".svg").exists()
     statistics = json.loads((tmp_path / "out" / "folds" / "Ghana" / "statistics.json").read_text())

@@ -105,7 +105,7 @@ def test_few_descriptors_are_one_line_although_loader_processes_are_half_made(jo
     flags = (jobs["main_pretrain"], "--num_workers 6 --output_dir", tmp_path / "run")
     run = Run("main_pretrain", flags, tmp_path / "output", hurt=(with_few_descriptors, 24))
     assert run.wait(BOUND) == 1, run.text()
-    assert "may not open more than" in run.lines()[-1] and "Traceback" not in run.text()
+    assert "reached the limit of" in run.lines()[-1] and "Traceback" not in run.text()
     assert "Exception ignored" not in run.text()
 
 
@@ -134,7 +134,7 @@ def test_a_signal_is_acted_on_while_a_batch_is_waited_for(jobs, whole, tmp_path,
     run = Run(program, (flags, "--num_workers 2"), tmp_path / "stopped", hurt=(*hurt, 1, signal.SIGTERM))
     assert run.wait(BOUND) == 143, run.text()
     assert run.lines() == [
-        f"{program}.py: stopped: SIGTERM: ended in {place}, and all is saved; go on with --resume auto"
+        f"{program}.py: stopped: SIGTERM: ended in {place}, and the state is saved; continue with --resume auto"
     ]
     finish(program, flags, tmp_path / "continued")
     assert differences(whole[program][0], tmp_path / "run") == []
@@ -156,7 +156,7 @@ def test_one_of_two_ranks_that_waits_ends_at_a_signal_and_the_other_finds_it_gon
     statuses = [run.wait(BOUND) for run in runs]
     assert statuses == [1, 143], [run.text() for run in runs]
     assert runs[1].lines()[0].startswith("main_pretrain.py: stopped: SIGTERM: rank 1 ended while it waited for a batch")
-    assert "another rank is gone" in runs[0].lines()[0]
+    assert "another rank, or the connection to it, is lost" in runs[0].lines()[0]
 
 
 def test_a_temporary_folder_with_a_long_path_is_refused_before_loading(monkeypatch, tmp_path):
@@ -195,7 +195,7 @@ def test_other_signals_that_end_a_job_save_as_sigterm_does(jobs, tmp_path, which
     run = Run("main_pretrain", flags, tmp_path / "output", hurt=(signalled_at_step, 3, which))
     assert run.wait(BOUND) == 128 + which, run.text()
     assert run.lines() == [
-        f"main_pretrain.py: stopped: {which.name}: ended in epoch 0, step 3/6, and all is saved; go on with --resume auto"
+        f"main_pretrain.py: stopped: {which.name}: ended in epoch 0, step 3/6, and the state is saved; continue with --resume auto"
     ]
     assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["step"] == 3
 

@@ -138,7 +138,7 @@ def test_a_folder_with_nothing_but_half_a_record_is_begun(tmp_path):
 
 def test_other_content_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="--store .* is not empty and was not begun by this program"):
+    with pytest.raises(DataError, match="--store .* is not empty and does not hold output of this program"):
         fill(tmp_path, {"seed": 1}, flag="--store")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is not a folder"):

@@ -59,12 +59,12 @@ EVENTS = [b"", lambda before: bytes(len(before))]
 # (file, damage, what of the continued run differs from one that was not stopped, what is said)
 GOES_ON = [
     *(("run.json", holding(content), [], "run.json: ") for content in RUN_JSON),
-    *(("log.txt", holding(content), ["log.txt"], "has no line of 1 epochs that are done: 0") for content in LOG),
+    *(("log.txt", holding(content), ["log.txt"], "has no line for 1 finished epochs: 0") for content in LOG),
     ("log.txt", holding(lambda before: 2 * before), [], "1 epochs were logged twice"),
     *((".lock", holding(content), [], "taking over the lock") for content in LOCKS),
-    *(("checkpoint.pth", holding(content), [], "trying the one before") for content in CHECKPOINTS),
+    *(("checkpoint.pth", holding(content), [], "trying the previous one") for content in CHECKPOINTS),
     ("checkpoint.pth", missing, [], "continuing"),
-    *(("checkpoint.pth.sha256", holding(content), [], "trying the one before") for content in SIDECARS),
+    *(("checkpoint.pth.sha256", holding(content), [], "trying the previous one") for content in SIDECARS),
     ("checkpoint.pth.sha256", missing, [], "continuing"),
     *(("tensorboard/*", holding(content), ["train_loss", "lr"], "what followed is lost") for content in EVENTS),
     ("tensorboard/*", holding(lambda before: before + bytes(99)), [], "damaged; TensorBoard shows its first"),

@@ -242,8 +242,8 @@ def test_whichever_file_cannot_be_written_it_is_one_line(jobs, whole, tmp_path, 
 
 ONE_BATCH = "--accum_iter 1"
 GONE = (
-    "main_pretrain.py: rank {} ends because another rank is gone, or the connection to it; if that one could still "
-    "speak, its message says why"
+    "main_pretrain.py: rank {} ends because another rank, or the connection to it, is lost; the message of that "
+    "rank, if there is one, gives the reason"
 )
 BOUND = 60  # seconds within which all ranks must have ended
 
@@ -280,7 +280,7 @@ def test_ranks_of_two_runs_that_meet_are_refused_by_name_and_value(jobs, whole, 
     lines = [line for run in runs for line in run.lines()]
     good = statuses == [2, 2] and len(lines) == 2 and all(text in line for line in lines for text in said)
     assert count("ranks of two runs: refused on both", good), (statuses, lines)
-    assert "the ranks are not of one run: " in lines[0] and not (tmp_path / "run").exists()
+    assert "the ranks belong to different runs: " in lines[0] and not (tmp_path / "run").exists()
 
 
 def test_ranks_that_read_other_data_are_refused(jobs, simulated, tmp_path, count):

@@ -51,8 +51,8 @@ def patched(name, **values):
 LOCAL_NAME = VICTIM.encode()  # comes first before the data, and then in the directory
 ZIPS = {
     **HOSTILE,
-    "bzip2": (lambda path: zipped(path, zipfile.ZIP_BZIP2), "is packed by a method"),
-    "lzma": (lambda path: zipped(path, zipfile.ZIP_LZMA), "is packed by a method"),
+    "bzip2": (lambda path: zipped(path, zipfile.ZIP_BZIP2), "is compressed by a method"),
+    "lzma": (lambda path: zipped(path, zipfile.ZIP_LZMA), "is compressed by a method"),
     "another name before the data": (
         rewritten(lambda old: old.replace(LOCAL_NAME, b"../" + LOCAL_NAME[3:], 1)),
         "is damaged",

@@ -98,8 +98,8 @@ HOSTILE = {
     "folder_by_mode": (patched(mode=0o040755 << 16), "neither a plain file nor a folder"),
     "encrypted": (patched(flags=0x1), f"'{VICTIM}' is encrypted"),
     "strongly_encrypted": (patched(flags=0x41), "is encrypted"),
-    "patch_data": (patched(flags=0x20), "is packed by a method that is not read here"),
-    "method": (patched(method=12), "is packed by a method that is not read here (12)"),
+    "patch_data": (patched(flags=0x20), "is compressed by a method that this program does not read"),
+    "method": (patched(method=12), "is compressed by a method that this program does not read (12)"),
     "duplicate": (
         lambda path: make(path, [(GOOD, b"good"), (VICTIM, b"one"), (VICTIM, b"two")]),
         f"'{VICTIM}' comes twice",

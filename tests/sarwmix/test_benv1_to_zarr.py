@@ -428,7 +428,7 @@ def test_wrong_flags(root, capsys):
     for arguments, words in (
         (out, ("--root is missing",)),
         ([*out, "--root", str(root / "none")], ("none: no such folder",)),
-        ([*flags(root), "--verify"], ("--verify goes with --out alone",)),
+        ([*flags(root), "--verify"], ("--verify can be used only with --out",)),
         ([*flags(root), "--max_nonfinite", "2"], ("--max_nonfinite 2",)),
         ([*flags(root), "--id_col", "-1"], ("--id_col counts from 0",)),
         ([*flags(root, lists=("val",)), "--test", str(root / "no.csv")], ("no.csv", "no such list")),

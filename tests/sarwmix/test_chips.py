@@ -203,7 +203,7 @@ CASES = {
     "a split in capitals": ([("chip0", "Train")], ("id", "split"), "unknown split: 'Train' (wrong.csv:2)"),
     "an image twice": ([("chip0", "a"), ("./chip0.tif", "b")], ("id", "label"), "rows repeat an image: chip0 (wrong"),
     "several in one": ([("chip0", "a;b")], ("id", "label"), "name the column labels"),
-    "ragged": ([("chip0",)], ("id", "label"), "have not 2 cells"),
+    "ragged": ([("chip0",)], ("id", "label"), "do not have the 2 cells of the header"),
 }
 
 
@@ -229,4 +229,4 @@ def test_wrong_images_are_one_line(root):
     fails_with(lambda: strict[3], "chip3.tif", "--max_nonfinite")
     fails_with(lambda: Chips(root / "none"), "no such folder")
     write_table(root, [("chip0", "a"), ("chip1", "a")], ("id", "label"))
-    fails_with(lambda: Chips(root, "all", supervised=True), "two classes are the least")
+    fails_with(lambda: Chips(root, "all", supervised=True), "at least two classes are needed")

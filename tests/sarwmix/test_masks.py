@@ -88,7 +88,10 @@ def test_classes_of_a_checkpoint(root):
     assert data.CLASSES == ("ice", "water", "wood") and data[1][1][:3, 0].tolist() == [IGNORED, 1, 2]
     assert data.pixel_counts[1].tolist() == [0, SIDE, SIDE * 30, SIDE]
     fails_with(
-        lambda: Masks(root, supervised=True, classes=("water", "ice")), "classes.csv", "'wood' is none", "water, ice"
+        lambda: Masks(root, supervised=True, classes=("water", "ice")),
+        "classes.csv",
+        "'wood' is not among",
+        "water, ice",
     )
     assert Masks(root, classes=("water", "ice")).CLASSES == ("water", "ice")
 
@@ -227,8 +230,8 @@ TABLES = {
     "has no column name": [("value", "class"), (1, "a")],
     "classes.csv:3: the value 1 is there twice": [("value", "name"), (1, "a"), (1, "b")],
     "classes.csv:3: the name 'a' is there twice": [("value", "name"), (1, "a"), (2, "a")],
-    "classes.csv:2: the value '1.5' is no whole number": [("value", "name"), (1.5, "a"), (2, "b")],
-    "classes.csv:2: the value '70000' is no whole number": [("value", "name"), (70000, "a"), (2, "b")],
+    "classes.csv:2: the value '1.5' is not a whole number": [("value", "name"), (1.5, "a"), (2, "b")],
+    "classes.csv:2: the value '70000' is not a whole number": [("value", "name"), (70000, "a"), (2, "b")],
     "classes.csv:3: the value 2 has no name": [("value", "name"), (1, "a"), (2, "")],
     r"classes.csv:3: the name 'b\x1b[31m' has control characters": [("value", "name"), (1, "a"), (2, "b\x1b[31m")],
     r"classes.csv:3: the name 'b\nc' has control characters": [("value", "name"), (1, "é 水"), (2, "b\nc")],

@@ -280,7 +280,7 @@ def test_a_finished_store_is_left_alone_and_other_flags_are_refused(simulated, s
     flags = "--splits train val --part_mb 1"
     with caplog.at_level("INFO"):
         packed(stores["uint16"], "benv2", simulated, flags)
-    assert "complete already" in caplog.text
+    assert "already complete" in caplog.text
     other = argv(flags, "--dataset benv2 --dtype float16 --data_path", simulated, "--out", stores["uint16"])
     assert "other parameters" in refused(capsys, *other)
     assert {path: path.stat().st_mtime_ns for path in stores["uint16"].iterdir()} == before
@@ -354,7 +354,7 @@ def test_the_wrong_store_is_refused(stores):
     for arguments, words in (
         ({"dataset": "benv1", "split": "train"}, ("is a packed store of benv2", "--dataset benv2")),
         ({"dataset": "benv2", "split": "test"}, ("no sample of split 'test'", "train 36, val 12")),
-        ({"dataset": "benv2", "split": "train", "metadata": ["x.csv"]}, ("knows its splits", "--metadata")),
+        ({"dataset": "benv2", "split": "train", "metadata": ["x.csv"]}, ("has fixed splits", "--metadata")),
     ):
         fails_with(lambda: open_dataset(root=stores["uint16"], **arguments), *words)
 

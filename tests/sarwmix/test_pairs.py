@@ -178,7 +178,7 @@ def test_splits_are_drawn_by_place_and_both_labels_are_counted(places, tmp_path,
     other = run(places, tmp_path / "other", "--test_fraction 0.5 --draw_seed 4")
     assert set(FloodDataset(other, "test").groups) != set(test.groups)
     run(places, store, "--test_fraction 0.5 --draw_seed 3")
-    assert "complete already" in caplog.text
+    assert "already complete" in caplog.text
 
 
 def test_without_a_test_split_the_log_says_what_finetuning_needs(places, tmp_path, caplog):
@@ -253,9 +253,9 @@ FILES = {
     "size": (lambda b: image(b, -21, -12, (2 * S, 2 * S)), "128x128 and 256x256 pixels"),
     "not square": (lambda b: image(b, -21, -12, (300, 400)), "b.tif: is 300x400 pixels, but images must be square, with a side that is a multiple of 128; crop it (gdal_translate -srcwin 0 0 256 256"),
     "small": (lambda b: image(b, -21, -12, (100, 100)), "take a larger area"),
-    "8 bit": (uint8, "b.tif: holds uint8, which dB cannot be: --scale 0.1"),
+    "8 bit": (uint8, "b.tif: holds uint8, but dB are fractions: --scale 0.1"),
     "missing": (lambda b: b.unlink(), "b.tif: does not exist"),
-    "VV alone": (lambda b: write_tif(b, np.full((S, S), -11, np.float32), ("VV",), **grid()), "b.tif: holds VV alone, and VH is needed as well"),
+    "VV alone": (lambda b: write_tif(b, np.full((S, S), -11, np.float32), ("VV",), **grid()), "b.tif: holds only VV, and VH is needed, too"),
     "bare": (lambda b: image(b, -21, -12, georeference={}), "b.tif: the second has no coordinate system, so that it cannot be seen whether"),
     "linear": (lambda b: image(b, 0.01, 0.1), "b.tif: VH is never negative, so it looks linear"),
     "torn": (lambda b: b.write_bytes(b.read_bytes()[:9000]), "b.tif: cannot be read"),

@@ -135,7 +135,7 @@ def test_digital_numbers_need_insistence(tmp_path):
 
 
 CASES = {
-    "one polarisation": (lambda p: write_tif(p / "a_VV.tif", DB[0]), "VV alone", "VH is needed"),
+    "one polarisation": (lambda p: write_tif(p / "a_VV.tif", DB[0]), "holds only VV", "VH is needed"),
     "an unknown band": (lambda p: write_tif(p / "a.tif", DB[0]), "unknown kind", "VV.tif,VH.tif"),
     "bands without names": (lambda p: two_band(p / "a.tif", descriptions=None), "has 2 bands", "--bands VV VH"),
     "HH and HV": (lambda p: two_band(p / "a.tif", descriptions=("HH", "HV")), "holds HH, HV", "VV and VH are needed"),

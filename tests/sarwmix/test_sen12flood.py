@@ -268,7 +268,7 @@ def test_a_classifier_is_trained_on_it_and_on_a_packed_store_of_it(made, tmp_pat
 def test_again_there_is_nothing_to_do(made, archive, capsys):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     prepare(archive, MINE)
-    assert capsys.readouterr() == (f"[prepare] {made} is complete already, nothing to do\n", "")
+    assert capsys.readouterr() == (f"[prepare] {made} is already complete, nothing to do\n", "")
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
     assert list((archive / "my work").iterdir()) == []
 

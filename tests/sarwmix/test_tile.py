@@ -95,7 +95,7 @@ def test_scenes_of_every_kind_in_one_store(tmp_path):
 CASES = {
     "linear values": (lambda p: scene(p / "a.tif") is not None and rewrite(p / "a.tif", lambda x: 10 ** (x / 10)), "", "looks linear"),
     "swapped bands": (lambda p: write_tif(p / "a.tif", np.stack([np.full((64, 64), v, np.float32) for v in (-19, -12)]), ("VV", "VH")), "", "swapped"),
-    "one band": (lambda p: write_tif(p / "a_VV.tif", np.full((64, 64), -12, np.float32)), "", "VV alone"),
+    "one band": (lambda p: write_tif(p / "a_VV.tif", np.full((64, 64), -12, np.float32)), "", "holds only VV"),
     "no data": (lambda p: write_tif(p / "a.tif", np.full((2, 64, 64), np.nan, np.float32), ("VV", "VH")), "", "none of 4 tiles"),
     "a large stride": (lambda p: scene(p / "a.tif"), "--stride 33", "--stride 33: is more than --size 32"),
     "bands": (lambda p: scene(p / "a.tif"), "--bands VV", "--bands VV: VV and VH are needed"),
@@ -127,7 +127,9 @@ def test_bad_scenes_are_left_out_on_request(tmp_path, capsys):
     )  # some of its rows
     (tmp_path / "c.tif").write_bytes(content)
     message = refusal(main, (FLAGS, tmp_path, "--out", tmp_path / "store"), capsys)
-    assert "1 of 3 scenes cannot be used" in message and "VV alone" in message and not (tmp_path / "store").exists()
+    assert (
+        "1 of 3 scenes cannot be used" in message and "holds only VV" in message and not (tmp_path / "store").exists()
+    )
     run(tmp_path, "--out", tmp_path / "store", "--skip_bad")
     assert set(pd.read_csv(tmp_path / "store" / "bad.csv")["image"]) == {"b", "c"}
     assert {"a_r00000_c00000", "c_r00000_c00000"} <= set(PackedDataset(tmp_path / "store", "all").ids)

@@ -36,7 +36,7 @@ def test_from_the_zip_to_the_loader_on_two_ranks_and_again(tmp_path):
     sen12flood.main(argv("--zip", folder / "SEN12FLOOD.zip", one))
     assert digests(tmp_path / "out") == digests(folder / "my out")
     again = run(folder, *flags)
-    assert (again.returncode, again.stderr) == (0, "") and "complete already, nothing to do" in again.stdout
+    assert (again.returncode, again.stderr) == (0, "") and "already complete, nothing to do" in again.stdout
     refused = run(folder, *flags, "--max-zeros", "0.3", "--ranks", "2")
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert "other parameters" in refused.stderr

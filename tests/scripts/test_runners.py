@@ -105,7 +105,11 @@ def test_without_data_the_whole_way_on_simulated_scenes_is_shown(dry_run):
 @pytest.mark.parametrize("script", ["run_local.sh", "qsub_run.sh", "sbatch_run.sh"])
 def test_help_and_refusals_reach_the_user(dry_run, script):
     shown = dry_run(script, "CPU", "--help")
-    assert shown.returncode == 0 and shown.stdout.startswith("The main job") and "DATA_PATH" in shown.stdout
+    assert (
+        shown.returncode == 0
+        and shown.stdout.startswith("Pretrains, finetunes or tests")
+        and "DATA_PATH" in shown.stdout
+    )
     refused = dry_run(script, "8 × H200", "--model", "base", SITE_GROUP="g")
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr.startswith(f"{script}: error: DATA_PATH is missing") and refused.stderr.count("\n") == 1

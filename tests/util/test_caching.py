@@ -115,7 +115,7 @@ def flags(**changes):
 @pytest.mark.parametrize(
     "place, said",
     [
-        (replace(GPU, gpu=None), "are read from disk, which on a CPU is as fast"),
+        (replace(GPU, gpu=None), "are read from disk; on a CPU this is as fast"),
         (replace(GPU, gpu=10**6), "are in memory, one copy for the ranks of a node"),
         (replace(GPU, gpu=10**6, memory=10**6), "are read from disk: 0.0 GB are more than 0.5 of the 0.0 GB"),
         (GPU, "are on the GPU: 0.0 GB and about"),

@@ -50,12 +50,12 @@ def test_a_full_disk_is_one_line_that_says_so_and_the_old_checkpoint_is_intact(t
     state = {"model": {"w": torch.ones(100_000)}, "epoch": 0}
     with pytest.raises(UsageError) as error, no_room_for(50_000):
         save_checkpoint(tmp_path, state)
-    one_line(error, LATEST, "could not be written (File too large); there is none before it", "--resume auto")
+    one_line(error, LATEST, "could not be written (File too large); there is no previous one", "--resume auto")
     assert not list(tmp_path.iterdir())
     save_checkpoint(tmp_path, state)
     with pytest.raises(UsageError) as error, no_room_for(50_000):
         save_checkpoint(tmp_path, {**state, "epoch": 1})
-    one_line(error, LATEST, "could not be written (File too large); the one before is intact", "--resume auto")
+    one_line(error, LATEST, "could not be written (File too large); the previous one is intact", "--resume auto")
     assert load_checkpoint(tmp_path / LATEST)["epoch"] == 0
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sarwmix.registry import DATASETS
-from util.configuration import Config, dataset_defaults, machine_settings, settle
+from util.configuration import Config, dataset_defaults, log_configuration, machine_settings, settle
 from util.distributed import Launch, Ranks
 
 
@@ -27,6 +27,13 @@ def test_it_is_not_written_again():
     with pytest.raises(AttributeError):
         del config.a
     assert (config.a, config.changed(a=2).a) == (1, 2) and vars(pickle.loads(pickle.dumps(config))) == {"a": 1}
+
+
+def test_the_log_line_has_what_was_settled_and_is_used(caplog):
+    caplog.set_level("INFO")
+    flags = Namespace(a=1, lr=None, split=None)
+    log_configuration(settle(flags, {"lr": 0.1, "split": "all"}), flags, unused=("lr",))
+    assert caplog.messages == ['configuration: {"split": "all"}']
 
 
 def test_statistics_come_from_the_dataset_unless_given():

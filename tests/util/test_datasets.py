@@ -62,8 +62,8 @@ def test_a_loader_gives_each_image_with_its_own_id(workers):
         (47, 2, 1, "--batch_size 22 is the largest that fits"),
         (47, 32, 1, "--batch_size 46 and --accum_iter 1 is the largest that fits"),
         (47, 1, 8, "--batch_size 4 is the largest that fits"),
-        (5, 1, 8, "start 2 ranks at most, with --batch_size 2 and --accum_iter 1"),
-        (1, 1, 1, "two samples are the least"),
+        (5, 1, 8, "start at most 2 ranks, with --batch_size 2 and --accum_iter 1"),
+        (1, 1, 1, "at least two samples are needed"),
     ],
 )
 def test_a_batch_larger_than_the_data_names_what_fits(samples, accum_iter, world_size, remedy):

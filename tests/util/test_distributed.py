@@ -111,9 +111,9 @@ def test_launchers_in_their_order(env, expected):
         ),
         (
             dict(PMIX_RANK="0", PMIX_NAMESPACE="x"),
-            "PMIx says that this is rank 0, but not of how many: start all ranks with",
+            "PMIx gives the rank, 0, but not the number of ranks: start all ranks with",
         ),
-        (dict(RANK="1"), "torchrun says that this is rank 1, but not of how many"),
+        (dict(RANK="1"), "torchrun gives the rank, 1, but not the number of ranks"),
     ],
 )
 def test_variables_that_do_not_tell_are_refused(env, said):
@@ -148,7 +148,8 @@ def test_where_mpi_does_not_connect_the_ranks_one_node_is_enough(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=alone))
     assert rendezvous(Launch("MPICH", 1, 2, 1, 2), None, {}) == ("127.0.0.1", 29500)
     with pytest.raises(
-        UsageError, match="4 ranks, but not where, as mpi4py is built for another MPI .*set MASTER_ADDR"
+        UsageError,
+        match="number of ranks, 4, but not their hosts, as mpi4py is built for another MPI .*set MASTER_ADDR",
     ):
         rendezvous(Launch("MPICH", 3, 4, 1, 2), None, {})
     monkeypatch.setitem(sys.modules, "mpi4py", None)

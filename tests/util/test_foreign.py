@@ -68,22 +68,22 @@ FORMS = {
             "epoch": 9,
             "hyper_parameters": {"lr": 1e-3},
         },
-        "not of the model: 'criterion.weight'",
+        "not used, because the model does not have them: 'criterion.weight'",
     ),
     "DeepSpeed": (lambda w: {"module": w, "global_steps": 4}, "under 'module'"),
     "EMA alone": (lambda w: {"state_dict_ema": w}, "under 'state_dict_ema'"),
     "another EMA alone": (lambda w: {"ema_state_dict": prefixed(w, "module.")}, "under 'ema_state_dict'"),
     "an averaged model": (
         lambda w: {"model_ema": {**prefixed(w, "module."), "n_averaged": torch.tensor(5)}},
-        "not of the model: 'n_averaged'",
+        "not used, because the model does not have them: 'n_averaged'",
     ),
     "model and EMA": (
         lambda w: {"model": w, "model_ema": {name: x + 1 for name, x in w.items()}},
-        "under 'model_ema', are not taken",
+        "under 'model_ema', are not used",
     ),
     "a model and its average in one dict": (
         lambda w: {"model": {**w, **prefixed(w, "model_ema.")}},
-        "not of the model: 'model_ema.",
+        "not used, because the model does not have them: 'model_ema.",
     ),
 }
 
@@ -144,7 +144,7 @@ def test_where_there_is_not_one_reading_the_error_names_what_is_there(make, word
 def test_names_of_another_architecture_are_named(weights):
     with pytest.raises(
         UsageError,
-        match=r"x.pth: not for this model: it lacks mask_token, .* more, and it has, but the model has not, cls_token",
+        match=r"x.pth: does not fit this model: it lacks mask_token, .* more, and it has weights that the model lacks, cls_token",
     ):
         initialise(mixmim_tiny(img_size=64), {"model": {"cls_token": torch.ones(1)}}, "x.pth")
 
@@ -164,7 +164,7 @@ def test_tables_that_are_not_learned_are_computed_where_they_are_missing(weights
     assert len(fixed) == 7
     assert initialise(model, {"model": {name: x for name, x in weights.items() if name not in fixed}}, "x.pth") == []
     assert same(model.state_dict(), weights)
-    assert "x.pth: lacks absolute_pos_embed, and 6 more, which are computed" in caplog.text
+    assert "x.pth: lacks absolute_pos_embed, and 6 more; these are computed" in caplog.text
     x, mask = torch.randn(2, 2, 64, 64), torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1)
     assert torch.equal(model(x, mask=mask)[1], source(x, mask=mask)[1])
 
@@ -192,7 +192,7 @@ def test_a_class_that_is_not_allowed_is_named(weights, tmp_path, monkeypatch):
     kind = type("AttributeDict", (dict,), {"__module__": "lightning.fabric.data"})
     sys.modules["lightning.fabric.data"].AttributeDict = kind
     torch.save({"state_dict": prefixed(weights, "model."), "hyper_parameters": kind(lr=1e-3)}, tmp_path / "x.ckpt")
-    refused(tmp_path / "x.ckpt", "refused", "lightning.fabric.data.AttributeDict", "save the weights alone")
+    refused(tmp_path / "x.ckpt", "refused", "lightning.fabric.data.AttributeDict", "save only the weights")
 
 
 @pytest.mark.parametrize(

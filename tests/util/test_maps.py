@@ -95,8 +95,8 @@ def test_a_map_that_does_not_fit_on_the_disk_is_not_written(tmp_path):
 
 def test_what_has_no_grid_is_refused():
     for georeference, said in (
-        (None, "do not say where they lie"),
-        (table([(0, 0), (33, 0), (0, 31)]), "do not lie on a grid"),
+        (None, "have no coordinates"),
+        (table([(0, 0), (33, 0), (0, 31)]), "do not lie on a regular grid"),
         (pd.concat([table([(0, 0)]), table([(0, 32)], crs="EPSG:4326")], ignore_index=True), "coordinate system"),
         (pd.concat([table([(0, 0)]), table([(0, 32)], pixel=20.0)], ignore_index=True), "pixel size"),
     ):

@@ -100,7 +100,7 @@ def test_a_batch_of_ones_own_and_that_of_a_test_need_not_make_the_published_one(
 
 
 def test_ranks_that_the_published_batch_cannot_be_dealt_to():
-    with pytest.raises(UsageError, match="of 2048 cannot be dealt to 3 ranks.*BATCH_SIZE"):
+    with pytest.raises(UsageError, match="of 2048 cannot be divided among 3 ranks.*BATCH_SIZE"):
         deal_batch(settled(SETTINGS, {}), 3, Gpus())
 
 
@@ -209,8 +209,10 @@ def test_relative_paths_are_meant_from_where_it_is_started(tmp_path, monkeypatch
         ("--checkpoint /c.pth", ["CHECKPOINT=/c.pth", "--finetune"]),
         ("--task_type test --checkpoint random", ["CHECKPOINT=random"]),
         ("--model", ["--model: a value is missing"]),
-        ("/d", ["/d: is no flag"]),
-        ("--clip_grad 1", ["--clip_grad", "after --"]),
+        ("/d", ["/d: is not a flag"]),
+        ("--clip_grad 1", ["--clip_grad: there is no such flag here; see --help", "after --"]),
+        ("--data-path /d", ["--data-path: there is no such flag here (did you mean --data_path?); see --help"]),
+        ("--epochs 3", ["--epochs: there is no such flag here (did you mean --epoch?)"]),
         ("--extra '", ["EXTRA='", "quote it"]),
         ("-- --batch_size 3", ["--batch_size: give it before --"]),
         ("-- --accum_iter=3", ["--accum_iter=3: give it before --"]),

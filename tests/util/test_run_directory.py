@@ -82,7 +82,7 @@ def test_epochs_that_the_log_lacks_are_named_if_the_run_was_in_this_folder(tmp_p
         with RunDirectory(tmp_path / folder, ALONE) as directory:
             directory.open(resume=True)
             directory.begin({}, Start(3, source=tmp_path / "old" / "checkpoint_3.pth"), steps=1)
-        assert caplog.text.count("has no line of 2 epochs that are done: 0, 2") == warnings
+        assert caplog.text.count("has no line for 2 finished epochs: 0, 2") == warnings
 
 
 def test_two_runs_in_one_directory_exactly_one_gets_it(tmp_path):

@@ -160,5 +160,5 @@ def test_a_file_of_the_site_must_be_there(answer):
 def test_help_names_every_setting(script, settings, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = runner.help_of(script, settings)
-    assert lines[0].startswith("The main job")
+    assert lines[0].startswith("Pretrains, finetunes or tests")
     assert {line.split()[0] for line in lines if line[:2] == "  "} >= {*settings}

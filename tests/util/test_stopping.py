@@ -96,7 +96,7 @@ def test_a_signal_waits_for_the_next_pause_and_then_ends_the_run(number, status)
     before, saved = signal.getsignal(number), []
     under_test = stopping()
     with (
-        pytest.raises(Stopped, match=f"{number.name}: ended in epoch 0, step 1/8, and all is saved") as end,
+        pytest.raises(Stopped, match=f"{number.name}: ended in epoch 0, step 1/8, and the state is saved") as end,
         under_test,
     ):
         signal.raise_signal(number)

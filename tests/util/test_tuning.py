@@ -277,7 +277,7 @@ def test_a_pretraining_that_chose_is_the_same_and_goes_on_as_it_chose(simulated,
     status, out, _ = program(main_pretrain, flags)
     assert status == 0 and not timed
     assert "--compile auto: eager with fused attention, as in the run that is continued" in out
-    assert "not to the last bit" not in out
+    assert "the last bits of its results" not in out
     record, state = (
         json.loads((tmp_path / "fused" / "run.json").read_text()),
         load_checkpoint(tmp_path / "fused" / "checkpoint.pth"),
@@ -286,7 +286,7 @@ def test_a_pretraining_that_chose_is_the_same_and_goes_on_as_it_chose(simulated,
     assert len(record["earlier"][0]["execution"]["ms"]) == 4
     assert (state["bits"]["compile"], state["bits"]["attention"]) == EAGER_FUSED
     status, out, _ = program(main_pretrain, flags, "--compile off --epochs 2")
-    assert status == 0 and "the run goes on with attention plain (was fused)" in out
+    assert status == 0 and "the run continues with attention plain (was fused)" in out
 
 
 def test_finetuning_chooses_too_and_evaluation_is_eager(simulated, tmp_path, program, monkeypatch):
