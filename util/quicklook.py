@@ -6,7 +6,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 RANGES = {"VH": (-28.0, -8.0), "VV": (-22.0, 0.0)}  # dB shown from black to white
-HIDDEN = (0.16, 0.24, 0.36)  # colour of cells the model did not see
+HIDDEN = (0.16, 0.24, 0.36)  # colour of cells that the model does not see
 
 
 def grey(sar_db, channel, visible=None):
@@ -58,7 +58,7 @@ def new_figure(rows, columns, cell=1.7, left=0.0, top=0.0, right=0.0, bottom=0.0
 
 
 def draw_reconstructions(results, names=None, note=""):
-    """Original, visible cells and reconstructions of the same images, VV and VH side by side, one image a row.
+    """Original, visible cells and reconstructions of the same images, VH left and VV right, one image a row.
 
     results: dict title → result of `engine_pretrain.reconstruct`, all of the same images and mask; the first gives the
     original. One result is drawn as the image with its hidden cells filled in, and as the prediction of every cell;
@@ -78,7 +78,7 @@ def draw_reconstructions(results, names=None, note=""):
         panels += [(title.replace("/", "\n"), result["predicted"], None) for title, result in results.items()]
     images = len(first["original"])
     figure, axes = new_figure(images, 2 * len(panels), left=0.25 if names else 0, top=0.8)
-    for side, (channel, c) in enumerate((("VV", 1), ("VH", 0))):
+    for side, (channel, c) in enumerate((("VH", 0), ("VV", 1))):
         for k, (title, values, visible) in enumerate(panels):
             column = axes[:, side * len(panels) + k]
             column[0].set_title(title, fontsize=8, pad=3)
