@@ -235,7 +235,7 @@ def prose(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_lines_are_short(page):
-    """Tables excepted, and links that cannot be broken."""
+    is_free = re.compile(r"\||(\[[^\]]+\]\(|\S*)https?://\S+$|\s*<!-- .* -->$")
     is_free = re.compile(r"\||(\[[^\]]+\]\()?https?://\S+$|\s*<!-- .* -->$")
     long = [number for number, line in prose(page) if len(line) > WIDTH and not is_free.match(line)]
     assert not long, f"{page}: wrap lines {long} at {WIDTH} columns"
@@ -263,8 +263,7 @@ def test_the_index_has_every_page():
         os.path.normpath(os.path.join("docs", target))
         for target in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "docs/README.md").read_text())
     }
-    unlisted = {"README.md", "docs/README.md", "THIRD_PARTY.md"}  # README.md links the last two
-    assert set(PAGES) - linked == unlisted
+    assert set(PAGES) - linked <= {"README.md", "docs/README.md"}
 
 
 @pytest.mark.parametrize("page", PAGES)
