@@ -97,8 +97,8 @@ def add_split_flags(parser):
             "own images with masks. Not needed to use a checkpoint of this program on data of the same kind",
         },
         split={
-            "help": "split to train on (default: train), or to evaluate, predict or embed (default: test; to predict "
-            "or embed chips: all)",
+            "help": "split to train on, or to evaluate, predict or embed (default: train; with --eval: test; with "
+            "--predict or --embed: all of your own images, else test)",
         },
     )
     group = parser.add_argument_group("splits")

@@ -45,8 +45,8 @@ def values_of(action):
     """What follows a flag: its choices, or the name and the kind of its value."""
     if action.choices:
         return ", ".join(f"`{choice}`" for choice in action.choices)
-    limits = action.type if isinstance(action.type, Range) else ""
-    kind = f"{KINDS.get(limits.kind if limits else action.type, '')} {limits}".strip()
+    limits = action.type if isinstance(action.type, Range) else None
+    kind = f"{KINDS.get(limits.kind if limits else action.type, '')} {limits.shown() if limits else ''}".strip()
     names = action.metavar or ("" if kind else action.dest.upper())
     names = " ".join(names) if isinstance(names, tuple) else f"{names} …" if action.nargs in ("*", "+") else names
     return ", ".join(filter(None, (names, kind)))

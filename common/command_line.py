@@ -12,6 +12,8 @@ from pathlib import Path
 from common.errors import InputError, printable
 from common.launchers import launched_rank
 
+VAST = 2**53  # bounds from here on are not worth naming
+
 
 class Range:
     """An argparse type: a finite number within bounds, which `--help` and error messages show."""
@@ -32,6 +34,10 @@ class Range:
 
     def __str__(self):
         return " and ".join(words for words, _, _ in self.bounds)
+
+    def shown(self):
+        """The bounds for help, without those that nobody reaches."""
+        return " and ".join(words for words, _, bound in self.bounds if bound < VAST)
 
     def __call__(self, text):
         try:
@@ -122,7 +128,6 @@ VALUES_ELSEWHERE = {
 }
 NUMBERS_OF_GPUS = ("gpus", "ngpus", "numgpus", "nproc", "nprocpernode", "devices", "numprocesses")
 
-VAST = 2**53  # bounds from here on are not worth naming
 DEFAULT_IN_HELP = re.compile(r"[(;] ?default: [^()]*\)$")  # at the end of a help text
 
 
@@ -135,12 +140,11 @@ class _Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         text, default = action.help, action.default
-        bounds = action.type.bounds if isinstance(action.type, Range) else []
         values = default if isinstance(default, (list, tuple)) else [] if default is None else [default]
         shown = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
         if isinstance(default, bool) or default == argparse.SUPPRESS or "default" in text:
             shown = ""
-        notes = [" and ".join(words for words, _, bound in bounds if bound < VAST)]
+        notes = [action.type.shown()] if isinstance(action.type, Range) else []
         notes += [f"default: {shown}".replace("%", "%%")] if shown else []
         notes = [note for note in notes if note]
         if not notes:

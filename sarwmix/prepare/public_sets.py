@@ -309,7 +309,7 @@ def check(args):
     if not given:
         raise UsageError(f"no set is given; name its folder with {', '.join(f'--{name}' for name in SETS)}")
     if bool(args.etci_mean) != bool(args.etci_std):
-        raise UsageError("--etci_mean and --etci_std go together")
+        raise UsageError("--etci_mean and --etci_std must be given together")
     if ETCI not in given and (args.etci_mean or args.masks):
         raise UsageError(
             f"{'--masks' if args.masks else '--etci_mean'}: is only for ETCI 2021; name its folder with --{ETCI}"

@@ -345,7 +345,7 @@ def test_runs_that_cannot_be_compared_are_one_line(tmp_path, refused):
     one = finetuned(tmp_path / "one", 0.5)
     flood = finetuned(tmp_path / "flood", None, accuracy=0.5, precision=0.5, recall=None, f1=None)
     (tmp_path / "other").mkdir()
-    refused(compare_runs, ("--runs", one, flood), "apart")
+    refused(compare_runs, ("--runs", one, flood), "have no metrics in common; compare them separately")
     refused(compare_runs, ("--runs", one, tmp_path / "other"), "run.json: does not exist")
     refused(compare_runs, ("--runs", one, "--split", "val"), "eval_val.json: does not exist")
     for damaged, said in (

@@ -102,11 +102,11 @@ HOSTILE = {
     "method": (patched(method=12), "is compressed by a method that this program does not read (12)"),
     "duplicate": (
         lambda path: make(path, [(GOOD, b"good"), (VICTIM, b"one"), (VICTIM, b"two")]),
-        f"'{VICTIM}' comes twice",
+        f"'{VICTIM}' occurs twice",
     ),
     "duplicate_in_disguise": (
         lambda path: make(path, [(VICTIM, b"one"), ("top/.//0001/victim.bin", b"two")]),
-        "comes twice",
+        "occurs twice",
     ),
     "file_and_folder": (
         lambda path: make(path, [(VICTIM, b"one"), (f"{VICTIM}/more.bin", b"two")]),

@@ -324,7 +324,7 @@ def test_skip_bad_leaves_them_out_of_the_lists(root, capsys):
     assert len(table(out / "bad.csv")) == 3
     assert verify(out, Workers()) == 2
     main(argv(*flags(root), "--skip_bad"))
-    fails(capsys, flags(root), "complete but for 2 patches", "bad.csv", "manifest.csv", "--skip_bad")
+    fails(capsys, flags(root), "complete except for 2 patches", "bad.csv", "manifest.csv", "--skip_bad")
     main(argv(*flags(root, "at_once"), "--skip_bad"))
     assert tree(root / "at_once") == tree(out)
 

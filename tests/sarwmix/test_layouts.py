@@ -146,7 +146,7 @@ def test_several_layouts_are_refused(tmp_path):
     shutil.copytree(root / V2, root / "a" / V2)
     move(root / V2, root / "b" / V2)
     fails_with(
-        lambda: BigEarthNetv2(root), "holds images in 2 ways", f"{root}/a/{V2}/", f"{root}/b/{V2}/", "--data_path"
+        lambda: BigEarthNetv2(root), "holds images in 2 layouts", f"{root}/a/{V2}/", f"{root}/b/{V2}/", "--data_path"
     )
     assert len(BigEarthNetv2(root / "b", "all", root / "metadata.parquet")) == 4
     shutil.rmtree(root / "a")

@@ -237,7 +237,7 @@ CASES = {
     "unequal bands": (lambda p: write_etci(p / "e") and write_png(p / "e" / SCENE / f"tiles/vh/{SCENE}_x-1_y-1_vh.png", RNG.integers(1, 9, (3, 256, 256), dtype=np.uint8)), f"{MEANS} --etci2021 P/e", "its bands differ"),
     "one value": (lambda p: [write_png(p / f"e/s/tiles/{c}/a_{c}.png", np.ones((1, 256, 256), np.uint8)) for c in ("vh", "vv")], f"{MEANS} --etci2021 P/e", "fewer than two values"),
     "no scale": (lambda p: write_etci(p / "e"), "--etci2021 P/e", "no absolute scale; give the mean"),
-    "half a scale": (lambda p: write_etci(p / "e"), "--etci_mean -19 -12 --etci2021 P/e", "--etci_mean and --etci_std go together"),
+    "half a scale": (lambda p: write_etci(p / "e"), "--etci_mean -19 -12 --etci2021 P/e", "--etci_mean and --etci_std must be given together"),
     "masks of others": (lambda p: write_opera(p / "o"), "--masks P/m --opera_rtc P/o", "--masks: is only for ETCI 2021"),
     "no labels": (lambda p: write_etci(p / "e") and [path.unlink() for path in p.rglob("flood_label/*")], f"{MEANS} --masks P/m --etci2021 P/e", "no image of --etci2021 has a label"),
     "masks in the tiles": (lambda p: write_etci(p / "e"), f"{MEANS} --masks P/out/m --etci2021 P/e", "one lies in the other"),

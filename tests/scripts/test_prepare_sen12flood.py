@@ -44,7 +44,11 @@ def test_from_the_zip_to_the_loader_on_two_ranks_and_again(tmp_path):
 
 def test_help_names_every_flag(tmp_path):
     shown = run(tmp_path, "--help")
-    assert shown.stderr == "" and shown.stdout.startswith("SEN12-FLOOD from its archive") and "LAUNCH" in shown.stdout
+    assert (
+        shown.stderr == ""
+        and shown.stdout.startswith("Prepares SEN12-FLOOD, from its archive")
+        and "LAUNCH" in shown.stdout
+    )
     own = {"-h", "--help", "--relative_to", "--as_rank"}
     for action in sen12flood.get_args_parser()._actions:
         assert own & {*action.option_strings} or any(flag in shown.stdout for flag in action.option_strings), action

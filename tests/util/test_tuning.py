@@ -163,7 +163,7 @@ def test_a_mode_that_cannot_be_compiled_ends_the_run_or_is_left_out(monkeypatch,
     }
     with pytest.raises(
         TrainingError,
-        match="^--compile default: RuntimeError: No working C\\+\\+ compiler found; mend the compiler .*--compile off$",
+        match="^--compile default: RuntimeError: No working C\\+\\+ compiler found; repair the compiler .*--compile off$",
     ):
         Case(monkeypatch, costs).settle("default")
     assert not caplog.records
