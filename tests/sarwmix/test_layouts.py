@@ -153,7 +153,7 @@ def test_several_layouts_are_refused(tmp_path):
     flatten(root / "b" / V2)
     for k, suffix in ((0, ".TIF"), (1, ".tiff"), (2, ".TIFF"), (3, ".TIFF")):
         rename_all(root / "b" / V2 / s1_name(k), suffix)
-    fails_with(lambda: BigEarthNetv2(root), "holds images in 3 ways", "_VH.TIF,", "_VH.tiff")
+    fails_with(lambda: BigEarthNetv2(root), "holds images in 3 layouts", "_VH.TIF,", "_VH.tiff")
 
 
 def test_messages_show_what_is_there_instead(tmp_path):
