@@ -56,8 +56,8 @@ def metrics_to_draw(results):
     for kinds in (tasks, splits):
         if len(kinds) > 1:
             raise DataError(
-                f"{next(iter(kinds.values())).source}: is of {' and others are of '.join(kinds)}; draw them apart, see "
-                "--pattern"
+                f"{next(iter(kinds.values())).source}: holds {', other logs hold '.join(kinds)}; draw each in a figure "
+                "of its own, see --pattern"
             )
     task = results[0].task
     panels = next((panels for kind, _, panels in KINDS if kind is task), MAIN_METRICS)
