@@ -246,7 +246,7 @@ def test_chart_by_epochs_of_logs_and_of_floods(tmp_path, capsys):
     )
     flood = run_folder(tmp_path / "flood", FLOOD_SCORES, finetune="p/checkpoint_8.pth")
     line = refusal(exponential_2_n_epoch.main, [tmp_path, "--output", tmp_path / "x.png"], capsys)
-    assert "is of many labels and others are of floods" in line
+    assert "holds many labels, other logs hold floods" in line
     out = printed(exponential_2_n_epoch, capsys, flood, "--output", tmp_path / "f.svg")
     assert rows_of(out) == [
         ["pretraining epochs", "share", "runs", "accuracy", "F1"],
@@ -256,7 +256,7 @@ def test_chart_by_epochs_of_logs_and_of_floods(tmp_path, capsys):
 
 
 def test_results_of_several_splits_are_not_mixed():
-    with pytest.raises(ValueError, match="is of split test and others are of split val"):
+    with pytest.raises(ValueError, match="holds split test, other logs hold split val"):
         metrics_to_draw([result(0.5), result(0.5, split="val")])
     assert metrics_to_draw([result(0.5), result(0.5, split=None)])
 
