@@ -287,5 +287,6 @@ def metrics_source(config, path, dataset, epoch):
         "dataset": config.dataset,
         "split": dataset.split,
         "samples": len(dataset),
+        "classes": list(dataset.CLASSES),
         "epoch": epoch,
     }

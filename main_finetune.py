@@ -116,6 +116,15 @@ def log_class_balance(dataset, part):
     log_table(rows, ["class", f"of {len(whole)}", f"of {len(drawn)} drawn", "share", "share drawn"])
 
 
+def log_splits(splits):
+    """A table of the samples of each class, and of the groups, in each split."""
+    counts = [data.label_table().sum(0, dtype=int) for data in splits.values()]
+    rows = [(name, *map(int, row)) for name, *row in zip(splits["train"].CLASSES, *counts)]
+    rows.append(("samples", *map(len, splits.values())))
+    rows.append(("groups", *(len(np.unique(data.groups)) for data in splits.values())))
+    log_table(rows, ["class", *splits])
+
+
 def warn_of_absent_classes(dataset):
     """Warns of classes that a training split has no sample of, and that a model cannot learn."""
     absent = [name for name, count in zip(dataset.CLASSES, dataset.label_table().sum(0)) if not count]
@@ -352,6 +361,7 @@ def finetune(flags, ranks):
             draw_fraction(splits["train"], flags.train_fraction, flags.draw_seed),
         )
         log_class_balance(whole, splits["train"])
+    log_splits(splits)
     warn_of_absent_classes(splits["train"])
     with ranks.together():
         config = configure(flags, checkpoint, splits["train"], machine)

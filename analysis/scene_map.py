@@ -52,7 +52,8 @@ def main(argv=None):
             raise DataError(
                 f"--map {args.map}: has another coordinate system than the scene; give the map of this scene"
             )
-        write_figure(draw_map(overview(image, most), image.transform, found, args.panel), args.output, colours=256)
+        picture = draw_map(overview(image, most), image.transform, found, args.panel)
+        print("wrote", *write_figure(picture, args.output, colours=256))
 
 
 if __name__ == "__main__":

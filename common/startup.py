@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Data folders of another installation, exported by a shell or batch job; rasterio and GDAL find their own.
 FOREIGN_FOLDERS = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH")
+SPINS = "1000"
 ENTER = "set up the environment with 'bash scripts/setup.sh' and enter it with 'source .venv/bin/activate'"
 
 
@@ -26,8 +27,14 @@ def is_program():
 
 
 def settle_environment(env=os.environ):
-    """Selects Matplotlib's file backend and removes the variables that point PROJ and GDAL to another installation."""
+    """Selects Matplotlib's file backend and removes the variables that point PROJ and GDAL to another installation.
+
+    Also limits how long PyTorch's threads wait actively for each other, unless the user has: on cores that other
+    programs use, a step is many times slower otherwise (docs/PERFORMANCE.md).
+    """
     env["MPLBACKEND"] = "agg"
+    if "OMP_WAIT_POLICY" not in env:
+        env.setdefault("GOMP_SPINCOUNT", SPINS)
     for name in FOREIGN_FOLDERS:
         env.pop(name, None)
 

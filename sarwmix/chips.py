@@ -64,7 +64,9 @@ class Chips(RadarDataset):
         metadata, table = self._read_list(root, split, metadata)
         folder, found = self._find_images(root, table)
         table = table or Table(Listing(np.array(list(found)), None, (f"{root}/",)))
-        refuse_duplicates(table.listing)
+        refuse_duplicates(
+            table.listing, remedy="remove the repeated rows, or give as id the path of each image below the folder"
+        )
         ids = table.listing.ids
         self._paths = _paths_of(ids, found, (root, folder))
         _refuse_same_files(self._paths, table.listing)

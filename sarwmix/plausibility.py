@@ -192,8 +192,8 @@ def find_doubts(figures, expected=None, histogram=None):
         yield f"VH is brighter than VV ({_pair(mean)} dB on average), as in noise; check which file is which"
     elif expected is not None and not _is_near(mean, std, *expected):
         remedy = _reading(figures, expected) or (
-            "check the units, or measure mean and std with python -m sarwmix.prepare.statistics and give "
-            "them with --mean and --std"
+            "check the units. With a pretrained encoder, images of other places may differ so much; otherwise measure "
+            "mean and std with python -m sarwmix.prepare.statistics and give them with --statistics FILE"
         )
         yield (
             f"mean {_pair(mean)}, std {_pair(std)} dB is far from the mean {_pair(expected[0])}, std "

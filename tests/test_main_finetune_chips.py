@@ -2,6 +2,7 @@
 """Images of one's own through the main programs: five classes, tiles of a scene, probabilities, features and maps."""
 
 import json
+import re
 
 import geopandas
 import numpy as np
@@ -52,6 +53,11 @@ def test_five_classes_are_learned(own):
     found = json.loads((own / "classifier" / "eval_test.json").read_text())
     assert found["accuracy"] > 0.4 and found["samples"] > 40  # chance is 0.2
     assert set(found["per_class"]) == {"f1", "precision", "recall", "support"} and len(found["per_class"]["f1"]) == 5
+    rows = re.findall(r"\| (.+?) +\| (\d+) +\| (\d+) +\| (\d+) +\|", (own / "classifier.txt").read_text())
+    counts = {name: tuple(map(int, numbers)) for name, *numbers in rows}
+    samples, groups = counts.pop("samples"), counts.pop("groups")
+    assert len(counts) == 5 and tuple(map(sum, zip(*counts.values()))) == samples and samples[2] == found["samples"]
+    assert sum(groups) == 10 and min(groups) > 0
     model, prepare = load(own / "classifier" / "checkpoint_best.pth")
     assert model.head.out_features == 5 and prepare.describe()["mean"] == [-17.5, -11.0]
 

@@ -134,6 +134,21 @@ def drop_missing(dataset, args, ranks=None):
         return leave_out(dataset, sorted(chain(*found)))
 
 
+SCENE_RATIO = 4  # images that are so many times as large as the input a side may be scenes
+
+
+def log_resizing(dataset, input_size):
+    """Logs that batch preparation resizes the images. Images with masks are cropped, those of floods cut instead."""
+    side = dataset.size
+    if side in (None, input_size) or dataset.task in ("segmentation", "flood"):
+        return
+    text = f"images of {side}×{side} pixels are resized to the input of {input_size}×{input_size}"
+    if side > SCENE_RATIO * input_size:
+        log.warning("%s; cut scenes into tiles of that size with python -m sarwmix.tile", text)
+    else:
+        log.info("%s", text)
+
+
 def check_data(dataset, args, ranks, read_once=False):
     """Checks all files and some values, and fills the cache. Returns the record of the data for run.json.
 
@@ -147,6 +162,7 @@ def check_data(dataset, args, ranks, read_once=False):
         fill_cache(dataset, args.data_cache, ranks, partial(step_bytes, args, dataset.images_per_sample))
     elif dataset.task == "segmentation" and dataset.supervised and not read_once:
         hold_in_memory(dataset, args.data_cache, ranks)
+    log_resizing(dataset, args.input_size)
     simulated = is_simulated(dataset)
     complete = log_amount(args.dataset, dataset, simulated, args.include_snow_cloud)
     return {

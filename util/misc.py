@@ -80,6 +80,14 @@ def _version(package):
         return None
 
 
+def device_name(device):
+    """The name of a GPU, or the number of threads on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def environment(ranks):
     """Versions, devices, launcher and commit of this run, for run.json."""
     device, packages = ranks.device, ("torch", "torchvision", "timm", "numpy", "rasterio", "zarr", "mpi4py")
@@ -91,7 +99,7 @@ def environment(ranks):
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "cuda": torch.version.cuda if on_gpu else None,
         "launcher": ranks.launch.launcher,
         "world_size": ranks.world_size,

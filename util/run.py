@@ -12,7 +12,7 @@ from common.errors import Interrupted
 from util.configuration import global_batch
 from util.distributed import distribute
 from util.lr_sched import adjust_learning_rate
-from util.misc import duration, environment, peak_memory
+from util.misc import device_name, duration, environment, peak_memory
 from util.optimization import StepRecord, optimizer_step
 from util.program import OF_A_RANK
 from util.run_directory import RunDirectory
@@ -205,7 +205,7 @@ class Run:
             self.ranks.world_size,
             config.lr,
             rule,
-            self.ranks.device,
+            device_name(self.ranks.device),
             config.amp,
         )
 

@@ -166,7 +166,7 @@ def test_nothing_is_said_of_simulated_images_and_ones_own(small, caplog, name, d
 
 def checked(dataset, name):
     """The record that `check_data` returns for run.json, as it is written."""
-    flags = loader_flags(dataset=name, check_files="all", mean=(-20, -10), std=(5, 5))
+    flags = loader_flags(dataset=name, check_files="all", mean=(-20, -10), std=(5, 5), input_size=128)
     return json.loads(json.dumps(check_data(dataset, flags, ALONE)))
 
 

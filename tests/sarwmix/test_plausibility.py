@@ -201,7 +201,7 @@ DOUBTS = {
         lambda a: a - 7,
         "is far from the mean VH -19.2, VV -12.5",
         "sarwmix.prepare.statistics",
-        "--mean and --std",
+        "--statistics FILE",
     ),
     "edges of 0": (
         lambda a: spot(a, 0, 0.1),

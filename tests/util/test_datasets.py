@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """From flags to a dataset and its loader."""
 
+import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from util.datasets import (
     build_loader,
     build_test_loader,
     high_contrast_ids,
+    log_resizing,
 )
 from util.distributed import Launch, Ranks
 
@@ -116,3 +119,27 @@ def test_pictures_show_samples_of_high_contrast_and_an_even_number_of_them():
     assert high_contrast_ids(Steps(0, 5, 1, 9, 2), 2) == [1, 3]
     assert high_contrast_ids(Steps(0, 5, 1), 4) == [0, 1, 2, 2]
     assert high_contrast_ids(Steps(7), 4) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "side, task, level",
+    [
+        (96, "multiclass", "INFO"),
+        (512, "multilabel", "INFO"),
+        (513, "multiclass", "WARNING"),
+        (128, "multiclass", None),
+        (None, "multiclass", None),
+        (512, "segmentation", None),
+        (512, "flood", None),
+    ],
+)
+def test_images_that_are_resized_are_reported(caplog, side, task, level):
+    caplog.set_level(logging.INFO)
+    log_resizing(SimpleNamespace(size=side, task=task), 128)
+    if level is None:
+        assert not caplog.records
+        return
+    (record,) = caplog.records
+    text = f"images of {side}×{side} pixels are resized to the input of 128×128"
+    assert record.levelname == level and record.getMessage().startswith(text)
+    assert ("sarwmix.tile" in record.getMessage()) == (level == "WARNING")
