@@ -25,7 +25,11 @@ def start(*words, **env):
 def test_a_figure_needs_no_backend_and_no_library_the_files_of_another():
     env = {**NOTEBOOK, "PROJ_LIB": "/opt/conda/share/proj", "PROJ_DATA": "/opt", "GDAL_DATA": "/opt", "HOME": "/root"}
     settle_environment(env)
-    assert env == {"MPLBACKEND": "agg", "HOME": "/root"}
+    assert env == {"MPLBACKEND": "agg", "HOME": "/root", "GOMP_SPINCOUNT": "1000"}
+    for chosen in ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE"}):
+        env = dict(chosen)
+        settle_environment(env)
+        assert env == {**chosen, "MPLBACKEND": "agg"}
 
 
 @pytest.fixture(scope="module")
