@@ -29,6 +29,7 @@ NEEDS = {"data", "a GPU", "a cluster", "the network"}
 SMALLER = {
     "--patches 1280": "--patches 128",
     "--folders 24": "--folders 8",
+    " --size 256": " --size 128",
     "--folders 60": "--folders 8",
     "--epochs 24 ": "--epochs 4 ",
     "--epochs 8 --warmup": "--epochs 2 --warmup",

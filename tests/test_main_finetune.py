@@ -562,7 +562,7 @@ class Stripes(torch.utils.data.Dataset):
 
     def __init__(self, start, count):
         self.start, self.count, self.split = start, count, "golden"
-        self.ids = np.array([f"{start + i}" for i in range(count)])
+        self.ids = self.groups = np.array([f"{start + i}" for i in range(count)])
 
     def __len__(self):
         return self.count
