@@ -22,6 +22,15 @@ PANEL, DOTS = 4.6, 150  # of the scene in the picture: longer side, inches, and 
 MOST_PIXELS = round(PANEL * DOTS)
 
 
+def read_scene_map(path, flag, image, most):
+    """The Map of a file, with sides of at most `most` pixels. Raises DataError if it is not of the scene."""
+    with opened_geotiff(path) as file:
+        found = read_map(file, most)
+    if found.crs is not None and image.crs and load_rasterio().CRS.from_user_input(image.crs) != found.crs:
+        raise DataError(f"{flag} {path}: has another coordinate system than the scene; give the map of this scene")
+    return found
+
+
 def main(argv=None):
     parser = Parser(__doc__.splitlines()[0], "analysis.scene_map")
     parser.add_argument("scene", nargs="+", metavar="SCENE", help="the scene, in one file or two, as of sarwmix.tile")
@@ -43,15 +52,9 @@ def main(argv=None):
         if len(images) > 1:
             raise DataError(f"{len(images)} scenes are given; give one, with its map")
         image = Image.find(*images[0], reading_of(args))
-        with opened_geotiff(args.map) as file:
-            found = read_map(file, most)
+        found = read_scene_map(args.map, "--map", image, most)
         if (found.classes < 0).all():
             raise DataError(f"--map {args.map}: no pixel has a value; give a map that main_finetune.py wrote")
-        crs = found.crs
-        if crs is not None and image.crs and load_rasterio().CRS.from_user_input(image.crs) != crs:
-            raise DataError(
-                f"--map {args.map}: has another coordinate system than the scene; give the map of this scene"
-            )
         picture = draw_map(overview(image, most), image.transform, found, args.panel)
         print("wrote", *write_figure(picture, args.output, colours=256))
 

@@ -19,13 +19,14 @@ from matplotlib.patches import Rectangle
 from analysis.figures import COVERED, DOTS, PAGE, bare_image, page_figure, write_figure
 from analysis.overview_figure import PIXELS, load_model
 from analysis.programs import add_picture_flag
+from analysis.scene_map import read_scene_map
 from common.command_line import Parser, Range, count, seed
 from common.errors import DataError
 from engine_pretrain import reconstruct
-from sarwmix.geotiff import load_rasterio, opened_geotiff
+from sarwmix.geotiff import load_rasterio
 from sarwmix.raster import Image, add_reading_flags, find_images, reading_of
 from util.quicklook import RANGES, false_colour, grey
-from util.scene_pictures import COMPONENT, UNKNOWN, overview, read_map, to_colours
+from util.scene_pictures import COMPONENT, UNKNOWN, overview, to_colours
 
 MOST_PIXELS = {"scene": 760, "map": 380}  # of the longer side of a scene in the figure
 WATER, NOT = {"water", "waters"}, {"no", "non", "not"}  # words in the names of classes of water, and of others
@@ -152,15 +153,6 @@ def features_picture(image, found):
     return colours, (left, left + colours.shape[1] * step, top + colours.shape[0] * down, top)
 
 
-def read_scene_map(path, flag, image):
-    """The Map of a file, no finer than the figure shows it. Raises DataError if it has another coordinate system."""
-    with opened_geotiff(path) as file:
-        found = read_map(file, MOST_PIXELS["map"])
-    if found.crs is not None and image.crs and load_rasterio().CRS.from_user_input(image.crs) != found.crs:
-        raise DataError(f"{flag} {path}: has another coordinate system than the scene; give the map of this scene")
-    return found
-
-
 def place_of(args, image, side):
     """(row, column, side) of the crop. Raises DataError if it is not within the scene."""
     side *= args.windows
@@ -176,7 +168,8 @@ def place_of(args, image, side):
 def summarise(args, image):
     """The figure of the files of the flags. Raises DataError and UsageError."""
     features, classes = (
-        read_scene_map(path, flag, image) for path, flag in ((args.features, "--features"), (args.map, "--map"))
+        read_scene_map(path, flag, image, MOST_PIXELS["map"])
+        for path, flag in ((args.features, "--features"), (args.map, "--map"))
     )
     if features.bands is None or not all(name.startswith(COMPONENT) for name in features.names):
         raise DataError(f"--features {args.features}: has no {COMPONENT}; give a map of main_finetune.py --embed")
@@ -243,7 +236,8 @@ def main(argv=None):
         images = find_images(args.scene)
         if len(images) > 1:
             raise DataError(f"{len(images)} scenes are given; give one, with its maps")
-        write_figure(summarise(args, Image.find(*images[0], reading_of(args))), args.output, colours=256)
+        figure = summarise(args, Image.find(*images[0], reading_of(args)))
+        print("wrote", *write_figure(figure, args.output, colours=256))
 
 
 if __name__ == "__main__":

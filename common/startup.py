@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Data folders of another installation, exported by a shell or batch job; rasterio and GDAL find their own.
 FOREIGN_FOLDERS = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA", "GDAL_DRIVER_PATH")
-SPINS = "1000"
+SPINS = "1000"  # loops of libgomp, for which a thread waits actively before it sleeps
 ENTER = "set up the environment with 'bash scripts/setup.sh' and enter it with 'source .venv/bin/activate'"
 
 
